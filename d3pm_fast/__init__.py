@@ -1,0 +1,21 @@
+"""Fast, exact kernels for discrete diffusion (D3PM, Austin et al. 2021) in PyTorch."""
+
+from importlib.metadata import version as _version
+
+from . import functional, schedules, timesteps, transitions
+from .diffusion import D3PM
+from .functional import draw_seeds
+from .ops import Implementation, implementation
+
+__version__ = _version("d3pm_fast")
+
+__all__ = [
+    "D3PM",
+    "Implementation",
+    "draw_seeds",
+    "functional",
+    "implementation",
+    "schedules",
+    "timesteps",
+    "transitions",
+]

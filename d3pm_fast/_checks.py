@@ -1,0 +1,132 @@
+"""What the public functions check of their arguments, and the sentences they say."""
+
+import operator
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+ArrayLike = Tensor | np.ndarray | Sequence[float]
+
+INTEGER_DTYPES = frozenset(
+    {torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}
+    | {torch.uint16, torch.uint32, torch.uint64}
+)
+FLOAT_DTYPES = frozenset({torch.float32, torch.float64, torch.bfloat16, torch.float16})
+
+
+def check_count(name: str, value: int, least: int = 1) -> int:
+    """Return ``value`` as an int of at least ``least``."""
+    try:
+        count = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be an integer, got {type(value).__name__}") from None
+    if count < least:
+        raise ValueError(f"{name} must be at least {least}, got {count}")
+    return count
+
+
+def check_probability(name: str, value: float) -> float:
+    """Return ``value`` if it lies in [0, 1]."""
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name} must lie in [0, 1], got {value}")
+    return value
+
+
+def check_probabilities(name: str, values: ArrayLike) -> Tensor:
+    """Return ``values`` as a float64 CPU copy of shape (T,), every entry in [0, 1]."""
+    array = torch.as_tensor(values).detach().to("cpu", torch.float64, copy=True)
+    if array.ndim != 1 or array.numel() == 0:
+        raise ValueError(f"{name} must have shape (T,) with T >= 1, got {tuple(array.shape)}")
+    bad = ~((array >= 0) & (array <= 1))
+    if bool(bad.any()):
+        t = int(bad.nonzero()[0])
+        raise ValueError(f"{name} must lie in [0, 1], got {array[t]:.6g} at t = {t + 1}")
+    return array
+
+
+def check_class(name: str, value: int, num_classes: int) -> int:
+    """Return ``value`` as an int if it is a class, 0..K-1."""
+    index = check_count(name, value, least=0)
+    if index >= num_classes:
+        raise IndexError(f"{name} must lie in [0, {num_classes}), got {index}")
+    return index
+
+
+def check_choice(name: str, value: str, choices: tuple[str, ...]) -> str:
+    """Return ``value`` if it is one of ``choices``."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+    return value
+
+
+def check_tokens(name: str, value: Tensor) -> None:
+    """Raise unless ``value`` is an integer tensor with a batch axis."""
+    _check_tensor(name, value)
+    if value.dtype not in INTEGER_DTYPES:
+        raise TypeError(f"{name} must be an integer tensor, got {value.dtype}")
+    if value.ndim == 0:
+        raise ValueError(f"{name} must have shape (B, *S), got a scalar")
+
+
+def check_times(name: str, t: Tensor, shape: torch.Size) -> None:
+    """Raise unless ``t`` is an integer tensor of shape (B,) or (B, *S)."""
+    _check_tensor(name, t)
+    if t.dtype not in INTEGER_DTYPES:
+        raise TypeError(f"{name} must be an integer tensor, got {t.dtype}")
+    if t.shape not in (shape, shape[:1]):
+        raise ValueError(
+            f"{name} must have shape {tuple(shape[:1])} or {tuple(shape)}, got {tuple(t.shape)}"
+        )
+
+
+def check_logits(name: str, logits: Tensor, shape: torch.Size, num_classes: int) -> None:
+    """Raise unless ``logits`` is a float tensor of shape (*shape, K)."""
+    _check_tensor(name, logits)
+    if logits.dtype not in FLOAT_DTYPES:
+        raise TypeError(
+            f"{name} must be float32, float64, bfloat16 or float16, got {logits.dtype}"
+        )
+    check_shape(name, logits, (*shape, num_classes))
+
+
+def check_shape(name: str, value: Tensor, shape: tuple[int, ...]) -> None:
+    """Raise unless ``value`` has this shape."""
+    _check_tensor(name, value)
+    if tuple(value.shape) != tuple(shape):
+        raise ValueError(f"{name} must have shape {tuple(shape)}, got {tuple(value.shape)}")
+
+
+def check_mask(mask: Tensor, shape: torch.Size) -> None:
+    """Raise unless ``mask`` is a bool tensor of this shape."""
+    check_shape("mask", mask, shape)
+    if mask.dtype != torch.bool:
+        raise TypeError(f"mask must be a bool tensor (True where a token counts), got {mask.dtype}")
+
+
+def check_same_device(**tensors: Tensor | None) -> None:
+    """Raise unless all tensors are on one device."""
+    named = {name: value for name, value in tensors.items() if value is not None}
+    (first, reference), *rest = named.items()
+    for name, value in rest:
+        if value.device != reference.device:
+            raise ValueError(
+                f"{name} must be on the device of {first}, {reference.device}, got {value.device}"
+            )
+
+
+def check_range(name: str, value: Tensor, low: int, high: int) -> None:
+    """Raise IndexError unless every entry lies in [low, high); reads the values."""
+    wide = value.long()
+    bad = (wide < low) | (wide >= high)
+    if bool(bad.any()):
+        where = tuple(int(i) for i in bad.nonzero()[0])
+        raise IndexError(
+            f"{name} must lie in [{low}, {high}), got {int(wide[where])} at index {where}"
+        )
+
+
+def _check_tensor(name: str, value: Tensor) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")

@@ -1,0 +1,213 @@
+"""``D3PM``: a transition and the choices that its loss, posterior and sampler share."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from . import functional, ops, timesteps
+from ._checks import check_choice, check_count
+from .transitions import RankOneTransition
+
+__all__ = ["D3PM"]
+
+
+class D3PM(nn.Module):
+    """A discrete denoising diffusion model, all but its network (Austin et al. 2021).
+
+    The methods are :mod:`d3pm_fast.functional` with the transition, the reverse step and the
+    first step filled in once, so that loss and sampler cannot disagree. The tables are buffers:
+    ``.to(device)`` moves them, no ``.to(dtype)`` rounds them.
+
+    Args:
+        transition: a chain of :mod:`d3pm_fast.transitions`.
+        reverse: ``"joint"`` (eq. 4) or ``"posterior_mean"``.
+        first_step: ``"logits"`` or ``"posterior"``, the model of ``p(x_0 | x_1)``.
+        impl: the implementation of every call, see :func:`d3pm_fast.implementation`.
+    """
+
+    def __init__(
+        self,
+        transition: RankOneTransition,
+        reverse: str = "joint",
+        first_step: str = "logits",
+        impl: str = "auto",
+    ) -> None:
+        super().__init__()
+        if not isinstance(transition, RankOneTransition):
+            raise TypeError(
+                f"transition must be a d3pm_fast transition, got {type(transition).__name__}"
+            )
+        self.transition = transition
+        self.reverse = check_choice("reverse", reverse, functional.REVERSE)
+        self.first_step = check_choice("first_step", first_step, functional.FIRST_STEP)
+        self.impl = check_choice("impl", impl, ops.IMPLEMENTATIONS)
+
+    @property
+    def num_classes(self) -> int:
+        """K."""
+        return self.transition.num_classes
+
+    @property
+    def num_steps(self) -> int:
+        """T."""
+        return self.transition.num_steps
+
+    def extra_repr(self) -> str:
+        """Return the choices made, for ``repr``."""
+        return f"reverse={self.reverse!r}, first_step={self.first_step!r}, impl={self.impl!r}"
+
+    def sample_t(
+        self,
+        batch: int,
+        low_discrepancy: bool = False,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Draw training times uniform on 1..T, int64 ``(batch,)``, on the module's device.
+
+        See :func:`d3pm_fast.timesteps.uniform` and :func:`d3pm_fast.timesteps.low_discrepancy`.
+        """
+        draw = timesteps.low_discrepancy if low_discrepancy else timesteps.uniform
+        drawn_on = self._device if generator is None else generator.device
+        return draw(self.num_steps, batch, generator, str(drawn_on)).to(self._device)
+
+    def q_sample(self, x0: Tensor, t: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Draw ``x_t ~ q(x_t | x_0)``; see :func:`d3pm_fast.functional.q_sample`."""
+        return functional.q_sample(self.transition, x0, t, generator=generator, impl=self.impl)
+
+    def q_posterior(
+        self, x0: Tensor, x_t: Tensor, t: Tensor, dtype: torch.dtype | None = None
+    ) -> Tensor:
+        """Return ``log q(x_{t-1} | x_t, x_0)``; see :func:`d3pm_fast.functional.q_posterior`."""
+        return functional.q_posterior(self.transition, x0, x_t, t, dtype=dtype, impl=self.impl)
+
+    def p_posterior(self, logits: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        """Return ``log p(x_{t-1} | x_t)``; see :func:`d3pm_fast.functional.p_posterior`."""
+        return functional.p_posterior(
+            self.transition,
+            logits,
+            x_t,
+            t,
+            reverse=self.reverse,
+            first_step=self.first_step,
+            impl=self.impl,
+        )
+
+    def loss(
+        self,
+        logits: Tensor,
+        x0: Tensor,
+        x_t: Tensor,
+        t: Tensor,
+        vb_weight: float = 1.0,
+        ce_weight: float = 0.0,
+        mask: Tensor | None = None,
+        reduction: str = "mean",
+    ) -> Tensor:
+        """Return the hybrid loss in nats; see :func:`d3pm_fast.functional.loss`."""
+        return functional.loss(
+            self.transition,
+            logits,
+            x0,
+            x_t,
+            t,
+            reverse=self.reverse,
+            first_step=self.first_step,
+            vb_weight=vb_weight,
+            ce_weight=ce_weight,
+            mask=mask,
+            reduction=reduction,
+            impl=self.impl,
+        )
+
+    def p_sample(
+        self,
+        logits: Tensor,
+        x_t: Tensor,
+        t: Tensor,
+        s: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Draw ``x_s ~ p(x_s | x_t)``, s = t - 1 unless given.
+
+        See :func:`d3pm_fast.functional.p_sample`.
+        """
+        return self._p_sample(logits, x_t, t, s, functional.draw_seeds(len(x_t), generator), 0)
+
+    @torch.no_grad()
+    def sample(
+        self,
+        denoiser: Callable[[Tensor, Tensor], Tensor],
+        shape: tuple[int, ...],
+        steps: int | None = None,
+        generator: torch.Generator | None = None,
+        progress: bool = False,
+        callback: Callable[[Tensor, int], None] | None = None,
+    ) -> Tensor:
+        """Draw new data: x_T from the stationary distribution, then step by step down to x_0.
+
+        An item depends on its own seed alone: 5 items and then 3 more from one generator are
+        the 8 items that one call would have drawn.
+
+        Args:
+            denoiser: maps ``(x_t (B, *S) int64, t (B,) int64)`` to logits ``(B, *S, K)``.
+            shape: ``(B, *S)``.
+            steps: how many evenly strided times, in 1..T; None for all T.
+            generator: where the seeds come from; None for PyTorch's default generator.
+            progress: show a progress bar.
+            callback: called with ``(x_T, T)`` and then with each ``(x_s, s)``.
+
+        Returns:
+            x_0, int64 ``(B, *S)``, on the module's device.
+        """
+        batch = check_count("shape[0]", shape[0], least=0)
+        times = timesteps.strided(self.num_steps, steps)
+        seeds = functional.draw_seeds(batch, generator).to(self._device)
+        x = self.sample_prior(shape, seeds)
+        if callback is not None:
+            callback(x, times[0])
+        pairs = list(zip(times, times[1:], strict=False))
+        for t, s in tqdm(pairs, desc="sampling", unit="step", disable=not progress):
+            t_batch, s_batch = (torch.full((batch,), v, device=x.device) for v in (t, s))
+            logits = denoiser(x, t_batch)
+            x = self._p_sample(logits, x, t_batch, s_batch if s < t - 1 else None, seeds, t)
+            if callback is not None:
+                callback(x, s)
+        return x
+
+    def sample_prior(self, shape: tuple[int, ...], seeds: Tensor) -> Tensor:
+        """Draw x_T from the stationary distribution, int64 ``shape``.
+
+        Args:
+            shape: ``(B, *S)``.
+            seeds: int64 ``(B,)``, see :func:`d3pm_fast.functional.draw_seeds`.
+        """
+        nowhere = torch.zeros(shape, dtype=torch.int64, device=self._device)
+        rows = torch.zeros(len(nowhere), dtype=torch.int64, device=self._device)
+        name = ops.implementation(self.impl, self._device).name
+        table = self.transition.stationary_coefficients()
+        step = self.num_steps + 1
+        return functional.draw_from_products(
+            self.transition, nowhere, rows, table, seeds, step, name
+        )
+
+    def _p_sample(
+        self, logits: Tensor, x_t: Tensor, t: Tensor, s: Tensor | None, seeds: Tensor, step: int
+    ) -> Tensor:
+        return functional.p_sample(
+            self.transition,
+            logits,
+            x_t,
+            t,
+            s,
+            reverse=self.reverse,
+            first_step=self.first_step,
+            seeds=seeds.to(x_t.device),
+            step=step,
+            impl=self.impl,
+        )
+
+    @property
+    def _device(self) -> torch.device:
+        return self.transition.steps.device

@@ -1,0 +1,388 @@
+"""The operations as stateless functions over a transition: checked here, computed below.
+
+Shapes: tokens ``(B, *S)`` of any integer dtype with values in [0, K), S any number of position
+axes, also none; ``t`` ``(B,)`` or, per token, ``(B, *S)``, in 1..T; ``logits`` ``(B, *S, K)``,
+float32, float64, bfloat16 or float16, ``-inf`` for a forbidden class. float64 logits are
+calculated in float64, all others in float32.
+
+All functions take ``impl``, see :func:`d3pm_fast.implementation`, and raise
+
+* ``TypeError`` for a wrong type or dtype,
+* ``ValueError`` for a wrong shape, device or option,
+* ``IndexError`` for a class or a time out of range (on the CPU, and anywhere with
+  ``D3PM_FAST_CHECK=1`` in the environment; elsewhere such a token's result is NaN).
+"""
+
+import os
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import ops, reference
+from ._checks import (
+    FLOAT_DTYPES,
+    check_choice,
+    check_logits,
+    check_mask,
+    check_range,
+    check_same_device,
+    check_shape,
+    check_times,
+    check_tokens,
+)
+from .autograd import Loss, PPosterior, reciprocal_count, reduce_tokens
+from .transitions import RankOneTransition
+
+__all__ = ["draw_seeds", "loss", "p_posterior", "p_sample", "q_posterior", "q_sample"]
+
+REVERSE = ("joint", "posterior_mean")
+FIRST_STEP = ("logits", "posterior")
+REDUCTIONS = ("mean", "sum", "none", "batch")
+
+
+def loss(
+    transition: RankOneTransition,
+    logits: Tensor,
+    x0: Tensor,
+    x_t: Tensor,
+    t: Tensor,
+    *,
+    reverse: str = "joint",
+    first_step: str = "logits",
+    vb_weight: float = 1.0,
+    ce_weight: float = 0.0,
+    mask: Tensor | None = None,
+    reduction: str = "mean",
+    impl: str = "auto",
+) -> Tensor:
+    """Return ``vb_weight L_{t-1} + ce_weight (-log s[x_0])``, in nats.
+
+    ``L_{t-1} = KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t))`` for t >= 2 and
+    ``L_0 = -log p(x_0 | x_1)`` for t = 1 (D3PM, eq. 1 and 5); ``s = softmax(logits)``. Exact:
+    nothing is added inside a logarithm. Averaged over tokens and over t ~ U(1..T), T times the
+    term is the bound's sum.
+
+    Args:
+        transition: the chain; its buffers on the device of the logits.
+        logits: the denoiser's prediction of x_0, ``(B, *S, K)``; never modified.
+        x0: the data, ``(B, *S)``.
+        x_t: the corrupted data, ``(B, *S)``.
+        t: times, ``(B,)`` or ``(B, *S)``, in 1..T.
+        reverse: ``"joint"`` (eq. 4) or ``"posterior_mean"`` (sum over x_0 of s times the
+            posterior). Use one for the loss and the sampler.
+        first_step: ``p(x_0 | x_1)``: ``"logits"`` takes s itself, for every token, so that L_0
+            is the cross-entropy; ``"posterior"`` treats it as any other step.
+        vb_weight: weight of the bound's term.
+        ce_weight: weight of the cross-entropy (the paper's lambda).
+        mask: bool ``(B, *S)``, True where a token counts. The other tokens have loss and
+            gradient 0, and their x0 and x_t may hold anything.
+        reduction: ``"mean"`` over the tokens that count, ``"sum"``, ``"none"`` for ``(B, *S)``,
+            or ``"batch"`` for ``(B,)``, the sum over positions.
+        impl: which implementation serves the call.
+
+    Returns:
+        float64 for float64 logits, float32 for all others. NaN for a pair ``(x_0, x_t)`` that
+        the chain cannot make.
+    """
+    check_choice("reduction", reduction, REDUCTIONS)
+    check_tokens("x0", x0)
+    model = _check_model(transition, logits, x_t, t, reverse, first_step)
+    check_shape("x_t", x_t, tuple(x0.shape))
+    if mask is not None:
+        check_mask(mask, x0.shape)
+        mask = mask.reshape(-1)
+    check_same_device(logits=logits, x0=x0, mask=mask)
+    flat = logits.reshape(-1, transition.num_classes)
+    args = (_flat(x0), *_chain(transition, x_t, t), mask, *model, vb_weight, ce_weight)
+    name = _choose(impl, transition, t, 1, mask, x0=x0, x_t=x_t)
+    if name != "reference" and logits.requires_grad and torch.is_grad_enabled():
+        return Loss.apply(flat.contiguous(), x0.shape, reduction, *args)  # type: ignore[no-any-return, no-untyped-call]
+    token_loss = _operations(name).loss(flat.contiguous(), *args)
+    mean = reciprocal_count(flat, mask) if reduction == "mean" else None
+    return reduce_tokens(token_loss.view(x0.shape), reduction, mean)
+
+
+def q_posterior(
+    transition: RankOneTransition,
+    x0: Tensor,
+    x_t: Tensor,
+    t: Tensor,
+    *,
+    dtype: torch.dtype | None = None,
+    impl: str = "auto",
+) -> Tensor:
+    """Return ``log q(x_{t-1} | x_t, x_0)``, in nats (D3PM, eq. 3).
+
+    Args:
+        transition: the chain.
+        x0: the data, ``(B, *S)``.
+        x_t: the corrupted data, ``(B, *S)``.
+        t: times, ``(B,)`` or ``(B, *S)``, in 1..T.
+        dtype: of the result; None for PyTorch's default dtype.
+        impl: which implementation serves the call.
+
+    Returns:
+        ``(B, *S, K)``: -inf where the posterior is zero, NaN for a pair ``(x_0, x_t)`` that the
+        chain cannot make.
+    """
+    dtype = torch.get_default_dtype() if dtype is None else dtype
+    if dtype not in FLOAT_DTYPES:
+        raise TypeError(f"dtype must be float32, float64, bfloat16 or float16, got {dtype}")
+    check_tokens("x0", x0)
+    check_tokens("x_t", x_t)
+    check_shape("x_t", x_t, tuple(x0.shape))
+    check_times("t", t, x0.shape)
+    check_same_device(x0=x0, x_t=x_t, t=t, transition=transition.steps)
+    name = _choose(impl, transition, t, 1, x0=x0, x_t=x_t)
+    log_q = _operations(name).q_posterior(
+        _flat(x0), *_chain(transition, x_t, t), transition.num_classes, dtype
+    )
+    return log_q.view(*x0.shape, transition.num_classes)  # type: ignore[no-any-return]
+
+
+def p_posterior(
+    transition: RankOneTransition,
+    logits: Tensor,
+    x_t: Tensor,
+    t: Tensor,
+    *,
+    reverse: str = "joint",
+    first_step: str = "logits",
+    impl: str = "auto",
+) -> Tensor:
+    """Return ``log p(x_{t-1} | x_t)``, in nats, differentiable in the logits (D3PM, eq. 4).
+
+    Args:
+        transition: the chain.
+        logits: the denoiser's prediction of x_0, ``(B, *S, K)``.
+        x_t: the corrupted data, ``(B, *S)``.
+        t: times, ``(B,)`` or ``(B, *S)``, in 1..T.
+        reverse: as in :func:`loss`.
+        first_step: as in :func:`loss`.
+        impl: which implementation serves the call.
+
+    Returns:
+        ``(B, *S, K)`` in the dtype of the logits.
+    """
+    model = _check_model(transition, logits, x_t, t, reverse, first_step)
+    name = _choose(impl, transition, t, 1, x_t=x_t)
+    flat = logits.reshape(-1, transition.num_classes).contiguous()
+    args = (*_chain(transition, x_t, t), *model)
+    if name != "reference" and logits.requires_grad and torch.is_grad_enabled():
+        log_p = PPosterior.apply(flat, *args)  # type: ignore[no-untyped-call]
+    else:
+        log_p = _operations(name).p_posterior(flat, *args)
+    return log_p.view(logits.shape)  # type: ignore[no-any-return]
+
+
+def q_sample(
+    transition: RankOneTransition,
+    x0: Tensor,
+    t: Tensor,
+    *,
+    generator: torch.Generator | None = None,
+    seeds: Tensor | None = None,
+    step: int = 0,
+    impl: str = "auto",
+) -> Tensor:
+    """Draw ``x_t ~ q(x_t | x_0)`` (D3PM, eq. 3).
+
+    Args:
+        transition: the chain.
+        x0: the data, ``(B, *S)``.
+        t: times, ``(B,)`` or ``(B, *S)``, in 0..T; at t = 0 the data itself comes back.
+        generator: where the seeds come from; None for PyTorch's default generator.
+        seeds: int64 ``(B,)`` in place of a generator: an item's draw depends on its own seed,
+            ``step`` and the position in the item alone (:func:`d3pm_fast.draw_seeds`).
+        step: a counter in [0, 2^63) that tells draws of the same seeds apart.
+        impl: which implementation serves the call.
+
+    Returns:
+        ``(B, *S)`` in the dtype of x0.
+    """
+    check_tokens("x0", x0)
+    check_times("t", t, x0.shape)
+    check_same_device(x0=x0, t=t, transition=transition.steps)
+    seeds = _check_seeds(seeds, generator, x0)
+    name = _choose(impl, transition, t, 0, x0=x0)
+    return draw_from_products(transition, x0, t, transition.products, seeds, step, name)
+
+
+def p_sample(
+    transition: RankOneTransition,
+    logits: Tensor,
+    x_t: Tensor,
+    t: Tensor,
+    s: Tensor | None = None,
+    *,
+    reverse: str = "joint",
+    first_step: str = "logits",
+    generator: torch.Generator | None = None,
+    seeds: Tensor | None = None,
+    step: int = 0,
+    impl: str = "auto",
+) -> Tensor:
+    """Draw ``x_s ~ p(x_s | x_t)``; s = t - 1 unless given (D3PM, eq. 4 and appendix A.3).
+
+    Exact to the tails: a class of probability 1e-9 comes at that rate.
+
+    Args:
+        transition: the chain.
+        logits: the denoiser's prediction of x_0, ``(B, *S, K)``.
+        x_t: the corrupted data, ``(B, *S)``.
+        t: times, ``(B,)`` or ``(B, *S)``, in 1..T.
+        s: times to go to, the shape of t, in 0..t-1.
+        reverse: as in :func:`loss`.
+        first_step: as in :func:`loss`; it rules every step to s = 0.
+        generator: as in :func:`q_sample`.
+        seeds: as in :func:`q_sample`.
+        step: as in :func:`q_sample`.
+        impl: which implementation serves the call.
+
+    Returns:
+        ``(B, *S)`` in the dtype of x_t.
+    """
+    model = _check_model(transition, logits, x_t, t, reverse, first_step)
+    seeds = _check_seeds(seeds, generator, x_t)
+    if s is not None:
+        check_times("s", s, x_t.shape)
+        check_shape("s", s, tuple(t.shape))
+        check_same_device(t=t, s=s)
+    name = _choose(impl, transition, t, 1, x_t=x_t)
+    chain = _chain(transition, x_t, t)
+    if s is not None:
+        table = _coefficients_between(transition, _flat(s), _flat(t))
+        rows = torch.arange(len(table), device=t.device)
+        chain = (chain[0], rows, table, *chain[3:])
+    flat = logits.detach().reshape(-1, transition.num_classes).contiguous()
+    drawn = _operations(name).p_sample(flat, *chain, transition.base_cdf, *model, seeds, step)
+    return drawn.view(x_t.shape).to(x_t.dtype)  # type: ignore[no-any-return]
+
+
+def draw_from_products(
+    transition: RankOneTransition,
+    x: Tensor,
+    rows: Tensor,
+    table: Tensor,
+    seeds: Tensor,
+    step: int,
+    name: str,
+) -> Tensor:
+    """Draw from rows of ``Qbar``-like matrices, ``table`` ``(M, 3)``; arguments are trusted."""
+    drawn = _operations(name).q_sample(
+        _flat(x),
+        _flat(rows),
+        table,
+        transition.base_cdf,
+        transition.mask_id,
+        transition.num_classes,
+        seeds,
+        step,
+    )
+    return drawn.view(x.shape).to(x.dtype)  # type: ignore[no-any-return]
+
+
+def draw_seeds(batch: int, generator: torch.Generator | None = None) -> Tensor:
+    """Return one int64 seed an item, ``(batch,)``, on the generator's device.
+
+    Two calls for 3 and 5 items give the seeds that one call for 8 gives.
+    """
+    device = "cpu" if generator is None else generator.device
+    bounds = torch.iinfo(torch.int64)
+    return torch.randint(bounds.min, bounds.max, (batch,), generator=generator, device=device)
+
+
+def _flat(tokens: Tensor) -> Tensor:
+    return tokens.reshape(-1).to(torch.int64).contiguous()
+
+
+def _chain(
+    transition: RankOneTransition, x_t: Tensor, t: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None, int]:
+    return _flat(x_t), _flat(t), transition.steps, transition.base, transition.mask_id
+
+
+def _operations(name: str) -> Any:
+    return reference if name == "reference" else torch.ops.d3pm_fast
+
+
+def _check_model(
+    transition: RankOneTransition,
+    logits: Tensor,
+    x_t: Tensor,
+    t: Tensor,
+    reverse: str,
+    first_step: str,
+) -> tuple[bool, bool]:
+    check_choice("reverse", reverse, REVERSE)
+    check_choice("first_step", first_step, FIRST_STEP)
+    check_tokens("x_t", x_t)
+    check_logits("logits", logits, x_t.shape, transition.num_classes)
+    check_times("t", t, x_t.shape)
+    check_same_device(logits=logits, x_t=x_t, t=t, transition=transition.steps)
+    return reverse == "posterior_mean", first_step == "logits"
+
+
+def _check_seeds(
+    seeds: Tensor | None, generator: torch.Generator | None, tokens: Tensor
+) -> Tensor:
+    if seeds is None:
+        return draw_seeds(len(tokens), generator).to(tokens.device)
+    if generator is not None:
+        raise ValueError("give seeds or a generator, not both")
+    check_shape("seeds", seeds, (len(tokens),))
+    if seeds.dtype != torch.int64:
+        raise TypeError(f"seeds must be an int64 tensor, got {seeds.dtype}")
+    return seeds.contiguous()
+
+
+def _choose(
+    impl: str,
+    transition: RankOneTransition,
+    t: Tensor,
+    first_time: int,
+    mask: Tensor | None = None,
+    **tokens: Tensor,
+) -> str:
+    """Return the implementation's name, after the checks of values that it does not make.
+
+    The CPU kernels find bad indices on their way; on a GPU looking at values would synchronize.
+    """
+    name = ops.implementation(impl, t.device).name
+    full = os.environ.get("D3PM_FAST_CHECK", "0") not in ("", "0")
+    if full or (name == "reference" and t.device.type == "cpu"):
+        check_range("t", t, first_time, transition.num_steps + 1)
+        for key, value in tokens.items():
+            flat = value.reshape(-1)
+            check_range(key, flat if mask is None else flat[mask], 0, transition.num_classes)
+    if full and tokens.keys() == {"x0", "x_t"}:
+        _check_possible(transition, _flat(t), mask, *map(_flat, tokens.values()))
+    return name
+
+
+def _check_possible(
+    transition: RankOneTransition, t: Tensor, mask: Tensor | None, x0: Tensor, x_t: Tensor
+) -> None:
+    rows = t.repeat_interleave(len(x0) // max(len(t), 1))
+    keep, base, to_mask = transition.products[rows].unbind(-1)
+    vector = 1.0 if transition.base is None else transition.base[x_t]
+    reach = keep * (x0 == x_t) + base * vector + to_mask * (x_t == transition.mask_id)
+    bad = (reach == 0) if mask is None else (reach == 0) & mask
+    if bool(bad.any()):
+        n = int(bad.nonzero()[0])
+        raise ValueError(
+            f"x_t = {int(x_t[n])} cannot come from x0 = {int(x0[n])} at t = {int(rows[n])} "
+            f"(token {n}): the chain gives it probability 0"
+        )
+
+
+def _coefficients_between(transition: RankOneTransition, s: Tensor, t: Tensor) -> Tensor:
+    valid = (s >= 0) & (s < t) & (t <= transition.num_steps)
+    if t.device.type == "cpu" and not bool(valid.all()):
+        n = int((~valid).nonzero()[0])
+        if not 1 <= int(t[n]) <= transition.num_steps:
+            raise IndexError(f"t must lie in [1, {transition.num_steps + 1}), got {int(t[n])}")
+        raise IndexError(f"s must lie in [0, t), got s = {int(s[n])} with t = {int(t[n])}")
+    table = transition.coefficients(s.where(valid, 0), t.where(valid, 0))
+    return table.where(valid.unsqueeze(-1), torch.nan)

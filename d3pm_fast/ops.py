@@ -1,0 +1,357 @@
+"""The registered operations ``torch.ops.d3pm_fast.*`` and the choice among implementations.
+
+All operations take contiguous tokens flattened to ``(N,)`` int64, logits ``(N, K)``, and
+``rows``, ``(B,)`` or ``(N,)`` int64: the row of ``table`` with the coefficients of each token's
+step (:meth:`~d3pm_fast.transitions.RankOneTransition.coefficients`). ``reference/`` says what
+each one means.
+"""
+
+import os
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ._checks import check_choice, check_range
+
+try:
+    from . import _cpu  # type: ignore[attr-defined]
+except ImportError:
+    _cpu = None
+
+IMPLEMENTATIONS = ("auto", "reference", "cpu", "triton", "cuda")
+
+_CHAIN = "Tensor rows, Tensor table, Tensor? base, int mask_id"
+_MODEL = "bool posterior_mean, bool direct"
+_LOSS = (
+    f"Tensor logits, Tensor x0, Tensor x_t, {_CHAIN}, Tensor? mask, {_MODEL}, "
+    "float vb_weight, float ce_weight"
+)
+
+_library = torch.library.Library("d3pm_fast", "DEF")
+_library.define(f"loss({_LOSS}) -> Tensor")
+_library.define(f"loss_and_grad({_LOSS}, Tensor? scale) -> (Tensor, Tensor)")
+_library.define(
+    f"q_posterior(Tensor x0, Tensor x_t, {_CHAIN}, int num_classes, ScalarType dtype) -> Tensor"
+)
+_library.define(f"p_posterior(Tensor logits, Tensor x_t, {_CHAIN}, {_MODEL}) -> Tensor")
+_library.define(
+    f"p_posterior_grad(Tensor logits, Tensor grad, Tensor x_t, {_CHAIN}, {_MODEL}) -> Tensor"
+)
+_library.define(
+    "q_sample(Tensor x, Tensor rows, Tensor table, Tensor? base_cdf, int mask_id, "
+    "int num_classes, Tensor seeds, int step) -> Tensor"
+)
+_library.define(
+    f"p_sample(Tensor logits, Tensor x_t, {_CHAIN}, Tensor? base_cdf, {_MODEL}, "
+    "Tensor seeds, int step) -> Tensor"
+)
+
+
+class Implementation(NamedTuple):
+    """Which code serves a call, and why."""
+
+    name: str
+    reason: str
+
+
+def implementation(impl: str = "auto", device: torch.device | str = "cpu") -> Implementation:
+    """Return which implementation would serve a call, and why.
+
+    Args:
+        impl: what the call asks for: ``"auto"``, ``"reference"``, ``"cpu"``, ``"triton"`` or
+            ``"cuda"``. ``"auto"`` gives way to the environment's ``D3PM_FAST_IMPL``.
+        device: where the call's tensors are.
+
+    Returns:
+        ``Implementation(name, reason)``.
+
+    Raises:
+        ValueError: an unknown name, or one that cannot serve this device.
+        RuntimeError: the implementation asked for is not installed.
+    """
+    check_choice("impl", impl, IMPLEMENTATIONS)
+    asked = "the call asks for it"
+    if impl == "auto" and "D3PM_FAST_IMPL" in os.environ:
+        impl = check_choice("D3PM_FAST_IMPL", os.environ["D3PM_FAST_IMPL"], IMPLEMENTATIONS)
+        asked = "D3PM_FAST_IMPL asks for it"
+    kind = torch.device(device).type
+    if impl == "reference":
+        return Implementation("reference", asked)
+    if impl == "auto":
+        if kind != "cpu":
+            return Implementation("reference", f"no kernel is built for {kind} tensors")
+        if _cpu is None:
+            return Implementation("reference", "the compiled CPU module is not installed")
+        return Implementation("cpu", f"CPU tensors; vector instructions: {_cpu.instruction_set()}")
+    if impl == "cpu":
+        if kind != "cpu":
+            raise ValueError(f"impl='cpu' needs CPU tensors, got {kind}")
+        if _cpu is None:
+            raise RuntimeError(
+                "impl='cpu' needs the compiled CPU module; install d3pm_fast where a C++ compiler is"
+            )
+        return Implementation("cpu", asked)
+    raise RuntimeError(f"impl={impl!r} is not built yet; use 'auto', 'reference' or 'cpu'")
+
+
+def _pointer(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def _vector(base: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    return base if base is None or dtype == torch.float64 else base.float()
+
+
+def _loss_dtype(logits: Tensor) -> torch.dtype:
+    return torch.float64 if logits.dtype == torch.float64 else torch.float32
+
+
+def _raise_if(
+    bad: bool,
+    num_classes: int,
+    rows: Tensor,
+    table: Tensor,
+    mask: Tensor | None = None,
+    **tokens: Tensor,
+) -> None:
+    """Raise IndexError for the first index that made a kernel report a bad one."""
+    if bad:
+        for name, value in tokens.items():
+            check_range(name, value if mask is None else value.where(mask, 0), 0, num_classes)
+        first_time = int(table[:1, 0].isnan().any())
+        check_range("t", rows, first_time, len(table))
+
+
+def _run_loss(
+    logits: Tensor,
+    x0: Tensor,
+    x_t: Tensor,
+    rows: Tensor,
+    table: Tensor,
+    base: Tensor | None,
+    mask_id: int,
+    mask: Tensor | None,
+    posterior_mean: bool,
+    direct: bool,
+    vb_weight: float,
+    ce_weight: float,
+    scale: Tensor | None,
+    grad: Tensor | None,
+) -> Tensor:
+    loss = logits.new_empty(len(logits), dtype=_loss_dtype(logits))
+    vector = _vector(base, logits.dtype)
+    bad = _cpu.loss(
+        str(logits.dtype),
+        *logits.shape,
+        logits.data_ptr(),
+        x0.data_ptr(),
+        x_t.data_ptr(),
+        _pointer(mask),
+        rows.data_ptr(),
+        len(rows),
+        table.data_ptr(),
+        len(table),
+        _pointer(vector),
+        mask_id,
+        posterior_mean,
+        direct,
+        vb_weight,
+        ce_weight,
+        1.0 if scale is None else scale.item(),
+        loss.data_ptr(),
+        _pointer(grad),
+        torch.get_num_threads(),
+    )
+    _raise_if(bad, logits.shape[1], rows, table, mask, x0=x0, x_t=x_t)
+    return loss
+
+
+@torch.library.impl(_library, "loss", "CPU")
+def _loss(*args: object) -> Tensor:
+    return _run_loss(*args, scale=None, grad=None)  # type: ignore[arg-type]
+
+
+@torch.library.impl(_library, "loss_and_grad", "CPU")
+def _loss_and_grad(logits: Tensor, *args: object) -> tuple[Tensor, Tensor]:
+    grad = torch.empty_like(logits)
+    return _run_loss(logits, *args, grad=grad), grad  # type: ignore[arg-type]
+
+
+@torch.library.impl(_library, "q_posterior", "CPU")
+def _q_posterior(
+    x0: Tensor,
+    x_t: Tensor,
+    rows: Tensor,
+    table: Tensor,
+    base: Tensor | None,
+    mask_id: int,
+    num_classes: int,
+    dtype: torch.dtype,
+) -> Tensor:
+    out = torch.empty(len(x0), num_classes, dtype=dtype)
+    vector = _vector(base, dtype)
+    bad = _cpu.q_posterior(
+        str(dtype),
+        *out.shape,
+        x0.data_ptr(),
+        x_t.data_ptr(),
+        rows.data_ptr(),
+        len(rows),
+        table.data_ptr(),
+        len(table),
+        _pointer(vector),
+        mask_id,
+        out.data_ptr(),
+        torch.get_num_threads(),
+    )
+    _raise_if(bad, num_classes, rows, table, x0=x0, x_t=x_t)
+    return out
+
+
+def _run_p_posterior(
+    logits: Tensor,
+    grad: Tensor | None,
+    x_t: Tensor,
+    rows: Tensor,
+    table: Tensor,
+    base: Tensor | None,
+    mask_id: int,
+    posterior_mean: bool,
+    direct: bool,
+) -> Tensor:
+    out = torch.empty_like(logits)
+    vector = _vector(base, logits.dtype)
+    bad = _cpu.p_posterior(
+        str(logits.dtype),
+        *logits.shape,
+        logits.data_ptr(),
+        _pointer(grad),
+        x_t.data_ptr(),
+        rows.data_ptr(),
+        len(rows),
+        table.data_ptr(),
+        len(table),
+        _pointer(vector),
+        mask_id,
+        posterior_mean,
+        direct,
+        out.data_ptr(),
+        torch.get_num_threads(),
+    )
+    _raise_if(bad, logits.shape[1], rows, table, x_t=x_t)
+    return out
+
+
+@torch.library.impl(_library, "p_posterior", "CPU")
+def _p_posterior(logits: Tensor, *args: object) -> Tensor:
+    return _run_p_posterior(logits, None, *args)  # type: ignore[arg-type]
+
+
+@torch.library.impl(_library, "p_posterior_grad", "CPU")
+def _p_posterior_grad(*args: object) -> Tensor:
+    return _run_p_posterior(*args)  # type: ignore[arg-type]
+
+
+@torch.library.impl(_library, "q_sample", "CPU")
+def _q_sample(
+    x: Tensor,
+    rows: Tensor,
+    table: Tensor,
+    base_cdf: Tensor | None,
+    mask_id: int,
+    num_classes: int,
+    seeds: Tensor,
+    step: int,
+) -> Tensor:
+    out = torch.empty_like(x)
+    bad = _cpu.q_sample(
+        len(x),
+        num_classes,
+        x.data_ptr(),
+        rows.data_ptr(),
+        len(rows),
+        table.data_ptr(),
+        len(table),
+        _pointer(base_cdf),
+        mask_id,
+        seeds.data_ptr(),
+        len(seeds),
+        step,
+        out.data_ptr(),
+        torch.get_num_threads(),
+    )
+    _raise_if(bad, num_classes, rows, table, x0=x)
+    return out
+
+
+@torch.library.impl(_library, "p_sample", "CPU")
+def _p_sample(
+    logits: Tensor,
+    x_t: Tensor,
+    rows: Tensor,
+    table: Tensor,
+    base: Tensor | None,
+    mask_id: int,
+    base_cdf: Tensor | None,
+    posterior_mean: bool,
+    direct: bool,
+    seeds: Tensor,
+    step: int,
+) -> Tensor:
+    out = torch.empty_like(x_t)
+    bad = _cpu.p_sample(
+        str(logits.dtype),
+        *logits.shape,
+        logits.data_ptr(),
+        x_t.data_ptr(),
+        rows.data_ptr(),
+        len(rows),
+        table.data_ptr(),
+        len(table),
+        _pointer(base),
+        _pointer(base_cdf),
+        mask_id,
+        posterior_mean,
+        direct,
+        seeds.data_ptr(),
+        len(seeds),
+        step,
+        out.data_ptr(),
+        torch.get_num_threads(),
+    )
+    _raise_if(bad, logits.shape[1], rows, table, x_t=x_t)
+    return out
+
+
+@torch.library.register_fake("d3pm_fast::loss")
+def _(logits: Tensor, *args: object) -> Tensor:
+    return logits.new_empty(logits.shape[0], dtype=_loss_dtype(logits))
+
+
+@torch.library.register_fake("d3pm_fast::loss_and_grad")
+def _(logits: Tensor, *args: object) -> tuple[Tensor, Tensor]:
+    loss = logits.new_empty(logits.shape[0], dtype=_loss_dtype(logits))
+    return loss, torch.empty_like(logits)
+
+
+@torch.library.register_fake("d3pm_fast::q_posterior")
+def _(x0: Tensor, *args: object) -> Tensor:
+    num_classes, dtype = args[-2:]
+    return x0.new_empty(x0.shape[0], num_classes, dtype=dtype)  # type: ignore[call-overload,no-any-return]
+
+
+@torch.library.register_fake("d3pm_fast::p_posterior")
+@torch.library.register_fake("d3pm_fast::p_posterior_grad")
+def _(logits: Tensor, *args: object) -> Tensor:
+    return torch.empty_like(logits)
+
+
+@torch.library.register_fake("d3pm_fast::q_sample")
+def _(x: Tensor, *args: object) -> Tensor:
+    return torch.empty_like(x)
+
+
+@torch.library.register_fake("d3pm_fast::p_sample")
+def _(logits: Tensor, x_t: Tensor, *args: object) -> Tensor:
+    return torch.empty_like(x_t)

@@ -1,0 +1,14 @@
+"""The meaning of every operation: plain PyTorch, in log space, nothing ever added to a log.
+
+Slow and large on purpose; every kernel is tested against these functions, and these against
+explicit matrices. All take tokens flattened to ``(N,)``, logits ``(N, K)``, ``rows``: which row
+of ``table`` holds the coefficients of a token's step, ``(N,)`` or one for each N / len(rows)
+consecutive tokens.
+"""
+
+from .loss import loss
+from .p_sample import p_sample
+from .posterior import p_posterior, q_posterior
+from .q_sample import q_sample
+
+__all__ = ["loss", "p_posterior", "p_sample", "q_posterior", "q_sample"]

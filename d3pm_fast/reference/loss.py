@@ -1,0 +1,51 @@
+"""The variational bound's term of one token, and the hybrid loss (D3PM, eq. 1 and 5)."""
+
+import torch
+from torch import Tensor
+
+from .posterior import log_p_posterior, log_q_posterior
+from .rank_one import Step, at, compute_dtype
+
+
+def loss(
+    logits: Tensor,
+    x0: Tensor,
+    x_t: Tensor,
+    rows: Tensor,
+    table: Tensor,
+    base: Tensor | None,
+    mask_id: int,
+    mask: Tensor | None,
+    posterior_mean: bool,
+    direct: bool,
+    vb_weight: float,
+    ce_weight: float,
+) -> Tensor:
+    """Return ``vb_weight KL(q || p) + ce_weight (-log s[x_0])`` of every token, nats, ``(N,)``.
+
+    The step to s = 0 needs no case of its own: q is then one-hot at x_0 and the divergence is
+    ``-log p(x_0 | x_t)``. A token whose ``mask`` is False has loss 0 and is not looked at.
+    """
+    dtype = compute_dtype(logits.dtype)
+    num_classes = logits.shape[-1]
+    counts = torch.ones_like(x0, dtype=torch.bool) if mask is None else mask
+    inside = (x0 >= 0) & (x0 < num_classes) & (x_t >= 0) & (x_t < num_classes)
+    usable = counts & inside
+    x0, x_t = x0.where(usable, 0), x_t.where(usable, 0)
+    logits = logits.where(counts.unsqueeze(-1), 0)
+
+    step = Step.gather(table, rows, base, mask_id, *logits.shape, dtype)
+    log_x0 = torch.log_softmax(logits.to(dtype), dim=-1)
+    log_q = log_q_posterior(step, x0, x_t)
+    log_p = log_p_posterior(step, log_x0, x_t, posterior_mean, direct)
+
+    possible = log_q > -torch.inf  # 0 log 0 = 0; NaN, an impossible pair, must go through
+    terms = log_q.exp() * (log_q - log_p.where(possible | log_q.isnan(), 0))
+    divergence = terms.where(possible | log_q.isnan(), 0).sum(dim=-1)
+    cross_entropy = -at(log_x0, x0).squeeze(-1)
+
+    total = ce_weight * cross_entropy if ce_weight else torch.zeros_like(cross_entropy)
+    if vb_weight:
+        total = total + vb_weight * divergence
+    total = total.where(~divergence.isnan() & inside, torch.nan)
+    return total.where(counts, 0)

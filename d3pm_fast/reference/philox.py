@@ -1,0 +1,57 @@
+"""Philox4x32-10 (Salmon et al. 2011) on int64 tensors: the random numbers of every sampler.
+
+A token's numbers depend on its item's seed, the step and its position in the item, and on
+nothing else: not on the batch, the number of threads, the device or the implementation.
+"""
+
+import torch
+from torch import Tensor
+
+_LOW = 0xFFFFFFFF
+
+
+def uniforms(seeds: Tensor, step: int, num_tokens: int) -> tuple[Tensor, Tensor]:
+    """Return two independent uniforms in [0, 1) for each token, 53 bits each.
+
+    Args:
+        seeds: int64 ``(B,)``, one for each num_tokens / B consecutive tokens.
+        step: the counter of the step, in [0, 2^63).
+        num_tokens: N.
+
+    Returns:
+        Two float64 tensors ``(N,)``.
+    """
+    positions = num_tokens // max(len(seeds), 1)
+    key = seeds.repeat_interleave(positions, output_size=num_tokens)
+    position = torch.arange(positions, device=seeds.device).repeat(len(seeds))
+    words = philox(
+        (position & _LOW, position >> 32, *(torch.full_like(position, w) for w in _halves(step))),
+        (key & _LOW, key >> 32 & _LOW),
+    )
+    return _to_unit(words[0], words[1]), _to_unit(words[2], words[3])
+
+
+def philox(counter: tuple[Tensor, ...], key: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Return the four 32-bit words of Philox4x32-10, each in an int64 tensor."""
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for _ in range(10):
+        high0, low0 = _multiply(0xD2511F53, c0)
+        high1, low1 = _multiply(0xCD9E8D57, c2)
+        c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
+        k0, k1 = (k0 + 0x9E3779B9) & _LOW, (k1 + 0xBB67AE85) & _LOW
+    return c0, c1, c2, c3
+
+
+def _multiply(constant: int, word: Tensor) -> tuple[Tensor, Tensor]:
+    # The 64-bit product wraps around in int64 with its bits intact.
+    product = word * constant
+    return product >> 32 & _LOW, product & _LOW
+
+
+def _halves(value: int) -> tuple[int, int]:
+    return value & _LOW, value >> 32 & _LOW
+
+
+def _to_unit(low: Tensor, high: Tensor) -> Tensor:
+    return (high << 21 | low >> 11).double() * 2.0**-53

@@ -1,0 +1,59 @@
+"""The categorical posterior and the model's reverse step (D3PM, eq. 3 and 4)."""
+
+import torch
+from torch import Tensor
+
+from .rank_one import Step, at, compute_dtype
+
+
+def q_posterior(
+    x0: Tensor,
+    x_t: Tensor,
+    rows: Tensor,
+    table: Tensor,
+    base: Tensor | None,
+    mask_id: int,
+    num_classes: int,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Return ``log q(x_s | x_t, x_0)``, ``(N, K)``: NaN where ``Qbar_t[x_0, x_t] = 0``."""
+    step = Step.gather(
+        table, rows, base, mask_id, len(x_t), num_classes, compute_dtype(dtype)
+    )
+    return log_q_posterior(step, x0, x_t).to(dtype)
+
+
+def p_posterior(
+    logits: Tensor,
+    x_t: Tensor,
+    rows: Tensor,
+    table: Tensor,
+    base: Tensor | None,
+    mask_id: int,
+    posterior_mean: bool,
+    direct: bool,
+) -> Tensor:
+    """Return ``log p(x_s | x_t)``, ``(N, K)``, differentiable in the logits."""
+    dtype = compute_dtype(logits.dtype)
+    step = Step.gather(table, rows, base, mask_id, *logits.shape, dtype)
+    log_x0 = torch.log_softmax(logits.to(dtype), dim=-1)
+    return log_p_posterior(step, log_x0, x_t, posterior_mean, direct).to(logits.dtype)
+
+
+def log_q_posterior(step: Step, x0: Tensor, x_t: Tensor) -> Tensor:
+    """Return ``log Q[j, x_t] + log Qbar_s[x_0, j] - log Qbar_t[x_0, x_t]``, ``(N, K)``."""
+    log_joint = step.log_q_column(x_t) + step.log_q_bar_row(x0)
+    return log_joint - at(step.log_q_bar_t_column(x_t), x0)
+
+
+def log_p_posterior(
+    step: Step, log_x0: Tensor, x_t: Tensor, posterior_mean: bool, direct: bool
+) -> Tensor:
+    """Return ``log p(x_s = j | x_t)`` from the predicted ``log s = log_x0``, ``(N, K)``.
+
+    Joint: ``p(j) = Q[j, x_t] f_j / Z`` with ``f = s Qbar_s``; posterior mean: the same with s
+    tilted. Direct: ``p = s`` for the step to s = 0.
+    """
+    log_s = step.tilt(log_x0, x_t) if posterior_mean else log_x0
+    log_p = torch.log_softmax(step.log_q_column(x_t) + step.log_predicted(log_s), dim=-1)
+    return log_x0.where((step.target_time == 0) & direct, log_p)

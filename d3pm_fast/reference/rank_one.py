@@ -1,0 +1,118 @@
+"""One reverse step ``x_t -> x_s`` of a rank-one chain, as log-matrices' rows and columns.
+
+Words as in the paper: ``Q`` is ``Q_{s->t}`` (``Q_t`` for s = t - 1), ``Qbar`` is ``Qbar_s``.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype to calculate in: float64 for float64, float32 for the rest."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def spread_rows(rows: Tensor, num_tokens: int) -> Tensor:
+    """Repeat each of ``rows`` for its share of the tokens: ``(B,)`` or ``(N,)`` to ``(N,)``."""
+    return rows.repeat_interleave(num_tokens // max(rows.numel(), 1), output_size=num_tokens)
+
+
+def log_add_exp(x: Tensor, y: Tensor) -> Tensor:
+    """Return ``log(exp(x) + exp(y))``; two -inf give -inf, with a gradient of zero."""
+    nothing = (x == -torch.inf) & (y == -torch.inf)
+    total = torch.logaddexp(x.masked_fill(nothing, 0), y.masked_fill(nothing, 0))
+    return total.masked_fill(nothing, -torch.inf)
+
+
+def at(values: Tensor, index: Tensor) -> Tensor:
+    """Return ``values[n, index[n]]`` as ``(N, 1)``."""
+    return values.gather(-1, index.unsqueeze(-1))
+
+
+@dataclass
+class Step:
+    """The coefficients of each token's step, each float64 ``(N, 1)``, and the chain's vector."""
+
+    keep: Tensor
+    base: Tensor
+    mask: Tensor
+    bar_keep: Tensor
+    bar_base: Tensor
+    bar_mask: Tensor
+    target_time: Tensor
+    log_vector: Tensor
+    mask_id: int
+    dtype: torch.dtype
+
+    @classmethod
+    def gather(
+        cls,
+        table: Tensor,
+        rows: Tensor,
+        base: Tensor | None,
+        mask_id: int,
+        num_tokens: int,
+        num_classes: int,
+        dtype: torch.dtype,
+    ) -> "Step":
+        """Look up each token's coefficients; a row outside the table reads NaN."""
+        inside = (rows >= 0) & (rows < len(table))
+        found = table[rows.where(inside, 0)].where(inside.unsqueeze(-1), torch.nan)
+        columns = found[spread_rows(torch.arange(len(rows), device=rows.device), num_tokens)]
+        vector = table.new_full((num_classes,), 1 / num_classes) if base is None else base
+        return cls(*columns.split(1, dim=-1), vector.log(), mask_id, dtype)
+
+    def log_q_column(self, x_t: Tensor) -> Tensor:
+        """Return ``log Q[j, x_t]`` for every j, ``(N, K)``."""
+        return self._column(self.keep, self.base, self.mask, x_t)
+
+    def log_q_bar_t_column(self, x_t: Tensor) -> Tensor:
+        """Return ``log Qbar_t[i, x_t]`` for every i, ``(N, K)``: ``Qbar_t = Qbar_s Q``."""
+        return self._column(
+            self.keep * self.bar_keep,
+            self.keep * self.bar_base + self.base,
+            self.keep * self.bar_mask + self.mask,
+            x_t,
+        )
+
+    def log_q_bar_spread(self) -> Tensor:
+        """Return ``log ubar_j``, the rank-one part of ``Qbar_s``, ``(N, K)``."""
+        return self._log_spread(self.bar_base, self.bar_mask).to(self.dtype)
+
+    def log_q_bar_row(self, x0: Tensor) -> Tensor:
+        """Return ``log Qbar_s[x_0, j]`` for every j, ``(N, K)``."""
+        spread = self._log_spread(self.bar_base, self.bar_mask)
+        here = torch.logaddexp(self.bar_keep.log(), at(spread, x0))
+        return spread.scatter(-1, x0.unsqueeze(-1), here).to(self.dtype)
+
+    def log_predicted(self, log_x0: Tensor) -> Tensor:
+        """Return ``log f``, ``f = s Qbar_s``, for a predicted ``log s``, ``(N, K)``."""
+        return log_add_exp(self.bar_keep.log().to(self.dtype) + log_x0, self.log_q_bar_spread())
+
+    def tilt(self, log_x0: Tensor, x_t: Tensor) -> Tensor:
+        """Return the log of ``s_i / Qbar_t[i, x_t]``, normalized over i, ``(N, K)``.
+
+        With it in place of s, the joint reverse step is the posterior mean
+        ``sum_i s_i q(. | x_t, x_0 = i)``. Where some i cannot lead to x_t, none but x_t itself
+        can, the step stays at x_t whatever s is, and s is returned as it came.
+        """
+        log_reach = self.log_q_bar_t_column(x_t)
+        reachable = (log_reach > -torch.inf).all(dim=-1, keepdim=True)
+        return torch.log_softmax(log_x0 - log_reach.where(reachable, 0), dim=-1)
+
+    def _column(self, keep: Tensor, base: Tensor, mask: Tensor, x_t: Tensor) -> Tensor:
+        index = x_t.unsqueeze(-1)
+        spread = base * self.log_vector.exp()[index] + mask * (index == self.mask_id)
+        column = spread.log().repeat(1, len(self.log_vector))
+        return column.scatter(-1, index, (keep + spread).log()).to(self.dtype)
+
+    def _log_spread(self, base: Tensor, mask: Tensor) -> Tensor:
+        spread = base.log() + self.log_vector
+        if self.mask_id < 0:
+            return spread
+        spread[:, self.mask_id] = torch.logaddexp(
+            spread[:, self.mask_id], mask.log().squeeze(-1)
+        )
+        return spread

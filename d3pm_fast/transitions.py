@@ -1,0 +1,308 @@
+"""Rank-one transitions: ``Q_t = a_t I + 1 u_t^T`` with ``u_t = w_t base + m_t e_mask``.
+
+``a_t + w_t + m_t = 1``: a token is kept with probability ``a_t``, redrawn from ``base`` with
+``w_t`` and masked with ``m_t``. Products stay in the family (D3PM, appendix A.4 has the uniform
+and the absorbing case), so a chain of T steps is O(T) scalars and at most one K-vector:
+
+    Qbar_t = Abar_t I + 1 (Wbar_t base + Mbar_t e_mask)^T
+"""
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from ._checks import (
+    ArrayLike,
+    check_class,
+    check_count,
+    check_probabilities,
+    check_probability,
+)
+
+__all__ = ["RankOneTransition", "absorbing", "marginal", "mask_and_uniform", "uniform"]
+
+# exp(-1000) is 0 in float64, and differences of sums of it stay finite where -inf would not.
+_LOG_ZERO = -1000.0
+
+
+class RankOneTransition(nn.Module):
+    """The chain ``Q_t = (1 - beta_t) I + beta_t 1 (g_t base + (1 - g_t) e_mask)^T``.
+
+    Made by :func:`uniform`, :func:`absorbing`, :func:`marginal` and :func:`mask_and_uniform`.
+    All numbers are float64 and are kept as int64 bit patterns in the module's buffers, so that
+    ``module.half()`` or ``module.to(torch.bfloat16)`` cannot round them.
+
+    Attributes:
+        family: the name of the function that made it.
+        num_classes: K.
+        num_steps: T.
+        mask_id: the mask's class, or -1 where the family has none.
+    """
+
+    def __init__(
+        self,
+        family: str,
+        num_classes: int,
+        betas: ArrayLike,
+        base: Tensor | None,
+        base_share: float | Tensor,
+        mask_id: int = -1,
+    ) -> None:
+        super().__init__()
+        betas = check_probabilities("betas", betas)
+        self.family = family
+        self.num_classes = num_classes
+        self.num_steps = len(betas)
+        self.mask_id = mask_id
+        self._constant_share = base_share if isinstance(base_share, float) else None
+
+        first = torch.zeros(1, dtype=torch.float64)
+        log_keep = torch.log1p(-betas).clamp(min=_LOG_ZERO).cumsum(0)
+        self._keep_bits("_log_keep", torch.cat([first, log_keep]))
+        share = torch.as_tensor(base_share, dtype=torch.float64).expand(self.num_steps)
+        self._keep_bits("_base_spread", torch.cat([first, _running_spread(betas, share)]))
+        self._keep_bits("_step_base", torch.cat([first, betas * share]))
+        self._keep_bits("_base", base)
+        self._keep_bits("_base_cdf", None if base is None else _cdf(base))
+
+        times = torch.arange(self.num_steps + 1)
+        steps = self.coefficients((times - 1).clamp(min=0), times)
+        steps[0] = torch.nan
+        self._keep_bits("_steps", steps)
+        self._keep_bits("_products", self.product_coefficients(times))
+
+    @property
+    def base(self) -> Tensor | None:
+        """float64 ``(K,)``: what a redrawn token is drawn from; None where it is 1/K."""
+        return self._read_bits("_base")
+
+    @property
+    def base_cdf(self) -> Tensor | None:
+        """float64 ``(K,)``: the running sum of ``base``, its last entry exactly 1."""
+        return self._read_bits("_base_cdf")
+
+    @property
+    def steps(self) -> Tensor:
+        """float64 ``(T + 1, 7)``: row t is ``coefficients(t - 1, t)``; row 0 is NaN."""
+        return cast(Tensor, self._read_bits("_steps"))
+
+    @property
+    def products(self) -> Tensor:
+        """float64 ``(T + 1, 3)``: row t is ``product_coefficients(t)``, row 0 the identity."""
+        return cast(Tensor, self._read_bits("_products"))
+
+    def product_coefficients(self, t: Tensor) -> Tensor:
+        """Return ``(Abar_t, Wbar_t, Mbar_t)`` of ``Qbar_t``, float64 ``(*t.shape, 3)``.
+
+        Args:
+            t: integers in 0..T, any shape.
+        """
+        log_keep = cast(Tensor, self._read_bits("_log_keep"))[t]
+        spread = -torch.expm1(log_keep)
+        if self._constant_share is not None:
+            base = spread * self._constant_share
+        else:
+            base = cast(Tensor, self._read_bits("_base_spread"))[t]
+        return torch.stack([torch.exp(log_keep), base, (spread - base).clamp(min=0)], dim=-1)
+
+    def coefficients(self, s: Tensor, t: Tensor) -> Tensor:
+        """Return what the step ``x_t -> x_s`` needs, float64 ``(*t.shape, 7)``.
+
+        Columns: ``a, w, m`` of ``Q_{s->t} = Q_{s+1} ... Q_t``, then ``Abar_s, Wbar_s, Mbar_s`` of
+        ``Qbar_s``, then ``s`` itself. ``Qbar_t`` follows without cancellation:
+        ``Abar_t = a Abar_s``, ``Wbar_t = a Wbar_s + w``, ``Mbar_t = a Mbar_s + m``.
+
+        Args:
+            s: integers in 0..T, any shape.
+            t: integers in 0..T, the shape of ``s``, nowhere below it.
+        """
+        logs = cast(Tensor, self._read_bits("_log_keep"))
+        between = logs[t] - logs[s]
+        keep, spread = torch.exp(between), -torch.expm1(between)
+        before = self.product_coefficients(s)
+        if self._constant_share is not None:
+            base = spread * self._constant_share
+        else:
+            after = self.product_coefficients(t)
+            step_base = cast(Tensor, self._read_bits("_step_base"))
+            skipped = (after[..., 1] - keep * before[..., 1]).clamp(min=0).minimum(spread)
+            base = torch.where(s == t - 1, step_base[t], skipped)
+        step = torch.stack([keep, base, spread - base], dim=-1)
+        return torch.cat([step, before, s.double().unsqueeze(-1)], dim=-1)
+
+    def stationary(self) -> Tensor:
+        """Return the distribution of x_T, whatever x_0 was, float64 ``(K,)``.
+
+        For betas that leave ``Abar_T > 0`` it is the limit of drawing on with the last shares.
+        """
+        _, base, mask = self.stationary_coefficients()[0]
+        return self._spread_vector(base, mask)
+
+    def stationary_coefficients(self) -> Tensor:
+        """Return the stationary distribution as a row of :attr:`products`, float64 ``(1, 3)``."""
+        if self._constant_share is not None:
+            share = self.products.new_tensor(self._constant_share)
+        else:
+            _, base, mask = self.products[-1]
+            share = base / (base + mask)
+        return torch.stack([torch.zeros_like(share), share, 1 - share]).unsqueeze(0)
+
+    def q_matrix(self, t: int) -> Tensor:
+        """Return ``Q_t``, float64 ``(K, K)``, for looking and for tests.
+
+        Args:
+            t: 1..T.
+
+        Raises:
+            IndexError: t is not in 1..T.
+        """
+        keep, base, mask = self.steps[self._check_time(t, least=1), :3]
+        return self._matrix(keep, base, mask)
+
+    def q_bar_matrix(self, t: int) -> Tensor:
+        """Return ``Qbar_t = Q_1 ... Q_t``, float64 ``(K, K)``, for looking and for tests.
+
+        Args:
+            t: 0..T; ``Qbar_0`` is the identity.
+
+        Raises:
+            IndexError: t is not in 0..T.
+        """
+        return self._matrix(*self.products[self._check_time(t, least=0)])
+
+    def extra_repr(self) -> str:
+        """Return the family and its sizes, for ``repr``."""
+        mask = f", mask_id={self.mask_id}" if self.mask_id >= 0 else ""
+        return f"{self.family}, num_classes={self.num_classes}, num_steps={self.num_steps}{mask}"
+
+    def _matrix(self, keep: Tensor, base: Tensor, mask: Tensor) -> Tensor:
+        eye = torch.eye(self.num_classes, dtype=torch.float64, device=keep.device)
+        return keep * eye + self._spread_vector(base, mask)
+
+    def _spread_vector(self, base: Tensor, mask: Tensor) -> Tensor:
+        vector = self.base
+        if vector is None:
+            vector = base.new_full((self.num_classes,), 1 / self.num_classes)
+        vector = base * vector
+        if self.mask_id >= 0:
+            vector[self.mask_id] += mask
+        return vector
+
+    def _check_time(self, t: int, least: int) -> int:
+        if not least <= t <= self.num_steps:
+            raise IndexError(f"t must lie in [{least}, {self.num_steps}], got {t}")
+        return t
+
+    def _keep_bits(self, name: str, values: Tensor | None) -> None:
+        bits = None if values is None else values.contiguous().view(torch.int64)
+        self.register_buffer(name, bits, persistent=False)
+
+    def _read_bits(self, name: str) -> Tensor | None:
+        bits = cast("Tensor | None", getattr(self, name))
+        return None if bits is None else bits.view(torch.float64)
+
+
+def uniform(num_classes: int, betas: ArrayLike) -> RankOneTransition:
+    """Return ``Q_t = (1 - beta_t) I + beta_t 1 1^T / K`` (D3PM, appendix A.2.1).
+
+    Args:
+        num_classes: K, at least 2.
+        betas: ``(T,)``, see :mod:`d3pm_fast.schedules`.
+
+    Raises:
+        ValueError: fewer than 2 classes, or betas outside [0, 1].
+    """
+    num_classes = check_count("num_classes", num_classes, least=2)
+    return RankOneTransition("uniform", num_classes, betas, base=None, base_share=1.0)
+
+
+def absorbing(num_classes: int, betas: ArrayLike, mask_id: int) -> RankOneTransition:
+    """Return ``Q_t = (1 - beta_t) I + beta_t 1 e_mask^T`` (D3PM, appendix A.2.2).
+
+    Args:
+        num_classes: K, at least 2, the mask counted in.
+        betas: ``(T,)``, see :mod:`d3pm_fast.schedules`; :func:`~d3pm_fast.schedules.jsd` is
+            the paper's.
+        mask_id: the mask's class, in [0, K).
+
+    Raises:
+        ValueError: fewer than 2 classes, or betas outside [0, 1].
+        IndexError: ``mask_id`` is not a class.
+    """
+    num_classes = check_count("num_classes", num_classes, least=2)
+    mask_id = check_class("mask_id", mask_id, num_classes)
+    return RankOneTransition("absorbing", num_classes, betas, None, 0.0, mask_id)
+
+
+def marginal(num_classes: int, betas: ArrayLike, pi: ArrayLike) -> RankOneTransition:
+    """Return ``Q_t = (1 - beta_t) I + beta_t 1 pi^T``: any stationary vector, data marginals say.
+
+    Source: Vignac et al. 2023 (DiGress), section 4.1.
+
+    Args:
+        num_classes: K, at least 2.
+        betas: ``(T,)``, see :mod:`d3pm_fast.schedules`.
+        pi: ``(K,)``, not negative, summing to 1 within 1e-6 (and divided by its float64 sum);
+            zeros are legal: the chain never enters such a class.
+
+    Raises:
+        ValueError: wrong shape, a negative or infinite entry, or a sum that is not 1.
+    """
+    num_classes = check_count("num_classes", num_classes, least=2)
+    base = torch.as_tensor(pi).detach().to("cpu", torch.float64, copy=True)
+    if base.shape != (num_classes,):
+        raise ValueError(f"pi must have shape ({num_classes},), got {tuple(base.shape)}")
+    if not bool((base >= 0).all() & base.isfinite().all()):
+        raise ValueError(f"pi must be finite and not negative, its least entry is {base.min():g}")
+    if abs(float(base.sum()) - 1) > 1e-6:
+        raise ValueError(f"pi must sum to 1 within 1e-6, its sum is {float(base.sum()):.9g}")
+    return RankOneTransition("marginal", num_classes, betas, base / base.sum(), base_share=1.0)
+
+
+def mask_and_uniform(
+    num_classes: int, betas: ArrayLike, mask_id: int, uniform_share: float | ArrayLike = 0.1
+) -> RankOneTransition:
+    """Return ``Q_t = (1 - beta_t) I + beta_t 1 (g_t 1/K + (1 - g_t) e_mask)^T``.
+
+    Source: D3PM, appendix A.2.6; one step of it is BERT's corruption. A masked token may be
+    redrawn like any other.
+
+    Args:
+        num_classes: K, at least 2, the mask counted in.
+        betas: ``(T,)``, see :mod:`d3pm_fast.schedules`.
+        mask_id: the mask's class, in [0, K).
+        uniform_share: g, in [0, 1]: one number, or ``(T,)`` for one of each step.
+
+    Raises:
+        ValueError: fewer than 2 classes, betas or shares outside [0, 1], or of unequal length.
+        IndexError: ``mask_id`` is not a class.
+    """
+    num_classes = check_count("num_classes", num_classes, least=2)
+    mask_id = check_class("mask_id", mask_id, num_classes)
+    share: float | Tensor
+    if isinstance(uniform_share, (int, float)):
+        share = float(check_probability("uniform_share", uniform_share))
+    else:
+        share = check_probabilities("uniform_share", uniform_share)
+        if len(share) != len(betas):
+            raise ValueError(
+                f"uniform_share must have one entry a step, {len(betas)}, got {len(share)}"
+            )
+    return RankOneTransition("mask_and_uniform", num_classes, betas, None, share, mask_id)
+
+
+def _running_spread(betas: Tensor, share: Tensor) -> Tensor:
+    """Return ``Wbar_t = a_t Wbar_{t-1} + w_t``, float64 ``(T,)``: a sum of positive terms."""
+    running, total = 0.0, []
+    for beta, part in zip(betas.tolist(), share.tolist(), strict=True):
+        running = (1 - beta) * running + beta * part
+        total.append(running)
+    return torch.tensor(total, dtype=torch.float64)
+
+
+def _cdf(base: Tensor) -> Tensor:
+    running = base.cumsum(0)
+    # Every class from the last possible one on reads 1: no number below 1 can pass it.
+    running[int(base.nonzero()[-1]) :] = 1.0
+    return running
