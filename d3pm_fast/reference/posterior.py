@@ -55,5 +55,10 @@ def log_p_posterior(
     tilted. Direct: ``p = s`` for the step to s = 0.
     """
     log_s = step.tilt(log_x0, x_t) if posterior_mean else log_x0
-    log_p = torch.log_softmax(step.log_q_column(x_t) + step.log_predicted(log_s), dim=-1)
+    log_column = step.log_q_column(x_t)
+    # Where nothing but x_t leads to x_t, the step stays there, also where s forbids x_t.
+    possible = log_column > -torch.inf
+    alone = possible.sum(dim=-1, keepdim=True) == 1
+    log_joint = (log_column + step.log_predicted(log_s)).where(~alone, 0)
+    log_p = torch.log_softmax(log_joint, dim=-1).where(~alone, log_column.where(~possible, 0))
     return log_x0.where((step.target_time == 0) & direct, log_p)

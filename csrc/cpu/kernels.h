@@ -1,0 +1,175 @@
+// The CPU kernels: what module.cpp binds and the other files of this folder define.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+
+#include "../rank_one.h"
+
+namespace d3pm {
+
+struct BFloat16 {
+  uint16_t bits;
+};
+struct Float16 {
+  uint16_t bits;
+};
+
+enum class Type { float32, float64, bfloat16, float16 };
+enum class Target { baseline, avx2, avx512 };
+
+// The best set of vector instructions this machine has, or the lesser one that D3PM_FAST_ISA
+// (baseline, avx2, avx512) asks for.
+Target best_target();
+
+// Tokens, and for each of num_rows runs of them the row of the table with its step.
+struct Chain {
+  int64_t num_tokens, num_classes;
+  const int64_t* rows;
+  int64_t num_rows;
+  const double* table;
+  int64_t table_size;
+  const void* pi;  // in the type of the calculation; null for 1/K
+  int64_t mask_id;
+
+  // The coefficients of a token's step; null where there is none.
+  const StepCoefficients* step(int64_t token) const {
+    const int64_t row = rows[token / (num_tokens / num_rows)];
+    if (row < 0 || row >= table_size) return nullptr;
+    const auto* found = reinterpret_cast<const StepCoefficients*>(table) + row;
+    return found->keep == found->keep ? found : nullptr;
+  }
+
+  bool is_class(int64_t value) const { return value >= 0 && value < num_classes; }
+
+  template <class Real>
+  Vector<Real> vector() const {
+    return {static_cast<const Real*>(pi), 1.0 / static_cast<double>(num_classes), mask_id};
+  }
+};
+
+struct Model {
+  bool posterior_mean, direct;
+
+  bool predicts_x0(const StepCoefficients& step) const {
+    return direct && step.target_time == 0;
+  }
+};
+
+struct Loss {
+  Chain chain;
+  Model model;
+  const void* logits;
+  const int64_t *x0, *x_t;
+  const uint8_t* mask;  // null where every token counts
+  double vb_weight, ce_weight, grad_scale;
+  void* loss;
+  void* grad;  // null where no gradient is wanted
+  int num_threads;
+};
+
+struct QPosterior {
+  Chain chain;
+  const int64_t *x0, *x_t;
+  void* out;
+  int num_threads;
+};
+
+// Log-probabilities, or with `upstream` their gradient with respect to the logits.
+struct PPosterior {
+  Chain chain;
+  Model model;
+  const void *logits, *upstream;
+  const int64_t* x_t;
+  void* out;
+  int num_threads;
+};
+
+struct Random {
+  const int64_t* seeds;
+  int64_t num_seeds, step;
+};
+
+// `chain.table` holds rows of three numbers here: A, W, M of Qbar_t = A I + 1 (W pi + M e)^T.
+struct QSample {
+  Chain chain;
+  const double* cdf;  // of pi; null for 1/K
+  Random random;
+  const int64_t* x;
+  int64_t* out;
+  int num_threads;
+};
+
+struct PSample {
+  Chain chain;
+  const double* cdf;
+  Model model;
+  Random random;
+  const void* logits;
+  const int64_t* x_t;
+  int64_t* out;
+  int num_threads;
+};
+
+// All return whether an index was out of its range; such a token's result is NaN, or x itself
+// for a draw.
+bool run(Type type, const Loss& call);
+bool run(Type type, const QPosterior& call);
+bool run(Type type, const PPosterior& call);
+bool run(const QSample& call);
+bool run(Type type, const PSample& call);
+
+// Memory of one thread's own, aligned for any vector.
+template <class Real>
+class Scratch {
+ public:
+  explicit Scratch(int64_t size) : memory_(new Real[size + kAlign / sizeof(Real)]) {
+    void* start = memory_.get();
+    size_t space = size * sizeof(Real) + kAlign;
+    data_ = static_cast<Real*>(std::align(kAlign, size * sizeof(Real), start, space));
+  }
+  Real* data() const { return data_; }
+
+ private:
+  static constexpr size_t kAlign = 64;
+  std::unique_ptr<Real[]> memory_;
+  Real* data_;
+};
+
+// Calls body(begin, end) on pieces of [0, size) from several threads and returns whether any
+// call did. `cost` estimates the elements that the whole touches.
+template <class Body>
+bool parallel(int64_t size, double cost, int num_threads, const Body& body) {
+  const int threads = cost < 32768 ? 1 : num_threads;
+  const int64_t pieces = threads == 1 ? 1 : std::min<int64_t>(size, threads * 16);
+  int bad = 0;
+#pragma omp parallel for num_threads(threads) schedule(dynamic) reduction(| : bad) if (threads > 1)
+  for (int64_t piece = 0; piece < pieces; ++piece)
+    bad |= body(size * piece / pieces, size * (piece + 1) / pieces);
+  return bad != 0;
+}
+
+// Runs Kernel::call<Element>(call, begin, end) over all tokens.
+template <class Kernel, class Call>
+bool run_rows(Type type, const Call& call) {
+  const auto run_as = [&](auto element) {
+    using Element = decltype(element);
+    const double cost =
+        static_cast<double>(call.chain.num_tokens) * static_cast<double>(call.chain.num_classes);
+    return parallel(call.chain.num_tokens, cost, call.num_threads,
+                    [&](int64_t begin, int64_t end) {
+                      return Kernel::template call<Element>(call, begin, end);
+                    });
+  };
+  switch (type) {
+    case Type::float32: return run_as(float{});
+    case Type::float64: return run_as(double{});
+    case Type::bfloat16: return run_as(BFloat16{});
+    default: return run_as(Float16{});
+  }
+}
+
+}  // namespace d3pm

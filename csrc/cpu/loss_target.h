@@ -1,0 +1,236 @@
+// The loss of a run of tokens and its gradient, for one set of vector instructions.
+//
+// Tokens are collected in blocks. Along a row of K classes the vectors hold classes; between
+// two passes over the rows they hold the block's tokens, so that the scalar mathematics of a
+// token (LossRow) costs a fraction of a vector instruction each.
+
+#include "../loss_row.h"
+#include "row.h"
+
+template <class Element, bool kGrad>
+class LossBlock {
+  using Real = typename Memory<Element>::Real;
+  using V = typename VectorOf<Real>::Type;
+  using M = Math<Real>;
+  static constexpr int kWidth = kLanes<Real>;
+  static constexpr int kCapacity = 16;
+  static constexpr int kGroups = (kCapacity + kWidth - 1) / kWidth;
+  using Row = LossRow<M>;
+
+ public:
+  LossBlock(const Loss& call)
+      : call_(call),
+        classes_(call.chain.num_classes),
+        row_(call.chain),
+        padded_(row_.padded),
+        vector_(call.chain.template vector<Real>()),
+        capacity_(std::max<int64_t>(1, std::min<int64_t>(kCapacity, 4096 / padded_))),
+        scratch_(2 * capacity_ * padded_) {
+    std::memset(static_cast<void*>(rows_), 0, sizeof(rows_));
+  }
+
+  // Takes in one token, or settles it at once where its row need not be read.
+  bool add(int64_t token) {
+    const Chain& chain = call_.chain;
+    if (call_.mask && !call_.mask[token]) return settle(token, 0), false;
+    const int64_t x0 = call_.x0[token], x_t = call_.x_t[token];
+    const StepCoefficients* step = chain.step(token);
+    if (!step || !chain.is_class(x0) || !chain.is_class(x_t)) return settle(token, NAN), true;
+
+    const bool same = x0 == x_t;
+    const double u = vector_(step->base, step->mask, x_t);
+    const double bar_x0 = vector_(step->bar_base, step->bar_mask, x0);
+    const double bar_xt = vector_(step->bar_base, step->bar_mask, x_t);
+    if (u + step->keep * (bar_xt + (same ? step->bar_keep : 0)) == 0)
+      return settle(token, NAN), false;  // an impossible pair
+    const bool direct = call_.model.predicts_x0(*step);
+    const double vb = direct || u == 0 ? 0 : call_.vb_weight;
+    const double ce = call_.ce_weight + (direct ? call_.vb_weight : 0);
+    if (vb == 0 && ce == 0) return settle(token, 0), false;
+
+    const int64_t mask_id = chain.mask_id;
+    const bool apart = mask_id >= 0 && mask_id != x0 && mask_id != x_t;
+    const bool tilted = call_.model.posterior_mean && !direct;
+    const int i = size_++;
+    token_[i] = token;
+    mask_[i] = apart ? mask_id : -1;
+    curved_[i] = vb != 0 && step->bar_base > M::tiny;
+    set(i, &Row::keep, step->keep);
+    set(i, &Row::spread, u);
+    set(i, &Row::bar_keep, step->bar_keep);
+    set(i, &Row::bar_base, step->bar_base);
+    set(i, &Row::bar_x0, bar_x0);
+    set(i, &Row::bar_xt, bar_xt);
+    set(i, &Row::bar_mask, apart ? vector_(step->bar_base, step->bar_mask, mask_id) : 0);
+    set(i, &Row::same, same);
+    set(i, &Row::tilt,
+        tilted ? posterior_mean_tilt(step->keep, u, step->bar_keep, bar_xt) : 1.0);
+    set(i, &Row::vb, vb);
+    set(i, &Row::ce, ce);
+    if (size_ == capacity_) flush();
+    return false;
+  }
+
+  void flush() {
+    for (int i = 0; i < size_; ++i) exponentials(i);
+    for (int g = 0; g * kWidth < size_; ++g) rows_[g].solve();
+    for (int i = 0; i < size_; ++i)
+      if (curved_[i]) curvature(i);
+    for (int g = 0; g * kWidth < size_; ++g) rows_[g].finish();
+    Real* loss = static_cast<Real*>(call_.loss);
+    for (int i = 0; i < size_; ++i) {
+      loss[token_[i]] = get(i, &Row::loss);
+      if (kGrad) gradient(i);
+    }
+    size_ = 0;
+  }
+
+ private:
+  Real get(int i, V Row::*field) const { return (rows_[i / kWidth].*field)[i % kWidth]; }
+
+  template <class Scalar>
+  void set(int i, V Row::*field, Scalar value) {
+    (rows_[i / kWidth].*field)[i % kWidth] = static_cast<Real>(value);
+  }
+
+  Real* exps(int i) { return scratch_.data() + 2 * i * padded_; }
+  Real* slants(int i) { return exps(i) + padded_; }
+  int64_t x0(int i) const { return call_.x0[token_[i]]; }
+  int64_t x_t(int i) const { return call_.x_t[token_[i]]; }
+
+  void settle(int64_t token, Real value) {
+    static_cast<Real*>(call_.loss)[token] = value;
+    if (!kGrad) return;
+    Element* grad = static_cast<Element*>(call_.grad) + token * classes_;
+    const V fill = splat<Real>(value);
+    int64_t j = 0;
+    for (; j + kWidth <= classes_; j += kWidth) write(grad + j, fill);
+    if (j < classes_) write_some(grad + j, fill, classes_ - j);
+  }
+
+  void exponentials(int i) {
+    const Element* logits = static_cast<const Element*>(call_.logits) + token_[i] * classes_;
+    Real* e = exps(i);
+    const Real top = row_.exponentials(logits, token_[i], e);
+    set(i, &Row::below_top, top - read_one(logits + x0(i)));
+    set(i, &Row::e_x0, e[x0(i)]);
+    set(i, &Row::e_xt, e[x_t(i)]);
+    set(i, &Row::e_mask, mask_[i] < 0 ? Real(0) : e[mask_[i]]);
+    fill_special(i, [](int64_t) { return Real(0); });
+    set(i, &Row::e_rest, row_.sum(e));
+  }
+
+  template <class Value>
+  void fill_special(int i, Value value) {
+    Real* e = exps(i);
+    e[x0(i)] = value(x0(i));
+    e[x_t(i)] = value(x_t(i));
+    if (mask_[i] >= 0) e[mask_[i]] = value(mask_[i]);
+  }
+
+  // Sums of pi phi(g) and pi h over the classes that are not special. The special classes and
+  // the padding are given the e at which g = 0: both sums are flat there.
+  void curvature(int i) {
+    const Real slope = get(i, &Row::slope), shift = get(i, &Row::shift);
+    const Real ratio = get(i, &Row::ratio);
+    const Real neutral = slope > 0 ? -shift / slope : 0;
+    Real* e = exps(i);
+    Real* h = slants(i);
+    double sum_phi = 0, sum_h = 0;
+    if (const Real* pi = vector_.pi) {
+      fill_special(i, [=](int64_t j) { return neutral * pi[j]; });
+      for (int64_t begin = 0; begin < padded_; begin += 1024) {
+        const int64_t end = std::min<int64_t>(padded_, begin + 1024);
+        V phis = V{}, hs = V{};
+        for (int64_t j = begin; j < end; j += kWidth) {
+          const V p = j + kWidth <= classes_ ? load<V>(pi + j)
+                                             : read_some(pi + j, classes_ - j, Real(0));
+          const V lift = slope * load<V>(e + j) / p;
+          const V y = ratio + lift, g = shift + lift;
+          const auto reachable = p > Real(0);
+          const V slant = reachable ? g / y : splat<Real>(1);
+          phis += reachable ? p * M::phi(g, y) : slope * load<V>(e + j);
+          hs += p * slant;
+          store(h + j, slant);
+        }
+        sum_phi += sum_lanes<Real>(phis);
+        sum_h += sum_lanes<Real>(hs);
+      }
+    } else {
+      const Real uniform = static_cast<Real>(vector_.uniform);
+      const Real steep = slope * static_cast<Real>(classes_);
+      fill_special(i, [=](int64_t) { return neutral * uniform; });
+      for (int64_t j = classes_; j < padded_; ++j) e[j] = neutral * uniform;
+      for (int64_t begin = 0; begin < padded_; begin += 1024) {
+        const int64_t end = std::min<int64_t>(padded_, begin + 1024);
+        V phis = V{}, hs = V{};
+        for (int64_t j = begin; j < end; j += kWidth) {
+          const V lift = steep * load<V>(e + j);
+          const V y = ratio + lift, g = shift + lift;
+          phis += M::phi(g, y);
+          if (kGrad) {
+            const V slant = g / y;
+            hs += slant;
+            store(h + j, slant);
+          }
+        }
+        sum_phi += sum_lanes<Real>(phis);
+        sum_h += sum_lanes<Real>(hs);
+      }
+      sum_phi *= vector_.uniform;
+      sum_h *= vector_.uniform;
+    }
+    set(i, &Row::sum_phi, sum_phi);
+    set(i, &Row::sum_h, sum_h);
+  }
+
+  void gradient(int i) {
+    const Real scale = static_cast<Real>(call_.grad_scale);
+    const Real steep = get(i, &Row::steep) * scale, flat = get(i, &Row::flat) * scale;
+    const Real* e = exps(i);
+    const Real* h = slants(i);
+    Element* grad = static_cast<Element*>(call_.grad) + token_[i] * classes_;
+    const int64_t full = classes_ / kWidth * kWidth;
+    if (curved_[i]) {
+      for (int64_t j = 0; j < full; j += kWidth)
+        write(grad + j, load<V>(e + j) * (steep * load<V>(h + j) + flat));
+      if (full < classes_)
+        write_some(grad + full, load<V>(e + full) * (steep * load<V>(h + full) + flat),
+                   classes_ - full);
+    } else {
+      const Real even = steep + flat;
+      for (int64_t j = 0; j < full; j += kWidth) write(grad + j, load<V>(e + j) * even);
+      if (full < classes_) write_some(grad + full, load<V>(e + full) * even, classes_ - full);
+    }
+    if (mask_[i] >= 0) write_one(grad + mask_[i], get(i, &Row::grad_mask) * scale);
+    write_one(grad + x_t(i), get(i, &Row::grad_xt) * scale);
+    write_one(grad + x0(i), get(i, &Row::grad_x0) * scale);
+  }
+
+  const Loss& call_;
+  const int64_t classes_;
+  const RowReader<Element> row_;
+  const int64_t padded_;
+  const Vector<Real> vector_;
+  const int capacity_;
+  const Scratch<Real> scratch_;
+  int size_ = 0;
+  int64_t token_[kCapacity], mask_[kCapacity];
+  bool curved_[kCapacity];
+  Row rows_[kGroups];
+};
+
+template <class Element, bool kGrad>
+bool loss_of_tokens(const Loss& call, int64_t begin, int64_t end) {
+  LossBlock<Element, kGrad> block(call);
+  bool bad = false;
+  for (int64_t token = begin; token < end; ++token) bad |= block.add(token);
+  block.flush();
+  return bad;
+}
+
+template <class Element>
+static bool loss(const Loss& call, int64_t begin, int64_t end) {
+  return call.grad ? loss_of_tokens<Element, true>(call, begin, end)
+                   : loss_of_tokens<Element, false>(call, begin, end);
+}

@@ -1,0 +1,131 @@
+// The loss of one token of a rank-one chain, free of epsilons and of cancellation; rank_one.h
+// has the notation. Included inside the namespace of each target, so without a guard.
+//
+// With g_j = p_j / q_j - 1 and phi(g) = g - log(1 + g) >= 0,
+//   KL(q || p) = sum_j q_j phi(g_j)         (p_j where q_j = 0)
+//   dKL/dlogit_i = A s_i r_i + s_i R,  r_j = (u + a [j = x_t]) / Z * h_j,  R = sum_j ub_j r_j
+// where h_j = g_j / (1 + g_j), and 1 where q_j = 0. Every g_j below is written as a product or
+// a sum of terms of one sign, so that the loss and its gradient keep their digits as p tends
+// to q.
+
+// One token's loss and gradient, in three strokes: the caller fills the first two groups from
+// the step and from a pass over the row, calls solve(), sums phi and h over the other classes
+// with `slope` and `shift`, and calls finish(). V is a scalar or a vector of tokens; Math has
+// its select, log, log1p and phi.
+template <class Math>
+struct LossRow {
+  using V = typename Math::V;
+
+  // The step.
+  V keep, spread, bar_keep, bar_base, bar_x0, bar_xt, bar_mask, same, tilt, vb, ce;
+  // The row: exp(logit - top) at x_0, x_t, the mask (0 where it is one of the two) and summed
+  // over the rest; top - logit[x_0].
+  V e_x0, e_xt, e_mask, e_rest, below_top;
+  // For class j of the rest, with weight pi_j: 1 + g_j = ratio + slope e_j / pi_j, and
+  // g_j = shift + slope e_j / pi_j.
+  V ratio, shift, slope;
+  // Sums over the rest: pi_j phi(g_j) and pi_j h_j.
+  V sum_phi, sum_h;
+  // The result. The gradient of class j of the rest is e_j (steep h_j + flat).
+  V loss, steep, flat, grad_x0, grad_xt, grad_mask;
+
+  D3PM_HOST_DEVICE void solve() {
+    const V one = Math::splat(1), zero = Math::splat(0);
+    const auto is_same = same > zero;
+    const V raw_xt = Math::select(is_same, zero, e_xt);
+    others_ = e_rest + e_mask + raw_xt;
+    sum_ = e_x0 + others_;
+    // sum >= 1; where x_0 has the largest logit, sum - 1 is `others` to the last digit.
+    const V beyond = Math::select(below_top == zero, others_, sum_ - one);
+    cross_entropy_ = below_top + Math::log1p(beyond);
+
+    const V tilt_x0 = Math::select(is_same, tilt, one);
+    const V t_x0 = e_x0 * tilt_x0;
+    const V t_xt = raw_xt * tilt;
+    const V t_others = e_rest + e_mask + t_xt;
+    inv_ = one / (t_x0 + t_others);
+    s_x0_ = t_x0 * inv_;
+    s_xt_ = t_xt * inv_;
+    s_mask_ = e_mask * inv_;
+    const V not_x0 = t_others * inv_;
+
+    d_x0_ = bar_keep + bar_x0;
+    f_x0_ = bar_keep * s_x0_ + bar_x0;
+    const V d_xt = Math::select(is_same, d_x0_, bar_xt);
+    f_xt_ = Math::select(is_same, f_x0_, bar_keep * s_xt_ + bar_xt);
+    z_ = spread + keep * f_xt_;
+    zq_ = spread + keep * d_xt;
+    ratio = zq_ / z_;
+    shift = keep * bar_keep * Math::select(is_same, not_x0, -s_xt_) / z_;
+    slope = ratio * bar_keep * inv_ / bar_base;
+
+    const V fall = Math::select(is_same, spread * not_x0,
+                                not_x0 * (spread + keep * bar_xt) + keep * d_x0_ * s_xt_);
+    g_x0_ = Math::select(d_x0_ > zero, -bar_keep * fall / (d_x0_ * z_), zero);
+    log_s_x0_ = -cross_entropy_ + Math::log(tilt_x0 * sum_ * inv_);
+  }
+
+  D3PM_HOST_DEVICE void finish() {
+    const V zero = Math::splat(0), one = Math::splat(1), tiny = Math::splat(Math::tiny);
+    const auto is_same = same > zero;
+
+    // x_0. Where ub = 0 its ratio is that of s, whose logarithm outlives its underflow.
+    const V c_x0 = spread + Math::select(is_same, keep, zero);
+    const V q_x0 = c_x0 / zq_ * d_x0_;
+    const auto has_x0 = bar_x0 > tiny;
+    const V r_x0 = f_x0_ / d_x0_ * ratio;
+    const V far = g_x0_ - log_s_x0_ - Math::log1p(shift);
+    const V phi_x0 = Math::select((bar_x0 <= tiny) & (g_x0_ < Math::splat(-0.5)), far,
+                                  Math::phi(g_x0_, r_x0));
+    const V w_x0 = Math::select(has_x0, bar_keep * s_x0_ / f_x0_, one);
+    const V term_x0 = Math::select(q_x0 > zero, q_x0 * phi_x0, zero);
+    const V pull_x0 = q_x0 * g_x0_ * w_x0;
+    const V r_sum_x0 = Math::select(has_x0, c_x0 / z_ * bar_x0 * g_x0_ / r_x0, zero);
+
+    // x_t, where it is another class.
+    const auto has_xt = bar_xt > tiny;
+    const V c_xt = spread + keep;
+    const V g_xt = spread / bar_xt * (bar_keep * s_xt_ / z_);
+    const V r_xt = f_xt_ / bar_xt * ratio;
+    const V h_xt = Math::select(has_xt, g_xt / r_xt, one);
+    const V term_xt = Math::select(has_xt, c_xt / zq_ * bar_xt * Math::phi(g_xt, r_xt),
+                                   c_xt / z_ * f_xt_);
+    const V pull_xt = c_xt / z_ * bar_keep * s_xt_ * h_xt;
+    const V r_sum_xt = c_xt / z_ * bar_xt * h_xt;
+
+    // The mask, where it is neither.
+    const auto has_mask = bar_mask > tiny;
+    const V lift = ratio * bar_keep * s_mask_ / bar_mask;
+    const V r_mask = ratio + lift;
+    const V h_mask = Math::select(has_mask, (shift + lift) / r_mask, one);
+    const V term_mask =
+        Math::select(has_mask, spread / zq_ * bar_mask * Math::phi(shift + lift, r_mask),
+                     spread / z_ * bar_keep * s_mask_);
+    const V pull_mask = spread / z_ * bar_keep * s_mask_ * h_mask;
+    const V r_sum_mask = spread / z_ * bar_mask * h_mask;
+
+    const auto has_base = bar_base > tiny;
+    const V term_rest = Math::select(has_base, spread / zq_ * bar_base * sum_phi,
+                                     spread / z_ * bar_keep * e_rest * inv_);
+    const V r_sum_rest = Math::select(has_base, spread / z_ * bar_base * sum_h, zero);
+
+    const V divergence = term_x0 + Math::select(is_same, zero, term_xt) + term_mask + term_rest;
+    const V r_sum = r_sum_x0 + Math::select(is_same, zero, r_sum_xt) + r_sum_mask + r_sum_rest;
+
+    const auto bound = vb != zero;
+    const auto hybrid = ce != zero;
+    loss = Math::select(bound, vb * divergence, zero) +
+           Math::select(hybrid, ce * cross_entropy_, zero);
+    const V common = Math::select(bound, vb * r_sum, zero);
+    const V share = ce / sum_;
+    steep = Math::select(bound, vb * (spread / z_) * bar_keep * inv_, zero);
+    flat = common * inv_ + share;
+    grad_x0 = Math::select(bound, vb * pull_x0, zero) + common * s_x0_ - share * others_;
+    grad_xt = Math::select(bound, vb * pull_xt, zero) + common * s_xt_ + share * e_xt;
+    grad_mask = Math::select(bound, vb * pull_mask, zero) + common * s_mask_ + share * e_mask;
+  }
+
+ private:
+  V others_, sum_, cross_entropy_, inv_, s_x0_, s_xt_, s_mask_;
+  V d_x0_, f_x0_, f_xt_, z_, zq_, g_x0_, log_s_x0_;
+};

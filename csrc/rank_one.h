@@ -1,0 +1,48 @@
+// One step of a rank-one chain, as all kernels see it.
+//
+// Notation: Q = Q_{s->t} = a I + 1 u^T, Qbar = Qbar_s = A I + 1 ub^T, s_j = softmax(logits)_j,
+//   f_j = A s_j + ub_j            what the model says of x_s before it sees x_t
+//   d_j = A [j = x_0] + ub_j      the truth in its place
+//   Z = u + a f[x_t],  Zq = u + a d[x_t]   with u = u[x_t]
+//   p_j = (u + a [j = x_t]) f_j / Z,  q_j = (u + a [j = x_t]) d_j / Zq.
+//
+// The posterior mean is the joint model of a tilted s: s[x_t] times Qbar_t[j, x_t] /
+// Qbar_t[x_t, x_t] for any j != x_t, normalized.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#if defined(__CUDACC__)
+#define D3PM_HOST_DEVICE __host__ __device__
+#else
+#define D3PM_HOST_DEVICE
+#endif
+
+namespace d3pm {
+
+// A row of the table of steps, see RankOneTransition.coefficients.
+struct StepCoefficients {
+  double keep, base, mask, bar_keep, bar_base, bar_mask, target_time;
+};
+
+// The vector u_j = base pi_j + mask [j = mask_id]; pi is 1/K where the pointer is null.
+template <class Real>
+struct Vector {
+  const Real* pi;
+  double uniform;
+  int64_t mask_id;
+
+  D3PM_HOST_DEVICE double operator()(double base, double mask, int64_t j) const {
+    return base * (pi ? static_cast<double>(pi[j]) : uniform) + (j == mask_id ? mask : 0.0);
+  }
+};
+
+// Qbar_t[x_t, x_t]-tilt of s[x_t]; 1 where no other class than x_t can lead to x_t.
+D3PM_HOST_DEVICE inline double posterior_mean_tilt(double a, double u, double bar_keep,
+                                                   double bar_xt) {
+  const double other = a * bar_xt + u;
+  return other > 0 ? other / (a * bar_keep + other) : 1.0;
+}
+
+}  // namespace d3pm
