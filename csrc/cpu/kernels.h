@@ -35,20 +35,39 @@ struct Chain {
   const void* pi;  // in the type of the calculation; null for 1/K
   int64_t mask_id;
 
-  // The coefficients of a token's step; null where there is none.
-  const StepCoefficients* step(int64_t token) const {
-    const int64_t row = rows[token / (num_tokens / num_rows)];
-    if (row < 0 || row >= table_size) return nullptr;
-    const auto* found = reinterpret_cast<const StepCoefficients*>(table) + row;
-    return found->keep == found->keep ? found : nullptr;
-  }
-
   bool is_class(int64_t value) const { return value >= 0 && value < num_classes; }
 
   template <class Real>
   Vector<Real> vector() const {
     return {static_cast<const Real*>(pi), 1.0 / static_cast<double>(num_classes), mask_id};
   }
+};
+
+// Looks up the steps of tokens that come in rising order.
+class StepCursor {
+ public:
+  explicit StepCursor(const Chain& chain)
+      : chain_(chain), run_(chain.num_tokens / chain.num_rows) {}
+
+  // The coefficients of a token's step; null where there is none.
+  const StepCoefficients* operator()(int64_t token) {
+    if (token >= end_) {
+      const int64_t run = token / run_, row = chain_.rows[run];
+      end_ = (run + 1) * run_;
+      step_ = nullptr;
+      if (row >= 0 && row < chain_.table_size) {
+        const auto* found = reinterpret_cast<const StepCoefficients*>(chain_.table) + row;
+        if (found->keep == found->keep) step_ = found;
+      }
+    }
+    return step_;
+  }
+
+ private:
+  const Chain& chain_;
+  const int64_t run_;
+  int64_t end_ = 0;
+  const StepCoefficients* step_ = nullptr;
 };
 
 struct Model {

@@ -24,6 +24,8 @@ class LossBlock {
         row_(call.chain),
         padded_(row_.padded),
         vector_(call.chain.template vector<Real>()),
+        uniform_(static_cast<Real>(vector_.uniform)),
+        step_of_(call.chain),
         capacity_(std::max<int64_t>(1, std::min<int64_t>(kCapacity, 4096 / padded_))),
         scratch_(2 * capacity_ * padded_) {
     std::memset(static_cast<void*>(rows_), 0, sizeof(rows_));
@@ -34,7 +36,7 @@ class LossBlock {
     const Chain& chain = call_.chain;
     if (call_.mask && !call_.mask[token]) return settle(token, 0), false;
     const int64_t x0 = call_.x0[token], x_t = call_.x_t[token];
-    const StepCoefficients* step = chain.step(token);
+    const StepCoefficients* step = step_of_(token);
     if (!step || !chain.is_class(x0) || !chain.is_class(x_t)) return settle(token, NAN), true;
 
     const bool same = x0 == x_t;
@@ -93,19 +95,16 @@ class LossBlock {
     (rows_[i / kWidth].*field)[i % kWidth] = static_cast<Real>(value);
   }
 
-  Real* exps(int i) { return scratch_.data() + 2 * i * padded_; }
-  Real* slants(int i) { return exps(i) + padded_; }
+  Real* exps(int i) const { return scratch_.data() + 2 * i * padded_; }
+  Real* slants(int i) const { return exps(i) + padded_; }
   int64_t x0(int i) const { return call_.x0[token_[i]]; }
   int64_t x_t(int i) const { return call_.x_t[token_[i]]; }
 
   void settle(int64_t token, Real value) {
     static_cast<Real*>(call_.loss)[token] = value;
-    if (!kGrad) return;
-    Element* grad = static_cast<Element*>(call_.grad) + token * classes_;
-    const V fill = splat<Real>(value);
-    int64_t j = 0;
-    for (; j + kWidth <= classes_; j += kWidth) write(grad + j, fill);
-    if (j < classes_) write_some(grad + j, fill, classes_ - j);
+    if (kGrad)
+      row_.write(static_cast<Element*>(call_.grad) + token * classes_,
+                 [=](int64_t) { return splat<Real>(value); });
   }
 
   void exponentials(int i) {
@@ -116,69 +115,69 @@ class LossBlock {
     set(i, &Row::e_x0, e[x0(i)]);
     set(i, &Row::e_xt, e[x_t(i)]);
     set(i, &Row::e_mask, mask_[i] < 0 ? Real(0) : e[mask_[i]]);
-    fill_special(i, [](int64_t) { return Real(0); });
-    set(i, &Row::e_rest, row_.sum(e));
+    const Special special(*this, i);
+    set(i, &Row::e_rest, row_.sum_of([&](int64_t j) {
+      return special.replace(j, load<V>(e + j), V{});
+    }));
   }
 
-  template <class Value>
-  void fill_special(int i, Value value) {
-    Real* e = exps(i);
-    e[x0(i)] = value(x0(i));
-    e[x_t(i)] = value(x_t(i));
-    if (mask_[i] >= 0) e[mask_[i]] = value(mask_[i]);
-  }
+  // The classes of a token that LossRow treats on their own.
+  struct Special {
+    using Bits = typename VectorOf<Real>::Bits;
+    Bits x0, x_t, mask, end;
 
-  // Sums of pi phi(g) and pi h over the classes that are not special. The special classes and
-  // the padding are given the e at which g = 0: both sums are flat there.
+    Special(const LossBlock& block, int i)
+        : x0(at(block.x0(i))),
+          x_t(at(block.x_t(i))),
+          mask(at(block.mask_[i])),
+          end(at(block.classes_)) {}
+
+    // `values` of the classes from j on, with `other` where a class is special or no class.
+    V replace(int64_t j, const V& values, const V& other) const {
+      const Bits here = at(j) + iota<Real>();
+      return (here == x0) | (here == x_t) | (here == mask) | (here >= end) ? other : values;
+    }
+
+    static Bits at(int64_t j) { return Bits{} + static_cast<typename VectorOf<Real>::Int>(j); }
+  };
+
+  // Sums of pi phi(g) and pi h over the classes that are not special. All others are given the
+  // e at which g = 0 and so add nothing.
   void curvature(int i) {
     const Real slope = get(i, &Row::slope), shift = get(i, &Row::shift);
-    const Real ratio = get(i, &Row::ratio);
     const Real neutral = slope > 0 ? -shift / slope : 0;
-    Real* e = exps(i);
+    const V ratio = splat<Real>(get(i, &Row::ratio));
+    const Special special(*this, i);
+    const Real* e = exps(i);
     Real* h = slants(i);
     double sum_phi = 0, sum_h = 0;
-    if (const Real* pi = vector_.pi) {
-      fill_special(i, [=](int64_t j) { return neutral * pi[j]; });
-      for (int64_t begin = 0; begin < padded_; begin += 1024) {
-        const int64_t end = std::min<int64_t>(padded_, begin + 1024);
-        V phis = V{}, hs = V{};
+    for (int64_t begin = 0; begin < padded_; begin += kStretch) {
+      const int64_t end = std::min<int64_t>(padded_, begin + kStretch);
+      V phis = {}, hs = {};
+      if (vector_.pi)
         for (int64_t j = begin; j < end; j += kWidth) {
-          const V p = j + kWidth <= classes_ ? load<V>(pi + j)
-                                             : read_some(pi + j, classes_ - j, Real(0));
-          const V lift = slope * load<V>(e + j) / p;
-          const V y = ratio + lift, g = shift + lift;
+          const V p = j + kWidth <= classes_ ? load<V>(vector_.pi + j)
+                                             : read_some(vector_.pi + j, classes_ - j, Real(0));
+          const V rise = slope * special.replace(j, load<V>(e + j), neutral * p);
+          const V lift = rise / p, y = ratio + lift, g = shift + lift;
           const auto reachable = p > Real(0);
           const V slant = reachable ? g / y : splat<Real>(1);
-          phis += reachable ? p * M::phi(g, y) : slope * load<V>(e + j);
+          phis += reachable ? p * M::phi(g, y) : rise;
           hs += p * slant;
           store(h + j, slant);
         }
-        sum_phi += sum_lanes<Real>(phis);
-        sum_h += sum_lanes<Real>(hs);
-      }
-    } else {
-      const Real uniform = static_cast<Real>(vector_.uniform);
-      const Real steep = slope * static_cast<Real>(classes_);
-      fill_special(i, [=](int64_t) { return neutral * uniform; });
-      for (int64_t j = classes_; j < padded_; ++j) e[j] = neutral * uniform;
-      for (int64_t begin = 0; begin < padded_; begin += 1024) {
-        const int64_t end = std::min<int64_t>(padded_, begin + 1024);
-        V phis = V{}, hs = V{};
+      else
         for (int64_t j = begin; j < end; j += kWidth) {
-          const V lift = steep * load<V>(e + j);
-          const V y = ratio + lift, g = shift + lift;
-          phis += M::phi(g, y);
-          if (kGrad) {
-            const V slant = g / y;
-            hs += slant;
-            store(h + j, slant);
-          }
+          const V rise = slope * special.replace(j, load<V>(e + j), splat<Real>(neutral * uniform_));
+          const V lift = rise * static_cast<Real>(classes_), y = ratio + lift, g = shift + lift;
+          phis += uniform_ * M::phi(g, y);
+          if (!kGrad) continue;
+          const V slant = g / y;
+          hs += uniform_ * slant;
+          store(h + j, slant);
         }
-        sum_phi += sum_lanes<Real>(phis);
-        sum_h += sum_lanes<Real>(hs);
-      }
-      sum_phi *= vector_.uniform;
-      sum_h *= vector_.uniform;
+      sum_phi += sum_lanes<Real>(phis);
+      sum_h += sum_lanes<Real>(hs);
     }
     set(i, &Row::sum_phi, sum_phi);
     set(i, &Row::sum_h, sum_h);
@@ -190,17 +189,11 @@ class LossBlock {
     const Real* e = exps(i);
     const Real* h = slants(i);
     Element* grad = static_cast<Element*>(call_.grad) + token_[i] * classes_;
-    const int64_t full = classes_ / kWidth * kWidth;
     if (curved_[i]) {
-      for (int64_t j = 0; j < full; j += kWidth)
-        write(grad + j, load<V>(e + j) * (steep * load<V>(h + j) + flat));
-      if (full < classes_)
-        write_some(grad + full, load<V>(e + full) * (steep * load<V>(h + full) + flat),
-                   classes_ - full);
+      row_.write(grad, [&](int64_t j) { return load<V>(e + j) * (steep * load<V>(h + j) + flat); });
     } else {
       const Real even = steep + flat;
-      for (int64_t j = 0; j < full; j += kWidth) write(grad + j, load<V>(e + j) * even);
-      if (full < classes_) write_some(grad + full, load<V>(e + full) * even, classes_ - full);
+      row_.write(grad, [&](int64_t j) { return load<V>(e + j) * even; });
     }
     if (mask_[i] >= 0) write_one(grad + mask_[i], get(i, &Row::grad_mask) * scale);
     write_one(grad + x_t(i), get(i, &Row::grad_xt) * scale);
@@ -212,6 +205,8 @@ class LossBlock {
   const RowReader<Element> row_;
   const int64_t padded_;
   const Vector<Real> vector_;
+  const Real uniform_;
+  StepCursor step_of_;
   const int capacity_;
   const Scratch<Real> scratch_;
   int size_ = 0;

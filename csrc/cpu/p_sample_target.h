@@ -12,22 +12,23 @@ class RowSampler {
   using V = typename VectorOf<Real>::Type;
   using Wide = typename VectorOf<Real>::Wide;
   static constexpr int kWidth = kLanes<Real>;
-  static constexpr int kStretch = 64;  // classes between two entries of the running sum
+  static constexpr int kSpan = 64;  // classes between two entries of the running sum
 
  public:
   explicit RowSampler(const PSample& call)
       : call_(call),
         row_(call.chain),
         vector_(call.chain.template vector<double>()),
+        step_of_(call.chain),
         e_(row_.padded),
-        running_(row_.padded / kStretch + 1) {}
+        running_(row_.padded / kSpan + 1) {}
 
   bool draw(int64_t token) {
     const Chain& chain = call_.chain;
     const int64_t x_t = call_.x_t[token];
     int64_t& out = call_.out[token];
     out = x_t;
-    const StepCoefficients* step = chain.step(token);
+    const StepCoefficients* step = step_of_(token);
     if (!step || !chain.is_class(x_t)) return true;
 
     const double u = vector_(step->base, step->mask, x_t);
@@ -67,13 +68,13 @@ class RowSampler {
   // In double, so that a class of probability 1e-9 keeps its share beside one of 1.
   double running_sums() {
     double total = 0;
-    for (int64_t begin = 0; begin < row_.padded; begin += kStretch) {
+    for (int64_t begin = 0; begin < row_.padded; begin += kSpan) {
       Wide sum = {};
-      const int64_t end = std::min<int64_t>(row_.padded, begin + kStretch);
+      const int64_t end = std::min<int64_t>(row_.padded, begin + kSpan);
       for (int64_t j = begin; j < end; j += kWidth)
         sum += __builtin_convertvector(load<V>(e_.data() + j), Wide);
       for (int i = 0; i < kWidth; ++i) total += sum[i];
-      running_.data()[begin / kStretch] = total;
+      running_.data()[begin / kSpan] = total;
     }
     return total;
   }
@@ -82,12 +83,12 @@ class RowSampler {
   // one that has any mass.
   int64_t draw_class(double target) const {
     const double* ends = running_.data();
-    const int64_t stretches = (row_.padded + kStretch - 1) / kStretch;
-    const int64_t found = std::upper_bound(ends, ends + stretches, target) - ends;
-    const int64_t stretch = std::min(found, stretches - 1);
-    double sum = stretch == 0 ? 0 : ends[stretch - 1];
+    const int64_t spans = (row_.padded + kSpan - 1) / kSpan;
+    const int64_t found = std::upper_bound(ends, ends + spans, target) - ends;
+    const int64_t span = std::min(found, spans - 1);
+    double sum = span == 0 ? 0 : ends[span - 1];
     int64_t last = -1;
-    for (int64_t j = stretch * kStretch; j < row_.classes; ++j) {
+    for (int64_t j = span * kSpan; j < row_.classes; ++j) {
       const double e = e_.data()[j];
       if (e > 0) last = j;
       sum += e;
@@ -101,6 +102,7 @@ class RowSampler {
   const PSample& call_;
   const RowReader<Element> row_;
   const Vector<double> vector_;
+  StepCursor step_of_;
   const Scratch<Real> e_;
   const Scratch<double> running_;
 };

@@ -21,21 +21,14 @@ class PosteriorRow {
         row_(chain),
         vector_(chain.template vector<Real>()),
         pi_(row_.padded),
+        step_of_(chain),
         out_(static_cast<Element*>(out)) {
     for (int64_t j = 0; j < row_.padded; ++j)
       pi_.data()[j] = static_cast<Real>(j < row_.classes ? vector_(1, 0, j) : 0);
   }
 
-  // Calls body(j, store) for each vector of the row `to`, the last one cut to its length.
-  template <class Body>
-  void write_row(Element* to, const Body& body) const {
-    const int64_t full = row_.classes / kWidth * kWidth;
-    for (int64_t j = 0; j < full; j += kWidth) write(to + j, body(j));
-    if (full < row_.classes) write_some(to + full, body(full), row_.classes - full);
-  }
-
   void fill(Element* to, double value) const {
-    write_row(to, [&](int64_t) { return splat<Real>(value); });
+    row_.write(to, [&](int64_t) { return splat<Real>(value); });
   }
 
   V read_row(const Element* from, int64_t token, int64_t j) const {
@@ -46,6 +39,7 @@ class PosteriorRow {
   const RowReader<Element> row_;
   const Vector<Real> vector_;
   const Scratch<Real> pi_;
+  StepCursor step_of_;
   Element* const out_;
 };
 
@@ -61,7 +55,7 @@ class QPosteriorRow : PosteriorRow<Element> {
   bool write(int64_t token) {
     Element* out = this->out_ + token * this->row_.classes;
     const int64_t x0 = call_.x0[token], x_t = call_.x_t[token];
-    const StepCoefficients* step = this->chain_.step(token);
+    const StepCoefficients* step = this->step_of_(token);
     if (!step || !this->chain_.is_class(x0) || !this->chain_.is_class(x_t))
       return this->fill(out, NAN), true;
 
@@ -74,7 +68,7 @@ class QPosteriorRow : PosteriorRow<Element> {
 
     const Real weight = static_cast<Real>(u / zq * step->bar_base);
     if (this->vector_.pi) {
-      this->write_row(out, [&](int64_t j) {
+      this->row_.write(out, [&](int64_t j) {
         return M::log(weight * load<typename VectorOf<Real>::Type>(this->pi_.data() + j));
       });
     } else {
@@ -109,7 +103,7 @@ class PPosteriorRow : PosteriorRow<Element> {
   bool write(int64_t token) {
     Element* out = this->out_ + token * this->row_.classes;
     x_t_ = call_.x_t[token];
-    const StepCoefficients* step = this->chain_.step(token);
+    const StepCoefficients* step = this->step_of_(token);
     if (!step || !this->chain_.is_class(x_t_)) return this->fill(out, NAN), true;
 
     const bool direct = call_.model.predicts_x0(*step);
@@ -139,7 +133,7 @@ class PPosteriorRow : PosteriorRow<Element> {
     top_ = this->row_.exponentials(logits(token), token, e_.data());
     tilt_ = tilted ? posterior_mean_tilt(a_, u_, bar_keep_, bar(x_t_)) : 1.0;
     e_.data()[x_t_] *= static_cast<Real>(tilt_);
-    const double sum = this->row_.sum(e_.data());
+    const double sum = this->row_.sum_of([&](int64_t j) { return load<V>(e_.data() + j); });
     inv_ = 1 / sum;
     log_sum_ = static_cast<double>(top_) + std::log(sum);
     z_ = u_ + a_ * (bar_keep_ * softmax(x_t_) + bar(x_t_));
@@ -151,14 +145,14 @@ class PPosteriorRow : PosteriorRow<Element> {
     const Real shift = static_cast<Real>(reach), log_shift = static_cast<Real>(log_keep - log_sum_);
     if (bar_base_ > M::tiny) {
       const Real slope = static_cast<Real>(bar_keep_ * inv_), base = static_cast<Real>(bar_base_);
-      this->write_row(out, [&](int64_t j) {
+      this->row_.write(out, [&](int64_t j) {
         const V spread = base * load<V>(this->pi_.data() + j);
         const V log_f = M::log(slope * load<V>(e_.data() + j) + spread);
         const V alone = this->read_row(l, token, j) + log_shift;
         return M::select(spread > splat<Real>(M::tiny), log_f, alone) + shift;
       });
     } else {
-      this->write_row(out, [&](int64_t j) {
+      this->row_.write(out, [&](int64_t j) {
         return (this->read_row(l, token, j) - top_) +
                static_cast<Real>(log_keep - (log_sum_ - static_cast<double>(top_)) + reach);
       });
@@ -187,17 +181,9 @@ class PPosteriorRow : PosteriorRow<Element> {
       const double spread = bar(j), model = bar_keep_ * softmax(j);
       return spread > M::tiny ? model / (model + spread) : 1.0;
     };
-    double sum = 0, weighted = 0;
-    for_stretches(this->row_.padded, [&](int64_t begin, int64_t end) {
-      V part = {}, weighted_part = {};
-      for (int64_t j = begin; j < end; j += kWidth) {
-        const V g = this->read_row(upstream, token, j);
-        part += g;
-        weighted_part += weight(j) * g;
-      }
-      sum += sum_lanes<Real>(part);
-      weighted += sum_lanes<Real>(weighted_part);
-    });
+    const double sum = this->row_.sum_of([&](int64_t j) { return this->read_row(upstream, token, j); });
+    double weighted = this->row_.sum_of(
+        [&](int64_t j) { return weight(j) * this->read_row(upstream, token, j); });
     const int64_t mask = this->chain_.mask_id == x_t_ ? -1 : this->chain_.mask_id;
     const auto correction = [&](int64_t j) {
       const double g = read_one(upstream + j);
@@ -209,7 +195,7 @@ class PPosteriorRow : PosteriorRow<Element> {
     const double pull = bar_keep_ / z_ * sum;
     const double level = weighted - pull * (u_ + a_ * softmax(x_t_));
     const Real common = static_cast<Real>((u_ * pull + level) * inv_);
-    this->write_row(out, [&](int64_t j) {
+    this->row_.write(out, [&](int64_t j) {
       return weight(j) * this->read_row(upstream, token, j) - load<V>(e_.data() + j) * common;
     });
     const auto write_special = [&](int64_t j, double reach) {

@@ -3,13 +3,9 @@
 
 #include "simd.h"
 
-// Calls body(begin, end) on stretches of a padded row, short enough for a sum of their vectors
-// in Real to keep its digits; the caller adds the stretches' sums in double.
-template <class Body>
-D3PM_INLINE void for_stretches(int64_t padded, const Body& body) {
-  for (int64_t begin = 0; begin < padded; begin += 1024)
-    body(begin, std::min<int64_t>(padded, begin + 1024));
-}
+// How many classes are summed in Real before the sum goes on in double: few enough for it to
+// keep its digits.
+constexpr int64_t kStretch = 1024;
 
 template <class Element>
 struct RowReader {
@@ -48,13 +44,27 @@ struct RowReader {
     return max;
   }
 
-  Real sum(const Real* e) const {
+  // The sum of value(j), a vector, over a padded row.
+  template <class Value>
+  Real sum_of(const Value& value) const {
     double total = 0;
-    for_stretches(padded, [&](int64_t begin, int64_t end) {
-      V part = V{};
-      for (int64_t j = begin; j < end; j += kWidth) part += load<V>(e + j);
+    for (int64_t begin = 0; begin < padded; begin += kStretch) {
+      V part = {};
+      for (int64_t j = begin; j < std::min(padded, begin + kStretch); j += kWidth) part += value(j);
       total += sum_lanes<Real>(part);
-    });
+    }
     return static_cast<Real>(total);
+  }
+
+  // Writes value(j) to the row; the last vector overlaps the one before it, if there is one.
+  template <class Value>
+  void write(Element* row, const Value& value) const {
+    int64_t j = 0;
+    for (; j + kWidth <= classes; j += kWidth) write_all(row + j, value(j));
+    if (j == classes) return;
+    if (j > 0)
+      write_all(row + classes - kWidth, value(classes - kWidth));
+    else
+      write_some(row, value(0), classes);
   }
 };

@@ -283,7 +283,7 @@ D3PM_INLINE typename Memory<Element>::V read_some(const Element* from, int64_t c
 }
 
 template <class Element>
-D3PM_INLINE void write(Element* to, const typename Memory<Element>::V& v) {
+D3PM_INLINE void write_all(Element* to, const typename Memory<Element>::V& v) {
   store(to, Memory<Element>::narrow(v));
 }
 
