@@ -22,7 +22,7 @@ class LossBlock {
       : call_(call),
         classes_(call.chain.num_classes),
         row_(call.chain),
-        padded_(row_.padded),
+        padded_((classes_ + 2 * kWidth - 1) / (2 * kWidth) * (2 * kWidth)),
         vector_(call.chain.template vector<Real>()),
         uniform_(static_cast<Real>(vector_.uniform)),
         step_of_(call.chain),
@@ -107,18 +107,17 @@ class LossBlock {
                  [=](int64_t) { return splat<Real>(value); });
   }
 
-  void exponentials(int i) {
+  D3PM_MEMBER void exponentials(int i) {
     const Element* logits = static_cast<const Element*>(call_.logits) + token_[i] * classes_;
     Real* e = exps(i);
-    const Real top = row_.exponentials(logits, token_[i], e);
-    set(i, &Row::below_top, top - read_one(logits + x0(i)));
+    const Special special(*this, i);
+    const auto rest = [&](int64_t j, const V& v) { return special.replace(j, v, V{}); };
+    const auto found = row_.exponentials(logits, token_[i], e, rest);
+    set(i, &Row::e_rest, found.sum);
+    set(i, &Row::below_top, found.top - read_one(logits + x0(i)));
     set(i, &Row::e_x0, e[x0(i)]);
     set(i, &Row::e_xt, e[x_t(i)]);
     set(i, &Row::e_mask, mask_[i] < 0 ? Real(0) : e[mask_[i]]);
-    const Special special(*this, i);
-    set(i, &Row::e_rest, row_.sum_of([&](int64_t j) {
-      return special.replace(j, load<V>(e + j), V{});
-    }));
   }
 
   // The classes of a token that LossRow treats on their own.
@@ -143,10 +142,10 @@ class LossBlock {
 
   // Sums of pi phi(g) and pi h over the classes that are not special. All others are given the
   // e at which g = 0 and so add nothing.
-  void curvature(int i) {
+  D3PM_MEMBER void curvature(int i) {
     const Real slope = get(i, &Row::slope), shift = get(i, &Row::shift);
     const Real neutral = slope > 0 ? -shift / slope : 0;
-    const V ratio = splat<Real>(get(i, &Row::ratio));
+    const Real ratio = get(i, &Row::ratio);
     const Special special(*this, i);
     const Real* e = exps(i);
     Real* h = slants(i);
@@ -154,8 +153,8 @@ class LossBlock {
     for (int64_t begin = 0; begin < padded_; begin += kStretch) {
       const int64_t end = std::min<int64_t>(padded_, begin + kStretch);
       V phis = {}, hs = {};
-      if (vector_.pi)
-        for (int64_t j = begin; j < end; j += kWidth) {
+      if (vector_.pi) {
+        for (int64_t j = begin; j < std::min(end, row_.padded); j += kWidth) {
           const V p = j + kWidth <= classes_ ? load<V>(vector_.pi + j)
                                              : read_some(vector_.pi + j, classes_ - j, Real(0));
           const V rise = slope * special.replace(j, load<V>(e + j), neutral * p);
@@ -166,16 +165,26 @@ class LossBlock {
           hs += p * slant;
           store(h + j, slant);
         }
-      else
-        for (int64_t j = begin; j < end; j += kWidth) {
-          const V rise = slope * special.replace(j, load<V>(e + j), splat<Real>(neutral * uniform_));
-          const V lift = rise * static_cast<Real>(classes_), y = ratio + lift, g = shift + lift;
-          phis += uniform_ * M::phi(g, y);
+      } else {
+        const Real steep = slope * static_cast<Real>(classes_);
+        const V flat = splat<Real>(neutral * uniform_);
+        const bool paired = ratio + steep < M::pair_limit;
+        for (int64_t j = begin; j < end; j += 2 * kWidth) {
+          const int64_t k = j + kWidth;
+          const V lift_j = steep * special.replace(j, load<V>(e + j), flat);
+          const V lift_k = steep * special.replace(k, load<V>(e + k), flat);
+          const V y_j = ratio + lift_j, g_j = shift + lift_j;
+          const V y_k = ratio + lift_k, g_k = shift + lift_k;
+          phis += paired ? M::phi_pair(g_j, y_j, g_k, y_k) : M::phi(g_j, y_j) + M::phi(g_k, y_k);
           if (!kGrad) continue;
-          const V slant = g / y;
-          hs += uniform_ * slant;
-          store(h + j, slant);
+          const V slant_j = g_j / y_j, slant_k = g_k / y_k;
+          hs += slant_j + slant_k;
+          store(h + j, slant_j);
+          store(h + k, slant_k);
         }
+        phis *= uniform_;
+        hs *= uniform_;
+      }
       sum_phi += sum_lanes<Real>(phis);
       sum_h += sum_lanes<Real>(hs);
     }
@@ -183,7 +192,7 @@ class LossBlock {
     set(i, &Row::sum_h, sum_h);
   }
 
-  void gradient(int i) {
+  D3PM_MEMBER void gradient(int i) {
     const Real scale = static_cast<Real>(call_.grad_scale);
     const Real steep = get(i, &Row::steep) * scale, flat = get(i, &Row::flat) * scale;
     const Real* e = exps(i);

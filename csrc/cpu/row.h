@@ -7,6 +7,9 @@
 // keep its digits.
 constexpr int64_t kStretch = 1024;
 
+// For `counted` where no sum is wanted.
+constexpr auto kNothing = [](int64_t, const auto& v) { return v - v; };
+
 template <class Element>
 struct RowReader {
   using Real = typename Memory<Element>::Real;
@@ -28,25 +31,42 @@ struct RowReader {
     return first_lanes<Real>(count) ? read(row + start) : splat<Real>(fill);
   }
 
-  // Writes exp(logit - top) and returns top, the largest logit.
-  Real exponentials(const Element* row, int64_t token, Real* e) const {
+  struct Exponentials {
+    Real top, sum;
+  };
+
+  // Writes e_j = exp(logit_j - top) and returns top, the largest logit, and the sum of
+  // counted(j, e), a vector of the classes from j on.
+  template <class Counted>
+  D3PM_MEMBER Exponentials exponentials(const Element* row, int64_t token, Real* e,
+                                        const Counted& counted) const {
     const int64_t full = classes / kWidth * kWidth;
-    const V lowest = splat<Real>(-INFINITY);
-    const V last = full < classes ? tail(row, token, -INFINITY) : lowest;
-    V top = last;
+    const V last = full < classes ? tail(row, token, -INFINITY) : splat<Real>(-INFINITY);
+    V tops = last;
     for (int64_t j = 0; j < full; j += kWidth) {
       const V l = read(row + j);
-      top = l > top ? l : top;
+      tops = l > tops ? l : tops;
     }
-    const Real max = max_lanes<Real>(top);
-    for (int64_t j = 0; j < full; j += kWidth) store(e + j, Math<Real>::exp(read(row + j) - max));
-    if (full < classes) store(e + full, Math<Real>::exp(last - max));
-    return max;
+    const Real top = max_lanes<Real>(tops);
+    double sum = 0;
+    for (int64_t begin = 0; begin < padded; begin += kStretch) {
+      const int64_t end = std::min(padded, begin + kStretch), whole = std::min(full, end);
+      V part = {};
+      const auto add = [&](int64_t j, const V& l) __attribute__((always_inline)) {
+        const V v = Math<Real>::exp(l - top);
+        store(e + j, v);
+        part += counted(j, v);
+      };
+      for (int64_t j = begin; j < whole; j += kWidth) add(j, read(row + j));
+      if (whole < end) add(whole, last);
+      sum += sum_lanes<Real>(part);
+    }
+    return {top, static_cast<Real>(sum)};
   }
 
   // The sum of value(j), a vector, over a padded row.
   template <class Value>
-  Real sum_of(const Value& value) const {
+  D3PM_MEMBER Real sum_of(const Value& value) const {
     double total = 0;
     for (int64_t begin = 0; begin < padded; begin += kStretch) {
       V part = {};
@@ -58,7 +78,7 @@ struct RowReader {
 
   // Writes value(j) to the row; the last vector overlaps the one before it, if there is one.
   template <class Value>
-  void write(Element* row, const Value& value) const {
+  D3PM_MEMBER void write(Element* row, const Value& value) const {
     int64_t j = 0;
     for (; j + kWidth <= classes; j += kWidth) write_all(row + j, value(j));
     if (j == classes) return;

@@ -1,7 +1,8 @@
 // Vectors of D3PM_VECTOR_BYTES bytes in the compiler's own vector types, and their mathematics.
 // Included once for each target, inside its namespace; all is inlined into that target's code.
 
-#define D3PM_INLINE static inline __attribute__((always_inline))
+#define D3PM_MEMBER __attribute__((always_inline))
+#define D3PM_INLINE static inline D3PM_MEMBER
 
 template <class Real>
 struct VectorOf;
@@ -159,6 +160,15 @@ struct Math<float> {
     const SplitLog s = split(x, y);
     return ((x - s.x) - s.exponent * kLn2Low) - s.exponent * kLn2High + s.curve;
   }
+
+  // phi(x1, y1) + phi(x2, y2) from one logarithm, for y1 y2 that cannot overflow.
+  D3PM_INLINE V phi_pair(const V& x1, const V& y1, const V& x2, const V& y2) {
+    const V sum = x1 + x2, product = x1 * x2;
+    const SplitLog s = split(sum + product, y1 * y2);
+    const V linear = s.exponent == 0.0f ? -product : sum - s.x;
+    return (linear - s.exponent * kLn2Low) - s.exponent * kLn2High + s.curve;
+  }
+  static constexpr float pair_limit = 1e18f;
 };
 
 template <>
@@ -202,6 +212,11 @@ struct Math<double> {
     const V near = z * (x - 2.0 * z2 * p);
     return (x > -0.1) & (x < 0.1) ? near : x - log(y);
   }
+
+  D3PM_INLINE V phi_pair(const V& x1, const V& y1, const V& x2, const V& y2) {
+    return phi(x1, y1) + phi(x2, y2);
+  }
+  static constexpr double pair_limit = INFINITY;
 };
 
 // How an element type of the tensors is read and written; Real is what it is calculated in.
