@@ -34,9 +34,16 @@ def check_probability(name: str, value: float) -> float:
     return value
 
 
+def as_float64(values: ArrayLike) -> Tensor:
+    """Return a float64 CPU copy; Python's floats do not pass through PyTorch's default dtype."""
+    if not isinstance(values, Tensor):
+        values = torch.tensor(np.asarray(values, dtype=np.float64))
+    return values.detach().to("cpu", torch.float64, copy=True)
+
+
 def check_probabilities(name: str, values: ArrayLike) -> Tensor:
     """Return ``values`` as a float64 CPU copy of shape (T,), every entry in [0, 1]."""
-    array = torch.as_tensor(values).detach().to("cpu", torch.float64, copy=True)
+    array = as_float64(values)
     if array.ndim != 1 or array.numel() == 0:
         raise ValueError(f"{name} must have shape (T,) with T >= 1, got {tuple(array.shape)}")
     bad = ~((array >= 0) & (array <= 1))
@@ -107,12 +114,15 @@ def check_mask(mask: Tensor, shape: torch.Size) -> None:
 
 def check_same_device(**tensors: Tensor | None) -> None:
     """Raise unless all tensors are on one device."""
-    named = {name: value for name, value in tensors.items() if value is not None}
-    (first, reference), *rest = named.items()
-    for name, value in rest:
-        if value.device != reference.device:
+    first = reference = None
+    for name, value in tensors.items():
+        if value is None:
+            continue
+        if reference is None:
+            first, reference = name, value.device
+        elif value.device != reference:
             raise ValueError(
-                f"{name} must be on the device of {first}, {reference.device}, got {value.device}"
+                f"{name} must be on the device of {first}, {reference}, got {value.device}"
             )
 
 

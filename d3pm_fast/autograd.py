@@ -18,32 +18,32 @@ class Loss(torch.autograd.Function):
     def forward(
         ctx: Any,
         logits: Tensor,
-        shape: tuple[int, ...],
         reduction: str,
         *args: Any,
     ) -> Tensor:
-        """Return the reduced loss; ``args`` are those of the op between logits and scale."""
-        mean = reciprocal_count(logits, args[6]) if reduction == "mean" else None
+        """Return the reduced loss; ``args`` are those of the op between logits and mean."""
+        mean = reduction == "mean"
         # float16 has too few exponents for a gradient divided by N: backward divides, once the
         # gradient scaler's factor is in.
-        late = mean is not None and logits.dtype == torch.float16
-        scale = None if late else mean
-        token_loss, grad = torch.ops.d3pm_fast.loss_and_grad(logits, *args, scale)
-        ctx.num_inputs = 3 + len(args)
-        ctx.late_scale = mean if late else None
+        late = mean and logits.dtype == torch.float16
+        flat = flatten(logits)
+        token_loss, grad = torch.ops.d3pm_fast.loss_and_grad(flat, *args, mean and not late)
+        mask = args[6]
+        ctx.num_inputs = 2 + len(args)
+        ctx.late_count = (flat.shape[0] if mask is None else mask.sum()) if late else None
         if torch.compiler.is_compiling():
-            ctx.save_for_backward(grad)
+            ctx.save_for_backward(grad.view(logits.shape))
         else:
             ctx.save_for_backward(logits)
-            ctx.args, ctx.grad = (*args, scale), grad
-        return reduce_tokens(token_loss.view(shape), reduction, mean)
+            ctx.args, ctx.grad = (*args, mean and not late), grad
+        return reduce_tokens(token_loss.view(logits.shape[:-1]), reduction, mask)
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradient with respect to the logits."""
-        if ctx.late_scale is not None:
-            upstream = upstream * ctx.late_scale
+        if ctx.late_count is not None:
+            upstream = upstream / ctx.late_count
         if torch.compiler.is_compiling():
             (grad,) = ctx.saved_tensors
             grad = _scaled(grad, upstream, in_place=False)
@@ -51,8 +51,8 @@ class Loss(torch.autograd.Function):
             (logits,) = ctx.saved_tensors
             grad, ctx.grad = ctx.grad, None
             if grad is None:
-                _, grad = torch.ops.d3pm_fast.loss_and_grad(logits, *ctx.args)
-            grad = _scaled(grad, upstream, in_place=True)
+                _, grad = torch.ops.d3pm_fast.loss_and_grad(flatten(logits), *ctx.args)
+            grad = _scaled(grad.view(logits.shape), upstream, in_place=True)
         return grad, *(None,) * (ctx.num_inputs - 1)
 
 
@@ -64,42 +64,39 @@ class PPosterior(torch.autograd.Function):
         """Return the log-probabilities; ``args`` are those of the op after the logits."""
         ctx.save_for_backward(logits)
         ctx.args = args
-        log_p: Tensor = torch.ops.d3pm_fast.p_posterior(logits, *args)
-        return log_p
+        log_p: Tensor = torch.ops.d3pm_fast.p_posterior(flatten(logits), *args)
+        return log_p.view(logits.shape)
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradient with respect to the logits."""
         (logits,) = ctx.saved_tensors
-        grad = torch.ops.d3pm_fast.p_posterior_grad(logits, upstream.contiguous(), *ctx.args)
-        return grad, *(None,) * len(ctx.args)
+        grad = torch.ops.d3pm_fast.p_posterior_grad(
+            flatten(logits), flatten(upstream), *ctx.args
+        )
+        return grad.view(logits.shape), *(None,) * len(ctx.args)
 
 
-def reduce_tokens(token_loss: Tensor, reduction: str, mean_scale: Tensor | None) -> Tensor:
-    """Return the token losses ``(B, *S)`` as they are, summed, averaged or summed by item."""
+def reduce_tokens(token_loss: Tensor, reduction: str, mask: Tensor | None) -> Tensor:
+    """Return the token losses ``(B, *S)`` as they are, summed by item, summed or averaged."""
     if reduction == "none":
         return token_loss
     if reduction == "batch":
         return token_loss.flatten(1).sum(dim=1)
-    total = token_loss.sum()
-    return total if mean_scale is None else (total * mean_scale).to(total.dtype)
+    if reduction == "sum":
+        return token_loss.sum()
+    return token_loss.mean() if mask is None else token_loss.sum() / mask.sum()
 
 
-def reciprocal_count(logits: Tensor, mask: Tensor | None) -> Tensor:
-    """Return 1 / (the number of tokens that count), float64, without reading it on the host."""
-    if mask is not None:
-        return mask.sum(dtype=torch.float64).reciprocal()
-    count = logits.shape[0]
-    return torch.full((), 1 / count if count else torch.inf, dtype=torch.float64)
+def flatten(logits: Tensor) -> Tensor:
+    """Return ``(B, *S, K)`` logits as a contiguous ``(N, K)``."""
+    return logits.reshape(-1, logits.shape[-1]).contiguous()
 
 
 def _scaled(grad: Tensor, upstream: Tensor, in_place: bool) -> Tensor:
-    if upstream.ndim == 0 or upstream.numel() == 0:
-        rows, factor = grad, upstream.sum()
-        if in_place and factor.device.type == "cpu" and factor.item() == 1:
-            return grad
-    else:
-        rows, factor = grad.view(upstream.numel(), -1, grad.shape[-1]), upstream.reshape(-1, 1, 1)
-    scaled = rows.mul_(factor) if in_place else (rows * factor).to(grad.dtype)
-    return scaled.view(grad.shape)
+    if upstream.ndim > 0:  # one factor an item or a token
+        upstream = upstream.reshape(*upstream.shape, *(1,) * (grad.ndim - upstream.ndim))
+    elif in_place and upstream.device.type == "cpu" and upstream.item() == 1:
+        return grad
+    return grad.mul_(upstream) if in_place else (grad * upstream).to(grad.dtype)

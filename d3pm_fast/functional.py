@@ -31,7 +31,7 @@ from ._checks import (
     check_times,
     check_tokens,
 )
-from .autograd import Loss, PPosterior, reciprocal_count, reduce_tokens
+from .autograd import Loss, PPosterior, flatten, reduce_tokens
 from .transitions import RankOneTransition
 
 __all__ = ["draw_seeds", "loss", "p_posterior", "p_sample", "q_posterior", "q_sample"]
@@ -93,14 +93,12 @@ def loss(
         check_mask(mask, x0.shape)
         mask = mask.reshape(-1)
     check_same_device(logits=logits, x0=x0, mask=mask)
-    flat = logits.reshape(-1, transition.num_classes)
     args = (_flat(x0), *_chain(transition, x_t, t), mask, *model, vb_weight, ce_weight)
     name = _choose(impl, transition, t, 1, mask, x0=x0, x_t=x_t)
     if name != "reference" and logits.requires_grad and torch.is_grad_enabled():
-        return Loss.apply(flat.contiguous(), x0.shape, reduction, *args)  # type: ignore[no-any-return, no-untyped-call]
-    token_loss = _operations(name).loss(flat.contiguous(), *args)
-    mean = reciprocal_count(flat, mask) if reduction == "mean" else None
-    return reduce_tokens(token_loss.view(x0.shape), reduction, mean)
+        return Loss.apply(logits, reduction, *args)  # type: ignore[no-any-return, no-untyped-call]
+    token_loss = _operations(name).loss(flatten(logits), *args)
+    return reduce_tokens(token_loss.view(x0.shape), reduction, mask)
 
 
 def q_posterior(
@@ -167,12 +165,10 @@ def p_posterior(
     """
     model = _check_model(transition, logits, x_t, t, reverse, first_step)
     name = _choose(impl, transition, t, 1, x_t=x_t)
-    flat = logits.reshape(-1, transition.num_classes).contiguous()
     args = (*_chain(transition, x_t, t), *model)
     if name != "reference" and logits.requires_grad and torch.is_grad_enabled():
-        log_p = PPosterior.apply(flat, *args)  # type: ignore[no-untyped-call]
-    else:
-        log_p = _operations(name).p_posterior(flat, *args)
+        return PPosterior.apply(logits, *args)  # type: ignore[no-any-return, no-untyped-call]
+    log_p = _operations(name).p_posterior(flatten(logits), *args)
     return log_p.view(logits.shape)  # type: ignore[no-any-return]
 
 
@@ -255,7 +251,7 @@ def p_sample(
         table = _coefficients_between(transition, _flat(s), _flat(t))
         rows = torch.arange(len(table), device=t.device)
         chain = (chain[0], rows, table, *chain[3:])
-    flat = logits.detach().reshape(-1, transition.num_classes).contiguous()
+    flat = flatten(logits.detach())
     drawn = _operations(name).p_sample(flat, *chain, transition.base_cdf, *model, seeds, step)
     return drawn.view(x_t.shape).to(x_t.dtype)  # type: ignore[no-any-return]
 
@@ -294,7 +290,8 @@ def draw_seeds(batch: int, generator: torch.Generator | None = None) -> Tensor:
 
 
 def _flat(tokens: Tensor) -> Tensor:
-    return tokens.reshape(-1).to(torch.int64).contiguous()
+    flat = tokens.reshape(-1)
+    return flat.to(torch.int64).contiguous() if flat.dtype != torch.int64 else flat.contiguous()
 
 
 def _chain(

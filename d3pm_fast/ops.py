@@ -6,6 +6,7 @@ step (:meth:`~d3pm_fast.transitions.RankOneTransition.coefficients`). ``referenc
 each one means.
 """
 
+import functools
 import os
 from typing import NamedTuple
 
@@ -30,7 +31,7 @@ _LOSS = (
 
 _library = torch.library.Library("d3pm_fast", "DEF")
 _library.define(f"loss({_LOSS}) -> Tensor")
-_library.define(f"loss_and_grad({_LOSS}, Tensor? scale) -> (Tensor, Tensor)")
+_library.define(f"loss_and_grad({_LOSS}, bool mean) -> (Tensor, Tensor)")
 _library.define(
     f"q_posterior(Tensor x0, Tensor x_t, {_CHAIN}, int num_classes, ScalarType dtype) -> Tensor"
 )
@@ -71,11 +72,17 @@ def implementation(impl: str = "auto", device: torch.device | str = "cpu") -> Im
         RuntimeError: the implementation asked for is not installed.
     """
     check_choice("impl", impl, IMPLEMENTATIONS)
+    from_environment = os.environ.get("D3PM_FAST_IMPL", "auto") if impl == "auto" else "auto"
+    kind = device.type if isinstance(device, torch.device) else torch.device(device).type
+    return _decide(impl, from_environment, kind)
+
+
+@functools.cache
+def _decide(impl: str, from_environment: str, kind: str) -> Implementation:
     asked = "the call asks for it"
-    if impl == "auto" and "D3PM_FAST_IMPL" in os.environ:
-        impl = check_choice("D3PM_FAST_IMPL", os.environ["D3PM_FAST_IMPL"], IMPLEMENTATIONS)
+    if from_environment != "auto":
+        impl = check_choice("D3PM_FAST_IMPL", from_environment, IMPLEMENTATIONS)
         asked = "D3PM_FAST_IMPL asks for it"
-    kind = torch.device(device).type
     if impl == "reference":
         return Implementation("reference", asked)
     if impl == "auto":
@@ -136,11 +143,12 @@ def _run_loss(
     direct: bool,
     vb_weight: float,
     ce_weight: float,
-    scale: Tensor | None,
+    mean: bool,
     grad: Tensor | None,
 ) -> Tensor:
     loss = logits.new_empty(len(logits), dtype=_loss_dtype(logits))
     vector = _vector(base, logits.dtype)
+    count = len(logits) if mask is None or not mean else int(mask.sum())
     bad = _cpu.loss(
         str(logits.dtype),
         *logits.shape,
@@ -158,7 +166,7 @@ def _run_loss(
         direct,
         vb_weight,
         ce_weight,
-        1.0 if scale is None else scale.item(),
+        1 / count if mean and count else 1.0,
         loss.data_ptr(),
         _pointer(grad),
         torch.get_num_threads(),
@@ -169,7 +177,7 @@ def _run_loss(
 
 @torch.library.impl(_library, "loss", "CPU")
 def _loss(*args: object) -> Tensor:
-    return _run_loss(*args, scale=None, grad=None)  # type: ignore[arg-type]
+    return _run_loss(*args, mean=False, grad=None)  # type: ignore[arg-type]
 
 
 @torch.library.impl(_library, "loss_and_grad", "CPU")

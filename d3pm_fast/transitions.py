@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ._checks import (
     ArrayLike,
+    as_float64,
     check_class,
     check_count,
     check_probabilities,
@@ -62,6 +63,7 @@ class RankOneTransition(nn.Module):
         self._keep_bits("_log_keep", torch.cat([first, log_keep]))
         share = torch.as_tensor(base_share, dtype=torch.float64).expand(self.num_steps)
         self._keep_bits("_base_spread", torch.cat([first, _running_spread(betas, share)]))
+        self._keep_bits("_betas", torch.cat([first, betas]))
         self._keep_bits("_step_base", torch.cat([first, betas * share]))
         self._keep_bits("_base", base)
         self._keep_bits("_base_cdf", None if base is None else _cdf(base))
@@ -118,8 +120,11 @@ class RankOneTransition(nn.Module):
             t: integers in 0..T, the shape of ``s``, nowhere below it.
         """
         logs = cast(Tensor, self._read_bits("_log_keep"))
-        between = logs[t] - logs[s]
-        keep, spread = torch.exp(between), -torch.expm1(between)
+        betas = cast(Tensor, self._read_bits("_betas"))[t]
+        between, single = logs[t] - logs[s], s == t - 1
+        # A difference of sums would round a small beta behind large ones.
+        keep = torch.where(single, 1 - betas, torch.exp(between))
+        spread = torch.where(single, betas, -torch.expm1(between))
         before = self.product_coefficients(s)
         if self._constant_share is not None:
             base = spread * self._constant_share
@@ -127,7 +132,7 @@ class RankOneTransition(nn.Module):
             after = self.product_coefficients(t)
             step_base = cast(Tensor, self._read_bits("_step_base"))
             skipped = (after[..., 1] - keep * before[..., 1]).clamp(min=0).minimum(spread)
-            base = torch.where(s == t - 1, step_base[t], skipped)
+            base = torch.where(single, step_base[t], skipped)
         step = torch.stack([keep, base, spread - base], dim=-1)
         return torch.cat([step, before, s.double().unsqueeze(-1)], dim=-1)
 
@@ -199,7 +204,7 @@ class RankOneTransition(nn.Module):
         self.register_buffer(name, bits, persistent=False)
 
     def _read_bits(self, name: str) -> Tensor | None:
-        bits = cast("Tensor | None", getattr(self, name))
+        bits = self._buffers[name]
         return None if bits is None else bits.view(torch.float64)
 
 
@@ -250,7 +255,7 @@ def marginal(num_classes: int, betas: ArrayLike, pi: ArrayLike) -> RankOneTransi
         ValueError: wrong shape, a negative or infinite entry, or a sum that is not 1.
     """
     num_classes = check_count("num_classes", num_classes, least=2)
-    base = torch.as_tensor(pi).detach().to("cpu", torch.float64, copy=True)
+    base = as_float64(pi)
     if base.shape != (num_classes,):
         raise ValueError(f"pi must have shape ({num_classes},), got {tuple(base.shape)}")
     if not bool((base >= 0).all() & base.isfinite().all()):

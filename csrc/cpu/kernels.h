@@ -6,6 +6,8 @@
 #include <cstdint>
 #include <cstring>
 #include <memory>
+#include <type_traits>
+
 
 #include "../rank_one.h"
 

@@ -12,9 +12,9 @@ class LossBlock {
   using Real = typename Memory<Element>::Real;
   using V = typename VectorOf<Real>::Type;
   using M = Math<Real>;
-  static constexpr int kWidth = kLanes<Real>;
-  static constexpr int kCapacity = 16;
-  static constexpr int kGroups = (kCapacity + kWidth - 1) / kWidth;
+  static constexpr unsigned kWidth = kLanes<Real>;
+  static constexpr unsigned kCapacity = 16;
+  static constexpr unsigned kGroups = (kCapacity + kWidth - 1) / kWidth;
   using Row = LossRow<M>;
 
  public:
@@ -53,7 +53,7 @@ class LossBlock {
     const int64_t mask_id = chain.mask_id;
     const bool apart = mask_id >= 0 && mask_id != x0 && mask_id != x_t;
     const bool tilted = call_.model.posterior_mean && !direct;
-    const int i = size_++;
+    const unsigned i = size_++;
     token_[i] = token;
     mask_[i] = apart ? mask_id : -1;
     curved_[i] = vb != 0 && step->bar_base > M::tiny;
@@ -74,13 +74,13 @@ class LossBlock {
   }
 
   void flush() {
-    for (int i = 0; i < size_; ++i) exponentials(i);
-    for (int g = 0; g * kWidth < size_; ++g) rows_[g].solve();
-    for (int i = 0; i < size_; ++i)
+    for (unsigned i = 0; i < size_; ++i) exponentials(i);
+    for (unsigned g = 0; g * kWidth < size_; ++g) rows_[g].solve();
+    for (unsigned i = 0; i < size_; ++i)
       if (curved_[i]) curvature(i);
-    for (int g = 0; g * kWidth < size_; ++g) rows_[g].finish();
+    for (unsigned g = 0; g * kWidth < size_; ++g) rows_[g].finish();
     Real* loss = static_cast<Real*>(call_.loss);
-    for (int i = 0; i < size_; ++i) {
+    for (unsigned i = 0; i < size_; ++i) {
       loss[token_[i]] = get(i, &Row::loss);
       if (kGrad) gradient(i);
     }
@@ -88,17 +88,17 @@ class LossBlock {
   }
 
  private:
-  Real get(int i, V Row::*field) const { return (rows_[i / kWidth].*field)[i % kWidth]; }
+  Real get(unsigned i, V Row::*field) const { return (rows_[i / kWidth].*field)[i % kWidth]; }
 
   template <class Scalar>
-  void set(int i, V Row::*field, Scalar value) {
+  void set(unsigned i, V Row::*field, Scalar value) {
     (rows_[i / kWidth].*field)[i % kWidth] = static_cast<Real>(value);
   }
 
-  Real* exps(int i) const { return scratch_.data() + 2 * i * padded_; }
-  Real* slants(int i) const { return exps(i) + padded_; }
-  int64_t x0(int i) const { return call_.x0[token_[i]]; }
-  int64_t x_t(int i) const { return call_.x_t[token_[i]]; }
+  Real* exps(unsigned i) const { return scratch_.data() + 2 * i * padded_; }
+  Real* slants(unsigned i) const { return exps(i) + padded_; }
+  int64_t x0(unsigned i) const { return call_.x0[token_[i]]; }
+  int64_t x_t(unsigned i) const { return call_.x_t[token_[i]]; }
 
   void settle(int64_t token, Real value) {
     static_cast<Real*>(call_.loss)[token] = value;
@@ -107,7 +107,7 @@ class LossBlock {
                  [=](int64_t) { return splat<Real>(value); });
   }
 
-  D3PM_MEMBER void exponentials(int i) {
+  D3PM_MEMBER void exponentials(unsigned i) {
     const Element* logits = static_cast<const Element*>(call_.logits) + token_[i] * classes_;
     Real* e = exps(i);
     const Special special(*this, i);
@@ -125,7 +125,7 @@ class LossBlock {
     using Bits = typename VectorOf<Real>::Bits;
     Bits x0, x_t, mask, end;
 
-    Special(const LossBlock& block, int i)
+    Special(const LossBlock& block, unsigned i)
         : x0(at(block.x0(i))),
           x_t(at(block.x_t(i))),
           mask(at(block.mask_[i])),
@@ -142,7 +142,7 @@ class LossBlock {
 
   // Sums of pi phi(g) and pi h over the classes that are not special. All others are given the
   // e at which g = 0 and so add nothing.
-  D3PM_MEMBER void curvature(int i) {
+  D3PM_MEMBER void curvature(unsigned i) {
     const Real slope = get(i, &Row::slope), shift = get(i, &Row::shift);
     const Real neutral = slope > 0 ? -shift / slope : 0;
     const Real ratio = get(i, &Row::ratio);
@@ -192,7 +192,7 @@ class LossBlock {
     set(i, &Row::sum_h, sum_h);
   }
 
-  D3PM_MEMBER void gradient(int i) {
+  D3PM_MEMBER void gradient(unsigned i) {
     const Real scale = static_cast<Real>(call_.grad_scale);
     const Real steep = get(i, &Row::steep) * scale, flat = get(i, &Row::flat) * scale;
     const Real* e = exps(i);
@@ -216,9 +216,9 @@ class LossBlock {
   const Vector<Real> vector_;
   const Real uniform_;
   StepCursor step_of_;
-  const int capacity_;
+  const unsigned capacity_;
   const Scratch<Real> scratch_;
-  int size_ = 0;
+  unsigned size_ = 0;
   int64_t token_[kCapacity], mask_[kCapacity];
   bool curved_[kCapacity];
   Row rows_[kGroups];

@@ -311,10 +311,16 @@ D3PM_INLINE void write_some(Element* to, const typename Memory<Element>::V& v, i
 
 template <class Element>
 D3PM_INLINE void write_one(Element* to, typename Memory<Element>::Real value) {
-  write_some(to, splat<typename Memory<Element>::Real>(value), 1);
+  if constexpr (std::is_floating_point_v<Element>)
+    *to = value;
+  else
+    write_some(to, splat<float>(value), 1);
 }
 
 template <class Element>
 D3PM_INLINE typename Memory<Element>::Real read_one(const Element* from) {
-  return read_some(from, 1, 0)[0];
+  if constexpr (std::is_floating_point_v<Element>)
+    return *from;
+  else
+    return read_some(from, 1, 0)[0];
 }
