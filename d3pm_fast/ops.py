@@ -6,7 +6,6 @@ step (:meth:`~d3pm_fast.transitions.RankOneTransition.coefficients`). ``referenc
 each one means.
 """
 
-import functools
 import os
 from typing import NamedTuple
 
@@ -19,6 +18,7 @@ try:
     from . import _cpu  # type: ignore[attr-defined]
 except ImportError:
     _cpu = None
+_CPU_REASON = f"CPU tensors; vector instructions: {_cpu.instruction_set()}" if _cpu else ""
 
 IMPLEMENTATIONS = ("auto", "reference", "cpu", "triton", "cuda")
 
@@ -72,16 +72,10 @@ def implementation(impl: str = "auto", device: torch.device | str = "cpu") -> Im
         RuntimeError: the implementation asked for is not installed.
     """
     check_choice("impl", impl, IMPLEMENTATIONS)
-    from_environment = os.environ.get("D3PM_FAST_IMPL", "auto") if impl == "auto" else "auto"
     kind = device.type if isinstance(device, torch.device) else torch.device(device).type
-    return _decide(impl, from_environment, kind)
-
-
-@functools.cache
-def _decide(impl: str, from_environment: str, kind: str) -> Implementation:
     asked = "the call asks for it"
-    if from_environment != "auto":
-        impl = check_choice("D3PM_FAST_IMPL", from_environment, IMPLEMENTATIONS)
+    if impl == "auto" and "D3PM_FAST_IMPL" in os.environ:
+        impl = check_choice("D3PM_FAST_IMPL", os.environ["D3PM_FAST_IMPL"], IMPLEMENTATIONS)
         asked = "D3PM_FAST_IMPL asks for it"
     if impl == "reference":
         return Implementation("reference", asked)
@@ -90,7 +84,7 @@ def _decide(impl: str, from_environment: str, kind: str) -> Implementation:
             return Implementation("reference", f"no kernel is built for {kind} tensors")
         if _cpu is None:
             return Implementation("reference", "the compiled CPU module is not installed")
-        return Implementation("cpu", f"CPU tensors; vector instructions: {_cpu.instruction_set()}")
+        return Implementation("cpu", _CPU_REASON)
     if impl == "cpu":
         if kind != "cpu":
             raise ValueError(f"impl='cpu' needs CPU tensors, got {kind}")
