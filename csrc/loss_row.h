@@ -75,8 +75,8 @@ struct LossRow {
     const auto has_x0 = bar_x0 > tiny;
     const V r_x0 = f_x0_ / d_x0_ * ratio;
     const V far = g_x0_ - log_s_x0_ - Math::log1p(shift);
-    const V phi_x0 = Math::select((bar_x0 <= tiny) & (g_x0_ < Math::splat(-0.5)), far,
-                                  Math::phi(g_x0_, r_x0));
+    const V phi_x0 =
+        Math::select((bar_x0 <= tiny) & (g_x0_ < Math::splat(-0.5)), far, Math::phi(g_x0_, r_x0));
     const V w_x0 = Math::select(has_x0, bar_keep * s_x0_ / f_x0_, one);
     const V term_x0 = Math::select(q_x0 > zero, q_x0 * phi_x0, zero);
     const V pull_x0 = q_x0 * g_x0_ * w_x0;
@@ -88,8 +88,8 @@ struct LossRow {
     const V g_xt = spread / bar_xt * (bar_keep * s_xt_ / z_);
     const V r_xt = f_xt_ / bar_xt * ratio;
     const V h_xt = Math::select(has_xt, g_xt / r_xt, one);
-    const V term_xt = Math::select(has_xt, c_xt / zq_ * bar_xt * Math::phi(g_xt, r_xt),
-                                   c_xt / z_ * f_xt_);
+    const V term_xt =
+        Math::select(has_xt, c_xt / zq_ * bar_xt * Math::phi(g_xt, r_xt), c_xt / z_ * f_xt_);
     const V pull_xt = c_xt / z_ * bar_keep * s_xt_ * h_xt;
     const V r_sum_xt = c_xt / z_ * bar_xt * h_xt;
 

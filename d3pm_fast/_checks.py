@@ -92,9 +92,7 @@ def check_logits(name: str, logits: Tensor, shape: torch.Size, num_classes: int)
     """Raise unless ``logits`` is a float tensor of shape (*shape, K)."""
     _check_tensor(name, logits)
     if logits.dtype not in FLOAT_DTYPES:
-        raise TypeError(
-            f"{name} must be float32, float64, bfloat16 or float16, got {logits.dtype}"
-        )
+        raise TypeError(f"{name} must be float32, float64, bfloat16 or float16, got {logits.dtype}")
     check_shape(name, logits, (*shape, num_classes))
 
 

@@ -39,7 +39,7 @@ class Loss(torch.autograd.Function):
         return reduce_tokens(token_loss.view(logits.shape[:-1]), reduction, mask)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradient with respect to the logits."""
         if ctx.late_count is not None:
@@ -68,13 +68,11 @@ class PPosterior(torch.autograd.Function):
         return log_p.view(logits.shape)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradient with respect to the logits."""
         (logits,) = ctx.saved_tensors
-        grad = torch.ops.d3pm_fast.p_posterior_grad(
-            flatten(logits), flatten(upstream), *ctx.args
-        )
+        grad = torch.ops.d3pm_fast.p_posterior_grad(flatten(logits), flatten(upstream), *ctx.args)
         return grad.view(logits.shape), *(None,) * len(ctx.args)
 
 

@@ -1,5 +1,6 @@
 """``D3PM``: a transition and the choices that its loss, posterior and sampler share."""
 
+import itertools
 from collections.abc import Callable
 
 import torch
@@ -167,7 +168,7 @@ class D3PM(nn.Module):
         x = self.sample_prior(shape, seeds)
         if callback is not None:
             callback(x, times[0])
-        pairs = list(zip(times, times[1:], strict=False))
+        pairs = list(itertools.pairwise(times))
         for t, s in tqdm(pairs, desc="sampling", unit="step", disable=not progress):
             t_batch, s_batch = (torch.full((batch,), v, device=x.device) for v in (t, s))
             logits = denoiser(x, t_batch)

@@ -321,9 +321,7 @@ def _check_model(
     return reverse == "posterior_mean", first_step == "logits"
 
 
-def _check_seeds(
-    seeds: Tensor | None, generator: torch.Generator | None, tokens: Tensor
-) -> Tensor:
+def _check_seeds(seeds: Tensor | None, generator: torch.Generator | None, tokens: Tensor) -> Tensor:
     if seeds is None:
         return draw_seeds(len(tokens), generator).to(tokens.device)
     if generator is not None:

@@ -6,8 +6,9 @@ step (:meth:`~d3pm_fast.transitions.RankOneTransition.coefficients`). ``referenc
 each one means.
 """
 
+import importlib
 import os
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from torch import Tensor
 from ._checks import check_choice, check_range
 
 try:
-    from . import _cpu  # type: ignore[attr-defined]
+    _cpu: Any = importlib.import_module("d3pm_fast._cpu")
 except ImportError:
     _cpu = None
 _CPU_REASON = f"CPU tensors; vector instructions: {_cpu.instruction_set()}" if _cpu else ""
@@ -90,7 +91,7 @@ def implementation(impl: str = "auto", device: torch.device | str = "cpu") -> Im
             raise ValueError(f"impl='cpu' needs CPU tensors, got {kind}")
         if _cpu is None:
             raise RuntimeError(
-                "impl='cpu' needs the compiled CPU module; install d3pm_fast where a C++ compiler is"
+                "impl='cpu' needs the compiled CPU module: install d3pm_fast with a C++ compiler"
             )
         return Implementation("cpu", asked)
     raise RuntimeError(f"impl={impl!r} is not built yet; use 'auto', 'reference' or 'cpu'")
@@ -124,7 +125,23 @@ def _raise_if(
         check_range("t", rows, first_time, len(table))
 
 
+def _chain(
+    shape: tuple[int, ...], rows: Tensor, table: Tensor, vector: Tensor | None, mask_id: int
+) -> Any:
+    return _cpu.Chain(
+        *shape,
+        rows.data_ptr(),
+        len(rows),
+        table.data_ptr(),
+        len(table),
+        _pointer(vector),
+        mask_id,
+    )
+
+
 def _run_loss(
+    grad: Tensor | None,
+    mean: bool,
     logits: Tensor,
     x0: Tensor,
     x_t: Tensor,
@@ -137,30 +154,22 @@ def _run_loss(
     direct: bool,
     vb_weight: float,
     ce_weight: float,
-    mean: bool,
-    grad: Tensor | None,
 ) -> Tensor:
     loss = logits.new_empty(len(logits), dtype=_loss_dtype(logits))
     vector = _vector(base, logits.dtype)
-    count = len(logits) if mask is None or not mean else int(mask.sum())
+    count = (len(logits) if mask is None else int(mask.sum())) if mean else 1
     bad = _cpu.loss(
         str(logits.dtype),
-        *logits.shape,
+        _chain(logits.shape, rows, table, vector, mask_id),
+        posterior_mean,
+        direct,
         logits.data_ptr(),
         x0.data_ptr(),
         x_t.data_ptr(),
         _pointer(mask),
-        rows.data_ptr(),
-        len(rows),
-        table.data_ptr(),
-        len(table),
-        _pointer(vector),
-        mask_id,
-        posterior_mean,
-        direct,
         vb_weight,
         ce_weight,
-        1 / count if mean and count else 1.0,
+        1 / max(count, 1),
         loss.data_ptr(),
         _pointer(grad),
         torch.get_num_threads(),
@@ -170,14 +179,15 @@ def _run_loss(
 
 
 @torch.library.impl(_library, "loss", "CPU")
-def _loss(*args: object) -> Tensor:
-    return _run_loss(*args, mean=False, grad=None)  # type: ignore[arg-type]
+def _loss(*args: Any) -> Tensor:
+    return _run_loss(None, False, *args)
 
 
 @torch.library.impl(_library, "loss_and_grad", "CPU")
-def _loss_and_grad(logits: Tensor, *args: object) -> tuple[Tensor, Tensor]:
+def _loss_and_grad(logits: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+    *rest, mean = args
     grad = torch.empty_like(logits)
-    return _run_loss(logits, *args, grad=grad), grad  # type: ignore[arg-type]
+    return _run_loss(grad, mean, logits, *rest), grad
 
 
 @torch.library.impl(_library, "q_posterior", "CPU")
@@ -195,15 +205,9 @@ def _q_posterior(
     vector = _vector(base, dtype)
     bad = _cpu.q_posterior(
         str(dtype),
-        *out.shape,
+        _chain(out.shape, rows, table, vector, mask_id),
         x0.data_ptr(),
         x_t.data_ptr(),
-        rows.data_ptr(),
-        len(rows),
-        table.data_ptr(),
-        len(table),
-        _pointer(vector),
-        mask_id,
         out.data_ptr(),
         torch.get_num_threads(),
     )
@@ -226,18 +230,12 @@ def _run_p_posterior(
     vector = _vector(base, logits.dtype)
     bad = _cpu.p_posterior(
         str(logits.dtype),
-        *logits.shape,
+        _chain(logits.shape, rows, table, vector, mask_id),
+        posterior_mean,
+        direct,
         logits.data_ptr(),
         _pointer(grad),
         x_t.data_ptr(),
-        rows.data_ptr(),
-        len(rows),
-        table.data_ptr(),
-        len(table),
-        _pointer(vector),
-        mask_id,
-        posterior_mean,
-        direct,
         out.data_ptr(),
         torch.get_num_threads(),
     )
@@ -246,13 +244,13 @@ def _run_p_posterior(
 
 
 @torch.library.impl(_library, "p_posterior", "CPU")
-def _p_posterior(logits: Tensor, *args: object) -> Tensor:
-    return _run_p_posterior(logits, None, *args)  # type: ignore[arg-type]
+def _p_posterior(logits: Tensor, *args: Any) -> Tensor:
+    return _run_p_posterior(logits, None, *args)
 
 
 @torch.library.impl(_library, "p_posterior_grad", "CPU")
-def _p_posterior_grad(*args: object) -> Tensor:
-    return _run_p_posterior(*args)  # type: ignore[arg-type]
+def _p_posterior_grad(*args: Any) -> Tensor:
+    return _run_p_posterior(*args)
 
 
 @torch.library.impl(_library, "q_sample", "CPU")
@@ -268,18 +266,12 @@ def _q_sample(
 ) -> Tensor:
     out = torch.empty_like(x)
     bad = _cpu.q_sample(
-        len(x),
-        num_classes,
-        x.data_ptr(),
-        rows.data_ptr(),
-        len(rows),
-        table.data_ptr(),
-        len(table),
+        _chain((len(x), num_classes), rows, table, None, mask_id),
         _pointer(base_cdf),
-        mask_id,
         seeds.data_ptr(),
         len(seeds),
         step,
+        x.data_ptr(),
         out.data_ptr(),
         torch.get_num_threads(),
     )
@@ -304,21 +296,15 @@ def _p_sample(
     out = torch.empty_like(x_t)
     bad = _cpu.p_sample(
         str(logits.dtype),
-        *logits.shape,
-        logits.data_ptr(),
-        x_t.data_ptr(),
-        rows.data_ptr(),
-        len(rows),
-        table.data_ptr(),
-        len(table),
-        _pointer(base),
+        _chain(logits.shape, rows, table, base, mask_id),
         _pointer(base_cdf),
-        mask_id,
         posterior_mean,
         direct,
         seeds.data_ptr(),
         len(seeds),
         step,
+        logits.data_ptr(),
+        x_t.data_ptr(),
         out.data_ptr(),
         torch.get_num_threads(),
     )
@@ -327,33 +313,33 @@ def _p_sample(
 
 
 @torch.library.register_fake("d3pm_fast::loss")
-def _(logits: Tensor, *args: object) -> Tensor:
+def _(logits: Tensor, *args: Any) -> Tensor:
     return logits.new_empty(logits.shape[0], dtype=_loss_dtype(logits))
 
 
 @torch.library.register_fake("d3pm_fast::loss_and_grad")
-def _(logits: Tensor, *args: object) -> tuple[Tensor, Tensor]:
+def _(logits: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
     loss = logits.new_empty(logits.shape[0], dtype=_loss_dtype(logits))
     return loss, torch.empty_like(logits)
 
 
 @torch.library.register_fake("d3pm_fast::q_posterior")
-def _(x0: Tensor, *args: object) -> Tensor:
+def _(x0: Tensor, *args: Any) -> Tensor:
     num_classes, dtype = args[-2:]
-    return x0.new_empty(x0.shape[0], num_classes, dtype=dtype)  # type: ignore[call-overload,no-any-return]
+    return x0.new_empty(x0.shape[0], num_classes, dtype=dtype)
 
 
 @torch.library.register_fake("d3pm_fast::p_posterior")
 @torch.library.register_fake("d3pm_fast::p_posterior_grad")
-def _(logits: Tensor, *args: object) -> Tensor:
+def _(logits: Tensor, *args: Any) -> Tensor:
     return torch.empty_like(logits)
 
 
 @torch.library.register_fake("d3pm_fast::q_sample")
-def _(x: Tensor, *args: object) -> Tensor:
+def _(x: Tensor, *args: Any) -> Tensor:
     return torch.empty_like(x)
 
 
 @torch.library.register_fake("d3pm_fast::p_sample")
-def _(logits: Tensor, x_t: Tensor, *args: object) -> Tensor:
+def _(logits: Tensor, x_t: Tensor, *args: Any) -> Tensor:
     return torch.empty_like(x_t)

@@ -35,9 +35,10 @@ def low_discrepancy(
     :func:`uniform`.
     """
     num_steps = check_count("num_steps", num_steps)
-    device = _device(generator, device)
-    shift = torch.rand((), generator=generator, device=device, dtype=torch.float64)
-    spaced = torch.arange(batch, device=device, dtype=torch.float64) / max(batch, 1)
+    shift = torch.rand(
+        (), generator=generator, device=_device(generator, device), dtype=torch.float64
+    )
+    spaced = torch.arange(batch, device=shift.device, dtype=torch.float64) / max(batch, 1)
     return 1 + ((shift + spaced) % 1 * num_steps).long().clamp(max=num_steps - 1)
 
 

@@ -40,11 +40,11 @@ namespace d3pm::avx512 {
 D3PM_END_TARGET
 #undef D3PM_VECTOR_BYTES
 
-#define D3PM_CALL_BEST(function, ...)                                                   \
-  switch (::d3pm::best_target()) {                                                      \
-    case ::d3pm::Target::avx512: return ::d3pm::avx512::function(__VA_ARGS__);          \
-    case ::d3pm::Target::avx2: return ::d3pm::avx2::function(__VA_ARGS__);              \
-    default: return ::d3pm::baseline::function(__VA_ARGS__);                            \
+#define D3PM_CALL_BEST(function, ...)                                          \
+  switch (::d3pm::best_target()) {                                             \
+    case ::d3pm::Target::avx512: return ::d3pm::avx512::function(__VA_ARGS__); \
+    case ::d3pm::Target::avx2: return ::d3pm::avx2::function(__VA_ARGS__);     \
+    default: return ::d3pm::baseline::function(__VA_ARGS__);                   \
   }
 #else
 #define D3PM_CALL_BEST(function, ...) return ::d3pm::baseline::function(__VA_ARGS__)

@@ -8,7 +8,6 @@
 #include <memory>
 #include <type_traits>
 
-
 #include "../rank_one.h"
 
 namespace d3pm {
@@ -75,9 +74,7 @@ class StepCursor {
 struct Model {
   bool posterior_mean, direct;
 
-  bool predicts_x0(const StepCoefficients& step) const {
-    return direct && step.target_time == 0;
-  }
+  bool predicts_x0(const StepCoefficients& step) const { return direct && step.target_time == 0; }
 };
 
 struct Loss {
@@ -180,10 +177,9 @@ bool run_rows(Type type, const Call& call) {
     using Element = decltype(element);
     const double cost =
         static_cast<double>(call.chain.num_tokens) * static_cast<double>(call.chain.num_classes);
-    return parallel(call.chain.num_tokens, cost, call.num_threads,
-                    [&](int64_t begin, int64_t end) {
-                      return Kernel::template call<Element>(call, begin, end);
-                    });
+    return parallel(call.chain.num_tokens, cost, call.num_threads, [&](int64_t begin, int64_t end) {
+      return Kernel::template call<Element>(call, begin, end);
+    });
   };
   switch (type) {
     case Type::float32: return run_as(float{});

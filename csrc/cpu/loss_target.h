@@ -65,8 +65,7 @@ class LossBlock {
     set(i, &Row::bar_xt, bar_xt);
     set(i, &Row::bar_mask, apart ? vector_(step->bar_base, step->bar_mask, mask_id) : 0);
     set(i, &Row::same, same);
-    set(i, &Row::tilt,
-        tilted ? posterior_mean_tilt(step->keep, u, step->bar_keep, bar_xt) : 1.0);
+    set(i, &Row::tilt, tilted ? posterior_mean_tilt(step->keep, u, step->bar_keep, bar_xt) : 1.0);
     set(i, &Row::vb, vb);
     set(i, &Row::ce, ce);
     if (size_ == capacity_) flush();
@@ -88,10 +87,10 @@ class LossBlock {
   }
 
  private:
-  Real get(unsigned i, V Row::*field) const { return (rows_[i / kWidth].*field)[i % kWidth]; }
+  Real get(unsigned i, V Row::* field) const { return (rows_[i / kWidth].*field)[i % kWidth]; }
 
   template <class Scalar>
-  void set(unsigned i, V Row::*field, Scalar value) {
+  void set(unsigned i, V Row::* field, Scalar value) {
     (rows_[i / kWidth].*field)[i % kWidth] = static_cast<Real>(value);
   }
 

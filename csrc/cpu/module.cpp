@@ -19,8 +19,8 @@ Target best_target() {
     __builtin_cpu_init();
     const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
     const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
-                        __builtin_cpu_supports("avx512bw") &&
-                        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+                        __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+                        __builtin_cpu_supports("avx512vl");
     if (avx512 && most == "avx512") return Target::avx512;
     if (avx2 && most != "baseline") return Target::avx2;
 #endif
@@ -46,77 +46,84 @@ Type parse(const std::string& dtype) {
 
 Chain make_chain(int64_t num_tokens, int64_t num_classes, uintptr_t rows, int64_t num_rows,
                  uintptr_t table, int64_t table_size, uintptr_t pi, int64_t mask_id) {
-  return {num_tokens, num_classes, pointer<int64_t>(rows), num_rows,
-          pointer<double>(table), table_size, pointer<void>(pi), mask_id};
+  return {num_tokens,
+          num_classes,
+          pointer<int64_t>(rows),
+          num_rows,
+          pointer<double>(table),
+          table_size,
+          pointer<void>(pi),
+          mask_id};
 }
 
-template <class... Call>
-bool run_unlocked(const Call&... call) {
+template <class Call, class... Types>
+bool run_unlocked(const Call& call, Types... type) {
+  if (call.chain.num_tokens == 0) return false;
   py::gil_scoped_release release;
-  return run(call...);
+  return run(type..., call);
 }
 
-bool loss(const std::string& dtype, int64_t num_tokens, int64_t num_classes, uintptr_t logits,
-          uintptr_t x0, uintptr_t x_t, uintptr_t mask, uintptr_t rows, int64_t num_rows,
-          uintptr_t table, int64_t table_size, uintptr_t pi, int64_t mask_id, bool posterior_mean,
-          bool direct, double vb_weight, double ce_weight, double grad_scale, uintptr_t loss,
-          uintptr_t grad, int num_threads) {
-  if (num_tokens == 0) return false;
-  const Loss call{
-      make_chain(num_tokens, num_classes, rows, num_rows, table, table_size, pi, mask_id),
-      {posterior_mean, direct}, pointer<void>(logits), pointer<int64_t>(x0),
-      pointer<int64_t>(x_t), pointer<uint8_t>(mask), vb_weight, ce_weight, grad_scale,
-      pointer<void>(loss), pointer<void>(grad), num_threads};
-  return run_unlocked(parse(dtype), call);
+bool loss(const std::string& dtype, const Chain& chain, bool posterior_mean, bool direct,
+          uintptr_t logits, uintptr_t x0, uintptr_t x_t, uintptr_t mask, double vb_weight,
+          double ce_weight, double grad_scale, uintptr_t loss, uintptr_t grad, int num_threads) {
+  const Loss call{chain,
+                  {posterior_mean, direct},
+                  pointer<void>(logits),
+                  pointer<int64_t>(x0),
+                  pointer<int64_t>(x_t),
+                  pointer<uint8_t>(mask),
+                  vb_weight,
+                  ce_weight,
+                  grad_scale,
+                  pointer<void>(loss),
+                  pointer<void>(grad),
+                  num_threads};
+  return run_unlocked(call, parse(dtype));
 }
 
-bool q_posterior(const std::string& dtype, int64_t num_tokens, int64_t num_classes, uintptr_t x0,
-                 uintptr_t x_t, uintptr_t rows, int64_t num_rows, uintptr_t table,
-                 int64_t table_size, uintptr_t pi, int64_t mask_id, uintptr_t out,
+bool q_posterior(const std::string& dtype, const Chain& chain, uintptr_t x0, uintptr_t x_t,
+                 uintptr_t out, int num_threads) {
+  const QPosterior call{chain, pointer<int64_t>(x0), pointer<int64_t>(x_t), pointer<void>(out),
+                        num_threads};
+  return run_unlocked(call, parse(dtype));
+}
+
+bool p_posterior(const std::string& dtype, const Chain& chain, bool posterior_mean, bool direct,
+                 uintptr_t logits, uintptr_t upstream, uintptr_t x_t, uintptr_t out,
                  int num_threads) {
-  if (num_tokens == 0) return false;
-  const QPosterior call{
-      make_chain(num_tokens, num_classes, rows, num_rows, table, table_size, pi, mask_id),
-      pointer<int64_t>(x0), pointer<int64_t>(x_t), pointer<void>(out), num_threads};
-  return run_unlocked(parse(dtype), call);
+  const PPosterior call{chain,
+                        {posterior_mean, direct},
+                        pointer<void>(logits),
+                        pointer<void>(upstream),
+                        pointer<int64_t>(x_t),
+                        pointer<void>(out),
+                        num_threads};
+  return run_unlocked(call, parse(dtype));
 }
 
-bool p_posterior(const std::string& dtype, int64_t num_tokens, int64_t num_classes,
-                 uintptr_t logits, uintptr_t upstream, uintptr_t x_t, uintptr_t rows,
-                 int64_t num_rows, uintptr_t table, int64_t table_size, uintptr_t pi,
-                 int64_t mask_id, bool posterior_mean, bool direct, uintptr_t out,
-                 int num_threads) {
-  if (num_tokens == 0) return false;
-  const PPosterior call{
-      make_chain(num_tokens, num_classes, rows, num_rows, table, table_size, pi, mask_id),
-      {posterior_mean, direct}, pointer<void>(logits), pointer<void>(upstream),
-      pointer<int64_t>(x_t), pointer<void>(out), num_threads};
-  return run_unlocked(parse(dtype), call);
-}
-
-bool q_sample(int64_t num_tokens, int64_t num_classes, uintptr_t x, uintptr_t rows,
-              int64_t num_rows, uintptr_t table, int64_t table_size, uintptr_t cdf,
-              int64_t mask_id, uintptr_t seeds, int64_t num_seeds, int64_t step, uintptr_t out,
-              int num_threads) {
-  if (num_tokens == 0) return false;
-  const QSample call{
-      make_chain(num_tokens, num_classes, rows, num_rows, table, table_size, 0, mask_id),
-      pointer<double>(cdf), {pointer<int64_t>(seeds), num_seeds, step}, pointer<int64_t>(x),
-      pointer<int64_t>(out), num_threads};
+bool q_sample(const Chain& chain, uintptr_t cdf, uintptr_t seeds, int64_t num_seeds, int64_t step,
+              uintptr_t x, uintptr_t out, int num_threads) {
+  const QSample call{chain,
+                     pointer<double>(cdf),
+                     {pointer<int64_t>(seeds), num_seeds, step},
+                     pointer<int64_t>(x),
+                     pointer<int64_t>(out),
+                     num_threads};
   return run_unlocked(call);
 }
 
-bool p_sample(const std::string& dtype, int64_t num_tokens, int64_t num_classes, uintptr_t logits,
-              uintptr_t x_t, uintptr_t rows, int64_t num_rows, uintptr_t table,
-              int64_t table_size, uintptr_t pi, uintptr_t cdf, int64_t mask_id,
-              bool posterior_mean, bool direct, uintptr_t seeds, int64_t num_seeds, int64_t step,
-              uintptr_t out, int num_threads) {
-  if (num_tokens == 0) return false;
-  const PSample call{
-      make_chain(num_tokens, num_classes, rows, num_rows, table, table_size, pi, mask_id),
-      pointer<double>(cdf), {posterior_mean, direct}, {pointer<int64_t>(seeds), num_seeds, step},
-      pointer<void>(logits), pointer<int64_t>(x_t), pointer<int64_t>(out), num_threads};
-  return run_unlocked(parse(dtype), call);
+bool p_sample(const std::string& dtype, const Chain& chain, uintptr_t cdf, bool posterior_mean,
+              bool direct, uintptr_t seeds, int64_t num_seeds, int64_t step, uintptr_t logits,
+              uintptr_t x_t, uintptr_t out, int num_threads) {
+  const PSample call{chain,
+                     pointer<double>(cdf),
+                     {posterior_mean, direct},
+                     {pointer<int64_t>(seeds), num_seeds, step},
+                     pointer<void>(logits),
+                     pointer<int64_t>(x_t),
+                     pointer<int64_t>(out),
+                     num_threads};
+  return run_unlocked(call, parse(dtype));
 }
 
 const char* instruction_set() {
@@ -132,6 +139,7 @@ const char* instruction_set() {
 
 PYBIND11_MODULE(_cpu, m) {
   m.doc() = "Fused kernels of d3pm_fast for CPUs; d3pm_fast/ops.py is their only caller.";
+  py::class_<d3pm::Chain>(m, "Chain").def(py::init(&d3pm::make_chain));
   m.def("loss", &d3pm::loss);
   m.def("q_posterior", &d3pm::q_posterior);
   m.def("p_posterior", &d3pm::p_posterior);

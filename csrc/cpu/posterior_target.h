@@ -91,10 +91,10 @@ class QPosteriorRow : PosteriorRow<Element> {
 template <class Element>
 class PPosteriorRow : PosteriorRow<Element> {
   using Base = PosteriorRow<Element>;
+  using Base::kWidth;
   using typename Base::M;
   using typename Base::Real;
   using typename Base::V;
-  using Base::kWidth;
 
  public:
   explicit PPosteriorRow(const PPosterior& call)
@@ -160,8 +160,7 @@ class PPosteriorRow : PosteriorRow<Element> {
     const auto write_special = [&](int64_t j, double log_reach, double log_tilt) {
       const double spread = bar(j);
       const double alone = static_cast<double>(read_one(l + j)) + log_tilt - log_sum_ + log_keep;
-      const double log_f =
-          spread > M::tiny ? std::log(bar_keep_ * softmax(j) + spread) : alone;
+      const double log_f = spread > M::tiny ? std::log(bar_keep_ * softmax(j) + spread) : alone;
       write_one(out + j, static_cast<Real>(log_reach + log_f));
     };
     if (this->chain_.mask_id >= 0) write_special(this->chain_.mask_id, reach, 0);
@@ -181,7 +180,8 @@ class PPosteriorRow : PosteriorRow<Element> {
       const double spread = bar(j), model = bar_keep_ * softmax(j);
       return spread > M::tiny ? model / (model + spread) : 1.0;
     };
-    const double sum = this->row_.sum_of([&](int64_t j) { return this->read_row(upstream, token, j); });
+    const double sum =
+        this->row_.sum_of([&](int64_t j) { return this->read_row(upstream, token, j); });
     double weighted = this->row_.sum_of(
         [&](int64_t j) { return weight(j) * this->read_row(upstream, token, j); });
     const int64_t mask = this->chain_.mask_id == x_t_ ? -1 : this->chain_.mask_id;
@@ -200,8 +200,8 @@ class PPosteriorRow : PosteriorRow<Element> {
     });
     const auto write_special = [&](int64_t j, double reach) {
       const double g = read_one(upstream + j);
-      write_one(out + j, static_cast<Real>(special_weight(j) * g -
-                                           softmax(j) * (reach * pull + level)));
+      write_one(out + j,
+                static_cast<Real>(special_weight(j) * g - softmax(j) * (reach * pull + level)));
     };
     if (mask >= 0) write_special(mask, u_);
     write_special(x_t_, u_ + a_);

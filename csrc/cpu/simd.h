@@ -67,8 +67,7 @@ D3PM_INLINE Real fold_lanes(const typename VectorOf<Real>::Type& v, Fold fold) {
   typedef Real Quarter __attribute__((vector_size(16)));
   constexpr int width = 16 / sizeof(Real);
   Quarter total = load<Quarter>(lanes);
-  for (int i = width; i < kLanes<Real>; i += width)
-    total = fold(total, load<Quarter>(lanes + i));
+  for (int i = width; i < kLanes<Real>; i += width) total = fold(total, load<Quarter>(lanes + i));
   Real result = total[0];
   for (int i = 1; i < width; ++i) result = fold(result, static_cast<Real>(total[i]));
   return result;
@@ -284,7 +283,8 @@ D3PM_INLINE typename Memory<Element>::V read(const Element* from) {
 // All ones in the first `count` lanes.
 template <class Real>
 D3PM_INLINE typename VectorOf<Real>::Bits first_lanes(int64_t count) {
-  return iota<Real>() < typename VectorOf<Real>::Bits{} + static_cast<typename VectorOf<Real>::Int>(count);
+  return iota<Real>() <
+         typename VectorOf<Real>::Bits{} + static_cast<typename VectorOf<Real>::Int>(count);
 }
 
 // The first `count` lanes, the others `fill`.

@@ -34,7 +34,7 @@ def loss(
     x0, x_t = x0.where(usable, 0), x_t.where(usable, 0)
     logits = logits.where(counts.unsqueeze(-1), 0)
 
-    step = Step.gather(table, rows, base, mask_id, *logits.shape, dtype)
+    step = Step.gather(table, rows, base, mask_id, logits.shape, dtype)
     log_x0 = torch.log_softmax(logits.to(dtype), dim=-1)
     log_q = log_q_posterior(step, x0, x_t)
     log_p = log_p_posterior(step, log_x0, x_t, posterior_mean, direct)

@@ -27,10 +27,9 @@ def p_sample(
     among the model (mass ``u A``), the base (``u W``), the mask (``u M``) and staying, the other
     draws the class from s or from the base.
     """
-    num_classes = logits.shape[-1]
     dtype = compute_dtype(logits.dtype)
     choice, draw = uniforms(seeds, step, len(x_t))
-    c = Step.gather(table, rows, base, mask_id, len(x_t), num_classes, torch.float64)
+    c = Step.gather(table, rows, base, mask_id, logits.shape, torch.float64)
 
     log_x0 = torch.log_softmax(logits.to(dtype), dim=-1).double()
     first = (c.target_time == 0) & direct
@@ -49,7 +48,7 @@ def p_sample(
     from_mask = threshold < model + stationary + mask
 
     fallback = x_t.where(~from_mask | (mask_id < 0), mask_id)
-    fallback = draw_base(draw, base_cdf, num_classes).where(from_base, fallback)
+    fallback = draw_base(draw, base_cdf, logits.shape[-1]).where(from_base, fallback)
     return _draw_row(log_s.exp(), draw).where(from_model, fallback)
 
 

@@ -17,9 +17,7 @@ def q_posterior(
     dtype: torch.dtype,
 ) -> Tensor:
     """Return ``log q(x_s | x_t, x_0)``, ``(N, K)``: NaN where ``Qbar_t[x_0, x_t] = 0``."""
-    step = Step.gather(
-        table, rows, base, mask_id, len(x_t), num_classes, compute_dtype(dtype)
-    )
+    step = Step.gather(table, rows, base, mask_id, (len(x_t), num_classes), compute_dtype(dtype))
     return log_q_posterior(step, x0, x_t).to(dtype)
 
 
@@ -35,7 +33,7 @@ def p_posterior(
 ) -> Tensor:
     """Return ``log p(x_s | x_t)``, ``(N, K)``, differentiable in the logits."""
     dtype = compute_dtype(logits.dtype)
-    step = Step.gather(table, rows, base, mask_id, *logits.shape, dtype)
+    step = Step.gather(table, rows, base, mask_id, logits.shape, dtype)
     log_x0 = torch.log_softmax(logits.to(dtype), dim=-1)
     return log_p_posterior(step, log_x0, x_t, posterior_mean, direct).to(logits.dtype)
 

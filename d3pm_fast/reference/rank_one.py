@@ -53,16 +53,17 @@ class Step:
         rows: Tensor,
         base: Tensor | None,
         mask_id: int,
-        num_tokens: int,
-        num_classes: int,
+        shape: tuple[int, ...],
         dtype: torch.dtype,
     ) -> "Step":
         """Look up each token's coefficients; a row outside the table reads NaN."""
+        num_tokens, num_classes = shape
         inside = (rows >= 0) & (rows < len(table))
         found = table[rows.where(inside, 0)].where(inside.unsqueeze(-1), torch.nan)
         columns = found[spread_rows(torch.arange(len(rows), device=rows.device), num_tokens)]
         vector = table.new_full((num_classes,), 1 / num_classes) if base is None else base
-        return cls(*columns.split(1, dim=-1), vector.log(), mask_id, dtype)
+        a, w, m, bar_a, bar_w, bar_m, s = columns.split(1, dim=-1)
+        return cls(a, w, m, bar_a, bar_w, bar_m, s, vector.log(), mask_id, dtype)
 
     def log_q_column(self, x_t: Tensor) -> Tensor:
         """Return ``log Q[j, x_t]`` for every j, ``(N, K)``."""
@@ -112,7 +113,5 @@ class Step:
         spread = base.log() + self.log_vector
         if self.mask_id < 0:
             return spread
-        spread[:, self.mask_id] = torch.logaddexp(
-            spread[:, self.mask_id], mask.log().squeeze(-1)
-        )
+        spread[:, self.mask_id] = torch.logaddexp(spread[:, self.mask_id], mask.log().squeeze(-1))
         return spread
