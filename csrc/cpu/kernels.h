@@ -164,7 +164,9 @@ bool parallel(int64_t size, double cost, int num_threads, const Body& body) {
   const int threads = cost < 32768 ? 1 : num_threads;
   const int64_t pieces = threads == 1 ? 1 : std::min<int64_t>(size, threads * 16);
   int bad = 0;
+#ifdef _OPENMP
 #pragma omp parallel for num_threads(threads) schedule(dynamic) reduction(| : bad) if (threads > 1)
+#endif
   for (int64_t piece = 0; piece < pieces; ++piece)
     bad |= body(size * piece / pieces, size * (piece + 1) / pieces);
   return bad != 0;
