@@ -1,0 +1,72 @@
+# make train   trains on Fashion-MNIST; options in ARGS, as in: make train ARGS="--epochs 20"
+# make test    checks the style and types and runs every test
+# make lint | format | bench | data | clean
+# PYTHON chooses the interpreter that the environment in .venv is made from.
+
+PYTHON ?= python3
+ARGS ?=
+
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
+CXX_FILES = $(shell find csrc -name '*.h' -o -name '*.cpp')
+BUILD_INPUTS = pyproject.toml setup.py MANIFEST.in constraints.txt $(shell find csrc)
+FASHION_MNIST = /usr/share/datasets/fashion-mnist/train-images-idx3-ubyte.gz
+
+# A failed build of the kernels stops development, where for a user it means pure Python.
+test .venv/dev: export D3PM_FAST_REQUIRE_CPU = 1
+
+.PHONY: train test lint format bench data clean
+
+train: .venv/train data
+	$(BIN)/d3pm-fast train $(ARGS)
+
+test: lint
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: .venv/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run -Werror $(CXX_FILES)
+
+format: .venv/dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CXX_FILES)
+
+bench: .venv/dev
+	$(BIN)/python -m benchmarks $(ARGS)
+
+# Without the package the program looks elsewhere and then tries a download.
+data:
+	@if [ -z "$(findstring --data,$(ARGS))" ] && [ ! -e $(FASHION_MNIST) ] \
+	    && command -v apt-get >/dev/null; then \
+	  sudo=$$([ "$$(id -u)" = 0 ] || command -v sudo); \
+	  set -- $$sudo env DEBIAN_FRONTEND=noninteractive \
+	    apt-get install -qq --no-install-recommends dataset-fashion-mnist; \
+	  echo "Installing the Fashion-MNIST images: $$*"; \
+	  "$$@" || { $$sudo apt-get update -qq && "$$@"; } \
+	    || echo "That did not work; the program will try to download them."; \
+	fi
+
+clean:
+	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks
+	find . -name __pycache__ -prune -exec rm -rf {} +
+	rm -f d3pm_fast/_cpu*.so
+
+# The install is editable: only what is compiled or declared needs it again.
+.venv/train: .venv/python $(BUILD_INPUTS)
+	@echo "Installing d3pm_fast and what it needs into .venv (the first time takes minutes)"
+	$(PIP) install -c constraints.txt --no-build-isolation -e '.[train]'
+	@! ls d3pm_fast/_cpu.*.so >/dev/null 2>&1 || touch $@  # no compiler yet: the next run tries again
+
+.venv/dev: .venv/python $(BUILD_INPUTS)
+	@echo "Installing d3pm_fast for development into .venv (the first time takes minutes)"
+	$(PIP) install -c constraints.txt --no-build-isolation -e '.[dev]'
+	@touch .venv/train $@
+
+.venv/python: constraints.txt
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed: make PYTHON=...")'
+	@[ -x $(BIN)/python ] || $(PYTHON) -m venv .venv || { rm -rf .venv; exit 1; }
+	$(PIP) install -c constraints.txt setuptools pybind11
+	@touch $@

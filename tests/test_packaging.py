@@ -1,0 +1,249 @@
+"""What `pip install` gets: the content of the sdist and the wheel, with and without a compiler."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tarfile
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+pytestmark = [pytest.mark.packaging, pytest.mark.slow]
+
+ROOT = Path(__file__).parent.parent
+VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+NO_COMPILER = {"CC": "false", "CXX": "false"}
+BUILD_VARIABLES = {
+    *("CC", "CXX", "CFLAGS", "CXXFLAGS", "CPPFLAGS", "LDFLAGS", "PYTHONPATH"),
+    *("D3PM_FAST_REQUIRE_CPU", "D3PM_FAST_IMPL"),
+}
+JUNK = [
+    ".venv/lib/junk.py",
+    "build/lib/d3pm_fast/junk.py",
+    "d3pm_fast/__pycache__/schedules.cpython-311.pyc",
+    "d3pm_fast/_cpu.stale.so",
+    "csrc/cpu/loss.o",
+    "runs/model.pt",
+]
+
+
+def run(*command, cwd, check=True, **environment):
+    """Runs Python without a terminal and with none of the caller's build settings."""
+    kept = {name: value for name, value in os.environ.items() if name not in BUILD_VARIABLES}
+    done = subprocess.run(
+        [sys.executable, *map(str, command)],
+        cwd=cwd,
+        env=kept | {name: str(value) for name, value in environment.items()},
+        text=True,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+    assert not check or done.returncode == 0, done.stdout
+    return done
+
+
+def only(folder, pattern):
+    (path,) = folder.glob(pattern)
+    return path
+
+
+def wheel_files(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        return set(archive.namelist())
+
+
+def python_files(root):
+    return {path.relative_to(root).as_posix() for path in root.glob("d3pm_fast/**/*.py")}
+
+
+@pytest.fixture(scope="module")
+def sdist(tmp_path_factory):
+    """The sdist of a work tree in which people have worked."""
+    tree = tmp_path_factory.mktemp("tree") / "d3pm_fast"
+    skip = shutil.ignore_patterns(
+        ".*", "build", "dist", "runs", "*.egg-info", "__pycache__", "*.so"
+    )
+    shutil.copytree(ROOT, tree, ignore=skip)
+    for name in JUNK:
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
+        (tree / name).touch()
+    out = tmp_path_factory.mktemp("sdist")
+    run("-m", "build", "--sdist", "--no-isolation", "--outdir", out, cwd=tree)
+    return only(out, "*.tar.gz")
+
+
+@pytest.fixture(scope="module")
+def source(sdist, tmp_path_factory):
+    """The unpacked sdist."""
+    folder = tmp_path_factory.mktemp("source")
+    with tarfile.open(sdist) as archive:
+        archive.extractall(folder, filter="data")
+    return only(folder, "*")
+
+
+@pytest.fixture(scope="module")
+def wheel_and_log(sdist, tmp_path_factory):
+    """The wheel that a user's pip builds from the sdist, alone with what the build requires."""
+    out = tmp_path_factory.mktemp("wheel")
+    done = run(
+        *(
+            "-m",
+            "pip",
+            "wheel",
+            "--verbose",
+            "--no-deps",
+            "--no-cache-dir",
+            "--wheel-dir",
+            out,
+            sdist,
+        ),
+        cwd=out,
+        D3PM_FAST_REQUIRE_CPU=1,
+    )
+    return only(out, "*.whl"), done.stdout
+
+
+@pytest.fixture(scope="module")
+def no_torch(tmp_path_factory):
+    """A folder for PYTHONPATH in which importing torch fails."""
+    folder = tmp_path_factory.mktemp("no_torch")
+    (folder / "torch.py").write_text("raise ImportError('the build imported torch')\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def fallback_and_log(source, no_torch, tmp_path_factory):
+    """The wheel built where no compiler works."""
+    out = tmp_path_factory.mktemp("fallback")
+    done = run(
+        *("-m", "build", "--wheel", "--no-isolation", "--outdir", out, source),
+        cwd=out,
+        PYTHONPATH=no_torch,
+        **NO_COMPILER,
+    )
+    return only(out, "*.whl"), done.stdout
+
+
+def install(wheel, target):
+    run("-m", "pip", "install", "--no-deps", "--target", target, wheel, cwd=target.parent)
+    return target
+
+
+def run_installed(target, *command):
+    """Runs Python on what is in `target` and never on the development install, hence -S."""
+    path = os.pathsep.join([str(target), sysconfig.get_path("purelib")])
+    return run("-S", *command, cwd=target, PYTHONPATH=path).stdout
+
+
+def look_inside(target):
+    code = (
+        "import importlib.util, json, d3pm_fast as d3\n"
+        "compiled = importlib.util.find_spec('d3pm_fast._cpu') is not None\n"
+        "print(json.dumps([d3.__file__, d3.__version__, compiled, d3.implementation().name]))\n"
+    )
+    output = run_installed(target, "-c", code)
+    path, version, compiled, implementation = json.loads(output.splitlines()[-1])
+    assert Path(path).is_relative_to(target)
+    assert version == VERSION
+    return compiled, implementation
+
+
+def test_sdist_has_what_a_build_needs_and_nothing_else(sdist, source):
+    with tarfile.open(sdist) as archive:
+        files = {member.name.partition("/")[2] for member in archive if member.isfile()}
+    code = [path for path in (ROOT / "csrc").rglob("*") if path.suffix in (".cpp", ".h")]
+    assert code
+    assert files >= {path.relative_to(ROOT).as_posix() for path in code}
+    assert files >= python_files(ROOT)
+    assert files >= {"pyproject.toml", "setup.py", "LICENSE", "README.md", "d3pm_fast/py.typed"}
+    assert not files & set(JUNK)
+    assert {name.partition("/")[0] for name in files if "/" in name} == {
+        "csrc",
+        "d3pm_fast",
+        "d3pm_fast.egg-info",
+    }
+
+
+def test_wheel_has_the_package_and_its_compiled_module(wheel_and_log, source):
+    files = wheel_files(wheel_and_log[0])
+    compiled = {name for name in files if name.startswith("d3pm_fast/_cpu.")}
+    metadata = {name for name in files if name.startswith(f"d3pm_fast-{VERSION}.dist-info/")}
+    stubs = {path.relative_to(source).as_posix() for path in source.glob("d3pm_fast/*.pyi")}
+    binary = {name for name in compiled if name not in stubs}
+    assert len(binary) == 1
+    assert files - metadata - binary == python_files(source) | stubs | {"d3pm_fast/py.typed"}
+    assert any(name.endswith("/LICENSE") for name in metadata)
+
+
+def test_wheel_is_portable(wheel_and_log):
+    wheel, log = wheel_and_log
+    compilations = [line for line in log.splitlines() if " -c csrc/" in line.replace("\\", "/")]
+    assert compilations
+    for line in compilations:
+        assert {"-O3", "-std=c++17", "-fno-math-errno", "-fvisibility=hidden"} <= set(line.split())
+        assert "-march" not in line
+        assert "-mcpu" not in line
+        assert "-ffast-math" not in line
+    with zipfile.ZipFile(wheel) as archive:
+        (module,) = (name for name in archive.namelist() if name.endswith((".so", ".pyd")))
+        content = archive.read(module)
+    assert b"libtorch" not in content
+    assert b"libc10" not in content
+
+
+def test_wheel_installs_and_runs(wheel_and_log, tmp_path):
+    target = install(wheel_and_log[0], tmp_path / "site")
+    assert look_inside(target) == (True, "cpu")
+    usage = run_installed(target, target / "bin" / "d3pm-fast", "--help")
+    assert "train" in usage
+    assert "sample" in usage
+
+
+def test_compiled_module_needs_no_torch(wheel_and_log, no_torch, tmp_path):
+    with zipfile.ZipFile(wheel_and_log[0]) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith((".so", ".pyd")))
+        module = archive.extract(name, tmp_path)
+    code = (
+        "import sys\n"
+        "from importlib.util import module_from_spec, spec_from_file_location\n"
+        "spec = spec_from_file_location('d3pm_fast._cpu', sys.argv[1])\n"
+        "spec.loader.exec_module(module_from_spec(spec))\n"
+    )
+    run("-c", code, module, cwd=tmp_path, PYTHONPATH=no_torch)
+
+
+def test_no_compiler_falls_back_with_one_line(fallback_and_log, source):
+    wheel, log = fallback_and_log
+    (line,) = (line for line in log.splitlines() if "d3pm_fast: " in line)
+    assert "pure-Python" in line
+    assert "install a C++17 compiler" in line
+    assert not any(
+        name.startswith("d3pm_fast/_cpu.") and not name.endswith(".pyi")
+        for name in wheel_files(wheel)
+    )
+    assert wheel_files(wheel) >= python_files(source)
+
+
+def test_pure_python_wheel_serves_the_reference(fallback_and_log, tmp_path):
+    target = install(fallback_and_log[0], tmp_path / "site")
+    assert look_inside(target) == (False, "reference")
+
+
+def test_failed_build_is_an_error_on_request(source, tmp_path):
+    done = run(
+        *("-m", "build", "--wheel", "--no-isolation", "--outdir", tmp_path, source),
+        cwd=tmp_path,
+        check=False,
+        D3PM_FAST_REQUIRE_CPU=1,
+        **NO_COMPILER,
+    )
+    assert done.returncode != 0
+    assert "d3pm_fast: " not in done.stdout
+    assert not list(tmp_path.glob("*.whl"))
