@@ -1,0 +1,169 @@
+"""The network: a small time-conditioned U-Net over categorical images."""
+
+import math
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = ["Denoiser"]
+
+
+class Denoiser(nn.Module):
+    """A U-Net that maps ``(x_t, t)`` to the logits of x_0.
+
+    Each level halves the image and, but for the first, doubles the width, up to 4 times the first
+    one; sides that the halvings do not divide are padded with zeros. The classes come in through
+    an embedding, to which classes of like grey start alike. What comes out is added to a learned,
+    time-dependent multiple of ``onehot(x_t)``: at small t most tokens are right as they are (D3PM,
+    appendix B.2, has a fixed one).
+
+    Args:
+        num_classes: K, the mask counted in.
+        num_steps: T.
+        width: channels at full resolution, a multiple of 8.
+        depth: residual blocks a level, on the way down and again on the way up.
+        attention: self-attention at the lowest resolution.
+        mask_id: a class that is never predicted (its logit is -inf), or None.
+    """
+
+    LEVELS = 3
+
+    def __init__(
+        self,
+        num_classes: int,
+        num_steps: int,
+        width: int = 32,
+        depth: int = 1,
+        attention: bool = True,
+        mask_id: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.num_steps = num_steps
+        self.mask_id = mask_id
+        widths = [width * 2**level for level in range(self.LEVELS)]
+        self.features = features = 4 * width
+        self.time = nn.Sequential(
+            nn.Linear(features, features), nn.SiLU(), nn.Linear(features, features), nn.SiLU()
+        )
+        self.embed = nn.Embedding(num_classes, width)
+        self.enter = nn.Conv2d(width, width, 3, padding=1)
+        self.down = nn.ModuleList(
+            Blocks(ResidualBlock(w, w, features) for _ in range(depth)) for w in widths
+        )
+        self.shrink = nn.ModuleList(
+            nn.Conv2d(w, wider, 3, stride=2, padding=1) for w, wider in pairwise(widths)
+        )
+        self.middle = Attention(widths[-1]) if attention else nn.Identity()
+        self.grow = nn.ModuleList(nn.Conv2d(wider, w, 1) for w, wider in pairwise(widths))
+        self.up = nn.ModuleList(
+            Blocks(ResidualBlock(2 * w if i == 0 else w, w, features) for i in range(depth))
+            for w in widths
+        )
+        self.leave = nn.Sequential(
+            normalization(width), nn.SiLU(), nn.Conv2d(width, num_classes, 1)
+        )
+        self.keep = nn.Linear(features, 1)
+
+    def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """Return the logits of x_0.
+
+        Args:
+            x_t: integers ``(B, H, W)`` in [0, K).
+            t: ``(B,)`` in 1..T.
+
+        Returns:
+            ``(B, H, W, K)``, contiguous.
+        """
+        time = self.time(sinusoids(t / self.num_steps, self.features))
+        h = self.embed(x_t.long()).permute(0, 3, 1, 2)
+        height, width = x_t.shape[1:]
+        multiple = 2 ** (self.LEVELS - 1)
+        h = F.pad(h, (0, -width % multiple, 0, -height % multiple))
+        h = self.enter(h)
+        kept = []
+        for level in range(self.LEVELS):
+            if level:
+                h = self.shrink[level - 1](h)
+            h = self.down[level](h, time)
+            kept.append(h)
+        h = self.middle(h)
+        for level in reversed(range(self.LEVELS)):
+            if level < self.LEVELS - 1:
+                h = F.interpolate(self.grow[level](h), scale_factor=2)
+            h = torch.cat([h, kept[level]], 1)
+            h = self.up[level](h, time)
+        h = self.leave(h)[..., :height, :width].permute(0, 2, 3, 1)
+        keep = self.keep(time)[:, :, None, None]
+        logits: Tensor = h + keep * F.one_hot(x_t.long(), self.num_classes)
+        if self.mask_id is not None:
+            logits[..., self.mask_id] = -torch.inf
+        return logits
+
+
+class Blocks(nn.ModuleList):
+    """Residual blocks, one after the other."""
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        """Return ``(B, outside, H, W)`` from ``(B, inside, H, W)`` and ``(B, features)``."""
+        for block in self:
+            x = block(x, time)
+        return x
+
+
+class ResidualBlock(nn.Module):
+    """Two convolutions, the second one scaled and shifted by the time, around a skip."""
+
+    def __init__(self, inside: int, outside: int, features: int) -> None:
+        super().__init__()
+        self.first = nn.Sequential(
+            normalization(inside), nn.SiLU(), nn.Conv2d(inside, outside, 3, padding=1)
+        )
+        self.time = nn.Linear(features, 2 * outside)
+        self.norm = normalization(outside)
+        self.second = nn.Conv2d(outside, outside, 3, padding=1)
+        self.skip = nn.Identity() if inside == outside else nn.Conv2d(inside, outside, 1)
+        nn.init.zeros_(self.second.weight)
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        """Return ``(B, outside, H, W)`` from ``(B, inside, H, W)`` and ``(B, features)``."""
+        scale, shift = self.time(time)[:, :, None, None].chunk(2, 1)
+        h = self.norm(self.first(x)) * (1 + scale) + shift
+        residual: Tensor = self.skip(x) + self.second(F.silu(h))
+        return residual
+
+
+class Attention(nn.Module):
+    """Self-attention among the places of an image."""
+
+    def __init__(self, channels: int, heads: int = 4) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm = normalization(channels)
+        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
+        self.out = nn.Conv2d(channels, channels, 1)
+        nn.init.zeros_(self.out.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``(B, C, H, W)``, as it came in."""
+        b, c, h, w = x.shape
+        qkv = self.qkv(self.norm(x)).view(b, 3, self.heads, c // self.heads, h * w)
+        q, k, v = qkv.transpose(-1, -2).unbind(1)
+        y = F.scaled_dot_product_attention(q, k, v)
+        mixed: Tensor = self.out(y.transpose(-1, -2).reshape(b, c, h, w))
+        return x + mixed
+
+
+def normalization(channels: int) -> nn.GroupNorm:
+    """Return a normalization over groups of 16 channels."""
+    return nn.GroupNorm(channels // 16, channels)
+
+
+def sinusoids(time: Tensor, features: int) -> Tensor:
+    """Return the sines and cosines of times in [0, 1], ``(B, features)``."""
+    half = features // 2
+    frequencies = torch.exp(torch.linspace(0, math.log(1000.0), half, device=time.device))
+    angles = time.float()[:, None] * frequencies
+    return torch.cat([angles.sin(), angles.cos()], dim=1)

@@ -1,0 +1,52 @@
+"""Pictures of a run: sample grids, films of the reverse process, loss curves."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+ZOOM = 3
+
+
+def grid(images: Tensor, colours: np.ndarray) -> Image.Image:
+    """Return ``(N, H, W)`` class images as one picture, about twice as wide as high."""
+    count, height, width = images.shape
+    columns = min(count, int(np.ceil(np.sqrt(2 * count))))
+    rows = -(-count // columns)
+    tiles = np.full((rows * columns, height + 2, width + 2, 3), 255, np.uint8)
+    tiles[:count, 1:-1, 1:-1] = colours[images.cpu().numpy()]
+    sheet = tiles.reshape(rows, columns, height + 2, width + 2, 3).swapaxes(1, 2)
+    picture = Image.fromarray(sheet.reshape(rows * (height + 2), columns * (width + 2), 3))
+    return picture.resize((picture.width * ZOOM, picture.height * ZOOM), Image.Resampling.NEAREST)
+
+
+def film(path: Path, frames: Sequence[Tensor], colours: np.ndarray) -> None:
+    """Write ``(N, H, W)`` class images, one after the other, as a looping GIF."""
+    pictures = [grid(frame, colours) for frame in frames]
+    durations = [80] * (len(pictures) - 1) + [2500]  # milliseconds; the result stays in view
+    pictures[0].save(
+        path, save_all=True, append_images=pictures[1:], duration=durations, loop=0, optimize=True
+    )
+
+
+def curve(path: Path, metrics: Sequence[dict[str, Any]]) -> None:
+    """Plot the bound of every step and its running mean, in bits per dimension."""
+    steps = [m["step"] for m in metrics]
+    bits = np.array([m["bits_per_dim"] for m in metrics])
+    window = max(1, len(bits) // 50)
+    smooth = np.convolve(bits, np.ones(window) / window, mode="valid")
+    figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
+    axes.plot(steps, bits, alpha=0.25, linewidth=0.5, label="one batch, one time an image")
+    axes.plot(steps[window - 1 :], smooth, label=f"mean of {window} steps")
+    axes.set(xlabel="step", ylabel="bits per dimension", title="Variational bound in training")
+    axes.set_ylim(0, float(np.quantile(bits, 0.99)) * 1.1 if len(bits) else 1)
+    axes.legend()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)

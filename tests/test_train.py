@@ -1,0 +1,235 @@
+"""The training program, on a handful of made-up images."""
+
+import gzip
+import json
+import os
+import signal
+import struct
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from d3pm_fast.train import checkpoint, data
+from d3pm_fast.train.cli import main
+from d3pm_fast.train.config import TrainConfig
+from d3pm_fast.train.loop import Run, train
+
+COUNT = 24
+
+
+def write_idx(path, images):
+    with gzip.open(path, "wb") as file:
+        file.write(struct.pack(">4i", 0x803, *images.shape) + images.tobytes())
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """IDX files of images with a bright square on black, somewhere."""
+    folder = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    images = np.zeros((COUNT, 28, 28), np.uint8)
+    for image in images:
+        y, x = rng.integers(4, 16, 2)
+        image[y : y + 8, x : x + 8] = 200
+    for name, _ in data.FILES.values():
+        write_idx(folder / name, images)
+    return folder
+
+
+@pytest.fixture
+def config(folder, tmp_path):
+    return TrainConfig(
+        out=tmp_path / "run",
+        data=folder,
+        levels=4,
+        timesteps=10,
+        epochs=4,
+        batch_size=8,
+        width=16,
+        checkpoint_every=5,
+        sample_count=3,
+        sample_steps=5,
+        precision="float32",
+    )
+
+
+def losses(out):
+    return [json.loads(line)["loss"] for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("levels", [2, 3, 16, 256])
+def test_quantization_uses_every_level_and_returns_within_half_a_level(levels):
+    grey = torch.arange(256, dtype=torch.uint8)
+    quantized = data.quantize(grey, levels)
+    assert sorted(set(quantized.tolist())) == list(range(levels))
+    back = torch.from_numpy(data.palette(levels, masked=False)[quantized.numpy()][:, 0])
+    assert (back.int() - grey.int()).abs().max() <= 256 / levels / 2 + 1
+
+
+def test_the_mask_has_a_colour_that_no_grey_level_has():
+    *greys, mask = data.palette(16, masked=True).tolist()
+    assert len(set(mask)) > 1
+    assert mask not in greys
+
+
+def test_images_come_from_the_named_folder(folder):
+    images = data.load("test", 4, folder)
+    assert images.shape == (COUNT, 28, 28)
+    assert set(images.unique().tolist()) == {0, 3}
+
+
+def test_without_images_the_error_tells_the_three_ways(tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "PLACES", (tmp_path / "nowhere", tmp_path / "cache"))
+    monkeypatch.setattr(data, "URL", "http://127.0.0.1:9/")
+    with pytest.raises(SystemExit) as error:
+        main(["train", "--out", str(tmp_path / "run")])
+    for way in ("dataset-fashion-mnist", "--data", "internet"):
+        assert way in str(error.value)
+
+
+def test_a_download_with_another_checksum_is_refused(tmp_path, monkeypatch):
+    server = tmp_path / "server"
+    server.mkdir()
+    (server / data.FILES["train"][0]).write_bytes(b"not the images")
+    monkeypatch.setattr(data, "PLACES", (tmp_path / "nowhere", tmp_path / "cache"))
+    handler = [sys.executable, "-m", "http.server", "0", "--bind", "127.0.0.1"]
+    with subprocess.Popen(
+        [*handler[:1], "-u", *handler[1:]],
+        cwd=server,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as process:
+        try:
+            port = process.stdout.readline().split(" port ")[1].split()[0]
+            monkeypatch.setattr(data, "URL", f"http://127.0.0.1:{port}/")
+            with pytest.raises(FileNotFoundError, match="hash"):
+                data.find("train")
+        finally:
+            process.terminate()
+    assert not list((tmp_path / "cache").glob("*.gz"))
+
+
+def test_a_file_that_is_no_idx_file_is_refused(tmp_path):
+    with gzip.open(tmp_path / data.FILES["train"][0], "wb") as file:
+        file.write(b"\0" * 100)
+    with pytest.raises(ValueError, match="not an IDX file"):
+        data.load("train", 4, tmp_path)
+
+
+@pytest.mark.parametrize("transition", ["uniform", "absorbing", "marginal", "mask-and-uniform"])
+def test_the_command_trains_and_draws_with_every_transition(transition, config, capsys):
+    options = ["--transition", transition, "--out", str(config.out), "--data", str(config.data)]
+    options += ["--levels", "4", "--timesteps", "10", "--epochs", "1", "--batch-size", "8"]
+    options += ["--width", "16", "--sample-count", "3", "--sample-steps", "5"]
+    main(["train", *options])
+    assert len(losses(config.out)) == COUNT // 8
+    with Image.open(config.out / "samples.png") as grid:
+        assert grid.size == (3 * 30 * 3, 30 * 3)
+        assert len(grid.getcolors()) <= 4 + 1  # grey levels and the frame, but no mask
+    with Image.open(config.out / "samples.gif") as film:
+        assert film.n_frames >= 2
+    with Image.open(config.out / "loss.png") as curve:
+        assert curve.width > 100
+
+    drawn = []
+    for i, seed in enumerate((1, 1, 2)):
+        out = config.out / str(i)
+        main(["sample", str(config.out), "--out", str(out), "--count", "2", "--seed", str(seed)])
+        drawn.append((out / "grid.png").read_bytes())
+    first, again, other = drawn
+    assert first == again
+    assert first != other
+
+
+def test_the_loss_goes_down(config):
+    train(replace(config, epochs=20, timesteps=4, sample_steps=4, ce_weight=0.1))
+    values = losses(config.out)
+    assert np.mean(values[-10:]) < 0.6 * np.mean(values[:10])
+
+
+def test_a_killed_run_goes_on_as_if_it_never_had_been(config, tmp_path):
+    whole = replace(config, out=tmp_path / "whole")
+    train(whole)
+
+    options = [f"--{k.replace('_', '-')}={v}" for k, v in config.to_dict().items()]
+    with subprocess.Popen(
+        [sys.executable, "-m", "d3pm_fast.train", *options],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    ) as process:
+        deadline = time.monotonic() + 60
+        while not (config.out / checkpoint.NAME).exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        process.kill()
+    assert 5 <= checkpoint.load(config.out)["step"] <= 12
+    train(config)
+
+    assert losses(config.out) == losses(whole.out)
+    broken, unbroken = (checkpoint.load(out)["average"] for out in (config.out, whole.out))
+    assert all(torch.equal(broken[name], unbroken[name]) for name in unbroken)
+
+
+def test_a_run_that_is_told_to_stop_saves_and_says_so(config, capsys):
+    run = Run(config, data.load("train", config.levels, config.data))
+    step = run.train_step
+
+    def train_step():
+        line = step()
+        if run.step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return line
+
+    run.train_step = train_step
+    run.go()
+    assert checkpoint.load(config.out)["step"] == 3
+    assert "stopped at step 3" in capsys.readouterr().out
+
+
+def test_a_checkpoint_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / checkpoint.NAME
+    checkpoint.save(path, {"step": 1})
+
+    def fail(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="disk full"):
+        checkpoint.save(path, {"step": 2})
+    assert checkpoint.load(path) == {"step": 1}
+
+
+def test_a_run_with_other_options_is_not_resumed(config):
+    train(replace(config, epochs=1))
+    with pytest.raises(ValueError, match="epochs = 1"):
+        train(config)
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"levels": 1}, r"levels must lie in \[2, 256\], got 1"),
+        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"sample_steps": 11}, r"sample_steps must lie in \[1, 10\], got 11"),
+        ({"width": 20}, "width must be a multiple of 16, got 20"),
+    ],
+)
+def test_bad_options_are_named(config, option, message):
+    with pytest.raises(ValueError, match=message):
+        replace(config, **option)
+
+
+def test_a_file_that_is_no_checkpoint_is_named(tmp_path):
+    path = Path(tmp_path / "x.pt")
+    path.write_bytes(b"nothing")
+    with pytest.raises(SystemExit, match="not a checkpoint"):
+        main(["sample", str(path), "--out", str(tmp_path)])
+    with pytest.raises(SystemExit, match="no checkpoint"):
+        main(["sample", str(tmp_path / "missing.pt"), "--out", str(tmp_path)])
