@@ -81,7 +81,7 @@ def reduce_tokens(token_loss: Tensor, reduction: str, mask: Tensor | None) -> Te
     if reduction == "none":
         return token_loss
     if reduction == "batch":
-        return token_loss.flatten(1).sum(dim=1)
+        return token_loss if token_loss.ndim == 1 else token_loss.flatten(1).sum(dim=1)
     if reduction == "sum":
         return token_loss.sum()
     return token_loss.mean() if mask is None else token_loss.sum() / mask.sum()

@@ -1,0 +1,135 @@
+"""What is measured: cases, their inputs, and the operations that offer providers for them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+import d3pm_fast as d3
+
+NUM_STEPS = 100
+FAMILIES = ("uniform", "absorbing")
+OURS = "ours"
+
+Run = Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One operation on tokens of shape (batch, positions) of one family of transitions."""
+
+    operation: str
+    family: str
+    batch: int
+    positions: int
+    num_classes: int
+
+    @property
+    def num_tokens(self) -> int:
+        return self.batch * self.positions
+
+    @property
+    def group(self) -> str:
+        """Cases of one group are timed in one interleaved run."""
+        return f"{self.operation} {self.batch}x{self.positions}x{self.num_classes}"
+
+    @property
+    def name(self) -> str:
+        return f"{self.group} {self.family}"
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """A case's tensors, made as a training step would find them."""
+
+    case: Case
+    transition: d3.transitions.RankOneTransition
+    logits: Tensor
+    x0: Tensor
+    x_t: Tensor
+    t: Tensor
+
+
+class Provider(NamedTuple):
+    """One way to compute an operation.
+
+    ``make`` prepares what need not be timed and returns what is, or None where the provider
+    cannot run. ``tolerance`` is the distance from our result that is let through; None for a
+    provider that computes something else.
+    """
+
+    make: Callable[[Inputs], Run | None]
+    tolerance: float | None = None
+
+
+@dataclass(frozen=True)
+class Operation:
+    """An operation's cases and providers; ``providers`` has ``OURS`` among its keys."""
+
+    name: str
+    cases: list[Case]
+    providers: dict[str, Provider]
+    bytes_moved: Callable[[Inputs], int]
+    distance: Callable[[Any, Any, Inputs], float]
+
+
+def cases(operation: str, *shapes: tuple[int, int, int]) -> list[Case]:
+    """Return a case of every family for every shape ``(batch, positions, K)``."""
+    return [Case(operation, family, *shape) for shape in shapes for family in FAMILIES]
+
+
+@lru_cache(maxsize=2)
+def make_inputs(case: Case) -> Inputs:
+    """Return random data, and its corruption at times that represent t uniform on 1..T.
+
+    The times are the middles of B equal parts of 1..T: so the share of masked tokens is that
+    of uniform times on average, whatever the batch. The mask is the last class and not in the
+    data; its logit is finite like any other.
+    """
+    generator = torch.Generator().manual_seed(0)
+    k, shape = case.num_classes, (case.batch, case.positions)
+    if case.family == "uniform":
+        transition = d3.transitions.uniform(k, d3.schedules.cosine(NUM_STEPS))
+    else:
+        transition = d3.transitions.absorbing(k, d3.schedules.jsd(NUM_STEPS), mask_id=k - 1)
+    x0 = torch.randint(k - 1, shape, generator=generator)
+    t = 1 + ((torch.arange(case.batch) + 0.5) * NUM_STEPS / case.batch).long()
+    x_t = d3.functional.q_sample(transition, x0, t, generator=generator)
+    logits = torch.randn(*shape, k, generator=generator)
+    return Inputs(case, transition, logits, x0, x_t, t)
+
+
+def prepare(
+    operation: Operation, case: Case, names: list[str] | None = None
+) -> dict[str, Run | None]:
+    """Return the case's providers, or those of ``names``, ready to be called.
+
+    None stands for one that cannot run.
+    """
+    inputs = make_inputs(case)
+    return {
+        name: provider.make(inputs)
+        for name, provider in operation.providers.items()
+        if names is None or name in names
+    }
+
+
+def as_pytest(operation: Operation) -> Callable[..., None]:
+    """Return the operation as a parametrized test for pytest-benchmark."""
+    import pytest
+
+    @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")  # torch.compile's own
+    @pytest.mark.parametrize("provider", operation.providers)
+    @pytest.mark.parametrize("case", operation.cases, ids=lambda case: case.name)
+    def test(benchmark: Any, case: Case, provider: str) -> None:
+        torch.compiler.reset()
+        run = prepare(operation, case, [provider])[provider]
+        if run is None:
+            pytest.skip("this provider cannot run this case")
+        benchmark.group = case.name
+        benchmark.pedantic(run, rounds=7, warmup_rounds=2)
+
+    return test

@@ -1,0 +1,91 @@
+"""What the library is meant to reach, as ratios of medians of one run; reported, never asserted."""
+
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+from .cases import OURS, Case
+from .timing import Timing
+
+Timings = Mapping[tuple[Case, str], Timing]
+
+BYTES_A_ROW = 64  # peak memory above one gradient
+
+LARGE, SMALL, WIDE = (8, 1024, 256), (32, 256, 27), (1, 512, 8192)
+LOSS_GOALS = [  # shape, provider, least (provider / ours) or greatest (ours / provider) ratio
+    (LARGE, "dense eager", "least", 30),
+    (LARGE, "closed form compiled", "least", 12),
+    (LARGE, "cross_entropy", "greatest", 0.6),
+    (SMALL, "dense eager", "least", 8),
+    (SMALL, "closed form compiled", "least", 4),
+    (SMALL, "cross_entropy", "greatest", 1.0),
+    (WIDE, "closed form eager", "least", 25),
+    (WIDE, "closed form compiled", "least", 25),
+    (WIDE, "cross_entropy", "greatest", 0.5),
+]
+ABSORBING_SPEEDUP = 1.8
+SAMPLE_GOALS = [("q_sample", (64, 1024, 256), 50), ("p_sample", (8, 1024, 256), 10)]
+
+
+class Goal(NamedTuple):
+    """A goal and what was measured; ``measured`` is None where this run did not."""
+
+    text: str
+    bound: float
+    at_least: bool
+    measured: float | None
+
+    @property
+    def verdict(self) -> str:
+        if self.measured is None:
+            return "not measured"
+        met = self.measured >= self.bound if self.at_least else self.measured <= self.bound
+        return "met" if met else "not met"
+
+
+def goals(timings: Timings, memory: Mapping[tuple[Case, str], int]) -> list[Goal]:
+    """Return every goal beside its measurement."""
+    return [*_loss_goals(timings), *_sample_goals(timings), *_memory_goals(memory)]
+
+
+def gradient_bytes(case: Case) -> int:
+    """Return the size of the gradient of float32 logits."""
+    return 4 * case.num_tokens * case.num_classes
+
+
+def _loss_goals(timings: Timings) -> Iterator[Goal]:
+    for shape, provider, kind, bound in LOSS_GOALS:
+        case = Case("loss", "uniform", *shape)
+        times = (case, provider), (case, OURS)
+        if kind == "least":
+            text = f"{case.name}: {provider} / ours"
+            yield Goal(text, bound, True, _ratio(timings, *times))
+        else:
+            text = f"{case.name}: ours / {provider}"
+            yield Goal(text, bound, False, _ratio(timings, *reversed(times)))
+    for shape in (LARGE, SMALL, WIDE):
+        uniform, absorbing = (Case("loss", family, *shape) for family in ("uniform", "absorbing"))
+        measured = _ratio(timings, (uniform, OURS), (absorbing, OURS))
+        text = f"{absorbing.name}: our uniform / our absorbing"
+        yield Goal(text, ABSORBING_SPEEDUP, True, measured)
+
+
+def _sample_goals(timings: Timings) -> Iterator[Goal]:
+    for operation, shape, bound in SAMPLE_GOALS:
+        for family in ("uniform", "absorbing"):
+            case = Case(operation, family, *shape)
+            measured = _ratio(timings, (case, "Gumbel eager"), (case, OURS))
+            yield Goal(f"{case.name}: Gumbel eager / ours", bound, True, measured)
+
+
+def _memory_goals(memory: Mapping[tuple[Case, str], int]) -> Iterator[Goal]:
+    for (case, provider), peak in memory.items():
+        if provider == OURS:
+            above = (peak - gradient_bytes(case)) / case.num_tokens
+            text = f"{case.name}: bytes a row above one gradient, without scratch"
+            yield Goal(text, BYTES_A_ROW, False, above)
+
+
+def _ratio(timings: Timings, over: tuple[Case, str], under: tuple[Case, str]) -> float | None:
+    if over not in timings or under not in timings:
+        return None
+    return timings[over].median / timings[under].median

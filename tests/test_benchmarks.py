@@ -1,0 +1,170 @@
+"""The benchmarks on tiny shapes: all providers agree with us, and the report says what it must."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import __main__ as program
+from benchmarks.bench_loss import LOSS
+from benchmarks.cases import OURS, Case, Provider, cases, make_inputs, prepare
+from benchmarks.goals import Goal, goals
+from benchmarks.memory import peak_bytes
+from benchmarks.report import Report, table, text_of_summary
+from benchmarks.timing import OtherWork, Timing, interleave, summarize
+
+ROOT = Path(__file__).parents[1]
+TINY = [case for name in program.OPERATIONS for case in cases(name, (3, 64, 11))]
+EAGER = sorted(
+    {
+        name
+        for operation in program.OPERATIONS.values()
+        for name in operation.providers
+        if "compiled" not in name and name != OURS
+    }
+)
+
+
+def run(*options, chosen=TINY):
+    return program.main([*options, "--seconds", "0", "--threads", "1"], chosen)
+
+
+def test_every_operation_is_timed_and_reported(tmp_path, capsys):
+    path = tmp_path / "results.json"
+    assert run("--providers", *EAGER, "--json", str(path)) == 0
+    text, data = capsys.readouterr().out, json.loads(path.read_text())
+    assert [case["case"] for case in data["cases"]] == [case.name for case in TINY]
+    for case in data["cases"]:
+        expected = {OURS, *EAGER} & program.OPERATIONS[case["operation"]].providers.keys()
+        assert case["providers"].keys() == expected
+        assert case["bytes_moved"] > 0
+        assert all(timing["median"] > 0 for timing in case["providers"].values())
+    assert data["machine"]["threads"] == 1
+    assert {goal["verdict"] for goal in data["goals"]} <= {"met", "not met", "not measured"}
+    for title in ("Goals", "Where we are slower", "Peak memory", "of copy"):
+        assert title in text
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")  # the compiler's own
+def test_the_compiled_loss_agrees(capsys):
+    chosen = cases("loss", (2, 16, 11))
+    assert run("uniform", "--providers", "closed form compiled", chosen=chosen) == 0
+    assert "closed form compiled" in capsys.readouterr().out
+
+
+def test_cases_are_chosen_by_words(capsys):
+    assert run("--list", "loss", "absorbing") == 0
+    assert capsys.readouterr().out == "loss 3x64x11 absorbing\n"
+    with pytest.raises(SystemExit):
+        run("no such case")
+
+
+def test_a_wrong_provider_is_not_timed(monkeypatch, capsys):
+    def twice(inputs):
+        ours = LOSS.providers[OURS].make(inputs)
+        return lambda: tuple(2 * x for x in ours())
+
+    monkeypatch.setitem(LOSS.providers, "copy", Provider(twice, tolerance=0.1))
+    assert run("loss", "uniform", "--providers", "copy") == 1
+    before, after = capsys.readouterr().out.split("Not timed: disagrees with ours")
+    assert "copy  " not in before
+    assert "loss 3x64x11 uniform, copy" in after
+
+
+def test_dense_tables_that_do_not_fit_are_left_out():
+    case = Case("loss", "uniform", 1, 2, 4096)
+    assert prepare(LOSS, case, ["dense eager"]) == {"dense eager": None}
+
+
+@pytest.mark.parametrize("family", ["uniform", "absorbing"])
+def test_inputs_are_possible_and_half_corrupted(family):
+    inputs = make_inputs(Case("loss", family, 8, 512, 27))
+    losses = [x for run in prepare(LOSS, inputs.case, [OURS]).values() for x in run()]
+    assert all(x.isfinite().all() for x in losses)
+    assert 0.3 < (inputs.x_t != inputs.x0).double().mean() < 0.7
+
+
+def test_rounds_are_shuffled_and_call_every_run_once():
+    called = []
+    runs = {name: lambda name=name: called.append(name) for name in "abc"}
+    timings = interleave(runs, budget=0, min_rounds=9)
+    assert [timings[name].rounds for name in "abc"] == [9, 9, 9]
+    rounds = ["".join(called[i : i + 3]) for i in range(9, len(called), 3)]
+    assert all(sorted(once) == ["a", "b", "c"] for once in rounds)
+    assert len(set(rounds)) > 1
+
+
+def test_timing_is_the_median_and_the_quartiles():
+    timing = summarize([5.0, 1.0, 2.0, 4.0, 3.0])
+    assert timing == Timing(3.0, 2.0, 4.0, 5)
+    assert timing.spread == pytest.approx(2 / 3)
+    assert not timing.is_stable
+    assert Timing(1.0, 0.99, 1.01, 100).is_stable
+
+
+def test_peak_memory_is_exact():
+    x = torch.zeros(1000, 1000)
+
+    def call():
+        y = x + 1
+        z = y + 1
+        del y
+        return z.sum()
+
+    assert 8_000_000 <= peak_bytes(call) < 8_001_000
+    assert 4_000_000 <= peak_bytes(lambda: x + 1) < 4_001_000
+
+
+def test_goals_and_losses_are_told_apart():
+    uniform, absorbing = cases("loss", (8, 1024, 256))
+    report = Report({})
+    for case, name, seconds in [
+        (uniform, OURS, 1.0),
+        (uniform, "dense eager", 40.0),
+        (uniform, "cross_entropy", 0.5),
+        (absorbing, OURS, 0.5),
+    ]:
+        report.timings[case, name] = Timing(seconds, seconds, seconds, 9)
+    measured = {goal.text: goal for goal in goals(report.timings, {(uniform, OURS): 10_000_000})}
+    verdicts = {
+        text: goal.verdict for text, goal in measured.items() if goal.verdict != "not measured"
+    }
+    assert verdicts == {
+        "loss 8x1024x256 uniform: dense eager / ours": "met",
+        "loss 8x1024x256 uniform: ours / cross_entropy": "not met",
+        "loss 8x1024x256 absorbing: our uniform / our absorbing": "met",
+        "loss 8x1024x256 uniform: bytes a row above one gradient, without scratch": "not met",
+    }
+    assert report.slower() == [(uniform, "cross_entropy", 2.0)]
+    assert Goal("anything", 1.0, True, None).verdict == "not measured"
+
+
+@pytest.mark.skipif(not Path("/proc/stat").exists(), reason="known on Linux only")
+def test_other_work_is_seen_and_told():
+    others = OtherWork()
+    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as process:
+        time.sleep(0.5)
+        process.kill()
+    assert others.cores() > 0.2
+    case = TINY[0]
+    quiet, busy = Report({}, others={case: 0.0}), Report({}, others={case: 1.3})
+    assert "WARNING" not in text_of_summary(quiet)
+    assert "other processes kept 1.3 cores busy" in text_of_summary(busy)
+
+
+def test_tables_are_aligned():
+    assert table(["a", "bb"], [["ccc", "d"]]) == "a    bb\n---  --\nccc   d"
+
+
+def test_pytest_benchmark_finds_the_cases():
+    files = sorted(str(path) for path in (ROOT / "benchmarks").glob("bench_*.py"))
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "--benchmark-only", *files]
+    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for operation in program.OPERATIONS.values():
+        for case in operation.cases:
+            assert f"[{case.name}-{OURS}]" in found

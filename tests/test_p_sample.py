@@ -1,0 +1,179 @@
+"""Draws of the reverse step: their law, and what they depend on."""
+
+import pytest
+import torch
+from helpers.chains import FAMILIES, FIRST_STEP, REVERSE, make_chain, true_p_posterior
+from scipy import stats
+
+import d3pm_fast as d3
+from d3pm_fast import functional
+
+K = 5
+DRAWS = 20_000
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def draw_many(chain, logits, x_t, s, t, impl, seed=0, draws=DRAWS, **model):
+    """Draw from one row of logits many times, each time at another position."""
+    target = None if s is None else torch.tensor([s])
+    return functional.p_sample(
+        chain.transition,
+        logits.expand(1, draws, K),
+        torch.full((1, draws), x_t),
+        torch.tensor([t]),
+        target,
+        generator=generator(seed),
+        impl=impl,
+        **model,
+    ).flatten()
+
+
+@pytest.mark.parametrize("reverse", REVERSE)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_law_is_the_model_s_posterior(family, reverse, impl):
+    chain = make_chain(family, K)
+    steps = [(None, 1), (None, 2), (0, 3), (1, 4), (2, 6), (None, 6)]
+    tests = 0
+    for s, t in steps:
+        for x_t in (0, 2, 4):
+            logits = torch.randn(K, generator=generator(t))
+            target = t - 1 if s is None else s
+            law = true_p_posterior(chain, logits[None], torch.tensor([x_t]), target, t, reverse)[0]
+            drawn = draw_many(chain, logits, x_t, s, t, impl, seed=10 * t + x_t, reverse=reverse)
+            counts = torch.bincount(drawn, minlength=K)
+            assert (counts[law == 0] == 0).all()
+            if (law > 1e-9).sum() > 1:
+                expected = law[law > 0] / law.sum() * DRAWS
+                assert stats.chisquare(counts[law > 0], expected).pvalue > 1e-3 / 18
+                tests += 1
+    assert tests > 0
+
+
+@pytest.mark.parametrize("first_step", FIRST_STEP)
+@pytest.mark.parametrize("family", ["uniform", "mask_and_uniform"])
+def test_the_first_step_rules_every_step_to_the_data(family, first_step, impl):
+    chain = make_chain(family, K)
+    logits = torch.tensor([2.0, 0.0, -1.0, 1.0, -2.0])
+    for s, t in [(None, 1), (0, 5)]:
+        law = true_p_posterior(chain, logits[None], torch.tensor([2]), 0, t, first_step=first_step)
+        drawn = draw_many(chain, logits, 2, s, t, impl, seed=t, first_step=first_step)
+        counts = torch.bincount(drawn, minlength=K)
+        assert stats.chisquare(counts, law[0] * DRAWS).pvalue > 1e-4
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("reverse", REVERSE)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_kernel_and_reference_draw_the_same_but_for_ties(family, reverse, dtype, cpu):
+    chain = make_chain(family, 67).transition
+    logits = (2 * torch.randn(6, 500, 67)).to(dtype)
+    t = torch.arange(6) + 1
+    x_t = functional.q_sample(chain, torch.randint(67, (6, 500)), t)
+    drawn = [
+        functional.p_sample(
+            chain, logits, x_t, t, reverse=reverse, generator=generator(), impl=impl
+        )
+        for impl in ("reference", cpu)
+    ]
+    assert (drawn[0] != drawn[1]).sum() <= (0 if dtype == torch.float64 else 1)
+
+
+def test_forbidden_classes_are_never_drawn(impl):
+    chain = make_chain("absorbing_last", K)
+    logits = torch.tensor([0.0, -torch.inf, 1.0, 0.5, -torch.inf])
+    drawn = draw_many(chain, logits, 4, 0, 6, impl)
+    assert set(drawn.unique().tolist()) == {0, 2, 3}
+    only = torch.full((K,), -torch.inf)
+    only[3] = -7.0
+    assert (draw_many(chain, only, 4, 0, 6, impl) == 3).all()
+
+
+def test_an_unmasked_token_stays_and_its_logits_are_not_read(impl):
+    chain = make_chain("absorbing_last", K).transition
+    x_t = torch.tensor([[1, 2, 0]])
+    logits = torch.full((1, 3, K), torch.nan) if impl == "cpu" else torch.zeros(1, 3, K)
+    drawn = functional.p_sample(chain, logits, x_t, torch.tensor([4]), impl=impl)
+    assert torch.equal(drawn, x_t)
+
+
+def test_d16_rare_classes_come_at_their_rate(cpu):
+    """A float32 Gumbel trick would cut the tail; 2e7 draws of a class of probability 1e-6."""
+    chain = d3.transitions.absorbing(3, d3.schedules.jsd(4), 2)
+    logits = torch.tensor([0.0, -13.815510557964274, -torch.inf])
+    draws = 20_000_000
+    drawn = functional.p_sample(
+        chain,
+        logits.expand(20, draws // 20, 3),
+        torch.full((20, draws // 20), 2),
+        torch.full((20,), 4),
+        torch.zeros(20, dtype=torch.int64),
+        generator=generator(),
+        impl=cpu,
+    )
+    low, high = stats.poisson(draws * 1e-6).interval(1 - 1e-6)
+    assert low <= int((drawn == 1).sum()) <= high
+
+
+def test_a_class_of_probability_1e_9_keeps_its_place_beside_one_of_1(cpu):
+    """The numbers between 1 - 1e-9 and 1 belong to the last class, whatever its order."""
+    from d3pm_fast.reference.philox import uniforms
+
+    chain = d3.transitions.absorbing(3, [1.0], 2)
+    probability = 1e-5
+    logits = torch.tensor([0.0, torch.log(torch.tensor(probability)), -torch.inf])
+    seeds = torch.arange(1)
+    count = 3_000_000
+    drawn = functional.p_sample(
+        chain,
+        logits.expand(1, count, 3),
+        torch.full((1, count), 2),
+        torch.tensor([1]),
+        seeds=seeds,
+        impl=cpu,
+    ).flatten()
+    _, draw = uniforms(seeds, 0, count)
+    total = 1 + float(logits[1].double().exp())
+    clear = (draw * total - 1).abs() > 1e-10
+    assert torch.equal(drawn[clear], (draw * total >= 1).long()[clear])
+    assert drawn.sum() > 0
+
+
+def test_two_calls_on_one_generator_draw_what_one_call_draws(impl):
+    chain = make_chain("marginal", K).transition
+    logits, x_t, t = torch.randn(8, 5, K), torch.randint(K, (8, 5)), torch.full((8,), 3)
+    whole = functional.p_sample(chain, logits, x_t, t, generator=generator(), impl=impl)
+    again = generator()
+    parts = [
+        functional.p_sample(chain, logits[p], x_t[p], t[p], generator=again, impl=impl)
+        for p in (slice(0, 3), slice(3, 8))
+    ]
+    assert torch.equal(torch.cat(parts), whole)
+
+
+def test_the_number_of_threads_does_not_matter(cpu):
+    chain = make_chain("uniform", 64).transition
+    logits, x_t = torch.randn(16, 100, 64), torch.randint(64, (16, 100))
+    drawn = []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        drawn.append(
+            functional.p_sample(
+                chain, logits, x_t, torch.full((16,), 2), generator=generator(), impl=cpu
+            )
+        )
+    assert torch.equal(*drawn)
+
+
+def test_seeds_steps_and_positions_give_other_draws(impl):
+    chain = make_chain("uniform", K).transition
+    logits, x_t, t = torch.zeros(1, 400, K), torch.zeros(1, 400).long(), torch.tensor([6])
+    arguments = (chain, logits, x_t, t, torch.zeros(1).long())
+    drawn = [
+        functional.p_sample(*arguments, seeds=torch.tensor([seed]), step=step, impl=impl)
+        for seed, step in [(1, 0), (2, 0), (1, 1)]
+    ]
+    for i, j in [(0, 1), (0, 2), (1, 2)]:
+        assert 0.05 < (drawn[i] == drawn[j]).double().mean() < 0.4

@@ -1,0 +1,313 @@
+"""The operations inside PyTorch: compilation, registration, autocast, layouts, repeated use."""
+
+import pytest
+import torch
+from helpers.chains import make_chain
+from helpers.compare import assert_gradient_close, same_bits
+
+import d3pm_fast as d3
+from d3pm_fast import functional
+
+K, B, P = 17, 3, 5
+CHAIN = make_chain("mask_and_uniform", K).transition
+DIFFUSION = d3.D3PM(CHAIN)
+
+
+@pytest.fixture
+def tokens():
+    x0 = torch.randint(K, (B, P))
+    t = torch.tensor([1, 3, 6])
+    return x0, DIFFUSION.q_sample(x0, t), t
+
+
+def gradient(logits, compute):
+    leaf = logits.detach().clone().requires_grad_()
+    value = compute(leaf)
+    value.sum().backward()
+    return value.detach(), leaf.grad
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none", "batch"])
+def test_the_loss_compiles_into_one_graph(reduction, dtype, masked, tokens, cpu):
+    mask = torch.rand(B, P) < 0.7 if masked else None
+    logits = torch.randn(B, P, K).to(dtype)
+
+    def compute(x):
+        options = {"ce_weight": 0.1, "mask": mask, "reduction": reduction, "impl": cpu}
+        return 0.7 * functional.loss(CHAIN, 2 * x, *tokens, **options)
+
+    torch._dynamo.reset()
+    compiled = torch.compile(compute, fullgraph=True, backend="aot_eager")
+    eager_value, eager_grad = gradient(logits, compute)
+    value, grad = gradient(logits, compiled)
+    assert torch.equal(value, eager_value)
+    assert_gradient_close(grad, eager_grad.double(), dtype, ulps=4)
+
+
+def test_a_training_step_compiles_with_the_default_backend(tokens, cpu):
+    layer = torch.nn.Linear(4, K)
+    inputs = torch.randn(B, P, 4)
+
+    def compute(x):
+        return functional.loss(CHAIN, layer(x), *tokens, impl=cpu)
+
+    torch._dynamo.reset()
+    loss = torch.compile(compute, fullgraph=True)(inputs)
+    loss.backward()
+    compiled = layer.weight.grad.clone()
+    layer.zero_grad()
+    expected = compute(inputs)
+    expected.backward()
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(compiled, layer.weight.grad)
+
+
+def test_posteriors_and_draws_compile_into_one_graph(tokens, cpu):
+    x0, x_t, t = tokens
+    logits = torch.randn(B, P, K)
+
+    def log_p(x):
+        return functional.p_posterior(CHAIN, x, x_t, t, impl=cpu)
+
+    weights = torch.rand(B, P, K)
+    torch._dynamo.reset()
+    compiled = torch.compile(log_p, fullgraph=True, backend="aot_eager")
+    value, grad = gradient(logits, lambda x: compiled(x) * weights)
+    eager_value, eager_grad = gradient(logits, lambda x: log_p(x) * weights)
+    torch.testing.assert_close(value, eager_value)
+    torch.testing.assert_close(grad, eager_grad)
+
+    seeds = torch.arange(B)
+
+    def draw(x):
+        x_s = functional.p_sample(CHAIN, x, x_t, t, seeds=seeds, impl=cpu)
+        y = functional.q_sample(CHAIN, x0, t, seeds=seeds, impl=cpu)
+        return x_s, y, functional.q_posterior(CHAIN, x0, x_t, t, impl=cpu)
+
+    compiled = torch.compile(draw, fullgraph=True, backend="aot_eager")
+    for one, other in zip(compiled(logits), draw(logits), strict=True):
+        assert torch.equal(one, other)
+
+
+def op_arguments(family):
+    chain = make_chain(family, K).transition
+    x0 = torch.randint(K, (B * P,))
+    t = torch.tensor([1, 3, 6])
+    x_t = functional.q_sample(chain, x0.view(B, P), t).flatten()
+    logits, seeds = torch.randn(B * P, K), torch.arange(B)
+    step = (t, chain.steps, chain.base, chain.mask_id)
+    mask = torch.rand(B * P) < 0.7
+    loss = (logits, x0, x_t, *step, mask, False, True, 1.0, 0.1)
+    return {
+        "loss": loss,
+        "loss_and_grad": (*loss, True),
+        "q_posterior": (x0, x_t, *step, K, torch.float32),
+        "p_posterior": (logits, x_t, *step, False, True),
+        "p_posterior_grad": (logits, torch.randn(B * P, K), x_t, *step, False, True),
+        "q_sample": (x0, t, chain.products, chain.base_cdf, chain.mask_id, K, seeds, 0),
+        "p_sample": (logits, x_t, *step, chain.base_cdf, False, True, seeds, 0),
+    }
+
+
+@pytest.mark.parametrize("op", list(op_arguments("uniform")))
+@pytest.mark.parametrize("family", ["uniform", "marginal", "absorbing_last"])
+def test_opcheck_finds_nothing(family, op, cpu):
+    torch.library.opcheck(getattr(torch.ops.d3pm_fast, op).default, op_arguments(family)[op])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_logits_are_served_as_they_are(dtype, tokens, impl):
+    layer = torch.nn.Linear(4, K)
+    with torch.autocast("cpu", dtype):
+        logits = layer(torch.randn(B, P, 4))
+        loss = functional.loss(CHAIN, logits, *tokens, impl=impl)
+    assert logits.dtype == dtype
+    assert loss.dtype == torch.float32
+    loss.backward()
+    assert layer.weight.grad.abs().sum() > 0
+
+
+def test_the_value_does_not_depend_on_gradients_being_wanted(tokens, impl):
+    logits = torch.randn(B, P, K, requires_grad=True)
+    options = {"ce_weight": 0.1, "reduction": "none", "impl": impl}
+    wanted = functional.loss(CHAIN, logits, *tokens, **options)
+    assert wanted.requires_grad
+    for context in (torch.no_grad, torch.inference_mode):
+        with context():
+            value = functional.loss(CHAIN, logits, *tokens, **options)
+        assert not value.requires_grad
+        assert torch.equal(value, wanted)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_a_second_backward_pass_gives_the_same_gradient(reduction, tokens, impl):
+    logits = torch.randn(B, P, K, requires_grad=True)
+    loss = functional.loss(CHAIN, logits, *tokens, reduction=reduction, impl=impl)
+    upstream = torch.rand(loss.shape)
+    first, second = (
+        torch.autograd.grad(loss, logits, upstream, retain_graph=True)[0] for _ in range(2)
+    )
+    assert first.data_ptr() != second.data_ptr()
+    assert torch.equal(first, second)
+
+
+def test_logits_used_twice_gather_both_gradients(tokens, impl):
+    logits = torch.randn(B, P, K)
+
+    def once(x):
+        return functional.loss(CHAIN, x, *tokens, impl=impl)
+
+    def twice(x):
+        return 0.37 * once(x) + 2 * once(x)
+
+    _, single = gradient(logits, once)
+    _, double = gradient(logits, twice)
+    assert_gradient_close(double, 2.37 * single.double(), torch.float32, ulps=4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_logits_are_never_modified(dtype, tokens, impl):
+    logits = torch.randn(B, P, K).to(dtype)
+    kept = logits.clone()
+    gradient(logits, lambda x: functional.loss(CHAIN, x, *tokens, impl=impl))
+    leaf = logits.requires_grad_()
+    loss = functional.loss(CHAIN, leaf, *tokens, impl=impl)
+    (0.3 * loss).backward()
+    functional.p_posterior(CHAIN, leaf, *tokens[1:], impl=impl).sum().backward()
+    functional.p_sample(CHAIN, leaf, *tokens[1:], impl=impl)
+    assert same_bits(leaf.detach(), kept)
+
+
+def test_a_gradient_scaler_does_not_underflow_in_float16(impl):
+    """The mean's 1/N must meet the scaler's factor before the gradient is rounded."""
+    count, scale = 4096, 65536.0
+    x0 = torch.randint(K, (1, count))
+    t = torch.tensor([3])
+    x_t = DIFFUSION.q_sample(x0, t)
+    logits = torch.randn(1, count, K).half()
+    _, grad = gradient(
+        logits, lambda x: scale * functional.loss(CHAIN, x, x0, x_t, t, ce_weight=1.0, impl=impl)
+    )
+    _, truth = gradient(
+        logits.double(),
+        lambda x: scale * functional.loss(CHAIN, x, x0, x_t, t, ce_weight=1.0, impl="reference"),
+    )
+    assert_gradient_close(grad, truth, torch.float16, ulps=16, floor=scale / count * 1e-3)
+
+
+@pytest.mark.parametrize("layout", ["channels first", "expanded", "strided", "narrowed"])
+def test_any_layout_gives_the_same(layout, impl):
+    x0, t = torch.randint(K, (B, 4, 6)), torch.tensor([1, 3, 6])
+    x_t = DIFFUSION.q_sample(x0, t)
+    logits = {
+        "channels first": torch.randn(B, K, 4, 6).permute(0, 2, 3, 1),
+        "expanded": torch.randn(B, 1, 6, K).expand(B, 4, 6, K),
+        "strided": torch.randn(B, 4, 12, K)[:, :, ::2],
+        "narrowed": torch.randn(B, 4, 6, 2 * K)[..., 3 : K + 3],
+    }[layout]
+    tokens = (x0.transpose(1, 2).contiguous().transpose(1, 2), x_t, t.repeat_interleave(2)[::2])
+    value, grad = gradient(logits, lambda x: functional.loss(CHAIN, x, *tokens, impl=impl))
+    plain = logits.contiguous()
+    expected, expected_grad = gradient(
+        plain, lambda x: functional.loss(CHAIN, x, x0, x_t, t, impl=impl)
+    )
+    assert torch.equal(value, expected)
+    assert torch.equal(grad, expected_grad)
+    leaf = logits.requires_grad_()
+    log_p = functional.p_posterior(CHAIN, leaf, x_t, t, impl=impl)
+    assert log_p.shape == (B, 4, 6, K)
+    log_p.sum().backward()
+
+
+def test_an_expanded_leaf_gets_the_sum_of_its_gradients(impl):
+    x0, t = torch.randint(K, (B, P)), torch.tensor([1, 3, 6])
+    x_t = DIFFUSION.q_sample(x0, t)
+    row = torch.randn(K)
+
+    def compute(x):
+        return functional.loss(CHAIN, x.expand(B, P, K), x0, x_t, t, reduction="sum", impl=impl)
+
+    _, grad = gradient(row, compute)
+    _, rows = gradient(
+        row.expand(B, P, K),
+        lambda x: functional.loss(CHAIN, x, x0, x_t, t, reduction="sum", impl=impl),
+    )
+    torch.testing.assert_close(grad, rows.sum((0, 1)))
+
+
+@pytest.mark.parametrize("shape", [(0,), (0, 4), (3, 0)])
+def test_empty_batches_pass_through(shape, impl):
+    logits = torch.randn(*shape, K, requires_grad=True)
+    x, t = torch.zeros(shape, dtype=torch.int64), torch.ones(shape[0], dtype=torch.int64)
+    assert functional.q_sample(CHAIN, x, t, impl=impl).shape == shape
+    assert functional.p_sample(CHAIN, logits, x, t, impl=impl).shape == shape
+    assert functional.q_posterior(CHAIN, x, x, t, impl=impl).shape == (*shape, K)
+    assert functional.p_posterior(CHAIN, logits, x, t, impl=impl).shape == (*shape, K)
+    for reduction, expected in [("none", shape), ("batch", shape[:1]), ("sum", ())]:
+        loss = functional.loss(CHAIN, logits, x, x, t, reduction=reduction, impl=impl)
+        assert loss.shape == expected
+        loss.sum().backward()
+    assert functional.loss(CHAIN, logits, x, x, t, impl=impl).isnan()
+    assert logits.grad.shape == logits.shape
+
+
+def test_there_is_no_position_axis_to_need(impl):
+    logits, x = torch.randn(4, K), torch.randint(K, (4,))
+    t = torch.tensor([1, 2, 3, 4])
+    x_t = functional.q_sample(CHAIN, x, t)
+    loss = functional.loss(CHAIN, logits, x, x_t, t, reduction="none", impl=impl)
+    batch = functional.loss(CHAIN, logits, x, x_t, t, reduction="batch", impl=impl)
+    assert loss.shape == (4,)
+    assert torch.equal(loss, batch)
+
+
+@pytest.mark.parametrize("impl_name", ["reference", "cpu"])
+def test_the_environment_serves_a_whole_call(impl_name, tokens, monkeypatch, cpu):
+    monkeypatch.setenv("D3PM_FAST_IMPL", impl_name)
+    logits = torch.randn(B, P, K)
+    loss = functional.loss(CHAIN, logits, *tokens)
+    assert torch.equal(loss, functional.loss(CHAIN, logits, *tokens, impl=impl_name))
+
+
+def test_peak_memory_is_one_gradient_and_a_few_bytes_a_row(cpu):
+    count, num_classes = 4096, 256
+    chain = make_chain("uniform", num_classes).transition
+    x0, t = torch.randint(num_classes, (8, count // 8)), torch.tensor([1, 2, 3, 4, 5, 6, 1, 2])
+    x_t = functional.q_sample(chain, x0, t)
+    logits = torch.randn(8, count // 8, num_classes, requires_grad=True)
+
+    def run():
+        logits.grad = None
+        functional.loss(chain, logits, x0, x_t, t, impl=cpu).backward()
+
+    run()
+    with torch.profiler.profile(profile_memory=True) as profile:
+        run()
+    sizes = [e.nbytes() for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+    gradient_size = logits.numel() * logits.itemsize
+    peak = running = 0
+    for size in sizes[1:] if sizes and sizes[0] < 0 else sizes:
+        running += size
+        peak = max(peak, running)
+    assert gradient_size <= peak <= gradient_size + 64 * count
+
+
+@pytest.mark.slow
+def test_offsets_beyond_2_to_the_31_elements(cpu):
+    """Untouched pages of zeros cost nothing; only the masked-in rows are read."""
+    num_classes = 4096
+    count = 2**31 // num_classes + 4
+    chain = make_chain("uniform", num_classes).transition
+    logits = torch.zeros(1, count, num_classes, dtype=torch.bfloat16)
+    mask = torch.zeros(1, count, dtype=torch.bool)
+    rows = [0, count - 3, count - 1]
+    small = torch.randn(1, len(rows), num_classes).bfloat16()
+    logits[0, rows] = small[0]
+    mask[0, rows] = True
+    x0 = torch.randint(num_classes, (1, count))
+    x_t, t = functional.q_sample(chain, x0, torch.tensor([3])), torch.tensor([3])
+    value = functional.loss(chain, logits, x0, x_t, t, mask=mask, reduction="none", impl=cpu)
+    part = functional.loss(chain, small, x0[:, rows], x_t[:, rows], t, reduction="none", impl=cpu)
+    assert torch.equal(value[0, rows], part[0])

@@ -1,0 +1,194 @@
+"""Every bad input: the type of the error, the argument's name, what was expected, what came."""
+
+import pytest
+import torch
+
+import d3pm_fast as d3
+from d3pm_fast import functional
+
+K, T, B, P = 5, 7, 2, 3
+CHAIN = d3.transitions.absorbing(K, d3.schedules.jsd(T), mask_id=4)
+
+
+def good():
+    return {
+        "logits": torch.zeros(B, P, K),
+        "x0": torch.zeros(B, P, dtype=torch.int64),
+        "x_t": torch.zeros(B, P, dtype=torch.int64),
+        "t": torch.ones(B, dtype=torch.int64),
+    }
+
+
+BAD_TENSORS = [
+    ("logits", [0.0], TypeError, "logits must be a tensor, got list"),
+    ("logits", torch.zeros(B, P, K, dtype=torch.int64), TypeError, "float.*got torch.int64"),
+    ("logits", torch.zeros(B, P, K + 1), ValueError, r"logits.*\(2, 3, 5\), got \(2, 3, 6\)"),
+    ("logits", torch.zeros(B, K, P), ValueError, r"logits.*\(2, 3, 5\), got \(2, 5, 3\)"),
+    ("x0", torch.zeros(B, P), TypeError, "x0 must be an integer tensor, got torch.float32"),
+    ("x0", torch.tensor(0), ValueError, r"x0 must have shape \(B, \*S\), got a scalar"),
+    ("x_t", torch.zeros(B, P), TypeError, "x_t must be an integer tensor, got torch.float32"),
+    ("x_t", torch.zeros(B, P + 1, dtype=torch.int64), ValueError, r"\(2, 4"),
+    ("x_t", torch.full((B, P), K), IndexError, r"x_t must lie in \[0, 5\), got 5"),
+    ("x_t", torch.full((B, P), -1), IndexError, r"x_t must lie in \[0, 5\), got -1"),
+    ("t", torch.ones(B), TypeError, "t must be an integer tensor, got torch.float32"),
+    ("t", torch.ones(B + 1, dtype=torch.int64), ValueError, r"\(2,\) or \(2, 3\), got \(3,\)"),
+    ("t", torch.zeros(B, dtype=torch.int64), IndexError, r"t must lie in \[1, 8\), got 0"),
+    ("t", torch.full((B,), T + 1), IndexError, r"t must lie in \[1, 8\), got 8"),
+    ("t", torch.full((B,), -1), IndexError, r"t must lie in \[1, 8\), got -1"),
+]
+BAD_X0 = [
+    ("x0", torch.full((B, P), K), IndexError, r"x0 must lie in \[0, 5\), got 5"),
+    ("x0", torch.full((B, P), -1), IndexError, r"x0 must lie in \[0, 5\), got -1 at index"),
+]
+CALLS = {
+    functional.loss: ("logits", "x0", "x_t", "t"),
+    functional.q_posterior: ("x0", "x_t", "t"),
+    functional.p_posterior: ("logits", "x_t", "t"),
+    functional.p_sample: ("logits", "x_t", "t"),
+}
+CASES = [
+    pytest.param(call, *case, id=f"{call.__name__}-{case[0]}-{case[3]}")
+    for call, names in CALLS.items()
+    for case in BAD_TENSORS + BAD_X0
+    if case[0] in names
+]
+
+
+@pytest.mark.parametrize(("call", "name", "value", "error", "message"), CASES)
+def test_bad_tensors_are_named(call, name, value, error, message, impl):
+    arguments = {**good(), name: value}
+    with pytest.raises(error, match=message):
+        call(CHAIN, *(arguments[n] for n in CALLS[call]), impl=impl)
+
+
+@pytest.mark.parametrize(
+    ("x0", "t", "error", "message"),
+    [
+        (torch.full((B, P), K), torch.ones(B).long(), IndexError, r"x0 must lie in \[0, 5\)"),
+        (torch.zeros(B, P), torch.ones(B).long(), TypeError, "x0 must be an integer tensor"),
+        (torch.zeros(B, P).long(), torch.full((B,), T + 1), IndexError, r"t must lie in \[0, 8\)"),
+        (torch.zeros(B, P).long(), torch.full((B,), -1), IndexError, r"\[0, 8\), got -1"),
+        (torch.zeros(B, P).long(), torch.ones(B), TypeError, "t must be an integer tensor"),
+    ],
+)
+def test_bad_tensors_of_q_sample_are_named(x0, t, error, message, impl):
+    with pytest.raises(error, match=message):
+        functional.q_sample(CHAIN, x0, t, impl=impl)
+
+
+@pytest.mark.parametrize(
+    ("option", "error", "message"),
+    [
+        ({"reverse": "both"}, ValueError, "reverse must be one of 'joint', 'posterior_mean', got"),
+        ({"first_step": "?"}, ValueError, "first_step must be one of 'logits', 'posterior', got"),
+        ({"reduction": "avg"}, ValueError, "reduction must be one of 'mean', 'sum', 'none', 'b"),
+        ({"impl": "fpga"}, ValueError, "impl must be one of 'auto', 'reference', 'cpu'"),
+        ({"impl": "cuda"}, RuntimeError, "impl='cuda' is not built"),
+        ({"mask": torch.ones(B, P)}, TypeError, "mask must be a bool tensor.*got torch.float32"),
+        ({"mask": torch.ones(B).bool()}, ValueError, r"mask.*\(2, 3\), got \(2,\)"),
+    ],
+)
+def test_bad_options_of_the_loss_are_named(option, error, message):
+    with pytest.raises(error, match=message):
+        functional.loss(CHAIN, *good().values(), **option)
+
+
+@pytest.mark.parametrize(
+    ("option", "error", "message"),
+    [
+        ({"s": torch.ones(B).long()}, IndexError, r"s must lie in \[0, t\), got s = 1 with t = 1"),
+        ({"s": torch.full((B,), -1)}, IndexError, r"s must lie in \[0, t\), got s = -1"),
+        ({"s": torch.zeros(B, P).long()}, ValueError, r"s must have shape \(2,\), got \(2, 3\)"),
+        ({"s": torch.zeros(B)}, TypeError, "s must be an integer tensor"),
+        ({"seeds": torch.zeros(B)}, TypeError, "seeds must be an int64 tensor"),
+        ({"seeds": torch.zeros(B + 1).long()}, ValueError, r"seeds.*\(2,\), got \(3,\)"),
+        (
+            {"seeds": torch.zeros(B).long(), "generator": torch.Generator()},
+            ValueError,
+            "seeds or a generator, not both",
+        ),
+    ],
+)
+def test_bad_options_of_p_sample_are_named(option, error, message, impl):
+    x = good()
+    with pytest.raises(error, match=message):
+        functional.p_sample(CHAIN, x["logits"], x["x_t"], x["t"], impl=impl, **option)
+
+
+def test_a_strided_step_from_an_impossible_time_is_named(impl):
+    x = good()
+    t, s = torch.full((B,), T + 1), torch.zeros(B).long()
+    with pytest.raises(IndexError, match=r"t must lie in \[1, 8\), got 8"):
+        functional.p_sample(CHAIN, x["logits"], x["x_t"], t, s, impl=impl)
+
+
+def test_a_bad_dtype_of_q_posterior_is_named():
+    x = good()
+    with pytest.raises(TypeError, match=r"dtype must be float32.*got torch.int32"):
+        functional.q_posterior(CHAIN, x["x0"], x["x_t"], x["t"], dtype=torch.int32)
+
+
+def test_tensors_on_other_devices_are_named():
+    x = good()
+    with pytest.raises(ValueError, match="x_t must be on the device of logits, cpu, got meta"):
+        functional.loss(CHAIN, x["logits"], x["x0"], x["x_t"].to("meta"), x["t"])
+
+
+def test_an_impossible_pair_is_nan_and_the_full_checks_raise(impl, monkeypatch):
+    x = {**good(), "x_t": torch.ones(B, P, dtype=torch.int64)}  # 0 cannot become 1
+    assert functional.loss(CHAIN, *x.values(), reduction="none", impl=impl).isnan().all()
+    arguments = (x["x0"], x["x_t"], x["t"])
+    assert functional.q_posterior(CHAIN, *arguments, impl=impl).isnan().all()
+    monkeypatch.setenv("D3PM_FAST_CHECK", "1")
+    with pytest.raises(ValueError, match="x_t = 1 cannot come from x0 = 0 at t = 1"):
+        functional.loss(CHAIN, *x.values(), impl=impl)
+    mask = torch.zeros(B, P, dtype=torch.bool)
+    assert functional.loss(CHAIN, *x.values(), mask=mask, reduction="sum", impl=impl) == 0
+
+
+def test_the_full_checks_pass_good_input(impl, monkeypatch):
+    monkeypatch.setenv("D3PM_FAST_CHECK", "1")
+    assert functional.loss(CHAIN, *good().values(), impl=impl).isfinite()
+
+
+def test_the_environment_chooses_the_implementation(monkeypatch):
+    monkeypatch.setenv("D3PM_FAST_IMPL", "reference")
+    assert d3.implementation().name == "reference"
+    assert "D3PM_FAST_IMPL" in d3.implementation().reason
+    monkeypatch.setenv("D3PM_FAST_IMPL", "abacus")
+    with pytest.raises(ValueError, match="D3PM_FAST_IMPL must be one of"):
+        d3.implementation()
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda b: d3.transitions.uniform(1, b), ValueError, "num_classes must be at least 2"),
+        (lambda b: d3.transitions.uniform(2.5, b), TypeError, "num_classes must be an integer"),
+        (lambda b: d3.transitions.uniform(3, 2 * b), ValueError, r"betas must lie in \[0, 1\]"),
+        (lambda b: d3.transitions.uniform(3, b[None]), ValueError, r"betas must have shape \(T,\)"),
+        (lambda b: d3.transitions.uniform(3, b * torch.nan), ValueError, "betas must lie in"),
+        (lambda b: d3.transitions.absorbing(3, b, 3), IndexError, r"mask_id.*\[0, 3\), got 3"),
+        (lambda b: d3.transitions.absorbing(3, b, -1), ValueError, "mask_id must be at least 0"),
+        (lambda b: d3.transitions.marginal(3, b, [0.5, 0.5]), ValueError, r"pi.*\(3,\), got \(2,"),
+        (lambda b: d3.transitions.marginal(2, b, [1.5, -0.5]), ValueError, "pi.*not negative"),
+        (lambda b: d3.transitions.marginal(2, b, [0.5, 0.6]), ValueError, "pi must sum to 1"),
+        (
+            lambda b: d3.transitions.mask_and_uniform(3, b, 0, [0.5]),
+            ValueError,
+            "uniform_share must have one entry a step, 7, got 1",
+        ),
+        (
+            lambda b: d3.transitions.mask_and_uniform(3, b, 0, 1.5),
+            ValueError,
+            r"uniform_share must lie in \[0, 1\], got 1.5",
+        ),
+        (lambda b: d3.D3PM("uniform"), TypeError, "transition must be a d3pm_fast transition"),
+        (lambda b: d3.D3PM(CHAIN, reverse="x"), ValueError, "reverse must be one of"),
+        (lambda b: CHAIN.q_matrix(0), IndexError, r"t must lie in \[1, 7\], got 0"),
+        (lambda b: CHAIN.q_bar_matrix(T + 1), IndexError, r"t must lie in \[0, 7\], got 8"),
+    ],
+)
+def test_bad_chains_are_named(make, error, message):
+    with pytest.raises(error, match=message):
+        make(torch.full((T,), 0.6))
