@@ -74,7 +74,7 @@ struct LossRow {
     const V q_x0 = c_x0 / zq_ * d_x0_;
     const auto has_x0 = bar_x0 > tiny;
     const V r_x0 = f_x0_ / d_x0_ * ratio;
-    const V far = g_x0_ - log_s_x0_ - Math::log1p(shift);
+    const V far = g_x0_ - log_s_x0_ - Math::log(ratio);
     const V phi_x0 =
         Math::select((bar_x0 <= tiny) & (g_x0_ < Math::splat(-0.5)), far, Math::phi(g_x0_, r_x0));
     const V w_x0 = Math::select(has_x0, bar_keep * s_x0_ / f_x0_, one);
