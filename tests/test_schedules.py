@@ -74,9 +74,7 @@ def test_betas_of_every_schedule_grow(name, num_steps):
 
 @pytest.mark.parametrize("num_steps", STEPS)
 def test_linear_is_a_straight_line(num_steps):
-    expected = [
-        mpf(0.02) + (1 - mpf(0.02)) * t / max(num_steps - 1, 1) for t in range(num_steps)
-    ]
+    expected = [mpf(0.02) + (1 - mpf(0.02)) * t / max(num_steps - 1, 1) for t in range(num_steps)]
     assert_equals(schedules.linear(num_steps, 0.02, 1.0), expected)
 
 

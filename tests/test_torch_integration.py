@@ -46,6 +46,7 @@ def test_the_loss_compiles_into_one_graph(reduction, dtype, masked, tokens, cpu)
     assert_gradient_close(grad, eager_grad.double(), dtype, ulps=4)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the compiler itself
 def test_a_training_step_compiles_with_the_default_backend(tokens, cpu):
     layer = torch.nn.Linear(4, K)
     inputs = torch.randn(B, P, 4)

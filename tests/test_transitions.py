@@ -51,7 +51,9 @@ def test_products_keep_their_digits_near_zero_and_one(family, schedule):
     for t, (bar, ubar) in enumerate(exact_products(chain)):
         matrix = chain.transition.q_bar_matrix(t)
         spread = torch.tensor([float(u) for u in ubar], dtype=torch.float64)
-        relative(matrix - torch.diag(matrix.diag()) + torch.diag(spread), spread.expand(4, 4), 1e-12)
+        relative(
+            matrix - torch.diag(matrix.diag()) + torch.diag(spread), spread.expand(4, 4), 1e-12
+        )
         keep = torch.tensor(float(bar), dtype=torch.float64)
         relative(chain.transition.products[t, 0], keep, 1e-12)
 
@@ -64,8 +66,12 @@ def test_single_steps_keep_their_digits(family, schedule):
         keep, spread = exact_step(chain, t)
         spread = torch.tensor([float(u) for u in spread], dtype=torch.float64)
         matrix = chain.transition.q_matrix(t)
-        relative(matrix - torch.diag(matrix.diag()) + torch.diag(spread), spread.expand(4, 4), 1e-12)
-        relative(chain.transition.steps[t, 0], torch.tensor(float(keep), dtype=torch.float64), 1e-12)
+        relative(
+            matrix - torch.diag(matrix.diag()) + torch.diag(spread), spread.expand(4, 4), 1e-12
+        )
+        relative(
+            chain.transition.steps[t, 0], torch.tensor(float(keep), dtype=torch.float64), 1e-12
+        )
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "jsd", "one in the middle", "zero"])
@@ -196,7 +202,9 @@ def test_uniform_stores_nothing_of_size_k():
     assert max(b.numel() for b in chain.buffers() if b is not None) <= 11 * 7
 
 
-@pytest.mark.parametrize("cast", [torch.nn.Module.half, torch.nn.Module.bfloat16, torch.nn.Module.float])
+@pytest.mark.parametrize(
+    "cast", [torch.nn.Module.half, torch.nn.Module.bfloat16, torch.nn.Module.float]
+)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_no_cast_rounds_the_tables(family, cast):
     chain = make_chain(family, 5).transition

@@ -110,7 +110,7 @@ class LossBlock {
     const Element* logits = static_cast<const Element*>(call_.logits) + token_[i] * classes_;
     Real* e = exps(i);
     const Special special(*this, i);
-    const auto rest = [&](int64_t j, const V& v) { return special.replace(j, v, V{}); };
+    const auto rest = [&](int64_t j, const V& v) { return special(j) ? V{} : v; };
     const auto found = row_.exponentials(logits, token_[i], e, rest);
     set(i, &Row::e_rest, found.sum);
     set(i, &Row::below_top, found.top - read_one(logits + x0(i)));
@@ -130,21 +130,21 @@ class LossBlock {
           mask(at(block.mask_[i])),
           end(at(block.classes_)) {}
 
-    // `values` of the classes from j on, with `other` where a class is special or no class.
-    V replace(int64_t j, const V& values, const V& other) const {
+    // Which of the classes from j on are special, or no class at all.
+    Bits operator()(int64_t j) const {
       const Bits here = at(j) + iota<Real>();
-      return (here == x0) | (here == x_t) | (here == mask) | (here >= end) ? other : values;
+      return (here == x0) | (here == x_t) | (here == mask) | (here >= end);
     }
 
     static Bits at(int64_t j) { return Bits{} + static_cast<typename VectorOf<Real>::Int>(j); }
   };
 
-  // Sums of pi phi(g) and pi h over the classes that are not special. All others are given the
-  // e at which g = 0 and so add nothing.
+  // Sums of pi phi(g) and pi h over the classes that are not special. All others are given
+  // g = 0 and so add nothing.
   D3PM_MEMBER void curvature(unsigned i) {
     const Real slope = get(i, &Row::slope), shift = get(i, &Row::shift);
-    const Real neutral = slope > 0 ? -shift / slope : 0;
     const Real ratio = get(i, &Row::ratio);
+    const V one = splat<Real>(1);
     const Special special(*this, i);
     const Real* e = exps(i);
     Real* h = slants(i);
@@ -156,24 +156,25 @@ class LossBlock {
         for (int64_t j = begin; j < std::min(end, row_.padded); j += kWidth) {
           const V p = j + kWidth <= classes_ ? load<V>(vector_.pi + j)
                                              : read_some(vector_.pi + j, classes_ - j, Real(0));
-          const V rise = slope * special.replace(j, load<V>(e + j), neutral * p);
-          const V lift = rise / p, y = ratio + lift, g = shift + lift;
+          const auto apart = special(j);
           const auto reachable = p > Real(0);
-          const V slant = reachable ? g / y : splat<Real>(1);
+          const V rise = apart ? V{} : slope * load<V>(e + j);
+          const V lift = rise / p;
+          const V y = apart ? one : ratio + lift, g = apart ? V{} : shift + lift;
+          const V slant = reachable ? g / y : one;
           phis += reachable ? p * M::phi(g, y) : rise;
           hs += p * slant;
           store(h + j, slant);
         }
       } else {
         const Real steep = slope * static_cast<Real>(classes_);
-        const V flat = splat<Real>(neutral * uniform_);
         const bool paired = ratio + steep < M::pair_limit;
         for (int64_t j = begin; j < end; j += 2 * kWidth) {
           const int64_t k = j + kWidth;
-          const V lift_j = steep * special.replace(j, load<V>(e + j), flat);
-          const V lift_k = steep * special.replace(k, load<V>(e + k), flat);
-          const V y_j = ratio + lift_j, g_j = shift + lift_j;
-          const V y_k = ratio + lift_k, g_k = shift + lift_k;
+          const auto apart_j = special(j), apart_k = special(k);
+          const V lift_j = steep * load<V>(e + j), lift_k = steep * load<V>(e + k);
+          const V y_j = apart_j ? one : ratio + lift_j, g_j = apart_j ? V{} : shift + lift_j;
+          const V y_k = apart_k ? one : ratio + lift_k, g_k = apart_k ? V{} : shift + lift_k;
           phis += paired ? M::phi_pair(g_j, y_j, g_k, y_k) : M::phi(g_j, y_j) + M::phi(g_k, y_k);
           if (!kGrad) continue;
           const V slant_j = g_j / y_j, slant_k = g_k / y_k;

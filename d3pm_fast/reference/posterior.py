@@ -40,8 +40,13 @@ def p_posterior(
 
 def log_q_posterior(step: Step, x0: Tensor, x_t: Tensor) -> Tensor:
     """Return ``log Q[j, x_t] + log Qbar_s[x_0, j] - log Qbar_t[x_0, x_t]``, ``(N, K)``."""
-    log_joint = step.log_q_column(x_t) + step.log_q_bar_row(x0)
-    return log_joint - at(step.log_q_bar_t_column(x_t), x0)
+    log_column = step.log_q_column(x_t)
+    log_reach = at(step.log_q_bar_t_column(x_t), x0)
+    log_q = log_column + step.log_q_bar_row(x0) - log_reach
+    # Where nothing but x_t leads to x_t, the step stayed there: exactly 0, not a difference.
+    possible = log_column > -torch.inf
+    stayed = (possible.sum(dim=-1, keepdim=True) == 1) & (log_reach > -torch.inf)
+    return log_q.where(~stayed, log_column.where(~possible, 0))
 
 
 def log_p_posterior(

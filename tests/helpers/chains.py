@@ -25,7 +25,7 @@ FIRST_STEP = ["logits", "posterior"]
 
 @dataclass(frozen=True)
 class Chain:
-    """``Q_t = (1 - beta_t) I + beta_t 1 v_t^T``, t = 1..T: ``betas`` (T,) and ``vectors`` (T, K)."""
+    """``Q_t = (1 - beta_t) I + beta_t 1 v_t^T`` by ``betas`` (T,) and ``vectors`` (T, K)."""
 
     transition: transitions.RankOneTransition
     betas: torch.Tensor
@@ -117,7 +117,7 @@ def every_pair(chain, t):
 
 
 def likely_pairs(chain, times, count, seed=0):
-    """``x_0`` and an ``x_t`` drawn from the chain, ``count`` of them for each of ``times``, and t."""
+    """``x_0``, an ``x_t`` drawn from the chain, and t: ``count`` for each of ``times``."""
     generator = torch.Generator().manual_seed(seed)
     x0 = torch.randint(chain.num_classes, (len(times) * count,), generator=generator)
     t = torch.tensor(times).repeat_interleave(count)
@@ -154,12 +154,15 @@ def true_p_posterior(chain, logits, x_t, s, t, reverse="joint", first_step="logi
 def true_loss(
     chain, logits, x0, x_t, t, reverse="joint", first_step="logits", vb_weight=1.0, ce_weight=0.0
 ):
-    """``vb KL(q || p) + ce (-log s[x_0])`` of each token at one time t, ``(N,)``, differentiable."""
+    """``vb KL(q || p) + ce (-log s[x_0])`` of tokens at one time t, ``(N,)``, differentiable."""
     q = true_q_posterior(chain, x0, x_t, t - 1, t)
     p = true_p_posterior(chain, logits, x_t, t - 1, t, reverse, first_step)
     ratio = (q / p).where(q > 0, 1)
+    loss = vb_weight * (q * ratio.log()).sum(-1)
+    if ce_weight == 0:
+        return loss
     cross_entropy = torch.nn.functional.cross_entropy(logits.double(), x0, reduction="none")
-    return vb_weight * (q * ratio.log()).sum(-1) + ce_weight * cross_entropy
+    return loss + ce_weight * cross_entropy
 
 
 def gradient_terms(chain, logits, x0, x_t, t, reverse="joint", first_step="logits"):

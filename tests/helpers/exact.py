@@ -29,7 +29,7 @@ def exact_step(chain, t):
 def exact_loss(
     chain, logits, x0, x_t, t, reverse="joint", first_step="logits", vb_weight=1.0, ce_weight=0.0
 ):
-    """Loss ``(N,)``, gradient ``(N, K)`` and its terms ``(N,)`` of rows at their own times, float64.
+    """Loss ``(N,)``, gradient ``(N, K)`` and its terms ``(N,)`` of rows at their own times.
 
     With ``r_j = Q_t[j, x_t] / Z - q_j / f_j`` the bound's gradient is
     ``s_i (abar r_i + sum_j ubar_j r_j)``. Its entries can be smaller than the terms of this sum,
@@ -51,7 +51,7 @@ def exact_loss(
 def _digits_between(logits):
     """How far apart the probabilities are; float64 has no numbers below 1e-324 anyway."""
     finite = [value for value in logits if value > -float("inf")]
-    return min(700, int(max(finite) - min(finite)))
+    return min(320, int(max(finite) - min(finite)))
 
 
 def _softmax(logits):
@@ -62,32 +62,86 @@ def _softmax(logits):
 
 def _cross_entropy(logits, x0):
     probabilities = _softmax(logits)
-    return -mpmath.log(probabilities[x0]), [
-        p - (i == x0) for i, p in enumerate(probabilities)
-    ]
+    return -mpmath.log(probabilities[x0]), [p - (i == x0) for i, p in enumerate(probabilities)]
+
+
+def exact_q_posterior(chain, x0, x_t, t):
+    """``log q(x_{t-1} | x_t, x_0)`` of rows at their own times, float64 ``(N, K)``."""
+    rows = []
+    with mpmath.workdps(DIGITS):
+        for triple in zip(x0.tolist(), x_t.tolist(), t.tolist(), strict=True):
+            rows.append([float(mpmath.log(q)) if q else -torch.inf for q in _truth(chain, *triple)])
+    return torch.tensor(rows, dtype=torch.float64)
+
+
+def exact_p_posterior(chain, logits, upstream, x_t, t, reverse="joint"):
+    """``log p(x_{t-1} | x_t)`` (N, K), its gradient for ``upstream`` (N, K), and its terms (N,).
+
+    A class that ``x_{t-1}`` cannot be has log-probability -inf and no gradient.
+    """
+    results = []
+    columns = (logits.double(), upstream.double(), x_t, t)
+    for values, above, here, time in zip(*map(torch.Tensor.tolist, columns), strict=True):
+        with mpmath.workdps(DIGITS + _digits_between(values)):
+            step = _step_of_model(chain, values, here, time, reverse)
+            if step is None:
+                alone = [0.0 if j == here else -torch.inf for j in range(chain.num_classes)]
+                results.append((alone, [0.0] * chain.num_classes, 0.0))
+                continue
+            column, _, bar, predicted, model, z = step
+            p = [c * f / z for c, f in zip(column, model, strict=True)]
+            total = mpmath.fsum(g for g, v in zip(above, p, strict=True) if v)
+            # d log f_j / d logit_i = abar s_j ([i = j] - s_i) / f_j
+            pulls = [
+                (g - v * total) * bar * s / f if v else mpf(0)
+                for g, v, s, f in zip(above, p, predicted, model, strict=True)
+            ]
+            shared = mpmath.fsum(pulls)
+            sizes = [
+                abs(pull) + s * mpmath.fsum(map(abs, pulls))
+                for pull, s in zip(pulls, predicted, strict=True)
+            ]
+            gradient = [float(v - s * shared) for v, s in zip(pulls, predicted, strict=True)]
+            log_p = [float(mpmath.log(v)) if v else -torch.inf for v in p]
+            results.append((log_p, gradient, float(mpmath.norm(sizes))))
+    return tuple(torch.tensor(v, dtype=torch.float64) for v in zip(*results, strict=True))
+
+
+def _truth(chain, x0, x_t, t):
+    """``q(x_{t-1} | x_t, x_0)``, a list."""
+    keep, spread = exact_step(chain, t)
+    bar, ubar = exact_products(chain, t - 1)[-1]
+    joint = [(spread[x_t] + keep * (j == x_t)) * (bar * (j == x0) + u) for j, u in enumerate(ubar)]
+    total = mpmath.fsum(joint)
+    return [v / total for v in joint]
+
+
+def _step_of_model(chain, logits, x_t, t, reverse):
+    """``Q_t[:, x_t]``, ubar, abar, s, f and Z; None where nothing but x_t leads to x_t."""
+    keep, spread = exact_step(chain, t)
+    bar, ubar = exact_products(chain, t - 1)[-1]
+    column = [spread[x_t] + keep * (j == x_t) for j in range(chain.num_classes)]
+    if sum(c > 0 for c in column) == 1:
+        return None
+    predicted = _softmax(logits)
+    if reverse == "posterior_mean":
+        reach = [keep * bar * (i == x_t) + keep * ubar[x_t] + spread[x_t] for i in range(len(ubar))]
+        tilted = [p / r for p, r in zip(predicted, reach, strict=True)]
+        total = mpmath.fsum(tilted)
+        predicted = [p / total for p in tilted]
+    model = [bar * p + u for p, u in zip(predicted, ubar, strict=True)]
+    z = mpmath.fsum(c * f for c, f in zip(column, model, strict=True))
+    return column, ubar, bar, predicted, model, z
 
 
 def _bound(chain, logits, x0, x_t, t, reverse, first_step):
     if t == 1 and first_step == "logits":
         return *_cross_entropy(logits, x0), [0]
-    classes = range(chain.num_classes)
-    keep, spread = exact_step(chain, t)
-    bar, ubar = exact_products(chain, t - 1)[-1]
-    column = [spread[x_t] + (keep if j == x_t else 0) for j in classes]
-    if sum(c > 0 for c in column) == 1:
+    step = _step_of_model(chain, logits, x_t, t, reverse)
+    if step is None:
         return mpf(0), [mpf(0)] * chain.num_classes, [0]
-
-    predicted = _softmax(logits)
-    if reverse == "posterior_mean":
-        reach = [keep * (bar * (i == x_t) + ubar[x_t]) + spread[x_t] for i in classes]
-        tilted = [p / r for p, r in zip(predicted, reach, strict=True)]
-        total = mpmath.fsum(tilted)
-        predicted = [p / total for p in tilted]
-    model = [bar * p + u for p, u in zip(predicted, ubar, strict=True)]
-    truth = [bar * (j == x0) + u for j, u in enumerate(ubar)]
-    z = mpmath.fsum(c * f for c, f in zip(column, model, strict=True))
-    zq = mpmath.fsum(c * d for c, d in zip(column, truth, strict=True))
-    q = [c * d / zq for c, d in zip(column, truth, strict=True)]
+    column, ubar, bar, predicted, model, z = step
+    q = _truth(chain, x0, x_t, t)
     p = [c * f / z for c, f in zip(column, model, strict=True)]
     loss = mpmath.fsum(a * mpmath.log(a / b) for a, b in zip(q, p, strict=True) if a > 0)
 
