@@ -135,32 +135,34 @@ class PPosteriorRow : PosteriorRow<Element> {
     e_.data()[x_t_] *= static_cast<Real>(tilt_);
     const double sum = this->row_.sum_of([&](int64_t j) { return load<V>(e_.data() + j); });
     inv_ = 1 / sum;
-    log_sum_ = static_cast<double>(top_) + std::log(sum);
+    log_sum_ = std::log(sum);  // of the exponentials, in which top_ is no longer
     z_ = u_ + a_ * (bar_keep_ * softmax(x_t_) + bar(x_t_));
   }
 
   void write_log_p(Element* out, int64_t token) {
     const Element* l = logits(token);
     const double reach = std::log(u_ / z_), log_keep = std::log(bar_keep_);
-    const Real shift = static_cast<Real>(reach), log_shift = static_cast<Real>(log_keep - log_sum_);
+    const Real shift = static_cast<Real>(reach);
+    // Where ub_j = 0, f_j = A s_j: the level of the logits goes before anything is rounded.
+    const Real alone_shift = static_cast<Real>(log_keep - log_sum_);
+    const auto alone = [&](int64_t j) {
+      return (this->read_row(l, token, j) - top_) + alone_shift;
+    };
     if (bar_base_ > M::tiny) {
       const Real slope = static_cast<Real>(bar_keep_ * inv_), base = static_cast<Real>(bar_base_);
       this->row_.write(out, [&](int64_t j) {
         const V spread = base * load<V>(this->pi_.data() + j);
         const V log_f = M::log(slope * load<V>(e_.data() + j) + spread);
-        const V alone = this->read_row(l, token, j) + log_shift;
-        return M::select(spread > splat<Real>(M::tiny), log_f, alone) + shift;
+        return M::select(spread > splat<Real>(M::tiny), log_f, alone(j)) + shift;
       });
     } else {
-      this->row_.write(out, [&](int64_t j) {
-        return (this->read_row(l, token, j) - top_) +
-               static_cast<Real>(log_keep - (log_sum_ - static_cast<double>(top_)) + reach);
-      });
+      this->row_.write(out, [&](int64_t j) { return alone(j) + shift; });
     }
     const auto write_special = [&](int64_t j, double log_reach, double log_tilt) {
       const double spread = bar(j);
-      const double alone = static_cast<double>(read_one(l + j)) + log_tilt - log_sum_ + log_keep;
-      const double log_f = spread > M::tiny ? std::log(bar_keep_ * softmax(j) + spread) : alone;
+      const double log_s = static_cast<double>(read_one(l + j) - top_) + log_tilt - log_sum_;
+      const double log_f =
+          spread > M::tiny ? std::log(bar_keep_ * softmax(j) + spread) : log_keep + log_s;
       write_one(out + j, static_cast<Real>(log_reach + log_f));
     };
     if (this->chain_.mask_id >= 0) write_special(this->chain_.mask_id, reach, 0);
