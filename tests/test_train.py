@@ -43,6 +43,13 @@ def folder(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch):
+    """For so small a network a second thread only waits; the same for the processes started."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    torch.set_num_threads(1)
+
+
 @pytest.fixture
 def config(folder, tmp_path):
     return TrainConfig(
