@@ -400,6 +400,38 @@ def test_d1_the_bound_is_a_bound(impl, family):
         assert bool((random >= 0).all())
 
 
+def test_d12_a_class_below_e_to_the_minus_70_still_gets_its_gradient(impl):
+    """A clamp of log-probabilities would cut it off."""
+    chain = make_chain("absorbing_last", 5)
+    logits = torch.tensor([[-100.0, 0, 0, 0, -torch.inf]])
+    x0, x_t, t = torch.tensor([0]), torch.tensor([4]), torch.tensor([3])
+    loss, gradient = loss_and_gradient(chain, logits, x0, x_t, t, impl)
+    truth, true_gradient, _ = exact_loss(chain, logits, x0, x_t, t)
+    assert_close(loss, truth, torch.float32)
+    check_gradient(gradient, true_gradient, torch.float32)
+    assert gradient[0, 0] < -0.1
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_d15_the_ends_of_the_chain_are_finite(impl, family):
+    """t = 1, where alpha_bar_0 = 1, and t = T, where alpha_bar_T = 0."""
+    chain = make_chain(family, 5, schedules.jsd(4))
+    for t in (1, 4):
+        x0, x_t = every_pair(chain, t)
+        for first_step in FIRST_STEP:
+            loss, gradient = loss_and_gradient(
+                chain,
+                torch.randn(len(x0), 5),
+                x0,
+                x_t,
+                torch.full_like(x0, t),
+                impl,
+                first_step=first_step,
+            )
+            assert bool(loss.isfinite().all())
+            assert bool(gradient.isfinite().all())
+
+
 @pytest.mark.parametrize("positions", [(), (6,), (2, 3)])
 def test_position_axes_are_all_alike(impl, positions):
     chain, logits, x0, x_t, t = small_problem(shape=(4, 6))

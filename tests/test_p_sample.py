@@ -7,6 +7,7 @@ from scipy import stats
 
 import d3pm_fast as d3
 from d3pm_fast import functional
+from d3pm_fast.reference.philox import uniforms
 
 K = 5
 DRAWS = 20_000
@@ -117,10 +118,8 @@ def test_d16_rare_classes_come_at_their_rate(cpu):
     assert low <= int((drawn == 1).sum()) <= high
 
 
-def test_a_class_of_probability_1e_9_keeps_its_place_beside_one_of_1(cpu):
-    """The numbers between 1 - 1e-9 and 1 belong to the last class, whatever its order."""
-    from d3pm_fast.reference.philox import uniforms
-
+def test_a_rare_class_has_exactly_its_own_numbers(cpu):
+    """The numbers above 1 - 1e-5 belong to the last class, and no others do."""
     chain = d3.transitions.absorbing(3, [1.0], 2)
     probability = 1e-5
     logits = torch.tensor([0.0, torch.log(torch.tensor(probability)), -torch.inf])
@@ -177,3 +176,57 @@ def test_seeds_steps_and_positions_give_other_draws(impl):
     ]
     for i, j in [(0, 1), (0, 2), (1, 2)]:
         assert 0.05 < (drawn[i] == drawn[j]).double().mean() < 0.4
+
+
+def test_the_last_digits_of_a_draw_count(impl):
+    """The rarest of 2^20 numbers meets a class that is 1 % larger than what it leaves, only.
+
+    Numbers of 24 bits are a hundred times too coarse for that.
+    """
+    seeds, count = torch.tensor([7]), 2**20
+    _, draw = uniforms(seeds, 0, count)
+    position = int(draw.argmax())
+    left = 1 - float(draw[position])
+    assert left < 1e-5
+    chain = d3.transitions.uniform(2, [0.5])
+    x_t, t = torch.zeros(1, count, dtype=torch.int64), torch.tensor([1])
+    for share, expected in [(1.01 * left, 1), (0.99 * left, 0)]:
+        logits = torch.tensor([1 - share, share], dtype=torch.float64).log()
+        drawn = functional.p_sample(
+            chain, logits.expand(1, count, 2), x_t, t, seeds=seeds, impl=impl
+        )
+        assert int(drawn[0, position]) == expected
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32])
+def test_the_dtype_of_the_tokens_is_kept(dtype, impl):
+    chain = make_chain("mask_and_uniform", K).transition
+    logits, x_t, t = torch.randn(4, 6, K), torch.randint(K, (4, 6)), torch.tensor([1, 2, 5, 6])
+    wide = functional.p_sample(chain, logits, x_t, t, seeds=torch.arange(4), impl=impl)
+    narrow = functional.p_sample(
+        chain, logits, x_t.to(dtype), t.to(dtype), seeds=torch.arange(4), impl=impl
+    )
+    assert narrow.dtype == dtype
+    assert torch.equal(narrow.long(), wide)
+
+
+def test_both_times_may_differ_from_token_to_token(impl):
+    chain = make_chain("mask_and_uniform", K).transition
+    logits, x_t = torch.randn(3, 4, K), torch.randint(K, (3, 4))
+    t = torch.randint(3, 7, (3, 4))
+    s = t - torch.randint(1, 4, (3, 4))
+    seeds = torch.arange(3)
+    drawn = functional.p_sample(chain, logits, x_t, t, s, seeds=seeds, impl=impl)
+    for n in range(4):
+        column = functional.p_sample(chain, logits, x_t, t[:, n], s[:, n], seeds=seeds, impl=impl)
+        assert torch.equal(column[:, n], drawn[:, n])
+
+
+def test_a_step_back_by_one_is_the_same_with_and_without_s(impl):
+    chain = make_chain("mask_and_uniform_by_step", K).transition
+    logits, x_t, t = torch.randn(6, 50, K), torch.randint(K, (6, 50)), torch.arange(1, 7)
+    drawn = [
+        functional.p_sample(chain, logits, x_t, t, s, seeds=torch.arange(6), impl=impl)
+        for s in (None, t - 1)
+    ]
+    assert torch.equal(*drawn)

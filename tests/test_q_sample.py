@@ -3,6 +3,9 @@
 import pytest
 import torch
 from helpers.chains import FAMILIES, make_chain, one_hot
+from helpers.laws import assert_rate
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy import stats
 
 import d3pm_fast as d3
@@ -90,12 +93,64 @@ def test_a_class_of_probability_1e_6_comes_at_its_rate(cpu):
     assert low <= int(drawn.sum()) <= high
 
 
-def test_a_class_of_probability_1e_12_has_its_own_numbers(impl):
+def test_a_class_of_probability_1e_12_has_its_own_numbers():
     """No cap at 24 or 32 bits: the class owns the numbers that the cdf leaves above 1 - 1e-12."""
     base = torch.tensor([1 - 1e-12, 1e-12], dtype=torch.float64)
     chain = d3.transitions.marginal(2, [1.0], base)
     draw = torch.tensor([1 - 2e-12, 1 - 5e-13], dtype=torch.float64)
     assert torch.searchsorted(chain.base_cdf, draw, right=True).tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("seed", "word2", "word3"), [(0, 0xBC57AC4C, 0x9B00DBD8), (0x299F31D0A4093822, None, None)]
+)
+def test_a_draw_is_53_bits_of_philox(impl, seed, word2, word3):
+    """With 2^53 classes and nothing kept, the class is the random number itself."""
+    if word2 is None:
+        zero = torch.zeros((), dtype=torch.int64)
+        words = philox((zero,) * 4, (torch.tensor(0xA4093822), torch.tensor(0x299F31D0)))
+        word2, word3 = int(words[2]), int(words[3])
+    chain = d3.transitions.uniform(2**53, [1.0])
+    one, seeds = torch.ones(1, dtype=torch.int64), torch.tensor([seed])
+    drawn = functional.q_sample(chain, one, one, seeds=seeds, impl=impl)
+    assert int(drawn) == word3 << 21 | word2 >> 11
+
+
+def test_classes_of_probability_1e_9_come_at_their_rate(cpu):
+    """Of 10^5 such classes between common ones, 10^7 draws meet 1000, nearly all different.
+
+    Numbers of 24 bits would meet the same few of them again and again.
+    """
+    rare, draws = 100_000, 10_000_000
+    base = torch.full((2 * rare,), 1e-9, dtype=torch.float64)
+    base[1::2] = (1 - 1e-9 * rare) / rare
+    chain = d3.transitions.marginal(2 * rare, [1.0], base)
+    x0, t = torch.zeros(10, draws // 10, dtype=torch.int64), torch.ones(10, dtype=torch.int64)
+    drawn = functional.q_sample(chain, x0, t, generator=generator(), impl=cpu)
+    seen = drawn[drawn % 2 == 0]
+    assert_rate(len(seen), 1000)
+    assert len(seen.unique()) >= 0.97 * len(seen)
+
+
+@given(
+    family=st.sampled_from(FAMILIES),
+    num_classes=st.integers(2, 300),
+    shape=st.lists(st.integers(0, 5), min_size=1, max_size=3),
+    seed=st.integers(-(2**63), 2**63 - 1),
+    step=st.integers(0, 2**63 - 1),
+)
+def test_any_seed_and_step_draw_classes_and_the_same_everywhere(
+    family, num_classes, shape, seed, step, cpu
+):
+    chain = make_chain(family, num_classes).transition
+    x0, t = torch.randint(num_classes, shape), torch.randint(0, 7, shape[:1])
+    seeds = torch.full(shape[:1], seed)
+    drawn = [
+        functional.q_sample(chain, x0, t, seeds=seeds, step=step, impl=impl)
+        for impl in ("reference", cpu)
+    ]
+    assert torch.equal(*drawn)
+    assert bool(((drawn[0] >= 0) & (drawn[0] < num_classes)).all())
 
 
 def test_d1_forbidden_states_are_never_drawn(impl):
@@ -109,7 +164,9 @@ def test_d1_forbidden_states_are_never_drawn(impl):
 def test_at_time_0_the_data_comes_back(impl):
     chain = make_chain("uniform", 5)
     x0 = torch.randint(5, (2, 9))
-    assert torch.equal(functional.q_sample(chain.transition, x0, torch.zeros(2).long()), x0)
+    assert torch.equal(
+        functional.q_sample(chain.transition, x0, torch.zeros(2).long(), impl=impl), x0
+    )
 
 
 def test_two_calls_on_one_generator_draw_what_one_call_draws(impl):

@@ -312,3 +312,27 @@ def test_offsets_beyond_2_to_the_31_elements(cpu):
     value = functional.loss(chain, logits, x0, x_t, t, mask=mask, reduction="none", impl=cpu)
     part = functional.loss(chain, small, x0[:, rows], x_t[:, rows], t, reduction="none", impl=cpu)
     assert torch.equal(value[0, rows], part[0])
+
+
+@pytest.mark.slow
+def test_gradients_and_draws_beyond_2_to_the_31_elements(cpu):
+    num_classes = 4096
+    count = 2**31 // num_classes + 4
+    chain = make_chain("absorbing_last", num_classes).transition
+    logits = torch.empty(1, count, num_classes, dtype=torch.bfloat16)  # never touched but for:
+    rows = [0, count - 3, count - 1]
+    small = torch.randn(1, len(rows), num_classes).bfloat16()
+    logits[0, rows] = small[0]
+    mask = torch.zeros(1, count, dtype=torch.bool)
+    mask[0, rows] = True
+    x0, t = torch.zeros(1, count, dtype=torch.int64), torch.tensor([3])
+    x_t = x0.masked_fill(mask, num_classes - 1)
+    drawn = functional.p_sample(chain, logits, x_t, t, seeds=torch.tensor([1]), impl=cpu)
+    assert bool((drawn[~mask] == 0).all())
+
+    leaf, small = logits.requires_grad_(), small.requires_grad_()
+    options = {"reduction": "sum", "impl": cpu}
+    functional.loss(chain, leaf, x0, x_t, t, mask=mask, **options).backward()
+    functional.loss(chain, small, x0[:, rows], x_t[:, rows], t, **options).backward()
+    assert torch.equal(leaf.grad[0, rows], small.grad[0])
+    assert not bool(leaf.grad[0, [1, count - 2]].any())

@@ -192,3 +192,73 @@ def test_the_environment_chooses_the_implementation(monkeypatch):
 def test_bad_chains_are_named(make, error, message):
     with pytest.raises(error, match=message):
         make(torch.full((T,), 0.6))
+
+
+S = d3.schedules
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: S.linear(0), ValueError, "num_steps must be at least 1, got 0"),
+        (lambda: S.cosine(-3), ValueError, "num_steps must be at least 1, got -3"),
+        (lambda: S.jsd(2.5), TypeError, "num_steps must be an integer, got float"),
+        (lambda: S.sigmoid("9"), TypeError, "num_steps must be an integer, got str"),
+        (lambda: S.linear(5, start=-0.1), ValueError, r"start must lie in \[0, 1\], got -0.1"),
+        (lambda: S.quadratic(5, end=1.5), ValueError, r"end must lie in \[0, 1\], got 1.5"),
+        (lambda: S.quadratic(5, start=-1e-4), ValueError, r"start must lie in \[0, 1\]"),
+        (lambda: S.sigmoid(5, end=float("nan")), ValueError, r"end must lie in.*got nan"),
+        (lambda: S.cosine(5, offset=-0.1), ValueError, "offset must be at least 0, got -0.1"),
+        (lambda: S.cosine(5, offset=float("nan")), ValueError, "offset must be at least 0"),
+        (lambda: S.cosine(5, max_beta=1.1), ValueError, r"max_beta must lie in \[0, 1\]"),
+        (lambda: S.cosine_squared(5, max_beta=-1), ValueError, "max_beta must lie in"),
+        (lambda: S.cosine_multinomial(5, offset=-1), ValueError, "offset must be at least 0"),
+        (lambda: S.from_betas([]), ValueError, r"betas must have shape \(T,\).*got \(0,\)"),
+        (lambda: S.from_betas([[0.5]]), ValueError, r"betas must have shape.*got \(1, 1\)"),
+        (lambda: S.from_betas([0.1, -0.2]), ValueError, r"betas.*got -0.2 at t = 2"),
+        (lambda: S.from_betas([0.1, 1.2]), ValueError, r"betas.*got 1.2 at t = 2"),
+        (lambda: S.from_betas([0.1, float("nan")]), ValueError, r"betas.*got nan at t = 2"),
+        (lambda: S.from_alpha_bars([0.5, 0.6]), ValueError, "alpha_bar_2 = 0.6 is above alpha_b"),
+        (lambda: S.from_alpha_bars([1.5]), ValueError, r"alpha_bars must lie in \[0, 1\], got 1.5"),
+        (lambda: S.from_alpha_bars([]), ValueError, r"alpha_bars must have shape \(T,\)"),
+    ],
+)
+def test_bad_schedules_are_named(make, error, message):
+    with pytest.raises(error, match=message):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda d: d3.timesteps.uniform(0, 4), ValueError, "num_steps must be at least 1, got 0"),
+        (lambda d: d3.timesteps.low_discrepancy(1.5, 4), TypeError, "num_steps must be an integer"),
+        (lambda d: d3.timesteps.strided(7, 8), ValueError, "steps must be at most T = 7, got 8"),
+        (lambda d: d3.timesteps.strided(7, 0), ValueError, "steps must be at least 1, got 0"),
+        (lambda d: d.sample(None, (2, 3), steps=8), ValueError, "steps must be at most T = 7"),
+        (lambda d: d.sample(None, (2, 3), steps=0), ValueError, "steps must be at least 1"),
+        (lambda d: d.sample(None, (-1, 3)), ValueError, r"shape\[0\] must be at least 0, got -1"),
+        (lambda d: d3.D3PM(CHAIN, first_step="x"), ValueError, "first_step must be one of"),
+        (lambda d: d3.D3PM(CHAIN, impl="x"), ValueError, "impl must be one of 'auto'"),
+    ],
+)
+def test_bad_times_and_settings_are_named(make, error, message):
+    with pytest.raises(error, match=message):
+        make(d3.D3PM(CHAIN))
+
+
+def test_a_denoiser_of_the_wrong_shape_is_named():
+    diffusion = d3.D3PM(CHAIN)
+    with pytest.raises(ValueError, match=r"logits must have shape \(2, 3, 5\), got \(2, 5, 3\)"):
+        diffusion.sample(lambda x_t, t: torch.zeros(2, K, P), (B, P))
+
+
+def test_a_failed_call_leaves_the_logits_and_their_gradient_alone(impl):
+    x = good()
+    logits = x["logits"].requires_grad_()
+    bad = x["x0"].clone()
+    bad[-1, -1] = K
+    with pytest.raises(IndexError):
+        functional.loss(CHAIN, logits, bad, x["x_t"], x["t"], impl=impl)
+    assert logits.grad is None
+    assert bool((logits == 0).all())

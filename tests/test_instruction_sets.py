@@ -1,0 +1,68 @@
+"""The kernels for lesser processors give what those for this one give."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from helpers.chains import FAMILIES, likely_pairs, make_chain
+from helpers.compare import assert_close, assert_gradient_close
+
+from d3pm_fast import functional
+
+DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+
+
+def results():
+    """Values, gradients and draws of all kernels, by name."""
+    found = {}
+    for family in FAMILIES:
+        for num_classes in (2, 17, 1000):
+            chain = make_chain(family, num_classes)
+            x0, x_t, t = likely_pairs(chain, chain.edge_times(), 4)
+            normal = torch.randn(
+                len(t), num_classes, generator=torch.Generator().manual_seed(num_classes)
+            )
+            for dtype in DTYPES:
+                name = f"{family} {num_classes} {dtype}"
+                leaf = (3 * normal).to(dtype).requires_grad_()
+                loss = functional.loss(
+                    chain.transition, leaf, x0, x_t, t, reduction="none", impl="cpu"
+                )
+                loss.sum().backward()
+                model = (chain.transition, leaf.detach(), x_t, t)
+                found[name] = {
+                    "loss": loss.detach(),
+                    "gradient": leaf.grad,
+                    "log_p": functional.p_posterior(*model, impl="cpu"),
+                    "drawn": functional.p_sample(*model, seeds=torch.arange(len(t)), impl="cpu"),
+                }
+    return found
+
+
+@pytest.mark.parametrize("instructions", ["baseline", "avx2"])
+def test_lesser_instruction_sets_agree(instructions, cpu, tmp_path):
+    kept = tmp_path / "results.pt"
+    code = f"import torch, test_instruction_sets as t; torch.save(t.results(), {str(kept)!r})"
+    here = os.path.dirname(__file__)
+    path = os.pathsep.join([here, os.path.dirname(here), os.environ.get("PYTHONPATH", "")])
+    environment = os.environ | {"D3PM_FAST_ISA": instructions, "PYTHONPATH": path}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment)
+    there, different = torch.load(kept), 0
+    for name, expected in results().items():
+        found = there[name]
+        dtype = expected["gradient"].dtype
+        truth = {key: value.double() for key, value in expected.items()}
+        assert_close(found["loss"], truth["loss"], dtype, ulps=16, scale=truth["loss"].abs() + 1)
+        rounding = 2 if dtype.itemsize == 2 else 1
+        assert_gradient_close(
+            found["gradient"] / rounding, truth["gradient"] / rounding, dtype, ulps=16, floor=1
+        )
+        scale = truth["log_p"].abs().nan_to_num(0, 0, 0) + 1
+        rounding = torch.finfo(dtype).eps / torch.finfo(torch.float32).eps
+        ulps = 16 + (rounding if dtype.itemsize == 2 else 0)
+        compute = torch.float64 if dtype == torch.float64 else torch.float32
+        assert_close(found["log_p"].double(), truth["log_p"], compute, ulps=ulps, scale=scale)
+        different += int((found["drawn"] != expected["drawn"]).sum())
+    assert different <= 1
