@@ -62,7 +62,7 @@ class RowSampler {
  private:
   void read_row(int64_t token) {
     row_.exponentials(static_cast<const Element*>(call_.logits) + token * row_.classes, token,
-                      e_.data(), kNothing);
+                      e_.data());
   }
 
   // In double, so that a class of probability 1e-9 keeps its share beside one of 1.

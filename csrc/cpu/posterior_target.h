@@ -130,7 +130,7 @@ class PPosteriorRow : PosteriorRow<Element> {
   }
 
   void predict(int64_t token, bool tilted) {
-    top_ = this->row_.exponentials(logits(token), token, e_.data(), kNothing).top;
+    top_ = this->row_.exponentials(logits(token), token, e_.data());
     tilt_ = tilted ? posterior_mean_tilt(a_, u_, bar_keep_, bar(x_t_)) : 1.0;
     e_.data()[x_t_] *= static_cast<Real>(tilt_);
     const double sum = this->row_.sum_of([&](int64_t j) { return load<V>(e_.data() + j); });

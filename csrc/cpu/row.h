@@ -7,8 +7,23 @@
 // keep its digits.
 constexpr int64_t kStretch = 1024;
 
-// For `counted` where no sum is wanted.
-constexpr auto kNothing = [](int64_t, const auto& v) { return v - v; };
+// Turns logits into e = exp(logit - top), in place, and returns their sum, lane by lane.
+template <class Real>
+D3PM_INLINE typename VectorOf<Real>::Type exponentiate(Real* e, int64_t count,
+                                                       const typename VectorOf<Real>::Type& top) {
+  using V = typename VectorOf<Real>::Type;
+  V sums[4] = {};
+  const auto turn = [&](Real* at, V& sum) D3PM_MEMBER {
+    const V x = Math<Real>::exp(load<V>(at) - top);
+    store(at, x);
+    sum += x;
+  };
+  const Real* end = e + count * kLanes<Real>;
+  for (; end - e >= 4 * kLanes<Real>; e += 4 * kLanes<Real>)
+    for (int i = 0; i < 4; ++i) turn(e + i * kLanes<Real>, sums[i]);
+  for (; e < end; e += kLanes<Real>) turn(e, sums[0]);
+  return (sums[0] + sums[1]) + (sums[2] + sums[3]);
+}
 
 template <class Element>
 struct RowReader {
@@ -16,10 +31,11 @@ struct RowReader {
   using V = typename VectorOf<Real>::Type;
   static constexpr int kWidth = kLanes<Real>;
 
-  const int64_t classes, padded, num_tokens;
+  const int64_t classes, whole, padded, num_tokens;  // whole: the classes in full vectors
 
   explicit RowReader(const Chain& chain)
       : classes(chain.num_classes),
+        whole(classes / kWidth * kWidth),
         padded((classes + kWidth - 1) / kWidth * kWidth),
         num_tokens(chain.num_tokens) {}
 
@@ -31,37 +47,29 @@ struct RowReader {
     return first_lanes<Real>(count) ? read(row + start) : splat<Real>(fill);
   }
 
-  struct Exponentials {
-    Real top, sum;
-  };
+  // Copies a row, its last vector, where it is not whole, filled up with -inf and to `last`.
+  // Returns the largest entry.
+  D3PM_MEMBER Real copy(const Element* row, int64_t token, Real* to, Real* last) const {
+    V tops[4];
+    for (V& top : tops) top = splat<Real>(-INFINITY);
+    const auto take = [&](const V& l, Real* at, V& top) D3PM_MEMBER {
+      store(at, l);
+      top = l > top ? l : top;
+    };
+    int64_t j = 0;
+    for (; j + 4 * kWidth <= whole; j += 4 * kWidth)
+      for (int i = 0; i < 4; ++i) take(read(row + j + i * kWidth), to + j + i * kWidth, tops[i]);
+    for (; j < whole; j += kWidth) take(read(row + j), to + j, tops[0]);
+    if (whole < classes) take(tail(row, token, -INFINITY), last, tops[1]);
+    for (int i = 1; i < 4; ++i) tops[0] = tops[i] > tops[0] ? tops[i] : tops[0];
+    return max_lanes<Real>(tops[0]);
+  }
 
-  // Writes e_j = exp(logit_j - top) and returns top, the largest logit, and the sum of
-  // counted(j, e), a vector of the classes from j on.
-  template <class Counted>
-  D3PM_MEMBER Exponentials exponentials(const Element* row, int64_t token, Real* e,
-                                        const Counted& counted) const {
-    const int64_t full = classes / kWidth * kWidth;
-    const V last = full < classes ? tail(row, token, -INFINITY) : splat<Real>(-INFINITY);
-    V tops = last;
-    for (int64_t j = 0; j < full; j += kWidth) {
-      const V l = read(row + j);
-      tops = l > tops ? l : tops;
-    }
-    const Real top = max_lanes<Real>(tops);
-    double sum = 0;
-    for (int64_t begin = 0; begin < padded; begin += kStretch) {
-      const int64_t end = std::min(padded, begin + kStretch), whole = std::min(full, end);
-      V part = {};
-      const auto add = [&](int64_t j, const V& l) __attribute__((always_inline)) {
-        const V v = Math<Real>::exp(l - top);
-        store(e + j, v);
-        part += counted(j, v);
-      };
-      for (int64_t j = begin; j < whole; j += kWidth) add(j, read(row + j));
-      if (whole < end) add(whole, last);
-      sum += sum_lanes<Real>(part);
-    }
-    return {top, static_cast<Real>(sum)};
+  // Writes e_j = exp(logit_j - top), padded with zeros, and returns top, the largest logit.
+  D3PM_MEMBER Real exponentials(const Element* row, int64_t token, Real* e) const {
+    const Real top = copy(row, token, e, e + whole);
+    exponentiate(e, padded / kWidth, splat<Real>(top));
+    return top;
   }
 
   // The sum of value(j), a vector, over a padded row.

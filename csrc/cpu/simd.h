@@ -84,6 +84,52 @@ D3PM_INLINE Real max_lanes(const typename VectorOf<Real>::Type& v) {
       v, [](auto a, auto b) __attribute__((always_inline)) { return a > b ? a : b; });
 }
 
+template <class Real>
+D3PM_INLINE Real min_lanes(const typename VectorOf<Real>::Type& v) {
+  return -max_lanes<Real>(-v);
+}
+
+#ifdef __has_builtin
+#if __has_builtin(__builtin_shufflevector)
+#define D3PM_HAS_SHUFFLE 1
+#endif
+#endif
+
+#ifdef D3PM_HAS_SHUFFLE
+// Lanes of `a` and `b` in turn, `stride` of them at a time: those of even turns, or of odd ones.
+template <int stride, bool odd, class V, int... lane>
+D3PM_INLINE V every_other(const V& a, const V& b, std::integer_sequence<int, lane...>) {
+  constexpr int width = sizeof...(lane), from = odd ? stride : 0;
+  return __builtin_shufflevector(a, b,
+                                 (lane & stride ? width + lane - stride + from : lane + from)...);
+}
+
+template <class Real, int stride = 1>
+D3PM_INLINE void transpose(typename VectorOf<Real>::Type* rows) {
+  if constexpr (stride < kLanes<Real>) {
+    const std::make_integer_sequence<int, kLanes<Real>> lanes;
+    for (int i = 0; i < kLanes<Real>; ++i) {
+      if (i & stride) continue;
+      const auto a = rows[i], b = rows[i + stride];
+      rows[i] = every_other<stride, false>(a, b, lanes);
+      rows[i + stride] = every_other<stride, true>(a, b, lanes);
+    }
+    transpose<Real, 2 * stride>(rows);
+  }
+}
+#else
+template <class Real>
+void transpose(typename VectorOf<Real>::Type* rows) {
+  for (int i = 0; i < kLanes<Real>; ++i) {
+    for (int j = 0; j < i; ++j) {
+      const Real swapped = rows[i][j];
+      rows[i][j] = rows[j][i];
+      rows[j][i] = swapped;
+    }
+  }
+}
+#endif
+
 // The splitting of log(y): y = 2^exponent (1 + x) with 1 + x in [sqrt(1/2), sqrt(2)), and
 // curve = x - log(1 + x).
 struct SplitLog {
@@ -167,7 +213,8 @@ struct Math<float> {
     const V linear = s.exponent == 0.0f ? -product : sum - s.x;
     return (linear - s.exponent * kLn2Low) - s.exponent * kLn2High + s.curve;
   }
-  static constexpr float pair_limit = 1e18f;
+  static constexpr float pair_limit =
+      1e18f;  // a product of two below it, and above its inverse, is normal
 };
 
 template <>
@@ -215,7 +262,7 @@ struct Math<double> {
   D3PM_INLINE V phi_pair(const V& x1, const V& y1, const V& x2, const V& y2) {
     return phi(x1, y1) + phi(x2, y2);
   }
-  static constexpr double pair_limit = INFINITY;
+  static constexpr double pair_limit = 1e150;
 };
 
 // How an element type of the tensors is read and written; Real is what it is calculated in.

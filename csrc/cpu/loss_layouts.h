@@ -1,0 +1,302 @@
+// Two ways to lay a block of tokens out in memory for the passes of the loss: row by row, where
+// the lanes of a vector are classes of one token, and, for few classes, across, where they are
+// tokens. Both read the logits once and write the gradient once.
+
+#include "../loss_row.h"
+#include "loss_passes.h"
+
+// A block's tokens, and a LossRow for every kLanes of them.
+template <class Real, unsigned kCapacity>
+struct LossTokens {
+  using M = Math<Real>;
+  using V = typename M::V;
+  struct Group : LossRow<M> {
+    V top, logit_x0, logit_xt, logit_mask;
+
+    // For tokens without curvature, h = 1 everywhere.
+    LossLine<Real> line(double weight) const {
+      const V one = M::splat(1), zero = M::splat(0);
+      const auto curved = is_curved();
+      return {M::select(curved, this->ratio, one), M::select(curved, this->shift, one),
+              M::select(curved, this->slope * M::splat(weight), zero)};
+    }
+
+    typename M::Bits is_curved() const {
+      return (this->bar_base > M::splat(M::tiny)) & (this->vb != M::splat(0));
+    }
+  };
+
+  unsigned size = 0;
+  int64_t token[kCapacity], x0[kCapacity], x_t[kCapacity], mask[kCapacity];  // mask: -1 if none
+  Group groups[(kCapacity + kLanes<Real> - 1) / kLanes<Real>];
+
+  LossTokens() { std::memset(static_cast<void*>(groups), 0, sizeof(groups)); }
+
+  unsigned num_groups() const { return (size + kLanes<Real> - 1) / kLanes<Real>; }
+
+  Real get(unsigned i, V Group::* field) const {
+    return (groups[i / kLanes<Real>].*field)[i % kLanes<Real>];
+  }
+
+  template <class Scalar>
+  void set(unsigned i, V Group::* field, Scalar value) {
+    (groups[i / kLanes<Real>].*field)[i % kLanes<Real>] = static_cast<Real>(value);
+  }
+};
+
+// What both layouts share.
+template <class Element>
+class LossLayout {
+ protected:
+  using Real = typename Memory<Element>::Real;
+  using V = typename VectorOf<Real>::Type;
+  using M = Math<Real>;
+  using Passes = LossPasses<Real>;
+  static constexpr int kWidth = kLanes<Real>;
+
+  explicit LossLayout(const Loss& call)
+      : row_(call.chain),
+        pi_(static_cast<const Real*>(call.chain.pi)),
+        weight_(pi_ ? 1.0 : static_cast<double>(row_.classes)),
+        logits_(static_cast<const Element*>(call.logits)),
+        grad_(static_cast<Element*>(call.grad)) {}
+
+  const Element* logits(int64_t token) const { return logits_ + token * row_.classes; }
+  Element* grad(int64_t token) const { return grad_ + token * row_.classes; }
+
+  const RowReader<Element> row_;
+  const Real* const pi_;  // null where all are 1 / weight_
+  const double weight_;
+
+ private:
+  const Element* const logits_;
+  Element* const grad_;
+};
+
+// Row by row: full vectors stand in the gradient's own row where it has the type of the
+// calculation, the last vector in a place of its own.
+template <class Element, bool kGrad>
+class RowByRow : LossLayout<Element> {
+  using Base = LossLayout<Element>;
+  using Base::kWidth;
+  using Base::pi_;
+  using Base::row_;
+  using typename Base::M;
+  using typename Base::Passes;
+  using typename Base::Real;
+  using typename Base::V;
+  static constexpr unsigned kMost = 16;
+  static constexpr bool kInPlace = kGrad && std::is_same_v<Element, Real>;
+
+ public:
+  using Tokens = LossTokens<Real, kMost>;
+  const unsigned capacity;
+
+  explicit RowByRow(const Loss& call)
+      : Base(call),
+        capacity(std::max<int64_t>(1, std::min<int64_t>(kMost, 4096 / row_.padded))),
+        scratch_(kInPlace ? 0 : capacity * row_.whole),
+        last_pi_(pi_ && row_.whole < row_.classes
+                     ? read_some(pi_ + row_.whole, row_.classes - row_.whole, Real(0))
+                     : V{}) {}
+
+  Real* at(const Tokens& tokens, unsigned i, int64_t j) {
+    return j < row_.whole ? full(tokens, i) + j : last_[i] + (j - row_.whole);
+  }
+
+  void fetch(Tokens& tokens) {
+    for (unsigned i = 0; i < tokens.size; ++i) {
+      const int64_t token = tokens.token[i];
+      tokens.set(i, &Group::top, row_.copy(this->logits(token), token, full(tokens, i), last_[i]));
+    }
+  }
+
+  void exponentials(Tokens& tokens) {
+    for (unsigned i = 0; i < tokens.size; ++i) {
+      const V top = splat<Real>(tokens.get(i, &Group::top));
+      double sum = 0;
+      each_stretch(tokens, i, [&](Real* e, int64_t count, const auto&) D3PM_MEMBER {
+        sum += sum_lanes<Real>(exponentiate(e, count, top));
+      });
+      tokens.set(i, &Group::e_rest, sum);
+      const auto inside = first_lanes<Real>(row_.classes - row_.whole);
+      store(last_[i], inside ? load<V>(last_[i]) : -V{});
+    }
+  }
+
+  void curvature(Tokens& tokens) {
+    for (unsigned i = 0; i < tokens.size; ++i) {
+      if (!is_curved(tokens, i)) continue;
+      const LossLine<Real> line = line_of(tokens, i);
+      double phi = 0, h = 0;
+      each_stretch(tokens, i, [&](const Real* e, int64_t count, const auto& pi) D3PM_MEMBER {
+        const auto sum = pi_ ? Passes::curvature(e, count, line, pi)
+                             : Passes::template curvature<kGrad>(e, count, line);
+        phi += sum_lanes<Real>(sum.phi);
+        h += sum_lanes<Real>(sum.h);
+      });
+      tokens.set(i, &Group::sum_phi, phi / this->weight_);
+      tokens.set(i, &Group::sum_h, h / this->weight_);
+    }
+  }
+
+  void gradient(Tokens& tokens, double scale) {
+    for (unsigned i = 0; i < tokens.size; ++i) {
+      const V steep = splat<Real>(tokens.get(i, &Group::steep) * scale);
+      const V flat = splat<Real>(tokens.get(i, &Group::flat) * scale);
+      const bool curved = is_curved(tokens, i);
+      const LossLine<Real> line = line_of(tokens, i);
+      each_stretch(tokens, i, [&](Real* e, int64_t count, const auto& pi) D3PM_MEMBER {
+        if (!curved)
+          Passes::scale(e, count, steep + flat);
+        else if (pi_)
+          Passes::gradient(e, count, line, steep, flat, pi);
+        else
+          Passes::gradient(e, count, line, steep, flat);
+      });
+    }
+  }
+
+  void write(Tokens& tokens) {
+    for (unsigned i = 0; i < tokens.size; ++i) {
+      Element* to = this->grad(tokens.token[i]);
+      if (!kInPlace)
+        for (int64_t j = 0; j < row_.whole; j += kWidth)
+          write_all(to + j, load<V>(full(tokens, i) + j));
+      write_some(to + row_.whole, load<V>(last_[i]), row_.classes - row_.whole);
+    }
+  }
+
+ private:
+  using Group = typename Tokens::Group;
+
+  Real* full(const Tokens& tokens, unsigned i) const {
+    if constexpr (kInPlace) return this->grad(tokens.token[i]);
+    return scratch_.data() + i * row_.whole;
+  }
+
+  // Calls body(e, count, pi) for parts of a row that are short enough to be summed in Real.
+  template <class Body>
+  D3PM_MEMBER void each_stretch(const Tokens& tokens, unsigned i, const Body& body) {
+    Real* e = full(tokens, i);
+    for (int64_t begin = 0; begin < row_.whole; begin += kStretch) {
+      const auto pi = [&](int64_t v) D3PM_MEMBER { return load<V>(pi_ + begin + v * kWidth); };
+      body(e + begin, std::min(row_.whole - begin, kStretch) / kWidth, pi);
+    }
+    if (row_.whole < row_.classes) body(last_[i], 1, [&](int64_t) { return last_pi_; });
+  }
+
+  bool is_curved(const Tokens& tokens, unsigned i) const {
+    return tokens.groups[i / kWidth].is_curved()[i % kWidth] != 0;
+  }
+
+  LossLine<Real> line_of(const Tokens& tokens, unsigned i) const {
+    return {splat<Real>(tokens.get(i, &Group::ratio)), splat<Real>(tokens.get(i, &Group::shift)),
+            splat<Real>(tokens.get(i, &Group::slope) * static_cast<Real>(this->weight_))};
+  }
+
+  const Scratch<Real> scratch_;
+  const V last_pi_;
+  alignas(V) Real last_[kMost][kWidth];
+};
+
+// Across: vector j holds class j of as many tokens as it has lanes, so that all sums over
+// classes are sums of vectors.
+template <class Element, bool kGrad>
+class Across : LossLayout<Element> {
+  using Base = LossLayout<Element>;
+  using Base::kWidth;
+  using Base::pi_;
+  using Base::row_;
+  using typename Base::M;
+  using typename Base::Passes;
+  using typename Base::Real;
+  using typename Base::V;
+
+ public:
+  static constexpr int64_t kMostClasses = 128;
+  using Tokens = LossTokens<Real, kWidth>;
+  const unsigned capacity = kWidth;
+
+  explicit Across(const Loss& call) : Base(call), e_(row_.classes * kWidth) {}
+
+  Real* at(const Tokens&, unsigned i, int64_t j) { return e_.data() + j * kWidth + i; }
+
+  void fetch(Tokens& tokens) {
+    V top = splat<Real>(-INFINITY), tile[kWidth];
+    each_tile([&](int64_t first, int64_t count) D3PM_MEMBER {
+      for (unsigned i = 0; i < kWidth; ++i) {
+        const int64_t token = tokens.token[std::min(i, tokens.size - 1)];
+        tile[i] = row_.whole ? read(this->logits(token) + first)
+                             : row_.tail(this->logits(token), token, -INFINITY);
+      }
+      transpose<Real>(tile);
+      for (int64_t j = 0; j < count; ++j) {
+        store(e_.data() + (first + j) * kWidth, tile[j]);
+        top = tile[j] > top ? tile[j] : top;
+      }
+    });
+    tokens.groups[0].top = top;
+  }
+
+  void exponentials(Tokens& tokens) {
+    Group& group = tokens.groups[0];
+    group.e_rest = exponentiate(e_.data(), row_.classes, group.top);
+  }
+
+  void curvature(Tokens& tokens) {
+    Group& group = tokens.groups[0];
+    if (!is_any_curved(group)) return;
+    const auto line = group.line(this->weight_);
+    const auto sum = pi_ ? Passes::curvature(e_.data(), row_.classes, line, pi())
+                         : Passes::template curvature<kGrad>(e_.data(), row_.classes, line);
+    group.sum_phi = sum.phi * splat<Real>(1 / this->weight_);
+    group.sum_h = sum.h * splat<Real>(1 / this->weight_);
+  }
+
+  void gradient(Tokens& tokens, double scale) {
+    const Group& group = tokens.groups[0];
+    const V steep = group.steep * splat<Real>(scale), flat = group.flat * splat<Real>(scale);
+    const auto line = group.line(this->weight_);
+    if (!is_any_curved(group))
+      Passes::scale(e_.data(), row_.classes, steep + flat);
+    else if (pi_)
+      Passes::gradient(e_.data(), row_.classes, line, steep, flat, pi());
+    else
+      Passes::gradient(e_.data(), row_.classes, line, steep, flat);
+  }
+
+  void write(Tokens& tokens) {
+    V tile[kWidth];
+    each_tile([&](int64_t first, int64_t count) D3PM_MEMBER {
+      for (int64_t j = 0; j < count; ++j) tile[j] = load<V>(e_.data() + (first + j) * kWidth);
+      transpose<Real>(tile);
+      for (unsigned i = 0; i < tokens.size; ++i) {
+        Element* to = this->grad(tokens.token[i]) + first;
+        row_.whole ? write_all(to, tile[i]) : write_some(to, tile[i], count);
+      }
+    });
+  }
+
+ private:
+  using Group = typename Tokens::Group;
+
+  auto pi() const {
+    return [pi = pi_](int64_t j) { return splat<Real>(pi[j]); };
+  }
+
+  static bool is_any_curved(const Group& group) {
+    return max_lanes<Real>(group.is_curved() ? splat<Real>(1) : V{}) > 0;
+  }
+
+  // Calls body(first, count) for all classes, as many at a time as a vector has lanes where
+  // there are as many; the last tile overlaps the one before it.
+  template <class Body>
+  D3PM_MEMBER void each_tile(const Body& body) const {
+    if (row_.whole == 0) return body(0, row_.classes);
+    for (int64_t j = 0; j < row_.whole; j += kWidth) body(j, kWidth);
+    if (row_.whole < row_.classes) body(row_.classes - kWidth, kWidth);
+  }
+
+  const Scratch<Real> e_;
+};

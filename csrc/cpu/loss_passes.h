@@ -1,0 +1,137 @@
+// The passes of the loss over a number of vectors that lie one behind the other. What a
+// lane means is the caller's affair: a class of one token, or one class of many tokens.
+//
+// A class that LossRow treats on its own has e = -0: it adds nothing to any sum, and its
+// gradient is left to the caller.
+
+#include "row.h"
+
+// For the classes of the rest, see LossRow; `slope` has the factor 1 / pi_j in it where all are
+// the same.
+template <class Real>
+struct LossLine {
+  using V = typename VectorOf<Real>::Type;
+  V ratio, shift, slope;
+
+  // Whether the product of two y is a normal number.
+  bool is_tame() const {
+    const V top = ratio + slope;
+    const Real limit = Math<Real>::pair_limit;
+    return min_lanes<Real>(ratio) > 1 / limit && max_lanes<Real>(top) < limit;
+  }
+};
+
+template <class Real>
+class LossPasses {
+  using V = typename VectorOf<Real>::Type;
+  using M = Math<Real>;
+  static constexpr int kWidth = kLanes<Real>;
+
+ public:
+  struct Curvature {
+    V phi, h;
+  };
+
+  // Sums of phi(g) and, with kSlant, of h.
+  template <bool kSlant>
+  D3PM_INLINE Curvature curvature(const Real* e, int64_t count, const LossLine<Real>& line) {
+    return line.is_tame() ? sum_pairs<kSlant, true>(e, count, line)
+                          : sum_pairs<kSlant, false>(e, count, line);
+  }
+
+  // Sums of pi phi(g) and pi h, for vectors pi(v).
+  template <class Pi>
+  D3PM_INLINE Curvature curvature(const Real* e, int64_t count, const LossLine<Real>& line,
+                                  const Pi& pi) {
+    Curvature sum = {};
+    for (int64_t v = 0; v < count; ++v) {
+      const V x = load<V>(e + v * kWidth), p = pi(v);
+      const Point at(line, x, p);
+      const auto apart = is_apart(x);
+      const V phi = p > Real(0) ? p * M::phi(at.g, at.y) : line.slope * x;
+      sum.phi += apart ? V{} : phi;
+      sum.h += apart ? V{} : p * (at.g / at.y);
+    }
+    return sum;
+  }
+
+  // Turns e into the gradient e (steep h + flat).
+  D3PM_INLINE void gradient(Real* e, int64_t count, const LossLine<Real>& line, const V& steep,
+                            const V& flat) {
+    line.is_tame() ? slope_pairs<true>(e, count, line, steep, flat)
+                   : slope_pairs<false>(e, count, line, steep, flat);
+  }
+
+  template <class Pi>
+  D3PM_INLINE void gradient(Real* e, int64_t count, const LossLine<Real>& line, const V& steep,
+                            const V& flat, const Pi& pi) {
+    for (int64_t v = 0; v < count; ++v) {
+      const V x = load<V>(e + v * kWidth);
+      const Point at(line, x, pi(v));
+      store(e + v * kWidth, x * (steep * (at.g / at.y) + flat));
+    }
+  }
+
+  // Turns e into factor * e.
+  D3PM_INLINE void scale(Real* e, int64_t count, const V& factor) {
+    for (int64_t v = 0; v < count; ++v) store(e + v * kWidth, factor * load<V>(e + v * kWidth));
+  }
+
+ private:
+  // g and y = 1 + g at a class.
+  struct Point {
+    V g, y;
+
+    D3PM_MEMBER Point(const LossLine<Real>& line, const V& e)
+        : g(line.shift + line.slope * e), y(line.ratio + line.slope * e) {}
+
+    // Where pi = 0, h = 1.
+    D3PM_MEMBER Point(const LossLine<Real>& line, const V& e, const V& pi) {
+      const V lift = line.slope * e / pi, one = splat<Real>(1);
+      const auto reachable = pi > Real(0);
+      g = reachable ? line.shift + lift : one;
+      y = reachable ? line.ratio + lift : one;
+    }
+  };
+
+  D3PM_INLINE typename VectorOf<Real>::Bits is_apart(const V& e) {
+    return bit_cast<typename VectorOf<Real>::Bits>(e) < 0;
+  }
+
+  template <bool kSlant, bool kTame>
+  D3PM_INLINE Curvature sum_pairs(const Real* e, int64_t count, const LossLine<Real>& line) {
+    Curvature sum = {};
+    const V one = splat<Real>(1);
+    const auto add = [&](const V& e1, const V& e2) D3PM_MEMBER {
+      const Point at1(line, e1), at2(line, e2);
+      const auto apart1 = is_apart(e1), apart2 = is_apart(e2);
+      const V g1 = apart1 ? V{} : at1.g, y1 = apart1 ? one : at1.y;
+      const V g2 = apart2 ? V{} : at2.g, y2 = apart2 ? one : at2.y;
+      sum.phi += kTame ? M::phi_pair(g1, y1, g2, y2) : M::phi(g1, y1) + M::phi(g2, y2);
+      if (kSlant) sum.h += kTame ? (g1 * y2 + g2 * y1) / (y1 * y2) : g1 / y1 + g2 / y2;
+    };
+    int64_t v = 0;
+    for (; v + 2 <= count; v += 2) add(load<V>(e + v * kWidth), load<V>(e + (v + 1) * kWidth));
+    if (v < count) add(load<V>(e + v * kWidth), -V{});
+    return sum;
+  }
+
+  template <bool kTame>
+  D3PM_INLINE void slope_pairs(Real* e, int64_t count, const LossLine<Real>& line, const V& steep,
+                               const V& flat) {
+    int64_t v = 0;
+    for (; v + 2 <= count; v += 2) {
+      const V e1 = load<V>(e + v * kWidth), e2 = load<V>(e + (v + 1) * kWidth);
+      const Point at1(line, e1), at2(line, e2);
+      const V inverse = splat<Real>(1) / (at1.y * at2.y);
+      const V h1 = kTame ? at1.g * at2.y * inverse : at1.g / at1.y;
+      const V h2 = kTame ? at2.g * at1.y * inverse : at2.g / at2.y;
+      store(e + v * kWidth, e1 * (steep * h1 + flat));
+      store(e + (v + 1) * kWidth, e2 * (steep * h2 + flat));
+    }
+    if (v == count) return;
+    const V last = load<V>(e + v * kWidth);
+    const Point at(line, last);
+    store(e + v * kWidth, last * (steep * (at.g / at.y) + flat));
+  }
+};
