@@ -31,7 +31,7 @@ from ._checks import (
     check_times,
     check_tokens,
 )
-from .autograd import Loss, PPosterior, flatten, reduce_tokens
+from .autograd import Loss, PPosterior
 from .transitions import RankOneTransition
 
 __all__ = ["draw_seeds", "loss", "p_posterior", "p_sample", "q_posterior", "q_sample"]
@@ -88,17 +88,17 @@ def loss(
     check_choice("reduction", reduction, REDUCTIONS)
     check_tokens("x0", x0)
     model = _check_model(transition, logits, x_t, t, reverse, first_step)
-    check_shape("x_t", x_t, tuple(x0.shape))
+    check_shape("x_t", x_t, x0.shape)
     if mask is not None:
         check_mask(mask, x0.shape)
-        mask = mask.reshape(-1)
+        mask = mask.contiguous()
     check_same_device(logits=logits, x0=x0, mask=mask)
-    args = (_flat(x0), *_chain(transition, x_t, t), mask, *model, vb_weight, ce_weight)
     name = _choose(impl, transition, t, 1, mask, x0=x0, x_t=x_t)
-    if name != "reference" and logits.requires_grad and torch.is_grad_enabled():
-        return Loss.apply(logits, reduction, *args)  # type: ignore[no-any-return, no-untyped-call]
-    token_loss = _operations(name).loss(flatten(logits), *args)
-    return reduce_tokens(token_loss.view(x0.shape), reduction, mask)
+    args = (_contiguous(x0), *_chain(transition, x_t, t), mask, *model, vb_weight, ce_weight)
+    if reduction == "batch":
+        token_loss = _token_loss(name, logits, "none", args)
+        return token_loss if x0.ndim == 1 else token_loss.flatten(1).sum(dim=1)
+    return _token_loss(name, logits, reduction, args)
 
 
 def q_posterior(
@@ -133,10 +133,9 @@ def q_posterior(
     check_times("t", t, x0.shape)
     check_same_device(x0=x0, x_t=x_t, t=t, transition=transition.steps)
     name = _choose(impl, transition, t, 1, x0=x0, x_t=x_t)
-    log_q = _operations(name).q_posterior(
-        _flat(x0), *_chain(transition, x_t, t), transition.num_classes, dtype
-    )
-    return log_q.view(*x0.shape, transition.num_classes)  # type: ignore[no-any-return]
+    chain = _chain(transition, x_t, t)
+    operation = _operations(name).q_posterior
+    return operation(_contiguous(x0), *chain, transition.num_classes, dtype)  # type: ignore[no-any-return]
 
 
 def p_posterior(
@@ -166,10 +165,10 @@ def p_posterior(
     model = _check_model(transition, logits, x_t, t, reverse, first_step)
     name = _choose(impl, transition, t, 1, x_t=x_t)
     args = (*_chain(transition, x_t, t), *model)
+    logits = logits.contiguous()
     if name != "reference" and logits.requires_grad and torch.is_grad_enabled():
-        return PPosterior.apply(logits, *args)  # type: ignore[no-any-return, no-untyped-call]
-    log_p = _operations(name).p_posterior(flatten(logits), *args)
-    return log_p.view(logits.shape)  # type: ignore[no-any-return]
+        return PPosterior.apply(logits, args)  # type: ignore[no-any-return, no-untyped-call]
+    return _operations(name).p_posterior(logits, *args)  # type: ignore[no-any-return]
 
 
 def q_sample(
@@ -248,12 +247,12 @@ def p_sample(
     name = _choose(impl, transition, t, 1, x_t=x_t)
     chain = _chain(transition, x_t, t)
     if s is not None:
-        table = _coefficients_between(transition, _flat(s), _flat(t))
-        rows = torch.arange(len(table), device=t.device)
+        table = _coefficients_between(transition, s.long().flatten(), t.long().flatten())
+        rows = torch.arange(t.numel(), device=t.device).view(t.shape)
         chain = (chain[0], rows, table, *chain[3:])
-    flat = flatten(logits.detach())
-    drawn = _operations(name).p_sample(flat, *chain, transition.base_cdf, *model, seeds, step)
-    return drawn.view(x_t.shape).to(x_t.dtype)  # type: ignore[no-any-return]
+    logits = logits.detach().contiguous()
+    drawn = _operations(name).p_sample(logits, *chain, transition.base_cdf, *model, seeds, step)
+    return drawn.to(x_t.dtype)  # type: ignore[no-any-return]
 
 
 def draw_from_products(
@@ -267,8 +266,8 @@ def draw_from_products(
 ) -> Tensor:
     """Draw from rows of ``Qbar``-like matrices, ``table`` ``(M, 3)``; arguments are trusted."""
     drawn = _operations(name).q_sample(
-        _flat(x),
-        _flat(rows),
+        _contiguous(x),
+        _contiguous(rows),
         table,
         transition.base_cdf,
         transition.mask_id,
@@ -276,7 +275,7 @@ def draw_from_products(
         seeds,
         step,
     )
-    return drawn.view(x.shape).to(x.dtype)  # type: ignore[no-any-return]
+    return drawn.to(x.dtype)  # type: ignore[no-any-return]
 
 
 def draw_seeds(batch: int, generator: torch.Generator | None = None) -> Tensor:
@@ -289,15 +288,21 @@ def draw_seeds(batch: int, generator: torch.Generator | None = None) -> Tensor:
     return torch.randint(bounds.min, bounds.max, (batch,), generator=generator, device=device)
 
 
-def _flat(tokens: Tensor) -> Tensor:
-    flat = tokens.reshape(-1)
-    return flat.to(torch.int64).contiguous() if flat.dtype != torch.int64 else flat.contiguous()
+def _token_loss(name: str, logits: Tensor, reduction: str, args: tuple[Any, ...]) -> Tensor:
+    logits = logits.contiguous()
+    if name != "reference" and logits.requires_grad and torch.is_grad_enabled():
+        return Loss.apply(logits, reduction, args)  # type: ignore[no-any-return, no-untyped-call]
+    return _operations(name).loss(logits, *args, reduction)  # type: ignore[no-any-return]
+
+
+def _contiguous(tokens: Tensor) -> Tensor:
+    return tokens.to(torch.int64).contiguous()
 
 
 def _chain(
     transition: RankOneTransition, x_t: Tensor, t: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, int]:
-    return _flat(x_t), _flat(t), transition.steps, transition.base, transition.mask_id
+    return _contiguous(x_t), _contiguous(t), transition.steps, transition.base, transition.mask_id
 
 
 def _operations(name: str) -> Any:
@@ -349,21 +354,22 @@ def _choose(
     if full or (name == "reference" and t.device.type == "cpu"):
         check_range("t", t, first_time, transition.num_steps + 1)
         for key, value in tokens.items():
-            flat = value.reshape(-1)
-            check_range(key, flat if mask is None else flat[mask], 0, transition.num_classes)
+            counted = value if mask is None else value[mask]
+            check_range(key, counted, 0, transition.num_classes)
     if full and tokens.keys() == {"x0", "x_t"}:
-        _check_possible(transition, _flat(t), mask, *map(_flat, tokens.values()))
+        _check_possible(transition, t, mask, *tokens.values())
     return name
 
 
 def _check_possible(
     transition: RankOneTransition, t: Tensor, mask: Tensor | None, x0: Tensor, x_t: Tensor
 ) -> None:
-    rows = t.repeat_interleave(len(x0) // max(len(t), 1))
+    x0, x_t = x0.long().flatten(), x_t.long().flatten()
+    rows = t.long().flatten().repeat_interleave(len(x0) // max(t.numel(), 1))
     keep, base, to_mask = transition.products[rows].unbind(-1)
     vector = 1.0 if transition.base is None else transition.base[x_t]
     reach = keep * (x0 == x_t) + base * vector + to_mask * (x_t == transition.mask_id)
-    bad = (reach == 0) if mask is None else (reach == 0) & mask
+    bad = (reach == 0) if mask is None else (reach == 0) & mask.flatten()
     if bool(bad.any()):
         n = int(bad.nonzero()[0])
         raise ValueError(

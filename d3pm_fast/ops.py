@@ -1,9 +1,9 @@
 """The registered operations ``torch.ops.d3pm_fast.*`` and the choice among implementations.
 
-All operations take contiguous tokens flattened to ``(N,)`` int64, logits ``(N, K)``, and
-``rows``, ``(B,)`` or ``(N,)`` int64: the row of ``table`` with the coefficients of each token's
-step (:meth:`~d3pm_fast.transitions.RankOneTransition.coefficients`). ``reference/`` says what
-each one means.
+All operations take contiguous tensors: tokens ``(B, *S)`` int64, logits ``(B, *S, K)``, and
+``rows``, ``(B,)`` or ``(B, *S)`` int64: the row of ``table`` with the coefficients of each
+token's step (:meth:`~d3pm_fast.transitions.RankOneTransition.coefficients`). ``reference/`` says
+what each one means.
 """
 
 import importlib
@@ -31,8 +31,8 @@ _LOSS = (
 )
 
 _library = torch.library.Library("d3pm_fast", "DEF")
-_library.define(f"loss({_LOSS}) -> Tensor")
-_library.define(f"loss_and_grad({_LOSS}, bool mean) -> (Tensor, Tensor)")
+_library.define(f"loss({_LOSS}, str reduction) -> Tensor")
+_library.define(f"loss_and_grad({_LOSS}, str reduction, bool late) -> (Tensor, Tensor)")
 _library.define(
     f"q_posterior(Tensor x0, Tensor x_t, {_CHAIN}, int num_classes, ScalarType dtype) -> Tensor"
 )
@@ -109,8 +109,12 @@ def _loss_dtype(logits: Tensor) -> torch.dtype:
     return torch.float64 if logits.dtype == torch.float64 else torch.float32
 
 
-def _raise_if(
-    bad: bool,
+def _empty_loss(logits: Tensor, x0: Tensor, reduction: str) -> Tensor:
+    shape = x0.shape if reduction == "none" else ()
+    return logits.new_empty(shape, dtype=_loss_dtype(logits))
+
+
+def _raise_bad_index(
     num_classes: int,
     rows: Tensor,
     table: Tensor,
@@ -118,11 +122,10 @@ def _raise_if(
     **tokens: Tensor,
 ) -> None:
     """Raise IndexError for the first index that made a kernel report a bad one."""
-    if bad:
-        for name, value in tokens.items():
-            check_range(name, value if mask is None else value.where(mask, 0), 0, num_classes)
-        first_time = int(table[:1, 0].isnan().any())
-        check_range("t", rows, first_time, len(table))
+    for name, value in tokens.items():
+        check_range(name, value if mask is None else value.where(mask, 0), 0, num_classes)
+    first_time = int(table[:1, 0].isnan().any())
+    check_range("t", rows, first_time, len(table))
 
 
 def _chain(
@@ -131,7 +134,7 @@ def _chain(
     return _cpu.Chain(
         *shape,
         rows.data_ptr(),
-        len(rows),
+        rows.numel(),
         table.data_ptr(),
         len(table),
         _pointer(vector),
@@ -139,9 +142,16 @@ def _chain(
     )
 
 
+def loss_and_grad(logits: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+    """Call the operation; past PyTorch's dispatcher where there is nothing for it to do."""
+    if type(logits) is Tensor and not torch.compiler.is_compiling():
+        return _loss_and_grad(logits, *args)
+    return torch.ops.d3pm_fast.loss_and_grad(logits, *args)  # type: ignore[no-any-return]
+
+
 def _run_loss(
     grad: Tensor | None,
-    mean: bool,
+    late: bool,
     logits: Tensor,
     x0: Tensor,
     x_t: Tensor,
@@ -154,13 +164,14 @@ def _run_loss(
     direct: bool,
     vb_weight: float,
     ce_weight: float,
+    reduction: str,
 ) -> Tensor:
-    loss = logits.new_empty(len(logits), dtype=_loss_dtype(logits))
+    loss = _empty_loss(logits, x0, reduction)
     vector = _vector(base, logits.dtype)
-    count = (len(logits) if mask is None else int(mask.sum())) if mean else 1
+    num_classes = logits.shape[-1]
     bad = _cpu.loss(
         str(logits.dtype),
-        _chain(logits.shape, rows, table, vector, mask_id),
+        _chain((x0.numel(), num_classes), rows, table, vector, mask_id),
         posterior_mean,
         direct,
         logits.data_ptr(),
@@ -169,12 +180,14 @@ def _run_loss(
         _pointer(mask),
         vb_weight,
         ce_weight,
-        1 / max(count, 1),
+        reduction,
+        late,
         loss.data_ptr(),
         _pointer(grad),
         torch.get_num_threads(),
     )
-    _raise_if(bad, logits.shape[1], rows, table, mask, x0=x0, x_t=x_t)
+    if bad:
+        _raise_bad_index(num_classes, rows, table, mask, x0=x0, x_t=x_t)
     return loss
 
 
@@ -185,9 +198,9 @@ def _loss(*args: Any) -> Tensor:
 
 @torch.library.impl(_library, "loss_and_grad", "CPU")
 def _loss_and_grad(logits: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
-    *rest, mean = args
+    *rest, late = args
     grad = torch.empty_like(logits)
-    return _run_loss(grad, mean, logits, *rest), grad
+    return _run_loss(grad, late, logits, *rest), grad
 
 
 @torch.library.impl(_library, "q_posterior", "CPU")
@@ -201,17 +214,18 @@ def _q_posterior(
     num_classes: int,
     dtype: torch.dtype,
 ) -> Tensor:
-    out = torch.empty(len(x0), num_classes, dtype=dtype)
+    out = torch.empty(*x0.shape, num_classes, dtype=dtype)
     vector = _vector(base, dtype)
     bad = _cpu.q_posterior(
         str(dtype),
-        _chain(out.shape, rows, table, vector, mask_id),
+        _chain((x0.numel(), num_classes), rows, table, vector, mask_id),
         x0.data_ptr(),
         x_t.data_ptr(),
         out.data_ptr(),
         torch.get_num_threads(),
     )
-    _raise_if(bad, num_classes, rows, table, x0=x0, x_t=x_t)
+    if bad:
+        _raise_bad_index(num_classes, rows, table, x0=x0, x_t=x_t)
     return out
 
 
@@ -230,7 +244,7 @@ def _run_p_posterior(
     vector = _vector(base, logits.dtype)
     bad = _cpu.p_posterior(
         str(logits.dtype),
-        _chain(logits.shape, rows, table, vector, mask_id),
+        _chain((x_t.numel(), logits.shape[-1]), rows, table, vector, mask_id),
         posterior_mean,
         direct,
         logits.data_ptr(),
@@ -239,7 +253,8 @@ def _run_p_posterior(
         out.data_ptr(),
         torch.get_num_threads(),
     )
-    _raise_if(bad, logits.shape[1], rows, table, x_t=x_t)
+    if bad:
+        _raise_bad_index(logits.shape[-1], rows, table, x_t=x_t)
     return out
 
 
@@ -266,7 +281,7 @@ def _q_sample(
 ) -> Tensor:
     out = torch.empty_like(x)
     bad = _cpu.q_sample(
-        _chain((len(x), num_classes), rows, table, None, mask_id),
+        _chain((x.numel(), num_classes), rows, table, None, mask_id),
         _pointer(base_cdf),
         seeds.data_ptr(),
         len(seeds),
@@ -275,7 +290,8 @@ def _q_sample(
         out.data_ptr(),
         torch.get_num_threads(),
     )
-    _raise_if(bad, num_classes, rows, table, x0=x)
+    if bad:
+        _raise_bad_index(num_classes, rows, table, x0=x)
     return out
 
 
@@ -296,7 +312,7 @@ def _p_sample(
     out = torch.empty_like(x_t)
     bad = _cpu.p_sample(
         str(logits.dtype),
-        _chain(logits.shape, rows, table, base, mask_id),
+        _chain((x_t.numel(), logits.shape[-1]), rows, table, base, mask_id),
         _pointer(base_cdf),
         posterior_mean,
         direct,
@@ -308,25 +324,25 @@ def _p_sample(
         out.data_ptr(),
         torch.get_num_threads(),
     )
-    _raise_if(bad, logits.shape[1], rows, table, x_t=x_t)
+    if bad:
+        _raise_bad_index(logits.shape[-1], rows, table, x_t=x_t)
     return out
 
 
 @torch.library.register_fake("d3pm_fast::loss")
-def _(logits: Tensor, *args: Any) -> Tensor:
-    return logits.new_empty(logits.shape[0], dtype=_loss_dtype(logits))
+def _(logits: Tensor, x0: Tensor, *args: Any) -> Tensor:
+    return _empty_loss(logits, x0, args[-1])
 
 
 @torch.library.register_fake("d3pm_fast::loss_and_grad")
-def _(logits: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
-    loss = logits.new_empty(logits.shape[0], dtype=_loss_dtype(logits))
-    return loss, torch.empty_like(logits)
+def _(logits: Tensor, x0: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+    return _empty_loss(logits, x0, args[-2]), torch.empty_like(logits)
 
 
 @torch.library.register_fake("d3pm_fast::q_posterior")
 def _(x0: Tensor, *args: Any) -> Tensor:
     num_classes, dtype = args[-2:]
-    return x0.new_empty(x0.shape[0], num_classes, dtype=dtype)
+    return x0.new_empty(*x0.shape, num_classes, dtype=dtype)
 
 
 @torch.library.register_fake("d3pm_fast::p_posterior")

@@ -7,7 +7,8 @@ and the absorbing case), so a chain of T steps is O(T) scalars and at most one K
     Qbar_t = Abar_t I + 1 (Wbar_t base + Mbar_t e_mask)^T
 """
 
-from typing import cast
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,15 +32,31 @@ class RankOneTransition(nn.Module):
     """The chain ``Q_t = (1 - beta_t) I + beta_t 1 (g_t base + (1 - g_t) e_mask)^T``.
 
     Made by :func:`uniform`, :func:`absorbing`, :func:`marginal` and :func:`mask_and_uniform`.
-    All numbers are float64 and are kept as int64 bit patterns in the module's buffers, so that
-    ``module.half()`` or ``module.to(torch.bfloat16)`` cannot round them.
+    All numbers are float64. They follow the module to a device, but ``module.half()`` or
+    ``module.to(torch.bfloat16)`` do not round them, and a state dict does not hold them.
 
     Attributes:
         family: the name of the function that made it.
         num_classes: K.
         num_steps: T.
         mask_id: the mask's class, or -1 where the family has none.
+        base: float64 ``(K,)``: what a redrawn token is drawn from; None where it is 1/K.
+        base_cdf: float64 ``(K,)``: the running sum of ``base``, its last entry exactly 1.
+        steps: float64 ``(T + 1, 7)``: row t is ``coefficients(t - 1, t)``; row 0 is NaN.
+        products: float64 ``(T + 1, 3)``: row t is ``product_coefficients(t)``, row 0 the
+            identity.
     """
+
+    _TABLES = (
+        "base",
+        "base_cdf",
+        "steps",
+        "products",
+        "_log_keep",
+        "_base_spread",
+        "_betas",
+        "_step_base",
+    )
 
     def __init__(
         self,
@@ -59,40 +76,18 @@ class RankOneTransition(nn.Module):
         self._constant_share = base_share if isinstance(base_share, float) else None
 
         first = torch.zeros(1, dtype=torch.float64)
-        log_keep = torch.log1p(-betas).clamp(min=_LOG_ZERO).cumsum(0)
-        self._keep_bits("_log_keep", torch.cat([first, log_keep]))
         share = torch.as_tensor(base_share, dtype=torch.float64).expand(self.num_steps)
-        self._keep_bits("_base_spread", torch.cat([first, _running_spread(betas, share)]))
-        self._keep_bits("_betas", torch.cat([first, betas]))
-        self._keep_bits("_step_base", torch.cat([first, betas * share]))
-        self._keep_bits("_base", base)
-        self._keep_bits("_base_cdf", None if base is None else _cdf(base))
+        self._log_keep = torch.cat([first, torch.log1p(-betas).clamp(min=_LOG_ZERO).cumsum(0)])
+        self._base_spread = torch.cat([first, _running_spread(betas, share)])
+        self._betas = torch.cat([first, betas])
+        self._step_base = torch.cat([first, betas * share])
+        self.base = base
+        self.base_cdf = None if base is None else _cdf(base)
 
         times = torch.arange(self.num_steps + 1)
-        steps = self.coefficients((times - 1).clamp(min=0), times)
-        steps[0] = torch.nan
-        self._keep_bits("_steps", steps)
-        self._keep_bits("_products", self.product_coefficients(times))
-
-    @property
-    def base(self) -> Tensor | None:
-        """float64 ``(K,)``: what a redrawn token is drawn from; None where it is 1/K."""
-        return self._read_bits("_base")
-
-    @property
-    def base_cdf(self) -> Tensor | None:
-        """float64 ``(K,)``: the running sum of ``base``, its last entry exactly 1."""
-        return self._read_bits("_base_cdf")
-
-    @property
-    def steps(self) -> Tensor:
-        """float64 ``(T + 1, 7)``: row t is ``coefficients(t - 1, t)``; row 0 is NaN."""
-        return cast(Tensor, self._read_bits("_steps"))
-
-    @property
-    def products(self) -> Tensor:
-        """float64 ``(T + 1, 3)``: row t is ``product_coefficients(t)``, row 0 the identity."""
-        return cast(Tensor, self._read_bits("_products"))
+        self.steps = self.coefficients((times - 1).clamp(min=0), times)
+        self.steps[0] = torch.nan
+        self.products = self.product_coefficients(times)
 
     def product_coefficients(self, t: Tensor) -> Tensor:
         """Return ``(Abar_t, Wbar_t, Mbar_t)`` of ``Qbar_t``, float64 ``(*t.shape, 3)``.
@@ -100,12 +95,12 @@ class RankOneTransition(nn.Module):
         Args:
             t: integers in 0..T, any shape.
         """
-        log_keep = cast(Tensor, self._read_bits("_log_keep"))[t]
+        log_keep = self._log_keep[t]
         spread = -torch.expm1(log_keep)
         if self._constant_share is not None:
             base = spread * self._constant_share
         else:
-            base = cast(Tensor, self._read_bits("_base_spread"))[t]
+            base = self._base_spread[t]
         return torch.stack([torch.exp(log_keep), base, (spread - base).clamp(min=0)], dim=-1)
 
     def coefficients(self, s: Tensor, t: Tensor) -> Tensor:
@@ -119,8 +114,8 @@ class RankOneTransition(nn.Module):
             s: integers in 0..T, any shape.
             t: integers in 0..T, the shape of ``s``, nowhere below it.
         """
-        logs = cast(Tensor, self._read_bits("_log_keep"))
-        betas = cast(Tensor, self._read_bits("_betas"))[t]
+        logs = self._log_keep
+        betas = self._betas[t]
         between, single = logs[t] - logs[s], s == t - 1
         # A difference of sums would round a small beta behind large ones.
         keep = torch.where(single, 1 - betas, torch.exp(between))
@@ -130,7 +125,7 @@ class RankOneTransition(nn.Module):
             base = spread * self._constant_share
         else:
             after = self.product_coefficients(t)
-            step_base = cast(Tensor, self._read_bits("_step_base"))
+            step_base = self._step_base
             skipped = (after[..., 1] - keep * before[..., 1]).clamp(min=0).minimum(spread)
             base = torch.where(single, step_base[t], skipped)
         step = torch.stack([keep, base, spread - base], dim=-1)
@@ -199,13 +194,14 @@ class RankOneTransition(nn.Module):
             raise IndexError(f"t must lie in [{least}, {self.num_steps}], got {t}")
         return t
 
-    def _keep_bits(self, name: str, values: Tensor | None) -> None:
-        bits = None if values is None else values.contiguous().view(torch.int64)
-        self.register_buffer(name, bits, persistent=False)
-
-    def _read_bits(self, name: str) -> Tensor | None:
-        bits = self._buffers[name]
-        return None if bits is None else bits.view(torch.float64)
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        device = fn(self._betas.new_empty(0, dtype=torch.int64)).device
+        for name in self._TABLES:
+            table = getattr(self, name)
+            if table is not None:
+                setattr(self, name, table.to(device))
+        return self
 
 
 def uniform(num_classes: int, betas: ArrayLike) -> RankOneTransition:

@@ -94,19 +94,19 @@ def test_posteriors_and_draws_compile_into_one_graph(tokens, cpu):
 
 def op_arguments(family):
     chain = make_chain(family, K).transition
-    x0 = torch.randint(K, (B * P,))
+    x0 = torch.randint(K, (B, P))
     t = torch.tensor([1, 3, 6])
-    x_t = functional.q_sample(chain, x0.view(B, P), t).flatten()
-    logits, seeds = torch.randn(B * P, K), torch.arange(B)
+    x_t = functional.q_sample(chain, x0, t)
+    logits, seeds = torch.randn(B, P, K), torch.arange(B)
     step = (t, chain.steps, chain.base, chain.mask_id)
-    mask = torch.rand(B * P) < 0.7
+    mask = torch.rand(B, P) < 0.7
     loss = (logits, x0, x_t, *step, mask, False, True, 1.0, 0.1)
     return {
-        "loss": loss,
-        "loss_and_grad": (*loss, True),
+        "loss": (*loss, "none"),
+        "loss_and_grad": (*loss, "mean", False),
         "q_posterior": (x0, x_t, *step, K, torch.float32),
         "p_posterior": (logits, x_t, *step, False, True),
-        "p_posterior_grad": (logits, torch.randn(B * P, K), x_t, *step, False, True),
+        "p_posterior_grad": (logits, torch.randn(B, P, K), x_t, *step, False, True),
         "q_sample": (x0, t, chain.products, chain.base_cdf, chain.mask_id, K, seeds, 0),
         "p_sample": (logits, x_t, *step, chain.base_cdf, False, True, seeds, 0),
     }

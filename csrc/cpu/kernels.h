@@ -85,9 +85,13 @@ struct Loss {
   const int64_t *x0, *x_t;
   const uint8_t* mask;  // null where every token counts
   double vb_weight, ce_weight, grad_scale;
-  void* loss;
+  void* loss;  // of each token
   void* grad;  // null where no gradient is wanted
   int num_threads;
+
+  int64_t count() const {
+    return mask ? std::count(mask, mask + chain.num_tokens, 1) : chain.num_tokens;
+  }
 };
 
 struct QPosterior {
@@ -136,6 +140,8 @@ struct PSample {
 // All return whether an index was out of its range; such a token's result is NaN, or x itself
 // for a draw.
 bool run(Type type, const Loss& call);
+// The sum over tokens times `factor`, in place of each token's loss.
+bool run_sum(Type type, const Loss& call, double factor);
 bool run(Type type, const QPosterior& call);
 bool run(Type type, const PPosterior& call);
 bool run(const QSample& call);
@@ -162,6 +168,7 @@ class Scratch {
 // call did. `cost` estimates the elements that the whole touches.
 template <class Body>
 bool parallel(int64_t size, double cost, int num_threads, const Body& body) {
+  if (size == 0) return false;
   const int threads = cost < 32768 ? 1 : num_threads;
   const int64_t pieces = threads == 1 ? 1 : std::min<int64_t>(size, threads * 16);
   int bad = 0;

@@ -58,27 +58,33 @@ Chain make_chain(int64_t num_tokens, int64_t num_classes, uintptr_t rows, int64_
 
 template <class Call, class... Types>
 bool run_unlocked(const Call& call, Types... type) {
-  if (call.chain.num_tokens == 0) return false;
   py::gil_scoped_release release;
   return run(type..., call);
 }
 
+// `reduction` is none, sum or mean; the mean's gradient is left undivided where `late`.
 bool loss(const std::string& dtype, const Chain& chain, bool posterior_mean, bool direct,
           uintptr_t logits, uintptr_t x0, uintptr_t x_t, uintptr_t mask, double vb_weight,
-          double ce_weight, double grad_scale, uintptr_t loss, uintptr_t grad, int num_threads) {
-  const Loss call{chain,
-                  {posterior_mean, direct},
-                  pointer<void>(logits),
-                  pointer<int64_t>(x0),
-                  pointer<int64_t>(x_t),
-                  pointer<uint8_t>(mask),
-                  vb_weight,
-                  ce_weight,
-                  grad_scale,
-                  pointer<void>(loss),
-                  pointer<void>(grad),
-                  num_threads};
-  return run_unlocked(call, parse(dtype));
+          double ce_weight, const std::string& reduction, bool late, uintptr_t loss, uintptr_t grad,
+          int num_threads) {
+  Loss call{chain,
+            {posterior_mean, direct},
+            pointer<void>(logits),
+            pointer<int64_t>(x0),
+            pointer<int64_t>(x_t),
+            pointer<uint8_t>(mask),
+            vb_weight,
+            ce_weight,
+            1.0,
+            pointer<void>(loss),
+            pointer<void>(grad),
+            num_threads};
+  const Type type = parse(dtype);
+  py::gil_scoped_release release;
+  if (reduction == "none") return run(type, call);
+  const double factor = reduction == "mean" ? 1.0 / static_cast<double>(call.count()) : 1.0;
+  if (!late) call.grad_scale = factor;
+  return run_sum(type, call, factor);
 }
 
 bool q_posterior(const std::string& dtype, const Chain& chain, uintptr_t x0, uintptr_t x_t,

@@ -1,9 +1,8 @@
 """The meaning of every operation: plain PyTorch, in log space, nothing ever added to a log.
 
 Slow and large on purpose; every kernel is tested against these functions, and these against
-explicit matrices. All take tokens flattened to ``(N,)``, logits ``(N, K)``, ``rows``: which row
-of ``table`` holds the coefficients of a token's step, ``(N,)`` or one for each N / len(rows)
-consecutive tokens.
+explicit matrices. All take tokens ``(B, *S)``, logits ``(B, *S, K)``, and ``rows``, ``(B,)`` or
+``(B, *S)``: the row of ``table`` that holds the coefficients of a token's step.
 """
 
 from .loss import loss

@@ -20,11 +20,13 @@ def loss(
     direct: bool,
     vb_weight: float,
     ce_weight: float,
+    reduction: str,
 ) -> Tensor:
-    """Return ``vb_weight KL(q || p) + ce_weight (-log s[x_0])`` of every token, nats, ``(N,)``.
+    """Return ``vb_weight KL(q || p) + ce_weight (-log s[x_0])`` of every token, nats.
 
     The step to s = 0 needs no case of its own: q is then one-hot at x_0 and the divergence is
     ``-log p(x_0 | x_t)``. A token whose ``mask`` is False has loss 0 and is not looked at.
+    ``reduction`` is none, for ``(B, *S)``, or the sum or the mean of the tokens that count.
     """
     dtype = compute_dtype(logits.dtype)
     num_classes = logits.shape[-1]
@@ -48,4 +50,7 @@ def loss(
     if vb_weight:
         total = total + vb_weight * divergence
     total = total.where(~divergence.isnan() & inside, torch.nan)
-    return total.where(counts, 0)
+    total = total.where(counts, 0)
+    if reduction == "none":
+        return total
+    return total.sum() if reduction == "sum" else total.sum() / counts.sum()

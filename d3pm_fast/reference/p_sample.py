@@ -21,14 +21,14 @@ def p_sample(
     seeds: Tensor,
     step: int,
 ) -> Tensor:
-    """Return x_s, int64 ``(N,)``.
+    """Return x_s, int64 ``(B, *S)``.
 
     With ``u = u[x_t]``, ``p(j) Z = u A s_j + u ubar_j + a f[x_t] [j = x_t]``: one number chooses
     among the model (mass ``u A``), the base (``u W``), the mask (``u M``) and staying, the other
     draws the class from s or from the base.
     """
     dtype = compute_dtype(logits.dtype)
-    choice, draw = uniforms(seeds, step, len(x_t))
+    choice, draw = (u.view(x_t.shape) for u in uniforms(seeds, step, x_t.numel()))
     c = Step.gather(table, rows, base, mask_id, logits.shape, torch.float64)
 
     log_x0 = torch.log_softmax(logits.to(dtype), dim=-1).double()
@@ -56,5 +56,5 @@ def _draw_row(s: Tensor, draw: Tensor) -> Tensor:
     running = s.cumsum(-1)
     # A product that rounds up to the sum itself belongs to the last class that has any mass.
     last = (s > 0).long().cumsum(-1).argmax(-1)
-    found = torch.searchsorted(running, (draw.unsqueeze(-1) * running[:, -1:]), right=True)
+    found = torch.searchsorted(running, (draw.unsqueeze(-1) * running[..., -1:]), right=True)
     return found.squeeze(-1).minimum(last)

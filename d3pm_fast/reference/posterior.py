@@ -16,8 +16,8 @@ def q_posterior(
     num_classes: int,
     dtype: torch.dtype,
 ) -> Tensor:
-    """Return ``log q(x_s | x_t, x_0)``, ``(N, K)``: NaN where ``Qbar_t[x_0, x_t] = 0``."""
-    step = Step.gather(table, rows, base, mask_id, (len(x_t), num_classes), compute_dtype(dtype))
+    """Return ``log q(x_s | x_t, x_0)``, ``(B, *S, K)``: NaN where ``Qbar_t[x_0, x_t] = 0``."""
+    step = Step.gather(table, rows, base, mask_id, (*x_t.shape, num_classes), compute_dtype(dtype))
     return log_q_posterior(step, x0, x_t).to(dtype)
 
 
@@ -31,7 +31,7 @@ def p_posterior(
     posterior_mean: bool,
     direct: bool,
 ) -> Tensor:
-    """Return ``log p(x_s | x_t)``, ``(N, K)``, differentiable in the logits."""
+    """Return ``log p(x_s | x_t)``, ``(B, *S, K)``, differentiable in the logits."""
     dtype = compute_dtype(logits.dtype)
     step = Step.gather(table, rows, base, mask_id, logits.shape, dtype)
     log_x0 = torch.log_softmax(logits.to(dtype), dim=-1)
@@ -39,7 +39,7 @@ def p_posterior(
 
 
 def log_q_posterior(step: Step, x0: Tensor, x_t: Tensor) -> Tensor:
-    """Return ``log Q[j, x_t] + log Qbar_s[x_0, j] - log Qbar_t[x_0, x_t]``, ``(N, K)``."""
+    """Return ``log Q[j, x_t] + log Qbar_s[x_0, j] - log Qbar_t[x_0, x_t]``, ``(B, *S, K)``."""
     log_column = step.log_q_column(x_t)
     log_reach = at(step.log_q_bar_t_column(x_t), x0)
     log_q = log_column + step.log_q_bar_row(x0) - log_reach
@@ -52,7 +52,7 @@ def log_q_posterior(step: Step, x0: Tensor, x_t: Tensor) -> Tensor:
 def log_p_posterior(
     step: Step, log_x0: Tensor, x_t: Tensor, posterior_mean: bool, direct: bool
 ) -> Tensor:
-    """Return ``log p(x_s = j | x_t)`` from the predicted ``log s = log_x0``, ``(N, K)``.
+    """Return ``log p(x_s = j | x_t)`` from the predicted ``log s = log_x0``, ``(B, *S, K)``.
 
     Joint: ``p(j) = Q[j, x_t] f_j / Z`` with ``f = s Qbar_s``; posterior mean: the same with s
     tilted. Direct: ``p = s`` for the step to s = 0.

@@ -14,9 +14,9 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def spread_rows(rows: Tensor, num_tokens: int) -> Tensor:
-    """Repeat each of ``rows`` for its share of the tokens: ``(B,)`` or ``(N,)`` to ``(N,)``."""
-    return rows.repeat_interleave(num_tokens // max(rows.numel(), 1), output_size=num_tokens)
+def spread(values: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Repeat one value an item, ``(B,)``, for the item's positions; ``(B, *S)`` stays."""
+    return values.reshape(*values.shape, *(1,) * (len(shape) - values.ndim)).expand(shape)
 
 
 def log_add_exp(x: Tensor, y: Tensor) -> Tensor:
@@ -27,13 +27,13 @@ def log_add_exp(x: Tensor, y: Tensor) -> Tensor:
 
 
 def at(values: Tensor, index: Tensor) -> Tensor:
-    """Return ``values[n, index[n]]`` as ``(N, 1)``."""
+    """Return ``values[n, index[n]]`` for every token n, ``(B, *S, 1)``."""
     return values.gather(-1, index.unsqueeze(-1))
 
 
 @dataclass
 class Step:
-    """The coefficients of each token's step, each float64 ``(N, 1)``, and the chain's vector."""
+    """The coefficients of each token's step, float64 ``(B, *S, 1)``, and the chain's vector."""
 
     keep: Tensor
     base: Tensor
@@ -57,20 +57,21 @@ class Step:
         dtype: torch.dtype,
     ) -> "Step":
         """Look up each token's coefficients; a row outside the table reads NaN."""
-        num_tokens, num_classes = shape
+        *tokens, num_classes = shape
         inside = (rows >= 0) & (rows < len(table))
         found = table[rows.where(inside, 0)].where(inside.unsqueeze(-1), torch.nan)
-        columns = found[spread_rows(torch.arange(len(rows), device=rows.device), num_tokens)]
         vector = table.new_full((num_classes,), 1 / num_classes) if base is None else base
-        a, w, m, bar_a, bar_w, bar_m, s = columns.split(1, dim=-1)
+        a, w, m, bar_a, bar_w, bar_m, s = (
+            spread(column, tuple(tokens)).unsqueeze(-1) for column in found.unbind(-1)
+        )
         return cls(a, w, m, bar_a, bar_w, bar_m, s, vector.log(), mask_id, dtype)
 
     def log_q_column(self, x_t: Tensor) -> Tensor:
-        """Return ``log Q[j, x_t]`` for every j, ``(N, K)``."""
+        """Return ``log Q[j, x_t]`` for every j, ``(B, *S, K)``."""
         return self._column(self.keep, self.base, self.mask, x_t)
 
     def log_q_bar_t_column(self, x_t: Tensor) -> Tensor:
-        """Return ``log Qbar_t[i, x_t]`` for every i, ``(N, K)``: ``Qbar_t = Qbar_s Q``."""
+        """Return ``log Qbar_t[i, x_t]`` for every i, ``(B, *S, K)``: ``Qbar_t = Qbar_s Q``."""
         return self._column(
             self.keep * self.bar_keep,
             self.keep * self.bar_base + self.base,
@@ -79,21 +80,21 @@ class Step:
         )
 
     def log_q_bar_spread(self) -> Tensor:
-        """Return ``log ubar_j``, the rank-one part of ``Qbar_s``, ``(N, K)``."""
+        """Return ``log ubar_j``, the rank-one part of ``Qbar_s``, ``(B, *S, K)``."""
         return self._log_spread(self.bar_base, self.bar_mask).to(self.dtype)
 
     def log_q_bar_row(self, x0: Tensor) -> Tensor:
-        """Return ``log Qbar_s[x_0, j]`` for every j, ``(N, K)``."""
+        """Return ``log Qbar_s[x_0, j]`` for every j, ``(B, *S, K)``."""
         spread = self._log_spread(self.bar_base, self.bar_mask)
         here = torch.logaddexp(self.bar_keep.log(), at(spread, x0))
         return spread.scatter(-1, x0.unsqueeze(-1), here).to(self.dtype)
 
     def log_predicted(self, log_x0: Tensor) -> Tensor:
-        """Return ``log f``, ``f = s Qbar_s``, for a predicted ``log s``, ``(N, K)``."""
+        """Return ``log f``, ``f = s Qbar_s``, for a predicted ``log s``, ``(B, *S, K)``."""
         return log_add_exp(self.bar_keep.log().to(self.dtype) + log_x0, self.log_q_bar_spread())
 
     def tilt(self, log_x0: Tensor, x_t: Tensor) -> Tensor:
-        """Return the log of ``s_i / Qbar_t[i, x_t]``, normalized over i, ``(N, K)``.
+        """Return the log of ``s_i / Qbar_t[i, x_t]``, normalized over i, ``(B, *S, K)``.
 
         With it in place of s, the joint reverse step is the posterior mean
         ``sum_i s_i q(. | x_t, x_0 = i)``. Where some i cannot lead to x_t, none but x_t itself
@@ -106,12 +107,13 @@ class Step:
     def _column(self, keep: Tensor, base: Tensor, mask: Tensor, x_t: Tensor) -> Tensor:
         index = x_t.unsqueeze(-1)
         spread = base * self.log_vector.exp()[index] + mask * (index == self.mask_id)
-        column = spread.log().repeat(1, len(self.log_vector))
+        column = spread.log().expand(*x_t.shape, len(self.log_vector))
         return column.scatter(-1, index, (keep + spread).log()).to(self.dtype)
 
     def _log_spread(self, base: Tensor, mask: Tensor) -> Tensor:
         spread = base.log() + self.log_vector
         if self.mask_id < 0:
             return spread
-        spread[:, self.mask_id] = torch.logaddexp(spread[:, self.mask_id], mask.log().squeeze(-1))
+        here = torch.logaddexp(spread[..., self.mask_id], mask.log().squeeze(-1))
+        spread[..., self.mask_id] = here
         return spread
