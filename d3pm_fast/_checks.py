@@ -99,7 +99,7 @@ def check_logits(name: str, logits: Tensor, shape: torch.Size, num_classes: int)
 def check_shape(name: str, value: Tensor, shape: tuple[int, ...]) -> None:
     """Raise unless ``value`` has this shape."""
     _check_tensor(name, value)
-    if tuple(value.shape) != tuple(shape):
+    if value.shape != shape:
         raise ValueError(f"{name} must have shape {tuple(shape)}, got {tuple(value.shape)}")
 
 

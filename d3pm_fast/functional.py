@@ -10,16 +10,15 @@ All functions take ``impl``, see :func:`d3pm_fast.implementation`, and raise
 * ``TypeError`` for a wrong type or dtype,
 * ``ValueError`` for a wrong shape, device or option,
 * ``IndexError`` for a class or a time out of range (on the CPU, and anywhere with
-  ``D3PM_FAST_CHECK=1`` in the environment; elsewhere such a token's result is NaN).
+  ``D3PM_FAST_CHECK=1`` in the environment at import; elsewhere such a token's result is NaN).
 """
 
-import os
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import ops, reference
+from . import _environment, ops, reference
 from ._checks import (
     FLOAT_DTYPES,
     check_choice,
@@ -87,12 +86,11 @@ def loss(
     """
     check_choice("reduction", reduction, REDUCTIONS)
     check_tokens("x0", x0)
-    model = _check_model(transition, logits, x_t, t, reverse, first_step)
     check_shape("x_t", x_t, x0.shape)
     if mask is not None:
         check_mask(mask, x0.shape)
         mask = mask.contiguous()
-    check_same_device(logits=logits, x0=x0, mask=mask)
+    model = _check_model(transition, logits, x_t, t, reverse, first_step, x0=x0, mask=mask)
     name = _choose(impl, transition, t, 1, mask, x0=x0, x_t=x_t)
     args = (_contiguous(x0), *_chain(transition, x_t, t), mask, *model, vb_weight, ce_weight)
     if reduction == "batch":
@@ -296,6 +294,8 @@ def _token_loss(name: str, logits: Tensor, reduction: str, args: tuple[Any, ...]
 
 
 def _contiguous(tokens: Tensor) -> Tensor:
+    if tokens.dtype == torch.int64 and tokens.is_contiguous():
+        return tokens
     return tokens.to(torch.int64).contiguous()
 
 
@@ -316,13 +316,14 @@ def _check_model(
     t: Tensor,
     reverse: str,
     first_step: str,
+    **others: Tensor | None,
 ) -> tuple[bool, bool]:
     check_choice("reverse", reverse, REVERSE)
     check_choice("first_step", first_step, FIRST_STEP)
     check_tokens("x_t", x_t)
     check_logits("logits", logits, x_t.shape, transition.num_classes)
     check_times("t", t, x_t.shape)
-    check_same_device(logits=logits, x_t=x_t, t=t, transition=transition.steps)
+    check_same_device(logits=logits, x_t=x_t, t=t, transition=transition.steps, **others)
     return reverse == "posterior_mean", first_step == "logits"
 
 
@@ -350,13 +351,12 @@ def _choose(
     The CPU kernels find bad indices on their way; on a GPU looking at values would synchronize.
     """
     name = ops.implementation(impl, t.device).name
-    full = os.environ.get("D3PM_FAST_CHECK", "0") not in ("", "0")
-    if full or (name == "reference" and t.device.type == "cpu"):
+    if _environment.CHECK or (name == "reference" and t.device.type == "cpu"):
         check_range("t", t, first_time, transition.num_steps + 1)
         for key, value in tokens.items():
             counted = value if mask is None else value[mask]
             check_range(key, counted, 0, transition.num_classes)
-    if full and tokens.keys() == {"x0", "x_t"}:
+    if _environment.CHECK and tokens.keys() == {"x0", "x_t"}:
         _check_possible(transition, t, mask, *tokens.values())
     return name
 

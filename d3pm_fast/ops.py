@@ -7,19 +7,18 @@ what each one means.
 """
 
 import importlib
-import os
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from . import _environment
 from ._checks import check_choice, check_range
 
 try:
     _cpu: Any = importlib.import_module("d3pm_fast._cpu")
 except ImportError:
     _cpu = None
-_CPU_REASON = f"CPU tensors; vector instructions: {_cpu.instruction_set()}" if _cpu else ""
 
 IMPLEMENTATIONS = ("auto", "reference", "cpu", "triton", "cuda")
 
@@ -57,12 +56,20 @@ class Implementation(NamedTuple):
     reason: str
 
 
+_ON_CPU = (
+    Implementation("cpu", f"CPU tensors; vector instructions: {_cpu.instruction_set()}")
+    if _cpu
+    else Implementation("reference", "the compiled CPU module is not installed")
+)
+
+
 def implementation(impl: str = "auto", device: torch.device | str = "cpu") -> Implementation:
     """Return which implementation would serve a call, and why.
 
     Args:
         impl: what the call asks for: ``"auto"``, ``"reference"``, ``"cpu"``, ``"triton"`` or
-            ``"cuda"``. ``"auto"`` gives way to the environment's ``D3PM_FAST_IMPL``.
+            ``"cuda"``. ``"auto"`` gives way to what ``D3PM_FAST_IMPL`` was in the environment when
+            the library was imported.
         device: where the call's tensors are.
 
     Returns:
@@ -75,17 +82,15 @@ def implementation(impl: str = "auto", device: torch.device | str = "cpu") -> Im
     check_choice("impl", impl, IMPLEMENTATIONS)
     kind = device.type if isinstance(device, torch.device) else torch.device(device).type
     asked = "the call asks for it"
-    if impl == "auto" and "D3PM_FAST_IMPL" in os.environ:
-        impl = check_choice("D3PM_FAST_IMPL", os.environ["D3PM_FAST_IMPL"], IMPLEMENTATIONS)
+    if impl == "auto" and _environment.IMPL:
+        impl = check_choice("D3PM_FAST_IMPL", _environment.IMPL, IMPLEMENTATIONS)
         asked = "D3PM_FAST_IMPL asks for it"
     if impl == "reference":
         return Implementation("reference", asked)
     if impl == "auto":
         if kind != "cpu":
             return Implementation("reference", f"no kernel is built for {kind} tensors")
-        if _cpu is None:
-            return Implementation("reference", "the compiled CPU module is not installed")
-        return Implementation("cpu", _CPU_REASON)
+        return _ON_CPU
     if impl == "cpu":
         if kind != "cpu":
             raise ValueError(f"impl='cpu' needs CPU tensors, got {kind}")

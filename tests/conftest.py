@@ -7,6 +7,7 @@ import torch
 from hypothesis import HealthCheck, settings
 
 import d3pm_fast
+from d3pm_fast import _environment
 
 # HYPOTHESIS_PROFILE=explore looks for new examples; by default every run tries the same.
 settings.register_profile(
@@ -53,8 +54,8 @@ def cpu():
 @pytest.fixture(autouse=True)
 def fixed_surroundings(monkeypatch):
     """The same seed, no settings of the caller's, and nothing left behind for the next test."""
-    monkeypatch.delenv("D3PM_FAST_IMPL", raising=False)
-    monkeypatch.delenv("D3PM_FAST_CHECK", raising=False)
+    monkeypatch.setattr(_environment, "IMPL", "")
+    monkeypatch.setattr(_environment, "CHECK", False)
     threads = torch.get_num_threads()
     torch.manual_seed(0)
     yield

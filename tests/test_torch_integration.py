@@ -6,7 +6,7 @@ from helpers.chains import make_chain
 from helpers.compare import assert_gradient_close, same_bits
 
 import d3pm_fast as d3
-from d3pm_fast import functional
+from d3pm_fast import _environment, functional
 
 K, B, P = 17, 3, 5
 CHAIN = make_chain("mask_and_uniform", K).transition
@@ -266,7 +266,7 @@ def test_there_is_no_position_axis_to_need(impl):
 
 @pytest.mark.parametrize("impl_name", ["reference", "cpu"])
 def test_the_environment_serves_a_whole_call(impl_name, tokens, monkeypatch, cpu):
-    monkeypatch.setenv("D3PM_FAST_IMPL", impl_name)
+    monkeypatch.setattr(_environment, "IMPL", impl_name)
     logits = torch.randn(B, P, K)
     loss = functional.loss(CHAIN, logits, *tokens)
     assert torch.equal(loss, functional.loss(CHAIN, logits, *tokens, impl=impl_name))

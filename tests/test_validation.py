@@ -1,10 +1,14 @@
 """Every bad input: the type of the error, the argument's name, what was expected, what came."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 
 import d3pm_fast as d3
-from d3pm_fast import functional
+from d3pm_fast import _environment, functional
 
 K, T, B, P = 5, 7, 2, 3
 CHAIN = d3.transitions.absorbing(K, d3.schedules.jsd(T), mask_id=4)
@@ -139,7 +143,7 @@ def test_an_impossible_pair_is_nan_and_the_full_checks_raise(impl, monkeypatch):
     assert functional.loss(CHAIN, *x.values(), reduction="none", impl=impl).isnan().all()
     arguments = (x["x0"], x["x_t"], x["t"])
     assert functional.q_posterior(CHAIN, *arguments, impl=impl).isnan().all()
-    monkeypatch.setenv("D3PM_FAST_CHECK", "1")
+    monkeypatch.setattr(_environment, "CHECK", True)
     with pytest.raises(ValueError, match="x_t = 1 cannot come from x0 = 0 at t = 1"):
         functional.loss(CHAIN, *x.values(), impl=impl)
     mask = torch.zeros(B, P, dtype=torch.bool)
@@ -147,15 +151,23 @@ def test_an_impossible_pair_is_nan_and_the_full_checks_raise(impl, monkeypatch):
 
 
 def test_the_full_checks_pass_good_input(impl, monkeypatch):
-    monkeypatch.setenv("D3PM_FAST_CHECK", "1")
+    monkeypatch.setattr(_environment, "CHECK", True)
     assert functional.loss(CHAIN, *good().values(), impl=impl).isfinite()
 
 
+def test_the_environment_is_read_at_import():
+    settings = {"D3PM_FAST_IMPL": "reference", "D3PM_FAST_CHECK": "1"}
+    code = "from d3pm_fast import _environment as e; print(e.IMPL, e.CHECK)"
+    command = [sys.executable, "-c", code]
+    run = subprocess.run(command, env={**os.environ, **settings}, capture_output=True, text=True)
+    assert run.stdout.split() == ["reference", "True"], run.stderr
+
+
 def test_the_environment_chooses_the_implementation(monkeypatch):
-    monkeypatch.setenv("D3PM_FAST_IMPL", "reference")
+    monkeypatch.setattr(_environment, "IMPL", "reference")
     assert d3.implementation().name == "reference"
     assert "D3PM_FAST_IMPL" in d3.implementation().reason
-    monkeypatch.setenv("D3PM_FAST_IMPL", "abacus")
+    monkeypatch.setattr(_environment, "IMPL", "abacus")
     with pytest.raises(ValueError, match="D3PM_FAST_IMPL must be one of"):
         d3.implementation()
 

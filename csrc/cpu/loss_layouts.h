@@ -111,12 +111,15 @@ class RowByRow : LossLayout<Element> {
     }
   }
 
-  void exponentials(Tokens& tokens) {
+  // While a row is worked on, those of a token of `next` are fetched from memory.
+  void exponentials(Tokens& tokens, const Tokens& next) {
     for (unsigned i = 0; i < tokens.size; ++i) {
       const V top = splat<Real>(tokens.get(i, &Group::top));
+      const Element* ahead = this->logits(row_after(tokens, next, i));
       double sum = 0;
-      each_stretch(tokens, i, [&](Real* e, int64_t count, const auto&) D3PM_MEMBER {
-        sum += sum_lanes<Real>(exponentiate(e, count, top));
+      each_stretch(tokens, i, [&](int64_t j, Real* e, int64_t count) D3PM_MEMBER {
+        const V part = exponentiate(e, count, top, Ahead<Element, false>{ahead + j});
+        sum += sum_lanes<Real>(part);
       });
       tokens.set(i, &Group::e_rest, sum);
       const auto inside = first_lanes<Real>(row_.classes - row_.whole);
@@ -124,14 +127,17 @@ class RowByRow : LossLayout<Element> {
     }
   }
 
-  void curvature(Tokens& tokens) {
+  void curvature(Tokens& tokens, const Tokens& next) {
     for (unsigned i = 0; i < tokens.size; ++i) {
       if (!is_curved(tokens, i)) continue;
       const LossLine<Real> line = line_of(tokens, i);
+      const int64_t after = row_after(tokens, next, i);
+      const Element* ahead = kGrad ? this->grad(after) : this->logits(after);
       double phi = 0, h = 0;
-      each_stretch(tokens, i, [&](const Real* e, int64_t count, const auto& pi) D3PM_MEMBER {
-        const auto sum = pi_ ? Passes::curvature(e, count, line, pi)
-                             : Passes::template curvature<kGrad>(e, count, line);
+      each_stretch(tokens, i, [&](int64_t j, const Real* e, int64_t count) D3PM_MEMBER {
+        const Ahead<Element, true> fetch{ahead + j};
+        const auto sum = pi_ ? Passes::weighted_curvature(e, count, line, pi(j), fetch)
+                             : Passes::template curvature<kGrad>(e, count, line, fetch);
         phi += sum_lanes<Real>(sum.phi);
         h += sum_lanes<Real>(sum.h);
       });
@@ -146,11 +152,11 @@ class RowByRow : LossLayout<Element> {
       const V flat = splat<Real>(tokens.get(i, &Group::flat) * scale);
       const bool curved = is_curved(tokens, i);
       const LossLine<Real> line = line_of(tokens, i);
-      each_stretch(tokens, i, [&](Real* e, int64_t count, const auto& pi) D3PM_MEMBER {
+      each_stretch(tokens, i, [&](int64_t j, Real* e, int64_t count) D3PM_MEMBER {
         if (!curved)
           Passes::scale(e, count, steep + flat);
         else if (pi_)
-          Passes::gradient(e, count, line, steep, flat, pi);
+          Passes::weighted_gradient(e, count, line, steep, flat, pi(j));
         else
           Passes::gradient(e, count, line, steep, flat);
       });
@@ -175,15 +181,24 @@ class RowByRow : LossLayout<Element> {
     return scratch_.data() + i * row_.whole;
   }
 
-  // Calls body(e, count, pi) for parts of a row that are short enough to be summed in Real.
+  static int64_t row_after(const Tokens& tokens, const Tokens& next, unsigned i) {
+    return i < next.size ? next.token[i] : tokens.token[i];
+  }
+
+  // Calls body(j, e, count) for parts of a row, from class j on, that are short enough to be
+  // summed in Real.
   template <class Body>
   D3PM_MEMBER void each_stretch(const Tokens& tokens, unsigned i, const Body& body) {
     Real* e = full(tokens, i);
-    for (int64_t begin = 0; begin < row_.whole; begin += kStretch) {
-      const auto pi = [&](int64_t v) D3PM_MEMBER { return load<V>(pi_ + begin + v * kWidth); };
-      body(e + begin, std::min(row_.whole - begin, kStretch) / kWidth, pi);
-    }
-    if (row_.whole < row_.classes) body(last_[i], 1, [&](int64_t) { return last_pi_; });
+    for (int64_t j = 0; j < row_.whole; j += kStretch)
+      body(j, e + j, std::min(row_.whole - j, kStretch) / kWidth);
+    if (row_.whole < row_.classes) body(row_.whole, last_[i], 1);
+  }
+
+  // The vectors of pi from class j on.
+  auto pi(int64_t j) const {
+    return [this, j](int64_t v)
+               D3PM_MEMBER { return j < row_.whole ? load<V>(pi_ + j + v * kWidth) : last_pi_; };
   }
 
   bool is_curved(const Tokens& tokens, unsigned i) const {
@@ -239,16 +254,16 @@ class Across : LossLayout<Element> {
     tokens.groups[0].top = top;
   }
 
-  void exponentials(Tokens& tokens) {
+  void exponentials(Tokens& tokens, const Tokens&) {
     Group& group = tokens.groups[0];
     group.e_rest = exponentiate(e_.data(), row_.classes, group.top);
   }
 
-  void curvature(Tokens& tokens) {
+  void curvature(Tokens& tokens, const Tokens&) {
     Group& group = tokens.groups[0];
     if (!is_any_curved(group)) return;
     const auto line = group.line(this->weight_);
-    const auto sum = pi_ ? Passes::curvature(e_.data(), row_.classes, line, pi())
+    const auto sum = pi_ ? Passes::weighted_curvature(e_.data(), row_.classes, line, pi())
                          : Passes::template curvature<kGrad>(e_.data(), row_.classes, line);
     group.sum_phi = sum.phi * splat<Real>(1 / this->weight_);
     group.sum_h = sum.h * splat<Real>(1 / this->weight_);
@@ -261,7 +276,7 @@ class Across : LossLayout<Element> {
     if (!is_any_curved(group))
       Passes::scale(e_.data(), row_.classes, steep + flat);
     else if (pi_)
-      Passes::gradient(e_.data(), row_.classes, line, steep, flat, pi());
+      Passes::weighted_gradient(e_.data(), row_.classes, line, steep, flat, pi());
     else
       Passes::gradient(e_.data(), row_.classes, line, steep, flat);
   }

@@ -33,18 +33,20 @@ class LossPasses {
   };
 
   // Sums of phi(g) and, with kSlant, of h.
-  template <bool kSlant>
-  D3PM_INLINE Curvature curvature(const Real* e, int64_t count, const LossLine<Real>& line) {
-    return line.is_tame() ? sum_pairs<kSlant, true>(e, count, line)
-                          : sum_pairs<kSlant, false>(e, count, line);
+  template <bool kSlant, class Next = NothingAhead>
+  D3PM_INLINE Curvature curvature(const Real* e, int64_t count, const LossLine<Real>& line,
+                                  const Next& next = {}) {
+    return line.is_tame() ? sum_pairs<kSlant, true>(e, count, line, next)
+                          : sum_pairs<kSlant, false>(e, count, line, next);
   }
 
   // Sums of pi phi(g) and pi h, for vectors pi(v).
-  template <class Pi>
-  D3PM_INLINE Curvature curvature(const Real* e, int64_t count, const LossLine<Real>& line,
-                                  const Pi& pi) {
+  template <class Pi, class Next = NothingAhead>
+  D3PM_INLINE Curvature weighted_curvature(const Real* e, int64_t count, const LossLine<Real>& line,
+                                           const Pi& pi, const Next& next = {}) {
     Curvature sum = {};
     for (int64_t v = 0; v < count; ++v) {
+      next(v);
       const V x = load<V>(e + v * kWidth), p = pi(v);
       const Point at(line, x, p);
       const auto apart = is_apart(x);
@@ -63,8 +65,8 @@ class LossPasses {
   }
 
   template <class Pi>
-  D3PM_INLINE void gradient(Real* e, int64_t count, const LossLine<Real>& line, const V& steep,
-                            const V& flat, const Pi& pi) {
+  D3PM_INLINE void weighted_gradient(Real* e, int64_t count, const LossLine<Real>& line,
+                                     const V& steep, const V& flat, const Pi& pi) {
     for (int64_t v = 0; v < count; ++v) {
       const V x = load<V>(e + v * kWidth);
       const Point at(line, x, pi(v));
@@ -98,8 +100,9 @@ class LossPasses {
     return bit_cast<typename VectorOf<Real>::Bits>(e) < 0;
   }
 
-  template <bool kSlant, bool kTame>
-  D3PM_INLINE Curvature sum_pairs(const Real* e, int64_t count, const LossLine<Real>& line) {
+  template <bool kSlant, bool kTame, class Next>
+  D3PM_INLINE Curvature sum_pairs(const Real* e, int64_t count, const LossLine<Real>& line,
+                                  const Next& next) {
     Curvature sum = {};
     const V one = splat<Real>(1);
     const auto add = [&](const V& e1, const V& e2) D3PM_MEMBER {
@@ -111,7 +114,11 @@ class LossPasses {
       if (kSlant) sum.h += kTame ? (g1 * y2 + g2 * y1) / (y1 * y2) : g1 / y1 + g2 / y2;
     };
     int64_t v = 0;
-    for (; v + 2 <= count; v += 2) add(load<V>(e + v * kWidth), load<V>(e + (v + 1) * kWidth));
+    for (; v + 2 <= count; v += 2) {
+      next(v);
+      next(v + 1);
+      add(load<V>(e + v * kWidth), load<V>(e + (v + 1) * kWidth));
+    }
     if (v < count) add(load<V>(e + v * kWidth), -V{});
     return sum;
   }

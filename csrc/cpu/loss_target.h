@@ -44,76 +44,84 @@ class LossBlock {
     const int64_t mask = chain.mask_id;
     const bool apart = mask >= 0 && mask != x0 && mask != x_t;
     const bool tilted = call_.model.posterior_mean && !direct;
-    const unsigned i = tokens_.size++;
-    tokens_.token[i] = token;
-    tokens_.x0[i] = x0;
-    tokens_.x_t[i] = x_t;
-    tokens_.mask[i] = apart ? mask : -1;
-    tokens_.set(i, &Group::keep, step->keep);
-    tokens_.set(i, &Group::spread, u);
-    tokens_.set(i, &Group::bar_keep, step->bar_keep);
-    tokens_.set(i, &Group::bar_base, step->bar_base);
-    tokens_.set(i, &Group::bar_x0, bar_x0);
-    tokens_.set(i, &Group::bar_xt, bar_xt);
-    tokens_.set(i, &Group::bar_mask, apart ? vector_(step->bar_base, step->bar_mask, mask) : 0);
-    tokens_.set(i, &Group::same, same);
-    tokens_.set(i, &Group::tilt,
-                tilted ? posterior_mean_tilt(step->keep, u, step->bar_keep, bar_xt) : 1.0);
-    tokens_.set(i, &Group::vb, vb);
-    tokens_.set(i, &Group::ce, ce);
-    if (tokens_.size == layout_.capacity) flush();
+    Tokens& tokens = *filling_;
+    const unsigned i = tokens.size++;
+    tokens.token[i] = token;
+    tokens.x0[i] = x0;
+    tokens.x_t[i] = x_t;
+    tokens.mask[i] = apart ? mask : -1;
+    tokens.set(i, &Group::keep, step->keep);
+    tokens.set(i, &Group::spread, u);
+    tokens.set(i, &Group::bar_keep, step->bar_keep);
+    tokens.set(i, &Group::bar_base, step->bar_base);
+    tokens.set(i, &Group::bar_x0, bar_x0);
+    tokens.set(i, &Group::bar_xt, bar_xt);
+    tokens.set(i, &Group::bar_mask, apart ? vector_(step->bar_base, step->bar_mask, mask) : 0);
+    tokens.set(i, &Group::same, same);
+    tokens.set(i, &Group::tilt,
+               tilted ? posterior_mean_tilt(step->keep, u, step->bar_keep, bar_xt) : 1.0);
+    tokens.set(i, &Group::vb, vb);
+    tokens.set(i, &Group::ce, ce);
+    if (tokens.size == layout_.capacity) {
+      compute(*ready_, *filling_);
+      std::swap(ready_, filling_);
+    }
     return false;
   }
 
   void flush() {
-    if (tokens_.size == 0) return;
-    layout_.fetch(tokens_);
-    set_special_apart();
-    layout_.exponentials(tokens_);
-    for (unsigned g = 0; g < tokens_.num_groups(); ++g) {
-      Group& group = tokens_.groups[g];
+    compute(*ready_, *filling_);
+    compute(*filling_, *ready_);
+  }
+
+ private:
+  void compute(Tokens& tokens, const Tokens& next) {
+    if (tokens.size == 0) return;
+    layout_.fetch(tokens);
+    set_special_apart(tokens);
+    layout_.exponentials(tokens, next);
+    for (unsigned g = 0; g < tokens.num_groups(); ++g) {
+      Group& group = tokens.groups[g];
       group.e_x0 = M::exp(group.logit_x0 - group.top);
       group.e_xt = M::exp(group.logit_xt - group.top);
       group.e_mask = M::exp(group.logit_mask - group.top);
       group.below_top = group.top - group.logit_x0;
       group.solve();
     }
-    put_special([](unsigned) { return Special{-Real(0), -Real(0), -Real(0)}; });
-    layout_.curvature(tokens_);
-    for (unsigned g = 0; g < tokens_.num_groups(); ++g) tokens_.groups[g].finish();
+    put_special(tokens, [](unsigned) { return Special{-Real(0), -Real(0), -Real(0)}; });
+    layout_.curvature(tokens, next);
+    for (unsigned g = 0; g < tokens.num_groups(); ++g) tokens.groups[g].finish();
 
     Real* loss = static_cast<Real*>(call_.loss);
-    for (unsigned i = 0; i < tokens_.size; ++i)
-      loss[tokens_.token[i]] = tokens_.get(i, &Group::loss);
-    if (call_.grad) write_gradient();
-    tokens_.size = 0;
+    for (unsigned i = 0; i < tokens.size; ++i) loss[tokens.token[i]] = tokens.get(i, &Group::loss);
+    if (call_.grad) write_gradient(tokens);
+    tokens.size = 0;
   }
 
- private:
   // Something for each of the classes of a token that LossRow treats on their own.
   struct Special {
     Real x0, x_t, mask;
   };
 
   template <class Value>
-  D3PM_MEMBER void put_special(const Value& value) {
-    for (unsigned i = 0; i < tokens_.size; ++i) {
+  D3PM_MEMBER void put_special(Tokens& tokens, const Value& value) {
+    for (unsigned i = 0; i < tokens.size; ++i) {
       const Special special = value(i);
-      if (tokens_.mask[i] >= 0) *layout_.at(tokens_, i, tokens_.mask[i]) = special.mask;
-      *layout_.at(tokens_, i, tokens_.x_t[i]) = special.x_t;
-      *layout_.at(tokens_, i, tokens_.x0[i]) = special.x0;
+      if (tokens.mask[i] >= 0) *layout_.at(tokens, i, tokens.mask[i]) = special.mask;
+      *layout_.at(tokens, i, tokens.x_t[i]) = special.x_t;
+      *layout_.at(tokens, i, tokens.x0[i]) = special.x0;
     }
   }
 
-  void set_special_apart() {
+  void set_special_apart(Tokens& tokens) {
     const Real never = -INFINITY;
-    for (unsigned i = 0; i < tokens_.size; ++i) {
-      const int64_t mask = tokens_.mask[i];
-      tokens_.set(i, &Group::logit_x0, *layout_.at(tokens_, i, tokens_.x0[i]));
-      tokens_.set(i, &Group::logit_xt, *layout_.at(tokens_, i, tokens_.x_t[i]));
-      tokens_.set(i, &Group::logit_mask, mask < 0 ? never : *layout_.at(tokens_, i, mask));
+    for (unsigned i = 0; i < tokens.size; ++i) {
+      const int64_t mask = tokens.mask[i];
+      tokens.set(i, &Group::logit_x0, *layout_.at(tokens, i, tokens.x0[i]));
+      tokens.set(i, &Group::logit_xt, *layout_.at(tokens, i, tokens.x_t[i]));
+      tokens.set(i, &Group::logit_mask, mask < 0 ? never : *layout_.at(tokens, i, mask));
     }
-    put_special([=](unsigned) { return Special{never, never, never}; });
+    put_special(tokens, [=](unsigned) { return Special{never, never, never}; });
   }
 
   void settle(int64_t token, Real value) {
@@ -123,15 +131,14 @@ class LossBlock {
                  [=](int64_t) { return splat<Real>(value); });
   }
 
-  void write_gradient() {
-    layout_.gradient(tokens_, call_.grad_scale);
+  void write_gradient(Tokens& tokens) {
+    layout_.gradient(tokens, call_.grad_scale);
     const Real scale = static_cast<Real>(call_.grad_scale);
-    put_special([&](unsigned i) {
-      return Special{tokens_.get(i, &Group::grad_x0) * scale,
-                     tokens_.get(i, &Group::grad_xt) * scale,
-                     tokens_.get(i, &Group::grad_mask) * scale};
+    put_special(tokens, [&](unsigned i) {
+      return Special{tokens.get(i, &Group::grad_x0) * scale, tokens.get(i, &Group::grad_xt) * scale,
+                     tokens.get(i, &Group::grad_mask) * scale};
     });
-    layout_.write(tokens_);
+    layout_.write(tokens);
   }
 
   const Loss& call_;
@@ -139,7 +146,8 @@ class LossBlock {
   Layout layout_;
   const Vector<Real> vector_;
   StepCursor step_of_;
-  Tokens tokens_;
+  Tokens blocks_[2];
+  Tokens *filling_ = blocks_, *ready_ = blocks_ + 1;
 };
 
 template <class Element, class Layout>

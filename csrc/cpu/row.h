@@ -7,21 +7,37 @@
 // keep its digits.
 constexpr int64_t kStretch = 1024;
 
+// What a pass over vectors calls with the number of each: it has the same vector of another row
+// on its way into the cache when that row's turn comes.
+template <class Element, bool kToWrite>
+struct Ahead {
+  const Element* row;
+
+  D3PM_MEMBER void operator()(int64_t v) const {
+    __builtin_prefetch(row + v * kLanes<typename Memory<Element>::Real>, kToWrite, 2);
+  }
+};
+struct NothingAhead {
+  D3PM_MEMBER void operator()(int64_t) const {}
+};
+
 // Turns logits into e = exp(logit - top), in place, and returns their sum, lane by lane.
-template <class Real>
+template <class Real, class Next = NothingAhead>
 D3PM_INLINE typename VectorOf<Real>::Type exponentiate(Real* e, int64_t count,
-                                                       const typename VectorOf<Real>::Type& top) {
+                                                       const typename VectorOf<Real>::Type& top,
+                                                       const Next& next = {}) {
   using V = typename VectorOf<Real>::Type;
   V sums[4] = {};
-  const auto turn = [&](Real* at, V& sum) D3PM_MEMBER {
-    const V x = Math<Real>::exp(load<V>(at) - top);
-    store(at, x);
+  const auto turn = [&](int64_t v, V& sum) D3PM_MEMBER {
+    next(v);
+    const V x = Math<Real>::exp(load<V>(e + v * kLanes<Real>) - top);
+    store(e + v * kLanes<Real>, x);
     sum += x;
   };
-  const Real* end = e + count * kLanes<Real>;
-  for (; end - e >= 4 * kLanes<Real>; e += 4 * kLanes<Real>)
-    for (int i = 0; i < 4; ++i) turn(e + i * kLanes<Real>, sums[i]);
-  for (; e < end; e += kLanes<Real>) turn(e, sums[0]);
+  int64_t v = 0;
+  for (; v + 4 <= count; v += 4)
+    for (int i = 0; i < 4; ++i) turn(v + i, sums[i]);
+  for (; v < count; ++v) turn(v, sums[0]);
   return (sums[0] + sums[1]) + (sums[2] + sums[3]);
 }
 

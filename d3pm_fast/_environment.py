@@ -1,0 +1,6 @@
+"""Settings from the environment, read once: when the library is imported."""
+
+import os
+
+IMPL = os.environ.get("D3PM_FAST_IMPL", "")
+CHECK = os.environ.get("D3PM_FAST_CHECK", "0") not in ("", "0")
