@@ -26,7 +26,8 @@ class Loss(torch.autograd.Function):
         loss, grad = ops.loss_and_grad(logits, *args)
         mask = args[6]
         ctx.late_count = (logits[..., 0].numel() if mask is None else mask.sum()) if late else None
-        if torch.compiler.is_compiling():
+        ctx.is_compiled = torch.compiler.is_compiling()
+        if ctx.is_compiled:
             ctx.save_for_backward(grad)
         else:
             ctx.save_for_backward(logits)
@@ -39,7 +40,7 @@ class Loss(torch.autograd.Function):
         """Return the gradient with respect to the logits."""
         if ctx.late_count is not None:
             upstream = upstream / ctx.late_count
-        if torch.compiler.is_compiling():
+        if ctx.is_compiled:
             (grad,) = ctx.saved_tensors
             return _scaled(grad, upstream, in_place=False), None, None
         (logits,) = ctx.saved_tensors

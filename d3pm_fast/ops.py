@@ -149,14 +149,14 @@ def _chain(
 
 def loss_and_grad(logits: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
     """Call the operation; past PyTorch's dispatcher where there is nothing for it to do."""
-    if type(logits) is Tensor and not torch.compiler.is_compiling():
-        return _loss_and_grad(logits, *args)
-    return torch.ops.d3pm_fast.loss_and_grad(logits, *args)  # type: ignore[no-any-return]
+    if type(logits) is not Tensor or torch.compiler.is_compiling():
+        return torch.ops.d3pm_fast.loss_and_grad(logits, *args)  # type: ignore[no-any-return]
+    grad = torch.empty_like(logits)
+    return _run_loss(grad, logits, *args), grad
 
 
 def _run_loss(
     grad: Tensor | None,
-    late: bool,
     logits: Tensor,
     x0: Tensor,
     x_t: Tensor,
@@ -170,6 +170,7 @@ def _run_loss(
     vb_weight: float,
     ce_weight: float,
     reduction: str,
+    late: bool = False,
 ) -> Tensor:
     loss = _empty_loss(logits, x0, reduction)
     vector = _vector(base, logits.dtype)
@@ -198,14 +199,13 @@ def _run_loss(
 
 @torch.library.impl(_library, "loss", "CPU")
 def _loss(*args: Any) -> Tensor:
-    return _run_loss(None, False, *args)
+    return _run_loss(None, *args)
 
 
 @torch.library.impl(_library, "loss_and_grad", "CPU")
 def _loss_and_grad(logits: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
-    *rest, late = args
     grad = torch.empty_like(logits)
-    return _run_loss(grad, late, logits, *rest), grad
+    return _run_loss(grad, logits, *args), grad
 
 
 @torch.library.impl(_library, "q_posterior", "CPU")

@@ -229,7 +229,7 @@ class Across : LossLayout<Element> {
   using typename Base::V;
 
  public:
-  static constexpr int64_t kMostClasses = 128;
+  static constexpr int64_t kMostClasses = 200;
   using Tokens = LossTokens<Real, kWidth>;
   const unsigned capacity = kWidth;
 

@@ -29,6 +29,7 @@ class LossBlock {
     const int64_t x0 = call_.x0[token], x_t = call_.x_t[token];
     const StepCoefficients* step = step_of_(token);
     if (!step || !chain.is_class(x0) || !chain.is_class(x_t)) return settle(token, NAN), true;
+    if (step != run_.step) run_ = Run(call_, *step);
 
     const bool same = x0 == x_t;
     const double u = vector_(step->base, step->mask, x_t);
@@ -36,32 +37,29 @@ class LossBlock {
     const double bar_xt = same ? bar_x0 : vector_(step->bar_base, step->bar_mask, x_t);
     if (u + step->keep * (bar_xt + (same ? step->bar_keep : 0)) == 0)
       return settle(token, NAN), false;  // an impossible pair
-    const bool direct = call_.model.predicts_x0(*step);
-    const double vb = direct || u == 0 ? 0 : call_.vb_weight;
-    const double ce = call_.ce_weight + (direct ? call_.vb_weight : 0);
-    if (vb == 0 && ce == 0) return settle(token, 0), false;
+    const Real vb = u == 0 ? 0 : run_.vb;
+    if (vb == 0 && run_.ce == 0) return settle(token, 0), false;
 
     const int64_t mask = chain.mask_id;
     const bool apart = mask >= 0 && mask != x0 && mask != x_t;
-    const bool tilted = call_.model.posterior_mean && !direct;
     Tokens& tokens = *filling_;
     const unsigned i = tokens.size++;
     tokens.token[i] = token;
     tokens.x0[i] = x0;
     tokens.x_t[i] = x_t;
     tokens.mask[i] = apart ? mask : -1;
-    tokens.set(i, &Group::keep, step->keep);
+    tokens.set(i, &Group::keep, run_.keep);
     tokens.set(i, &Group::spread, u);
-    tokens.set(i, &Group::bar_keep, step->bar_keep);
-    tokens.set(i, &Group::bar_base, step->bar_base);
+    tokens.set(i, &Group::bar_keep, run_.bar_keep);
+    tokens.set(i, &Group::bar_base, run_.bar_base);
     tokens.set(i, &Group::bar_x0, bar_x0);
     tokens.set(i, &Group::bar_xt, bar_xt);
     tokens.set(i, &Group::bar_mask, apart ? vector_(step->bar_base, step->bar_mask, mask) : 0);
     tokens.set(i, &Group::same, same);
     tokens.set(i, &Group::tilt,
-               tilted ? posterior_mean_tilt(step->keep, u, step->bar_keep, bar_xt) : 1.0);
+               run_.tilted ? posterior_mean_tilt(step->keep, u, step->bar_keep, bar_xt) : 1.0);
     tokens.set(i, &Group::vb, vb);
-    tokens.set(i, &Group::ce, ce);
+    tokens.set(i, &Group::ce, run_.ce);
     if (tokens.size == layout_.capacity) {
       compute(*ready_, *filling_);
       std::swap(ready_, filling_);
@@ -97,6 +95,24 @@ class LossBlock {
     if (call_.grad) write_gradient(tokens);
     tokens.size = 0;
   }
+
+  // What the tokens of one step have in common.
+  struct Run {
+    const StepCoefficients* step = nullptr;
+    bool tilted = false;
+    Real keep = 0, bar_keep = 0, bar_base = 0, vb = 0, ce = 0;
+
+    Run() = default;
+    Run(const Loss& call, const StepCoefficients& s)
+        : step(&s),
+          tilted(call.model.posterior_mean && !call.model.predicts_x0(s)),
+          keep(static_cast<Real>(s.keep)),
+          bar_keep(static_cast<Real>(s.bar_keep)),
+          bar_base(static_cast<Real>(s.bar_base)),
+          vb(static_cast<Real>(call.model.predicts_x0(s) ? 0 : call.vb_weight)),
+          ce(static_cast<Real>(call.ce_weight + (call.model.predicts_x0(s) ? call.vb_weight : 0))) {
+    }
+  };
 
   // Something for each of the classes of a token that LossRow treats on their own.
   struct Special {
@@ -146,6 +162,7 @@ class LossBlock {
   Layout layout_;
   const Vector<Real> vector_;
   StepCursor step_of_;
+  Run run_;
   Tokens blocks_[2];
   Tokens *filling_ = blocks_, *ready_ = blocks_ + 1;
 };
