@@ -10,8 +10,23 @@ template <class Real, unsigned kCapacity>
 struct LossTokens {
   using M = Math<Real>;
   using V = typename M::V;
+  using Int = typename VectorOf<Real>::Int;
   struct Group : LossRow<M> {
+    V base, to_mask, bar_to_mask, pi_x0, pi_xt;
     V top, logit_x0, logit_xt, logit_mask;
+
+    // Fills in what the step says of the special classes.
+    void look_up(const typename M::Bits& x0, const typename M::Bits& x_t, Int mask_id,
+                 Real pi_mask) {
+      const V zero = M::splat(0);
+      const auto x0_is_mask = x0 == mask_id, xt_is_mask = x_t == mask_id;
+      const V bar_mask = this->bar_base * pi_mask + bar_to_mask;
+      this->same = M::select(x0 == x_t, M::splat(1), zero);
+      this->spread = base * pi_xt + M::select(xt_is_mask, to_mask, zero);
+      this->bar_x0 = M::select(x0_is_mask, bar_mask, this->bar_base * pi_x0);
+      this->bar_xt = M::select(xt_is_mask, bar_mask, this->bar_base * pi_xt);
+      this->bar_mask = M::select((x0_is_mask | xt_is_mask) != 0, zero, bar_mask);
+    }
 
     // For tokens without curvature, h = 1 everywhere.
     LossLine<Real> line(double weight) const {
@@ -26,11 +41,20 @@ struct LossTokens {
     }
   };
 
-  unsigned size = 0;
-  int64_t token[kCapacity], x0[kCapacity], x_t[kCapacity], mask[kCapacity];  // mask: -1 if none
-  Group groups[(kCapacity + kLanes<Real> - 1) / kLanes<Real>];
+  static constexpr unsigned kGroups = (kCapacity + kLanes<Real> - 1) / kLanes<Real>;
 
-  LossTokens() { std::memset(static_cast<void*>(groups), 0, sizeof(groups)); }
+  unsigned size = 0;
+  int64_t token[kCapacity];
+  Int x0[kGroups * kLanes<Real>] = {}, x_t[kGroups * kLanes<Real>] = {};
+  Group groups[kGroups];
+
+  explicit LossTokens(double uniform) {
+    std::memset(static_cast<void*>(groups), 0, sizeof(groups));
+    for (Group& group : groups) {
+      group.tilt = M::splat(1);
+      group.pi_x0 = group.pi_xt = M::splat(uniform);
+    }
+  }
 
   unsigned num_groups() const { return (size + kLanes<Real> - 1) / kLanes<Real>; }
 

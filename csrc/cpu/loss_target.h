@@ -13,14 +13,17 @@ class LossBlock {
   using M = Math<Real>;
   using Tokens = typename Layout::Tokens;
   using Group = typename Tokens::Group;
+  using Int = typename Tokens::Int;
 
  public:
   explicit LossBlock(const Loss& call)
       : call_(call),
         row_(call.chain),
+        mask_id_(call.chain.mask_id),
         layout_(call),
         vector_(call.chain.template vector<Real>()),
-        step_of_(call.chain) {}
+        step_of_(call.chain),
+        blocks_{Tokens(vector_.uniform), Tokens(vector_.uniform)} {}
 
   // Takes in one token, or settles it at once where its row need not be read.
   bool add(int64_t token) {
@@ -31,35 +34,29 @@ class LossBlock {
     if (!step || !chain.is_class(x0) || !chain.is_class(x_t)) return settle(token, NAN), true;
     if (step != run_.step) run_ = Run(call_, *step);
 
-    const bool same = x0 == x_t;
     const double u = vector_(step->base, step->mask, x_t);
-    const double bar_x0 = vector_(step->bar_base, step->bar_mask, x0);
-    const double bar_xt = same ? bar_x0 : vector_(step->bar_base, step->bar_mask, x_t);
-    if (u + step->keep * (bar_xt + (same ? step->bar_keep : 0)) == 0)
-      return settle(token, NAN), false;  // an impossible pair
+    if (u == 0 && is_impossible(*step, x0, x_t)) return settle(token, NAN), false;
     const Real vb = u == 0 ? 0 : run_.vb;
     if (vb == 0 && run_.ce == 0) return settle(token, 0), false;
 
-    const int64_t mask = chain.mask_id;
-    const bool apart = mask >= 0 && mask != x0 && mask != x_t;
     Tokens& tokens = *filling_;
     const unsigned i = tokens.size++;
     tokens.token[i] = token;
-    tokens.x0[i] = x0;
-    tokens.x_t[i] = x_t;
-    tokens.mask[i] = apart ? mask : -1;
+    tokens.x0[i] = static_cast<Int>(x0);
+    tokens.x_t[i] = static_cast<Int>(x_t);
     tokens.set(i, &Group::keep, run_.keep);
-    tokens.set(i, &Group::spread, u);
+    tokens.set(i, &Group::base, run_.base);
+    tokens.set(i, &Group::to_mask, run_.to_mask);
     tokens.set(i, &Group::bar_keep, run_.bar_keep);
     tokens.set(i, &Group::bar_base, run_.bar_base);
-    tokens.set(i, &Group::bar_x0, bar_x0);
-    tokens.set(i, &Group::bar_xt, bar_xt);
-    tokens.set(i, &Group::bar_mask, apart ? vector_(step->bar_base, step->bar_mask, mask) : 0);
-    tokens.set(i, &Group::same, same);
-    tokens.set(i, &Group::tilt,
-               run_.tilted ? posterior_mean_tilt(step->keep, u, step->bar_keep, bar_xt) : 1.0);
+    tokens.set(i, &Group::bar_to_mask, run_.bar_to_mask);
     tokens.set(i, &Group::vb, vb);
     tokens.set(i, &Group::ce, run_.ce);
+    if (vector_.pi) {
+      tokens.set(i, &Group::pi_x0, vector_.pi[x0]);
+      tokens.set(i, &Group::pi_xt, vector_.pi[x_t]);
+    }
+    if (call_.model.posterior_mean) tokens.set(i, &Group::tilt, tilt(*step, u, x_t));
     if (tokens.size == layout_.capacity) {
       compute(*ready_, *filling_);
       std::swap(ready_, filling_);
@@ -76,6 +73,7 @@ class LossBlock {
   void compute(Tokens& tokens, const Tokens& next) {
     if (tokens.size == 0) return;
     layout_.fetch(tokens);
+    look_up(tokens);
     set_special_apart(tokens);
     layout_.exponentials(tokens, next);
     for (unsigned g = 0; g < tokens.num_groups(); ++g) {
@@ -99,31 +97,55 @@ class LossBlock {
   // What the tokens of one step have in common.
   struct Run {
     const StepCoefficients* step = nullptr;
-    bool tilted = false;
-    Real keep = 0, bar_keep = 0, bar_base = 0, vb = 0, ce = 0;
+    bool direct = false;
+    Real keep = 0, base = 0, to_mask = 0, bar_keep = 0, bar_base = 0, bar_to_mask = 0;
+    Real vb = 0, ce = 0;
 
     Run() = default;
     Run(const Loss& call, const StepCoefficients& s)
         : step(&s),
-          tilted(call.model.posterior_mean && !call.model.predicts_x0(s)),
+          direct(call.model.predicts_x0(s)),
           keep(static_cast<Real>(s.keep)),
+          base(static_cast<Real>(s.base)),
+          to_mask(static_cast<Real>(s.mask)),
           bar_keep(static_cast<Real>(s.bar_keep)),
           bar_base(static_cast<Real>(s.bar_base)),
-          vb(static_cast<Real>(call.model.predicts_x0(s) ? 0 : call.vb_weight)),
-          ce(static_cast<Real>(call.ce_weight + (call.model.predicts_x0(s) ? call.vb_weight : 0))) {
-    }
+          bar_to_mask(static_cast<Real>(s.bar_mask)),
+          vb(static_cast<Real>(direct ? 0 : call.vb_weight)),
+          ce(static_cast<Real>(call.ce_weight + (direct ? call.vb_weight : 0))) {}
   };
+
+  // Whether the chain cannot go from x_0 to x_t, where no other class than x_t leads to x_t.
+  bool is_impossible(const StepCoefficients& step, int64_t x0, int64_t x_t) const {
+    const double stay = x0 == x_t ? step.bar_keep : 0;
+    return step.keep * (vector_(step.bar_base, step.bar_mask, x_t) + stay) == 0;
+  }
+
+  double tilt(const StepCoefficients& step, double u, int64_t x_t) const {
+    const double bar_xt = vector_(step.bar_base, step.bar_mask, x_t);
+    return run_.direct ? 1.0 : posterior_mean_tilt(step.keep, u, step.bar_keep, bar_xt);
+  }
 
   // Something for each of the classes of a token that LossRow treats on their own.
   struct Special {
     Real x0, x_t, mask;
   };
 
+  void look_up(Tokens& tokens) const {
+    const Int mask = static_cast<Int>(mask_id_);
+    const Real pi_mask = static_cast<Real>(mask < 0 ? 0 : vector_(1, 0, mask));
+    for (unsigned g = 0; g < tokens.num_groups(); ++g) {
+      const auto x0 = load<typename M::Bits>(tokens.x0 + g * kLanes<Real>);
+      const auto x_t = load<typename M::Bits>(tokens.x_t + g * kLanes<Real>);
+      tokens.groups[g].look_up(x0, x_t, mask, pi_mask);
+    }
+  }
+
   template <class Value>
   D3PM_MEMBER void put_special(Tokens& tokens, const Value& value) {
     for (unsigned i = 0; i < tokens.size; ++i) {
       const Special special = value(i);
-      if (tokens.mask[i] >= 0) *layout_.at(tokens, i, tokens.mask[i]) = special.mask;
+      if (mask_id_ >= 0) *layout_.at(tokens, i, mask_id_) = special.mask;
       *layout_.at(tokens, i, tokens.x_t[i]) = special.x_t;
       *layout_.at(tokens, i, tokens.x0[i]) = special.x0;
     }
@@ -132,10 +154,10 @@ class LossBlock {
   void set_special_apart(Tokens& tokens) {
     const Real never = -INFINITY;
     for (unsigned i = 0; i < tokens.size; ++i) {
-      const int64_t mask = tokens.mask[i];
       tokens.set(i, &Group::logit_x0, *layout_.at(tokens, i, tokens.x0[i]));
       tokens.set(i, &Group::logit_xt, *layout_.at(tokens, i, tokens.x_t[i]));
-      tokens.set(i, &Group::logit_mask, mask < 0 ? never : *layout_.at(tokens, i, mask));
+      const bool apart = mask_id_ >= 0 && mask_id_ != tokens.x0[i] && mask_id_ != tokens.x_t[i];
+      tokens.set(i, &Group::logit_mask, apart ? *layout_.at(tokens, i, mask_id_) : never);
     }
     put_special(tokens, [=](unsigned) { return Special{never, never, never}; });
   }
@@ -159,6 +181,7 @@ class LossBlock {
 
   const Loss& call_;
   const RowReader<Element> row_;
+  const int64_t mask_id_;
   Layout layout_;
   const Vector<Real> vector_;
   StepCursor step_of_;
