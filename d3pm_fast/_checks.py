@@ -70,7 +70,8 @@ def check_choice(name: str, value: str, choices: tuple[str, ...]) -> str:
 
 def check_tokens(name: str, value: Tensor) -> None:
     """Raise unless ``value`` is an integer tensor with a batch axis."""
-    _check_tensor(name, value)
+    if not isinstance(value, Tensor):
+        raise not_a_tensor(name, value)
     if value.dtype not in INTEGER_DTYPES:
         raise TypeError(f"{name} must be an integer tensor, got {value.dtype}")
     if value.ndim == 0:
@@ -79,7 +80,8 @@ def check_tokens(name: str, value: Tensor) -> None:
 
 def check_times(name: str, t: Tensor, shape: torch.Size) -> None:
     """Raise unless ``t`` is an integer tensor of shape (B,) or (B, *S)."""
-    _check_tensor(name, t)
+    if not isinstance(t, Tensor):
+        raise not_a_tensor(name, t)
     if t.dtype not in INTEGER_DTYPES:
         raise TypeError(f"{name} must be an integer tensor, got {t.dtype}")
     if t.shape not in (shape, shape[:1]):
@@ -90,7 +92,8 @@ def check_times(name: str, t: Tensor, shape: torch.Size) -> None:
 
 def check_logits(name: str, logits: Tensor, shape: torch.Size, num_classes: int) -> None:
     """Raise unless ``logits`` is a float tensor of shape (*shape, K)."""
-    _check_tensor(name, logits)
+    if not isinstance(logits, Tensor):
+        raise not_a_tensor(name, logits)
     if logits.dtype not in FLOAT_DTYPES:
         raise TypeError(f"{name} must be float32, float64, bfloat16 or float16, got {logits.dtype}")
     check_shape(name, logits, (*shape, num_classes))
@@ -98,7 +101,8 @@ def check_logits(name: str, logits: Tensor, shape: torch.Size, num_classes: int)
 
 def check_shape(name: str, value: Tensor, shape: tuple[int, ...]) -> None:
     """Raise unless ``value`` has this shape."""
-    _check_tensor(name, value)
+    if not isinstance(value, Tensor):
+        raise not_a_tensor(name, value)
     if value.shape != shape:
         raise ValueError(f"{name} must have shape {tuple(shape)}, got {tuple(value.shape)}")
 
@@ -135,6 +139,6 @@ def check_range(name: str, value: Tensor, low: int, high: int) -> None:
         )
 
 
-def _check_tensor(name: str, value: Tensor) -> None:
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
+def not_a_tensor(name: str, value: object) -> TypeError:
+    """Return the error to raise for ``value``."""
+    return TypeError(f"{name} must be a tensor, got {type(value).__name__}")

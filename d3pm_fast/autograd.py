@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.compiler import is_compiling
 
 from . import ops
 
@@ -26,7 +27,7 @@ class Loss(torch.autograd.Function):
         loss, grad = ops.loss_and_grad(logits, *args)
         mask = args[6]
         ctx.late_count = (logits[..., 0].numel() if mask is None else mask.sum()) if late else None
-        ctx.is_compiled = torch.compiler.is_compiling()
+        ctx.is_compiled = is_compiling()
         if ctx.is_compiled:
             ctx.save_for_backward(grad)
         else:

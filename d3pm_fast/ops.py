@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
 from . import _environment
 from ._checks import check_choice, check_range
@@ -134,22 +135,15 @@ def _raise_bad_index(
 
 
 def _chain(
-    shape: tuple[int, ...], rows: Tensor, table: Tensor, vector: Tensor | None, mask_id: int
-) -> Any:
-    return _cpu.Chain(
-        *shape,
-        rows.data_ptr(),
-        rows.numel(),
-        table.data_ptr(),
-        len(table),
-        _pointer(vector),
-        mask_id,
-    )
+    shape: tuple[int, int], rows: Tensor, table: Tensor, vector: Tensor | None, mask_id: int
+) -> tuple[int, ...]:
+    rows_at, table_at = rows.data_ptr(), table.data_ptr()
+    return *shape, rows_at, rows.numel(), table_at, len(table), _pointer(vector), mask_id
 
 
 def loss_and_grad(logits: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
     """Call the operation; past PyTorch's dispatcher where there is nothing for it to do."""
-    if type(logits) is not Tensor or torch.compiler.is_compiling():
+    if type(logits) is not Tensor or is_compiling():
         return torch.ops.d3pm_fast.loss_and_grad(logits, *args)  # type: ignore[no-any-return]
     grad = torch.empty_like(logits)
     return _run_loss(grad, logits, *args), grad

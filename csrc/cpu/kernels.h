@@ -170,7 +170,7 @@ template <class Body>
 bool parallel(int64_t size, double cost, int num_threads, const Body& body) {
   if (size == 0) return false;
   const int threads = cost < 32768 ? 1 : num_threads;
-  const int64_t pieces = threads == 1 ? 1 : std::min<int64_t>(size, threads * 16);
+  const int64_t pieces = threads == 1 ? 1 : std::min<int64_t>(size, threads * 8);
   int bad = 0;
 #ifdef _OPENMP
 #pragma omp parallel for num_threads(threads) schedule(dynamic) reduction(| : bad) if (threads > 1)

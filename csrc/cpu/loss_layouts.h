@@ -278,17 +278,20 @@ class Across : LossLayout<Element> {
     tokens.groups[0].top = top;
   }
 
-  void exponentials(Tokens& tokens, const Tokens&) {
+  void exponentials(Tokens& tokens, const Tokens& next) {
     Group& group = tokens.groups[0];
-    group.e_rest = exponentiate(e_.data(), row_.classes, group.top);
+    const Ahead<Element, false> fetch{this->logits(first_row(tokens, next))};
+    group.e_rest = exponentiate(e_.data(), row_.classes, group.top, fetch);
   }
 
-  void curvature(Tokens& tokens, const Tokens&) {
+  void curvature(Tokens& tokens, const Tokens& next) {
     Group& group = tokens.groups[0];
     if (!is_any_curved(group)) return;
     const auto line = group.line(this->weight_);
-    const auto sum = pi_ ? Passes::weighted_curvature(e_.data(), row_.classes, line, pi())
-                         : Passes::template curvature<kGrad>(e_.data(), row_.classes, line);
+    const int64_t after = first_row(tokens, next);
+    const Ahead<Element, true> fetch{kGrad ? this->grad(after) : this->logits(after)};
+    const auto sum = pi_ ? Passes::weighted_curvature(e_.data(), row_.classes, line, pi(), fetch)
+                         : Passes::template curvature<kGrad>(e_.data(), row_.classes, line, fetch);
     group.sum_phi = sum.phi * splat<Real>(1 / this->weight_);
     group.sum_h = sum.h * splat<Real>(1 / this->weight_);
   }
@@ -319,6 +322,12 @@ class Across : LossLayout<Element> {
 
  private:
   using Group = typename Tokens::Group;
+
+  // Where the rows begin that are fetched from memory during this block's passes: those of
+  // `next`, taken to lie one behind the other.
+  static int64_t first_row(const Tokens& tokens, const Tokens& next) {
+    return next.size ? next.token[0] : tokens.token[0];
+  }
 
   auto pi() const {
     return [pi = pi_](int64_t j) { return splat<Real>(pi[j]); };

@@ -4,6 +4,7 @@
 #include <cstdlib>
 #include <stdexcept>
 #include <string>
+#include <tuple>
 
 #include "kernels.h"
 
@@ -44,16 +45,19 @@ Type parse(const std::string& dtype) {
   throw std::invalid_argument("no kernel for " + dtype);
 }
 
-Chain make_chain(int64_t num_tokens, int64_t num_classes, uintptr_t rows, int64_t num_rows,
-                 uintptr_t table, int64_t table_size, uintptr_t pi, int64_t mask_id) {
-  return {num_tokens,
-          num_classes,
-          pointer<int64_t>(rows),
-          num_rows,
-          pointer<double>(table),
-          table_size,
-          pointer<void>(pi),
-          mask_id};
+// num_tokens, num_classes, rows, num_rows, table, table_size, pi, mask_id
+using ChainTuple =
+    std::tuple<int64_t, int64_t, uintptr_t, int64_t, uintptr_t, int64_t, uintptr_t, int64_t>;
+
+Chain make_chain(const ChainTuple& of) {
+  return {std::get<0>(of),
+          std::get<1>(of),
+          pointer<int64_t>(std::get<2>(of)),
+          std::get<3>(of),
+          pointer<double>(std::get<4>(of)),
+          std::get<5>(of),
+          pointer<void>(std::get<6>(of)),
+          std::get<7>(of)};
 }
 
 template <class Call, class... Types>
@@ -63,11 +67,11 @@ bool run_unlocked(const Call& call, Types... type) {
 }
 
 // `reduction` is none, sum or mean; the mean's gradient is left undivided where `late`.
-bool loss(const std::string& dtype, const Chain& chain, bool posterior_mean, bool direct,
+bool loss(const std::string& dtype, const ChainTuple& chain, bool posterior_mean, bool direct,
           uintptr_t logits, uintptr_t x0, uintptr_t x_t, uintptr_t mask, double vb_weight,
           double ce_weight, const std::string& reduction, bool late, uintptr_t loss, uintptr_t grad,
           int num_threads) {
-  Loss call{chain,
+  Loss call{make_chain(chain),
             {posterior_mean, direct},
             pointer<void>(logits),
             pointer<int64_t>(x0),
@@ -87,17 +91,17 @@ bool loss(const std::string& dtype, const Chain& chain, bool posterior_mean, boo
   return run_sum(type, call, factor);
 }
 
-bool q_posterior(const std::string& dtype, const Chain& chain, uintptr_t x0, uintptr_t x_t,
+bool q_posterior(const std::string& dtype, const ChainTuple& chain, uintptr_t x0, uintptr_t x_t,
                  uintptr_t out, int num_threads) {
-  const QPosterior call{chain, pointer<int64_t>(x0), pointer<int64_t>(x_t), pointer<void>(out),
-                        num_threads};
+  const QPosterior call{make_chain(chain), pointer<int64_t>(x0), pointer<int64_t>(x_t),
+                        pointer<void>(out), num_threads};
   return run_unlocked(call, parse(dtype));
 }
 
-bool p_posterior(const std::string& dtype, const Chain& chain, bool posterior_mean, bool direct,
-                 uintptr_t logits, uintptr_t upstream, uintptr_t x_t, uintptr_t out,
+bool p_posterior(const std::string& dtype, const ChainTuple& chain, bool posterior_mean,
+                 bool direct, uintptr_t logits, uintptr_t upstream, uintptr_t x_t, uintptr_t out,
                  int num_threads) {
-  const PPosterior call{chain,
+  const PPosterior call{make_chain(chain),
                         {posterior_mean, direct},
                         pointer<void>(logits),
                         pointer<void>(upstream),
@@ -107,28 +111,21 @@ bool p_posterior(const std::string& dtype, const Chain& chain, bool posterior_me
   return run_unlocked(call, parse(dtype));
 }
 
-bool q_sample(const Chain& chain, uintptr_t cdf, uintptr_t seeds, int64_t num_seeds, int64_t step,
-              uintptr_t x, uintptr_t out, int num_threads) {
-  const QSample call{chain,
-                     pointer<double>(cdf),
-                     {pointer<int64_t>(seeds), num_seeds, step},
-                     pointer<int64_t>(x),
-                     pointer<int64_t>(out),
-                     num_threads};
+bool q_sample(const ChainTuple& chain, uintptr_t cdf, uintptr_t seeds, int64_t num_seeds,
+              int64_t step, uintptr_t x, uintptr_t out, int num_threads) {
+  const QSample call{
+      make_chain(chain),   pointer<double>(cdf),  {pointer<int64_t>(seeds), num_seeds, step},
+      pointer<int64_t>(x), pointer<int64_t>(out), num_threads};
   return run_unlocked(call);
 }
 
-bool p_sample(const std::string& dtype, const Chain& chain, uintptr_t cdf, bool posterior_mean,
+bool p_sample(const std::string& dtype, const ChainTuple& chain, uintptr_t cdf, bool posterior_mean,
               bool direct, uintptr_t seeds, int64_t num_seeds, int64_t step, uintptr_t logits,
               uintptr_t x_t, uintptr_t out, int num_threads) {
-  const PSample call{chain,
-                     pointer<double>(cdf),
-                     {posterior_mean, direct},
-                     {pointer<int64_t>(seeds), num_seeds, step},
-                     pointer<void>(logits),
-                     pointer<int64_t>(x_t),
-                     pointer<int64_t>(out),
-                     num_threads};
+  const PSample call{make_chain(chain),        pointer<double>(cdf),
+                     {posterior_mean, direct}, {pointer<int64_t>(seeds), num_seeds, step},
+                     pointer<void>(logits),    pointer<int64_t>(x_t),
+                     pointer<int64_t>(out),    num_threads};
   return run_unlocked(call, parse(dtype));
 }
 
@@ -145,7 +142,6 @@ const char* instruction_set() {
 
 PYBIND11_MODULE(_cpu, m) {
   m.doc() = "Fused kernels of d3pm_fast for CPUs; d3pm_fast/ops.py is their only caller.";
-  py::class_<d3pm::Chain>(m, "Chain").def(py::init(&d3pm::make_chain));
   m.def("loss", &d3pm::loss);
   m.def("q_posterior", &d3pm::q_posterior);
   m.def("p_posterior", &d3pm::p_posterior);
