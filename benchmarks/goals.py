@@ -81,7 +81,7 @@ def _memory_goals(memory: Mapping[tuple[Case, str], int]) -> Iterator[Goal]:
     for (case, provider), peak in memory.items():
         if provider == OURS:
             above = (peak - gradient_bytes(case)) / case.num_tokens
-            text = f"{case.name}: bytes a row above one gradient, without scratch"
+            text = f"{case.name}: bytes a row above one gradient"
             yield Goal(text, BYTES_A_ROW, False, above)
 
 

@@ -3,7 +3,8 @@
 PyTorch's profiler records every allocation and release of its allocator, with its size, in
 order; the running sum's highest value is the peak. It counts what the call asks for, not what
 the process keeps, so it is exact and the same on every run. It does not see what compiled code
-gets elsewhere: of our kernels, a scratch for each thread that grows with K, not with the tokens.
+gets elsewhere: of our kernels, the losses of the tokens where they are reduced, and a scratch
+for each thread that grows with K, not with the tokens.
 """
 
 import json

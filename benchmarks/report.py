@@ -23,7 +23,7 @@ WARNING: other processes kept {:.1f} cores busy during the timings. Threads that
 other then cost milliseconds a call: trust no time and no ratio, and repeat on a quiet machine."""
 MEMORY_TITLE = """\
 Peak memory of loss and backward, above the inputs: what PyTorch's allocator hands out
-(our kernels' scratch, about two rows a thread or 32 KiB where that is more, is not in it)"""
+(our kernels hold besides 4 bytes a row for a mean or sum, and 16 KiB or a row a thread)"""
 
 
 @dataclass

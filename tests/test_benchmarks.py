@@ -162,8 +162,8 @@ def test_tables_are_aligned():
 
 
 def test_pytest_benchmark_finds_the_cases():
-    files = sorted(str(path) for path in (ROOT / "benchmarks").glob("bench_*.py"))
-    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "--benchmark-only", *files]
+    command = [sys.executable, "-m", "pytest", "benchmarks", "--benchmark-only"]
+    command += ["--collect-only", "-q"]
     found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     for operation in program.OPERATIONS.values():
         for case in operation.cases:

@@ -309,7 +309,7 @@ class Across : LossLayout<Element> {
   }
 
   void write(Tokens& tokens) {
-    V tile[kWidth];
+    V tile[kWidth] = {};
     each_tile([&](int64_t first, int64_t count) D3PM_MEMBER {
       for (int64_t j = 0; j < count; ++j) tile[j] = load<V>(e_.data() + (first + j) * kWidth);
       transpose<Real>(tile);
