@@ -211,4 +211,4 @@ class D3PM(nn.Module):
 
     @property
     def _device(self) -> torch.device:
-        return self.transition.steps.device
+        return self.transition.device

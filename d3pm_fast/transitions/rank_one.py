@@ -7,13 +7,10 @@ and the absorbing case), so a chain of T steps is O(T) scalars and at most one K
     Qbar_t = Abar_t I + 1 (Wbar_t base + Mbar_t e_mask)^T
 """
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ._checks import (
+from .._checks import (
     ArrayLike,
     as_float64,
     check_class,
@@ -21,6 +18,7 @@ from ._checks import (
     check_probabilities,
     check_probability,
 )
+from .base import Transition
 
 __all__ = ["RankOneTransition", "absorbing", "marginal", "mask_and_uniform", "uniform"]
 
@@ -28,18 +26,12 @@ __all__ = ["RankOneTransition", "absorbing", "marginal", "mask_and_uniform", "un
 _LOG_ZERO = -1000.0
 
 
-class RankOneTransition(nn.Module):
+class RankOneTransition(Transition):
     """The chain ``Q_t = (1 - beta_t) I + beta_t 1 (g_t base + (1 - g_t) e_mask)^T``.
 
     Made by :func:`uniform`, :func:`absorbing`, :func:`marginal` and :func:`mask_and_uniform`.
-    All numbers are float64. They follow the module to a device, but ``module.half()`` or
-    ``module.to(torch.bfloat16)`` do not round them, and a state dict does not hold them.
 
     Attributes:
-        family: the name of the function that made it.
-        num_classes: K.
-        num_steps: T.
-        mask_id: the mask's class, or -1 where the family has none.
         base: float64 ``(K,)``: what a redrawn token is drawn from; None where it is 1/K.
         base_cdf: float64 ``(K,)``: the running sum of ``base``, its last entry exactly 1.
         steps: float64 ``(T + 1, 7)``: row t is ``coefficients(t - 1, t)``; row 0 is NaN.
@@ -67,12 +59,8 @@ class RankOneTransition(nn.Module):
         base_share: float | Tensor,
         mask_id: int = -1,
     ) -> None:
-        super().__init__()
         betas = check_probabilities("betas", betas)
-        self.family = family
-        self.num_classes = num_classes
-        self.num_steps = len(betas)
-        self.mask_id = mask_id
+        super().__init__(family, num_classes, len(betas), mask_id)
         self._constant_share = base_share if isinstance(base_share, float) else None
 
         first = torch.zeros(1, dtype=torch.float64)
@@ -88,6 +76,11 @@ class RankOneTransition(nn.Module):
         self.steps = self.coefficients((times - 1).clamp(min=0), times)
         self.steps[0] = torch.nan
         self.products = self.product_coefficients(times)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the numbers are."""
+        return self.steps.device
 
     def product_coefficients(self, t: Tensor) -> Tensor:
         """Return ``(Abar_t, Wbar_t, Mbar_t)`` of ``Qbar_t``, float64 ``(*t.shape, 3)``.
@@ -148,33 +141,11 @@ class RankOneTransition(nn.Module):
             share = base / (base + mask)
         return torch.stack([torch.zeros_like(share), share, 1 - share]).unsqueeze(0)
 
-    def q_matrix(self, t: int) -> Tensor:
-        """Return ``Q_t``, float64 ``(K, K)``, for looking and for tests.
+    def _q_matrix(self, t: int) -> Tensor:
+        return self._matrix(*self.steps[t, :3])
 
-        Args:
-            t: 1..T.
-
-        Raises:
-            IndexError: t is not in 1..T.
-        """
-        keep, base, mask = self.steps[self._check_time(t, least=1), :3]
-        return self._matrix(keep, base, mask)
-
-    def q_bar_matrix(self, t: int) -> Tensor:
-        """Return ``Qbar_t = Q_1 ... Q_t``, float64 ``(K, K)``, for looking and for tests.
-
-        Args:
-            t: 0..T; ``Qbar_0`` is the identity.
-
-        Raises:
-            IndexError: t is not in 0..T.
-        """
-        return self._matrix(*self.products[self._check_time(t, least=0)])
-
-    def extra_repr(self) -> str:
-        """Return the family and its sizes, for ``repr``."""
-        mask = f", mask_id={self.mask_id}" if self.mask_id >= 0 else ""
-        return f"{self.family}, num_classes={self.num_classes}, num_steps={self.num_steps}{mask}"
+    def _q_bar_matrix(self, t: int) -> Tensor:
+        return self._matrix(*self.products[t])
 
     def _matrix(self, keep: Tensor, base: Tensor, mask: Tensor) -> Tensor:
         eye = torch.eye(self.num_classes, dtype=torch.float64, device=keep.device)
@@ -188,20 +159,6 @@ class RankOneTransition(nn.Module):
         if self.mask_id >= 0:
             vector[self.mask_id] += mask
         return vector
-
-    def _check_time(self, t: int, least: int) -> int:
-        if not least <= t <= self.num_steps:
-            raise IndexError(f"t must lie in [{least}, {self.num_steps}], got {t}")
-        return t
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        device = fn(self._betas.new_empty(0, dtype=torch.int64)).device
-        for name in self._TABLES:
-            table = getattr(self, name)
-            if table is not None:
-                setattr(self, name, table.to(device))
-        return self
 
 
 def uniform(num_classes: int, betas: ArrayLike) -> RankOneTransition:

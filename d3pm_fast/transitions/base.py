@@ -1,0 +1,89 @@
+"""What every transition offers, whatever its structure."""
+
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Transition"]
+
+
+class Transition(nn.Module):
+    """A chain ``Q_1 .. Q_T`` over K classes.
+
+    All numbers are float64. They follow the module to a device, but ``module.half()`` or
+    ``module.to(torch.bfloat16)`` do not round them, and a state dict does not hold them.
+
+    Attributes:
+        family: the name of the function that made it.
+        num_classes: K.
+        num_steps: T.
+        mask_id: the mask's class, or -1 where the family has none.
+    """
+
+    _TABLES: tuple[str, ...] = ()  # attributes that move to a device, tensors or None
+
+    def __init__(self, family: str, num_classes: int, num_steps: int, mask_id: int = -1) -> None:
+        super().__init__()
+        self.family = family
+        self.num_classes = num_classes
+        self.num_steps = num_steps
+        self.mask_id = mask_id
+
+    @property
+    @abstractmethod
+    def device(self) -> torch.device:
+        """Where the numbers are."""
+
+    @abstractmethod
+    def stationary(self) -> Tensor:
+        """Return the distribution that x_T tends to whatever x_0 was, float64 ``(K,)``."""
+
+    def q_matrix(self, t: int) -> Tensor:
+        """Return ``Q_t``, float64 ``(K, K)``, for looking and for tests.
+
+        Args:
+            t: 1..T.
+
+        Raises:
+            IndexError: t is not in 1..T.
+        """
+        return self._q_matrix(self._check_time(t, least=1))
+
+    def q_bar_matrix(self, t: int) -> Tensor:
+        """Return ``Qbar_t = Q_1 ... Q_t``, float64 ``(K, K)``, for looking and for tests.
+
+        Args:
+            t: 0..T; ``Qbar_0`` is the identity.
+
+        Raises:
+            IndexError: t is not in 0..T.
+        """
+        return self._q_bar_matrix(self._check_time(t, least=0))
+
+    def extra_repr(self) -> str:
+        """Return the family and its sizes, for ``repr``."""
+        mask = f", mask_id={self.mask_id}" if self.mask_id >= 0 else ""
+        return f"{self.family}, num_classes={self.num_classes}, num_steps={self.num_steps}{mask}"
+
+    @abstractmethod
+    def _q_matrix(self, t: int) -> Tensor: ...
+
+    @abstractmethod
+    def _q_bar_matrix(self, t: int) -> Tensor: ...
+
+    def _check_time(self, t: int, least: int) -> int:
+        if not least <= t <= self.num_steps:
+            raise IndexError(f"t must lie in [{least}, {self.num_steps}], got {t}")
+        return t
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        device = fn(torch.empty(0, dtype=torch.int64, device=self.device)).device
+        for name in self._TABLES:
+            table = getattr(self, name)
+            if table is not None:
+                setattr(self, name, table.to(device))
+        return self
