@@ -2,10 +2,20 @@
 
 import operator
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
+
+
+class HasDevice(Protocol):
+    """A tensor, or a transition."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where its numbers are."""
+
 
 ArrayLike = Tensor | np.ndarray | Sequence[float]
 
@@ -114,7 +124,7 @@ def check_mask(mask: Tensor, shape: torch.Size) -> None:
         raise TypeError(f"mask must be a bool tensor (True where a token counts), got {mask.dtype}")
 
 
-def check_same_device(**tensors: Tensor | None) -> None:
+def check_same_device(**tensors: HasDevice | None) -> None:
     """Raise unless all tensors are on one device."""
     first = reference = None
     for name, value in tensors.items():

@@ -1,13 +1,12 @@
 """The differentiable operations: each gradient comes from a kernel, nothing is saved but inputs."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.compiler import is_compiling
-
-from . import ops
 
 
 class Loss(torch.autograd.Function):
@@ -18,21 +17,27 @@ class Loss(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, reduction: str, args: tuple[Any, ...]) -> Tensor:
+    def forward(
+        ctx: Any,
+        logits: Tensor,
+        loss_and_grad: Callable[..., tuple[Tensor, Tensor]],
+        reduction: str,
+        args: tuple[Any, ...],
+    ) -> Tensor:
         """Return the loss; ``args`` are those of the op between logits and reduction."""
         # float16 has too few exponents for a gradient divided by N: backward divides, once the
         # gradient scaler's factor is in.
         late = reduction == "mean" and logits.dtype == torch.float16
         args = (*args, reduction, late)
-        loss, grad = ops.loss_and_grad(logits, *args)
-        mask = args[6]
+        loss, grad = loss_and_grad(logits, *args)
+        mask = args[1]
         ctx.late_count = (logits[..., 0].numel() if mask is None else mask.sum()) if late else None
         ctx.is_compiled = is_compiling()
         if ctx.is_compiled:
             ctx.save_for_backward(grad)
         else:
             ctx.save_for_backward(logits)
-            ctx.args, ctx.grad = args, grad
+            ctx.args, ctx.grad, ctx.loss_and_grad = args, grad, loss_and_grad
         return loss
 
     @staticmethod
@@ -43,31 +48,37 @@ class Loss(torch.autograd.Function):
             upstream = upstream / ctx.late_count
         if ctx.is_compiled:
             (grad,) = ctx.saved_tensors
-            return _scaled(grad, upstream, in_place=False), None, None
+            return _scaled(grad, upstream, in_place=False), None, None, None
         (logits,) = ctx.saved_tensors
         grad, ctx.grad = ctx.grad, None
         if grad is None:
-            _, grad = ops.loss_and_grad(logits, *ctx.args)
-        return _scaled(grad, upstream, in_place=True), None, None
+            _, grad = ctx.loss_and_grad(logits, *ctx.args)
+        return _scaled(grad, upstream, in_place=True), None, None, None
 
 
 class PPosterior(torch.autograd.Function):
     """``log p(x_s | x_t)``; the backward pass reads the logits again."""
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, args: tuple[Any, ...]) -> Tensor:
+    def forward(
+        ctx: Any,
+        logits: Tensor,
+        p_posterior: Callable[..., Tensor],
+        p_posterior_grad: Callable[..., Tensor],
+        args: tuple[Any, ...],
+    ) -> Tensor:
         """Return the log-probabilities; ``args`` are those of the op after the logits."""
         ctx.save_for_backward(logits)
-        ctx.args = args
-        return torch.ops.d3pm_fast.p_posterior(logits, *args)  # type: ignore[no-any-return]
+        ctx.args, ctx.p_posterior_grad = args, p_posterior_grad
+        return p_posterior(logits, *args)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradient with respect to the logits."""
         (logits,) = ctx.saved_tensors
-        upstream = upstream.contiguous()
-        return torch.ops.d3pm_fast.p_posterior_grad(logits, upstream, *ctx.args), None
+        grad = ctx.p_posterior_grad(logits, upstream.contiguous(), *ctx.args)
+        return grad, None, None, None
 
 
 def _scaled(grad: Tensor, upstream: Tensor, in_place: bool) -> Tensor:

@@ -9,7 +9,7 @@ from tqdm.auto import tqdm
 
 from . import functional, ops, timesteps
 from ._checks import check_choice, check_count
-from .transitions import RankOneTransition
+from .transitions import Transition
 
 __all__ = ["D3PM"]
 
@@ -30,13 +30,13 @@ class D3PM(nn.Module):
 
     def __init__(
         self,
-        transition: RankOneTransition,
+        transition: Transition,
         reverse: str = "joint",
         first_step: str = "logits",
         impl: str = "auto",
     ) -> None:
         super().__init__()
-        if not isinstance(transition, RankOneTransition):
+        if not isinstance(transition, Transition):
             raise TypeError(
                 f"transition must be a d3pm_fast transition, got {type(transition).__name__}"
             )
@@ -184,14 +184,7 @@ class D3PM(nn.Module):
             shape: ``(B, *S)``.
             seeds: int64 ``(B,)``, see :func:`d3pm_fast.functional.draw_seeds`.
         """
-        nowhere = torch.zeros(shape, dtype=torch.int64, device=self._device)
-        rows = torch.zeros(len(nowhere), dtype=torch.int64, device=self._device)
-        name = ops.implementation(self.impl, self._device).name
-        table = self.transition.stationary_coefficients()
-        step = self.num_steps + 1
-        return functional.draw_from_products(
-            self.transition, nowhere, rows, table, seeds, step, name
-        )
+        return functional.sample_prior(self.transition, shape, seeds, self.num_steps + 1)
 
     def _p_sample(
         self, logits: Tensor, x_t: Tensor, t: Tensor, s: Tensor | None, seeds: Tensor, step: int

@@ -13,12 +13,13 @@ All functions take ``impl``, see :func:`d3pm_fast.implementation`, and raise
   ``D3PM_FAST_CHECK=1`` in the environment at import; elsewhere such a token's result is NaN).
 """
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import _environment, ops, reference
+from . import _environment, ops
 from ._checks import (
     FLOAT_DTYPES,
     check_choice,
@@ -31,9 +32,20 @@ from ._checks import (
     check_tokens,
 )
 from .autograd import Loss, PPosterior
-from .transitions import RankOneTransition
+from .reference.draws import draw_base
+from .reference.philox import uniforms
+from .transitions import Transition
+from .transitions.base import running_sums
 
-__all__ = ["draw_seeds", "loss", "p_posterior", "p_sample", "q_posterior", "q_sample"]
+__all__ = [
+    "draw_seeds",
+    "loss",
+    "p_posterior",
+    "p_sample",
+    "q_posterior",
+    "q_sample",
+    "sample_prior",
+]
 
 REVERSE = ("joint", "posterior_mean")
 FIRST_STEP = ("logits", "posterior")
@@ -41,7 +53,7 @@ REDUCTIONS = ("mean", "sum", "none", "batch")
 
 
 def loss(
-    transition: RankOneTransition,
+    transition: Transition,
     logits: Tensor,
     x0: Tensor,
     x_t: Tensor,
@@ -92,15 +104,17 @@ def loss(
         mask = mask.contiguous()
     model = _check_model(transition, logits, x_t, t, reverse, first_step, x0=x0, mask=mask)
     name = _choose(impl, transition, t, 1, mask, x0=x0, x_t=x_t)
-    args = (_contiguous(x0), *_chain(transition, x_t, t), mask, *model, vb_weight, ce_weight)
+    kernels = ops.operations(name, transition)
+    chain = kernels.chain(transition, _contiguous(t))
+    args = (_contiguous(x0), mask, _contiguous(x_t), *chain, *model, vb_weight, ce_weight)
     if reduction == "batch":
-        token_loss = _token_loss(name, logits, "none", args)
+        token_loss = _token_loss(name, kernels, logits, "none", args)
         return token_loss if x0.ndim == 1 else token_loss.flatten(1).sum(dim=1)
-    return _token_loss(name, logits, reduction, args)
+    return _token_loss(name, kernels, logits, reduction, args)
 
 
 def q_posterior(
-    transition: RankOneTransition,
+    transition: Transition,
     x0: Tensor,
     x_t: Tensor,
     t: Tensor,
@@ -129,15 +143,15 @@ def q_posterior(
     check_tokens("x_t", x_t)
     check_shape("x_t", x_t, tuple(x0.shape))
     check_times("t", t, x0.shape)
-    check_same_device(x0=x0, x_t=x_t, t=t, transition=transition.steps)
+    check_same_device(x0=x0, x_t=x_t, t=t, transition=transition)
     name = _choose(impl, transition, t, 1, x0=x0, x_t=x_t)
-    chain = _chain(transition, x_t, t)
-    operation = _operations(name).q_posterior
-    return operation(_contiguous(x0), *chain, transition.num_classes, dtype)  # type: ignore[no-any-return]
+    kernels = ops.operations(name, transition)
+    args = _contiguous(x0), _contiguous(x_t), *kernels.chain(transition, _contiguous(t))
+    return kernels.q_posterior(*args, transition.num_classes, dtype)  # type: ignore[no-any-return]
 
 
 def p_posterior(
-    transition: RankOneTransition,
+    transition: Transition,
     logits: Tensor,
     x_t: Tensor,
     t: Tensor,
@@ -162,15 +176,17 @@ def p_posterior(
     """
     model = _check_model(transition, logits, x_t, t, reverse, first_step)
     name = _choose(impl, transition, t, 1, x_t=x_t)
-    args = (*_chain(transition, x_t, t), *model)
+    kernels = ops.operations(name, transition)
+    args = (_contiguous(x_t), *kernels.chain(transition, _contiguous(t)), *model)
     logits = logits.contiguous()
     if name != "reference" and logits.requires_grad and torch.is_grad_enabled():
-        return PPosterior.apply(logits, args)  # type: ignore[no-any-return, no-untyped-call]
-    return _operations(name).p_posterior(logits, *args)  # type: ignore[no-any-return]
+        both = kernels.p_posterior, kernels.p_posterior_grad
+        return PPosterior.apply(logits, *both, args)  # type: ignore[no-any-return, no-untyped-call]
+    return kernels.p_posterior(logits, *args)  # type: ignore[no-any-return]
 
 
 def q_sample(
-    transition: RankOneTransition,
+    transition: Transition,
     x0: Tensor,
     t: Tensor,
     *,
@@ -196,14 +212,15 @@ def q_sample(
     """
     check_tokens("x0", x0)
     check_times("t", t, x0.shape)
-    check_same_device(x0=x0, t=t, transition=transition.steps)
+    check_same_device(x0=x0, t=t, transition=transition)
     seeds = _check_seeds(seeds, generator, x0)
     name = _choose(impl, transition, t, 0, x0=x0)
-    return draw_from_products(transition, x0, t, transition.products, seeds, step, name)
+    draw = ops.operations(name, transition).q_sample
+    return draw(_contiguous(x0), transition, _contiguous(t), seeds, step).to(x0.dtype)  # type: ignore[no-any-return]
 
 
 def p_sample(
-    transition: RankOneTransition,
+    transition: Transition,
     logits: Tensor,
     x_t: Tensor,
     t: Tensor,
@@ -242,38 +259,30 @@ def p_sample(
         check_times("s", s, x_t.shape)
         check_shape("s", s, tuple(t.shape))
         check_same_device(t=t, s=s)
+        _check_order(transition, s, t)
+        s = _contiguous(s)
     name = _choose(impl, transition, t, 1, x_t=x_t)
-    chain = _chain(transition, x_t, t)
-    if s is not None:
-        table = _coefficients_between(transition, s.long().flatten(), t.long().flatten())
-        rows = torch.arange(t.numel(), device=t.device).view(t.shape)
-        chain = (chain[0], rows, table, *chain[3:])
-    logits = logits.detach().contiguous()
-    drawn = _operations(name).p_sample(logits, *chain, transition.base_cdf, *model, seeds, step)
+    kernels = ops.operations(name, transition)
+    args = _contiguous(x_t), *kernels.chain(transition, _contiguous(t), s), *model
+    drawn = kernels.p_sample(logits.detach().contiguous(), *args, seeds, step)
     return drawn.to(x_t.dtype)  # type: ignore[no-any-return]
 
 
-def draw_from_products(
-    transition: RankOneTransition,
-    x: Tensor,
-    rows: Tensor,
-    table: Tensor,
-    seeds: Tensor,
-    step: int,
-    name: str,
+def sample_prior(
+    transition: Transition, shape: tuple[int, ...], seeds: Tensor, step: int = 0
 ) -> Tensor:
-    """Draw from rows of ``Qbar``-like matrices, ``table`` ``(M, 3)``; arguments are trusted."""
-    drawn = _operations(name).q_sample(
-        _contiguous(x),
-        _contiguous(rows),
-        table,
-        transition.base_cdf,
-        transition.mask_id,
-        transition.num_classes,
-        seeds,
-        step,
+    """Draw x_T from the stationary distribution, int64 ``(B, *S)``.
+
+    Args:
+        transition: the chain.
+        shape: ``(B, *S)``.
+        seeds: int64 ``(B,)``, as in :func:`q_sample`.
+        step: as in :func:`q_sample`.
+    """
+    _, draw = uniforms(seeds, step, math.prod(shape))
+    return draw_base(draw, running_sums(transition.stationary()), transition.num_classes).view(
+        shape
     )
-    return drawn.to(x.dtype)  # type: ignore[no-any-return]
 
 
 def draw_seeds(batch: int, generator: torch.Generator | None = None) -> Tensor:
@@ -286,11 +295,13 @@ def draw_seeds(batch: int, generator: torch.Generator | None = None) -> Tensor:
     return torch.randint(bounds.min, bounds.max, (batch,), generator=generator, device=device)
 
 
-def _token_loss(name: str, logits: Tensor, reduction: str, args: tuple[Any, ...]) -> Tensor:
+def _token_loss(
+    name: str, kernels: Any, logits: Tensor, reduction: str, args: tuple[Any, ...]
+) -> Tensor:
     logits = logits.contiguous()
     if name != "reference" and logits.requires_grad and torch.is_grad_enabled():
-        return Loss.apply(logits, reduction, args)  # type: ignore[no-any-return, no-untyped-call]
-    return _operations(name).loss(logits, *args, reduction)  # type: ignore[no-any-return]
+        return Loss.apply(logits, kernels.loss_and_grad, reduction, args)  # type: ignore[no-any-return, no-untyped-call]
+    return kernels.loss(logits, *args, reduction)  # type: ignore[no-any-return]
 
 
 def _contiguous(tokens: Tensor) -> Tensor:
@@ -299,18 +310,8 @@ def _contiguous(tokens: Tensor) -> Tensor:
     return tokens.to(torch.int64).contiguous()
 
 
-def _chain(
-    transition: RankOneTransition, x_t: Tensor, t: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None, int]:
-    return _contiguous(x_t), _contiguous(t), transition.steps, transition.base, transition.mask_id
-
-
-def _operations(name: str) -> Any:
-    return reference if name == "reference" else torch.ops.d3pm_fast
-
-
 def _check_model(
-    transition: RankOneTransition,
+    transition: Transition,
     logits: Tensor,
     x_t: Tensor,
     t: Tensor,
@@ -323,7 +324,7 @@ def _check_model(
     check_tokens("x_t", x_t)
     check_logits("logits", logits, x_t.shape, transition.num_classes)
     check_times("t", t, x_t.shape)
-    check_same_device(logits=logits, x_t=x_t, t=t, transition=transition.steps, **others)
+    check_same_device(logits=logits, x_t=x_t, t=t, transition=transition, **others)
     return reverse == "posterior_mean", first_step == "logits"
 
 
@@ -340,7 +341,7 @@ def _check_seeds(seeds: Tensor | None, generator: torch.Generator | None, tokens
 
 def _choose(
     impl: str,
-    transition: RankOneTransition,
+    transition: Transition,
     t: Tensor,
     first_time: int,
     mask: Tensor | None = None,
@@ -362,28 +363,26 @@ def _choose(
 
 
 def _check_possible(
-    transition: RankOneTransition, t: Tensor, mask: Tensor | None, x0: Tensor, x_t: Tensor
+    transition: Transition, t: Tensor, mask: Tensor | None, x0: Tensor, x_t: Tensor
 ) -> None:
-    x0, x_t = x0.long().flatten(), x_t.long().flatten()
-    rows = t.long().flatten().repeat_interleave(len(x0) // max(t.numel(), 1))
-    keep, base, to_mask = transition.products[rows].unbind(-1)
-    vector = 1.0 if transition.base is None else transition.base[x_t]
-    reach = keep * (x0 == x_t) + base * vector + to_mask * (x_t == transition.mask_id)
-    bad = (reach == 0) if mask is None else (reach == 0) & mask.flatten()
+    counts = torch.ones_like(x0, dtype=torch.bool) if mask is None else mask
+    x0, x_t = x0.long()[counts], x_t.long()[counts]
+    t = t.long().view(*t.shape, *(1,) * (counts.ndim - t.ndim)).expand(counts.shape)[counts]
+    bad = transition.reach(x0, x_t, t) == 0
     if bool(bad.any()):
         n = int(bad.nonzero()[0])
+        token = int(counts.flatten().nonzero()[n])
         raise ValueError(
-            f"x_t = {int(x_t[n])} cannot come from x0 = {int(x0[n])} at t = {int(rows[n])} "
-            f"(token {n}): the chain gives it probability 0"
+            f"x_t = {int(x_t[n])} cannot come from x0 = {int(x0[n])} at t = {int(t[n])} "
+            f"(token {token}): the chain gives it probability 0"
         )
 
 
-def _coefficients_between(transition: RankOneTransition, s: Tensor, t: Tensor) -> Tensor:
-    valid = (s >= 0) & (s < t) & (t <= transition.num_steps)
-    if t.device.type == "cpu" and not bool(valid.all()):
-        n = int((~valid).nonzero()[0])
-        if not 1 <= int(t[n]) <= transition.num_steps:
-            raise IndexError(f"t must lie in [1, {transition.num_steps + 1}), got {int(t[n])}")
-        raise IndexError(f"s must lie in [0, t), got s = {int(s[n])} with t = {int(t[n])}")
-    table = transition.coefficients(s.where(valid, 0), t.where(valid, 0))
-    return table.where(valid.unsqueeze(-1), torch.nan)
+def _check_order(transition: Transition, s: Tensor, t: Tensor) -> None:
+    if t.device.type != "cpu":
+        return
+    check_range("t", t, 1, transition.num_steps + 1)
+    bad = (s < 0) | (s.long() >= t.long())
+    if bool(bad.any()):
+        where = tuple(int(i) for i in bad.nonzero()[0])
+        raise IndexError(f"s must lie in [0, t), got s = {int(s[where])} with t = {int(t[where])}")

@@ -98,9 +98,9 @@ def op_arguments(family):
     t = torch.tensor([1, 3, 6])
     x_t = functional.q_sample(chain, x0, t)
     logits, seeds = torch.randn(B, P, K), torch.arange(B)
-    step = (t, chain.steps, chain.base, chain.mask_id)
+    step = (t, chain.steps, chain.base, chain.base_cdf, chain.mask_id)
     mask = torch.rand(B, P) < 0.7
-    loss = (logits, x0, x_t, *step, mask, False, True, 1.0, 0.1)
+    loss = (logits, x0, mask, x_t, *step, False, True, 1.0, 0.1)
     return {
         "loss": (*loss, "none"),
         "loss_and_grad": (*loss, "mean", False),
@@ -108,7 +108,7 @@ def op_arguments(family):
         "p_posterior": (logits, x_t, *step, False, True),
         "p_posterior_grad": (logits, torch.randn(B, P, K), x_t, *step, False, True),
         "q_sample": (x0, t, chain.products, chain.base_cdf, chain.mask_id, K, seeds, 0),
-        "p_sample": (logits, x_t, *step, chain.base_cdf, False, True, seeds, 0),
+        "p_sample": (logits, x_t, *step, False, True, seeds, 0),
     }
 
 

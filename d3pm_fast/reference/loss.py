@@ -3,19 +3,17 @@
 import torch
 from torch import Tensor
 
+from .logspace import at, compute_dtype
 from .posterior import log_p_posterior, log_q_posterior
-from .rank_one import Step, at, compute_dtype
+from .step import MakeStep
 
 
 def loss(
     logits: Tensor,
     x0: Tensor,
-    x_t: Tensor,
-    rows: Tensor,
-    table: Tensor,
-    base: Tensor | None,
-    mask_id: int,
     mask: Tensor | None,
+    x_t: Tensor,
+    make_step: MakeStep,
     posterior_mean: bool,
     direct: bool,
     vb_weight: float,
@@ -36,7 +34,7 @@ def loss(
     x0, x_t = x0.where(usable, 0), x_t.where(usable, 0)
     logits = logits.where(counts.unsqueeze(-1), 0)
 
-    step = Step.gather(table, rows, base, mask_id, logits.shape, dtype)
+    step = make_step(logits.shape, dtype)
     log_x0 = torch.log_softmax(logits.to(dtype), dim=-1)
     log_q = log_q_posterior(step, x0, x_t)
     log_p = log_p_posterior(step, log_x0, x_t, posterior_mean, direct)

@@ -3,37 +3,32 @@
 import torch
 from torch import Tensor
 
-from .rank_one import Step, at, compute_dtype
+from .logspace import at, compute_dtype
+from .step import MakeStep, Step
 
 
 def q_posterior(
     x0: Tensor,
     x_t: Tensor,
-    rows: Tensor,
-    table: Tensor,
-    base: Tensor | None,
-    mask_id: int,
+    make_step: MakeStep,
     num_classes: int,
     dtype: torch.dtype,
 ) -> Tensor:
     """Return ``log q(x_s | x_t, x_0)``, ``(B, *S, K)``: NaN where ``Qbar_t[x_0, x_t] = 0``."""
-    step = Step.gather(table, rows, base, mask_id, (*x_t.shape, num_classes), compute_dtype(dtype))
+    step = make_step((*x_t.shape, num_classes), compute_dtype(dtype))
     return log_q_posterior(step, x0, x_t).to(dtype)
 
 
 def p_posterior(
     logits: Tensor,
     x_t: Tensor,
-    rows: Tensor,
-    table: Tensor,
-    base: Tensor | None,
-    mask_id: int,
+    make_step: MakeStep,
     posterior_mean: bool,
     direct: bool,
 ) -> Tensor:
     """Return ``log p(x_s | x_t)``, ``(B, *S, K)``, differentiable in the logits."""
     dtype = compute_dtype(logits.dtype)
-    step = Step.gather(table, rows, base, mask_id, logits.shape, dtype)
+    step = make_step(logits.shape, dtype)
     log_x0 = torch.log_softmax(logits.to(dtype), dim=-1)
     return log_p_posterior(step, log_x0, x_t, posterior_mean, direct).to(logits.dtype)
 

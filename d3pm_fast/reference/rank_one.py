@@ -8,31 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-
-def compute_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Return the dtype to calculate in: float64 for float64, float32 for the rest."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def spread(values: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Repeat one value an item, ``(B,)``, for the item's positions; ``(B, *S)`` stays."""
-    return values.reshape(*values.shape, *(1,) * (len(shape) - values.ndim)).expand(shape)
-
-
-def log_add_exp(x: Tensor, y: Tensor) -> Tensor:
-    """Return ``log(exp(x) + exp(y))``; two -inf give -inf, with a gradient of zero."""
-    nothing = (x == -torch.inf) & (y == -torch.inf)
-    total = torch.logaddexp(x.masked_fill(nothing, 0), y.masked_fill(nothing, 0))
-    return total.masked_fill(nothing, -torch.inf)
-
-
-def at(values: Tensor, index: Tensor) -> Tensor:
-    """Return ``values[n, index[n]]`` for every token n, ``(B, *S, 1)``."""
-    return values.gather(-1, index.unsqueeze(-1))
+from .draws import draw_base, draw_row
+from .logspace import at, log_add_exp, spread
 
 
 @dataclass
-class Step:
+class RankOneStep:
     """The coefficients of each token's step, float64 ``(B, *S, 1)``, and the chain's vector."""
 
     keep: Tensor
@@ -43,19 +24,21 @@ class Step:
     bar_mask: Tensor
     target_time: Tensor
     log_vector: Tensor
+    base_cdf: Tensor | None
     mask_id: int
     dtype: torch.dtype
 
     @classmethod
     def gather(
         cls,
-        table: Tensor,
         rows: Tensor,
+        table: Tensor,
         base: Tensor | None,
+        base_cdf: Tensor | None,
         mask_id: int,
         shape: tuple[int, ...],
         dtype: torch.dtype,
-    ) -> "Step":
+    ) -> "RankOneStep":
         """Look up each token's coefficients; a row outside the table reads NaN."""
         *tokens, num_classes = shape
         inside = (rows >= 0) & (rows < len(table))
@@ -64,7 +47,7 @@ class Step:
         a, w, m, bar_a, bar_w, bar_m, s = (
             spread(column, tuple(tokens)).unsqueeze(-1) for column in found.unbind(-1)
         )
-        return cls(a, w, m, bar_a, bar_w, bar_m, s, vector.log(), mask_id, dtype)
+        return cls(a, w, m, bar_a, bar_w, bar_m, s, vector.log(), base_cdf, mask_id, dtype)
 
     def log_q_column(self, x_t: Tensor) -> Tensor:
         """Return ``log Q[j, x_t]`` for every j, ``(B, *S, K)``."""
@@ -103,6 +86,40 @@ class Step:
         log_reach = self.log_q_bar_t_column(x_t)
         reachable = (log_reach > -torch.inf).all(dim=-1, keepdim=True)
         return torch.log_softmax(log_x0 - log_reach.where(reachable, 0), dim=-1)
+
+    def draw(
+        self,
+        log_x0: Tensor,
+        x_t: Tensor,
+        posterior_mean: bool,
+        direct: bool,
+        uniforms: tuple[Tensor, Tensor],
+    ) -> Tensor:
+        """Return x_s drawn as a mixture, int64 ``(B, *S)``.
+
+        With ``u = u[x_t]``, ``p(j) Z = u A s_j + u ubar_j + a f[x_t] [j = x_t]``: one number
+        chooses among the model (mass ``u A``), the base (``u W``), the mask (``u M``) and
+        staying, the other draws the class from s or from the base.
+        """
+        choice, draw = uniforms
+        first = (self.target_time == 0) & direct
+        log_s = log_x0.where(first, self.tilt(log_x0, x_t)) if posterior_mean else log_x0
+        here = at(self.log_predicted(log_s), x_t).exp().squeeze(-1)
+        is_mask = (x_t == self.mask_id).double()
+        vector = self.log_vector.exp()[x_t]
+        spread = self.base.squeeze(-1) * vector + self.mask.squeeze(-1) * is_mask
+
+        model, stationary, mask = (
+            (spread * part.squeeze(-1)) for part in (self.bar_keep, self.bar_base, self.bar_mask)
+        )
+        threshold = choice * (spread + self.keep.squeeze(-1) * here)
+        from_model = (threshold < model) | first.squeeze(-1)
+        from_base = threshold < model + stationary
+        from_mask = threshold < model + stationary + mask
+
+        fallback = x_t.where(~from_mask | (self.mask_id < 0), self.mask_id)
+        redrawn = draw_base(draw, self.base_cdf, len(self.log_vector))
+        return draw_row(log_s.exp(), draw).where(from_model, redrawn.where(from_base, fallback))
 
     def _column(self, keep: Tensor, base: Tensor, mask: Tensor, x_t: Tensor) -> Tensor:
         index = x_t.unsqueeze(-1)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Transition"]
+__all__ = ["Transition", "running_sums"]
 
 
 class Transition(nn.Module):
@@ -40,6 +40,10 @@ class Transition(nn.Module):
     @abstractmethod
     def stationary(self) -> Tensor:
         """Return the distribution that x_T tends to whatever x_0 was, float64 ``(K,)``."""
+
+    @abstractmethod
+    def reach(self, x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        """Return ``Qbar_t[x_0, x_t]``, float64, for integers of one shape; all are trusted."""
 
     def q_matrix(self, t: int) -> Tensor:
         """Return ``Q_t``, float64 ``(K, K)``, for looking and for tests.
@@ -87,3 +91,12 @@ class Transition(nn.Module):
             if table is not None:
                 setattr(self, name, table.to(device))
         return self
+
+
+def running_sums(rows: Tensor) -> Tensor:
+    """Return the running sums of a distribution, or of each row of a matrix.
+
+    They are 1 from the last possible class on: no number below 1 can pass it.
+    """
+    possible_from_here = (rows > 0).flip(-1).cumsum(-1).flip(-1)
+    return rows.cumsum(-1).masked_fill(possible_from_here <= (rows > 0), 1.0)

@@ -18,7 +18,7 @@ from .._checks import (
     check_probabilities,
     check_probability,
 )
-from .base import Transition
+from .base import Transition, running_sums
 
 __all__ = ["RankOneTransition", "absorbing", "marginal", "mask_and_uniform", "uniform"]
 
@@ -70,7 +70,7 @@ class RankOneTransition(Transition):
         self._betas = torch.cat([first, betas])
         self._step_base = torch.cat([first, betas * share])
         self.base = base
-        self.base_cdf = None if base is None else _cdf(base)
+        self.base_cdf = None if base is None else running_sums(base)
 
         times = torch.arange(self.num_steps + 1)
         self.steps = self.coefficients((times - 1).clamp(min=0), times)
@@ -124,22 +124,35 @@ class RankOneTransition(Transition):
         step = torch.stack([keep, base, spread - base], dim=-1)
         return torch.cat([step, before, s.double().unsqueeze(-1)], dim=-1)
 
+    def step_rows(self, t: Tensor, s: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return a table of steps to s (t - 1 unless given), and the row of each entry of t.
+
+        A step that does not exist has a row of NaN, or one outside the table.
+        """
+        if s is None:
+            return t, self.steps
+        valid = (s >= 0) & (s < t) & (t <= self.num_steps)
+        table = self.coefficients(s.where(valid, 0).flatten(), t.where(valid, 0).flatten())
+        rows = torch.arange(t.numel(), device=t.device).view(t.shape)
+        return rows, table.where(valid.flatten().unsqueeze(-1), torch.nan)
+
+    def reach(self, x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        """Return ``Qbar_t[x_0, x_t]``, float64, for integers of one shape; all are trusted."""
+        keep, base, mask = self.products[t].unbind(-1)
+        vector = 1 / self.num_classes if self.base is None else self.base[x_t]
+        return keep * (x0 == x_t) + base * vector + mask * (x_t == self.mask_id)
+
     def stationary(self) -> Tensor:
         """Return the distribution of x_T, whatever x_0 was, float64 ``(K,)``.
 
         For betas that leave ``Abar_T > 0`` it is the limit of drawing on with the last shares.
         """
-        _, base, mask = self.stationary_coefficients()[0]
-        return self._spread_vector(base, mask)
-
-    def stationary_coefficients(self) -> Tensor:
-        """Return the stationary distribution as a row of :attr:`products`, float64 ``(1, 3)``."""
         if self._constant_share is not None:
             share = self.products.new_tensor(self._constant_share)
         else:
             _, base, mask = self.products[-1]
             share = base / (base + mask)
-        return torch.stack([torch.zeros_like(share), share, 1 - share]).unsqueeze(0)
+        return self._spread_vector(share, 1 - share)
 
     def _q_matrix(self, t: int) -> Tensor:
         return self._matrix(*self.steps[t, :3])
@@ -257,10 +270,3 @@ def _running_spread(betas: Tensor, share: Tensor) -> Tensor:
         running = (1 - beta) * running + beta * part
         total.append(running)
     return torch.tensor(total, dtype=torch.float64)
-
-
-def _cdf(base: Tensor) -> Tensor:
-    running = base.cumsum(0)
-    # Every class from the last possible one on reads 1: no number below 1 can pass it.
-    running[int(base.nonzero()[-1]) :] = 1.0
-    return running

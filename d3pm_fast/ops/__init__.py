@@ -1,0 +1,22 @@
+"""The registered operations, ``torch.ops.d3pm_fast.*``, and the choice among implementations.
+
+One module for each structure of transitions, all with the same functions, and ``reference`` with
+them too. They trust their arguments: tokens are int64, all tensors contiguous.
+"""
+
+from typing import Any
+
+from .. import reference
+from ..transitions import RankOneTransition, Transition
+from . import rank_one
+from .implementations import IMPLEMENTATIONS, Implementation, implementation
+
+__all__ = ["IMPLEMENTATIONS", "Implementation", "implementation", "operations"]
+
+
+def operations(name: str, transition: Transition) -> Any:
+    """Return the module that serves a transition by the implementation of this name."""
+    if name == "reference":
+        return reference
+    assert isinstance(transition, RankOneTransition)
+    return rank_one

@@ -1,0 +1,99 @@
+"""One reverse step ``x_t -> x_s`` of a dense chain, as log-matrices' rows and columns."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..transitions import DenseTransition
+from .draws import draw_row
+from .logspace import log_sum_exp, spread
+
+
+@dataclass
+class MatrixStep:
+    """The matrices ``(U, K, K)`` of the U different steps, and each token's, ``(B, *S)``."""
+
+    q: Tensor
+    q_bar: Tensor
+    q_bar_t: Tensor
+    which: Tensor
+    target_time: Tensor
+    dtype: torch.dtype
+
+    @classmethod
+    def gather(
+        cls,
+        transition: DenseTransition,
+        t: Tensor,
+        s: Tensor,
+        shape: tuple[int, ...],
+        dtype: torch.dtype,
+    ) -> "MatrixStep":
+        """Look up each token's step; one that does not exist reads NaN."""
+        pairs, which = torch.stack([s, t]).flatten(1).unique(dim=1, return_inverse=True)
+        matrices, times = [], []
+        for a, b in pairs.T.tolist():
+            exists = 0 <= a < b <= transition.num_steps
+            found = [
+                transition.product(*step) if exists else _nowhere(transition)
+                for step in ((a, b), (0, a), (0, b))
+            ]
+            matrices.append(torch.stack(found))
+            times.append(a if exists else torch.nan)
+        q, q_bar, q_bar_t = torch.stack(matrices).unbind(1)
+        which = spread(which.view(t.shape), shape[:-1])
+        target = torch.tensor(times, dtype=torch.float64, device=t.device)[which].unsqueeze(-1)
+        return cls(q, q_bar, q_bar_t, which, target, dtype)
+
+    def log_q_column(self, x_t: Tensor) -> Tensor:
+        """Return ``log Q[j, x_t]`` for every j, ``(B, *S, K)``."""
+        return self.q.mT[self.which, x_t].log().to(self.dtype)
+
+    def log_q_bar_t_column(self, x_t: Tensor) -> Tensor:
+        """Return ``log Qbar_t[i, x_t]`` for every i, ``(B, *S, K)``."""
+        return self.q_bar_t.mT[self.which, x_t].log().to(self.dtype)
+
+    def log_q_bar_row(self, x0: Tensor) -> Tensor:
+        """Return ``log Qbar_s[x_0, j]`` for every j, ``(B, *S, K)``."""
+        return self.q_bar[self.which, x0].log().to(self.dtype)
+
+    def log_predicted(self, log_x0: Tensor) -> Tensor:
+        """Return ``log f``, ``f = s Qbar_s``, for a predicted ``log s``, ``(B, *S, K)``."""
+        log_f = torch.empty_like(log_x0)
+        for u, q_bar in enumerate(self.q_bar):
+            here = self.which == u
+            terms = log_x0[here].unsqueeze(-1) + q_bar.log().to(self.dtype)
+            log_f = log_f.index_put((here,), log_sum_exp(terms, dim=-2))
+        return log_f
+
+    def tilt(self, log_x0: Tensor, x_t: Tensor) -> Tensor:
+        """Return the log of ``s_i / Qbar_t[i, x_t]``, normalized over i, ``(B, *S, K)``.
+
+        A class that cannot lead to x_t is left out; where s allows no other, s is returned as
+        it came.
+        """
+        log_reach = self.log_q_bar_t_column(x_t)
+        possible = (log_reach > -torch.inf) & (log_x0 > -torch.inf)
+        tilted = (log_x0 - log_reach.where(possible, 0)).where(possible, -torch.inf)
+        none = ~possible.any(dim=-1, keepdim=True)
+        return log_x0.where(none, torch.log_softmax(tilted.where(~none, 0), dim=-1))
+
+    def draw(
+        self,
+        log_x0: Tensor,
+        x_t: Tensor,
+        posterior_mean: bool,
+        direct: bool,
+        uniforms: tuple[Tensor, Tensor],
+    ) -> Tensor:
+        """Return x_s by inverse CDF from the second of the numbers, int64 ``(B, *S)``."""
+        log_s = self.tilt(log_x0, x_t) if posterior_mean else log_x0
+        log_joint = self.log_q_column(x_t) + self.log_predicted(log_s)
+        log_p = log_x0.where((self.target_time == 0) & direct, log_joint)
+        top = log_p.amax(dim=-1, keepdim=True)
+        return draw_row((log_p - top).exp(), uniforms[1])
+
+
+def _nowhere(transition: DenseTransition) -> Tensor:
+    return transition.stationary().new_full((transition.num_classes,) * 2, torch.nan)

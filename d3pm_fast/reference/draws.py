@@ -1,0 +1,20 @@
+"""Classes from uniform numbers, by inverse CDF."""
+
+import torch
+from torch import Tensor
+
+
+def draw_base(draw: Tensor, base_cdf: Tensor | None, num_classes: int) -> Tensor:
+    """Return the class in which the uniform ``draw`` falls, int64; None: all are alike."""
+    if base_cdf is None:
+        return (draw * num_classes).long()
+    return torch.searchsorted(base_cdf, draw, right=True)
+
+
+def draw_row(weights: Tensor, draw: Tensor) -> Tensor:
+    """Return a class from each row of weights ``(B, *S, K)``, int64 ``(B, *S)``."""
+    running = weights.cumsum(-1)
+    # A product that rounds up to the sum itself belongs to the last class that has any mass.
+    last = (weights > 0).long().cumsum(-1).argmax(-1)
+    found = torch.searchsorted(running, (draw.unsqueeze(-1) * running[..., -1:]), right=True)
+    return found.squeeze(-1).minimum(last)

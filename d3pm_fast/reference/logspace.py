@@ -1,0 +1,32 @@
+"""Shapes, dtypes and sums in log space that all operations share."""
+
+import torch
+from torch import Tensor
+
+
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype to calculate in: float64 for float64, float32 for the rest."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def spread(values: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Repeat one value an item, ``(B,)``, for the item's positions; ``(B, *S)`` stays."""
+    return values.reshape(*values.shape, *(1,) * (len(shape) - values.ndim)).expand(shape)
+
+
+def log_add_exp(x: Tensor, y: Tensor) -> Tensor:
+    """Return ``log(exp(x) + exp(y))``; two -inf give -inf, with a gradient of zero."""
+    nothing = (x == -torch.inf) & (y == -torch.inf)
+    total = torch.logaddexp(x.masked_fill(nothing, 0), y.masked_fill(nothing, 0))
+    return total.masked_fill(nothing, -torch.inf)
+
+
+def log_sum_exp(x: Tensor, dim: int) -> Tensor:
+    """Return ``log sum exp(x)``; nothing but -inf gives -inf, with a gradient of zero."""
+    nothing = (x == -torch.inf).all(dim, keepdim=True)
+    return x.masked_fill(nothing, 0).logsumexp(dim).masked_fill(nothing.squeeze(dim), -torch.inf)
+
+
+def at(values: Tensor, index: Tensor) -> Tensor:
+    """Return ``values[n, index[n]]`` for every token n, ``(B, *S, 1)``."""
+    return values.gather(-1, index.unsqueeze(-1))

@@ -1,0 +1,158 @@
+"""Transitions without a structure that closes under products: matrices, made when asked for."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import count
+from typing import Any
+from weakref import WeakValueDictionary
+
+import torch
+from torch import Tensor
+
+from .base import Transition, running_sums
+from .factored import Form, best_form
+from .products import ByteCache, Products
+
+__all__ = ["DenseStep", "DenseTransition", "of_handle"]
+
+_handles = count()
+_by_handle: WeakValueDictionary[int, "DenseTransition"] = WeakValueDictionary()
+
+
+def of_handle(handle: int) -> "DenseTransition":
+    """Return the transition that a registered operation was given by its number."""
+    return _by_handle[handle]
+
+
+@dataclass(frozen=True)
+class DenseStep:
+    """What the kernels multiply with in one step ``x_t -> x_s``, rounded from float64.
+
+    Attributes:
+        columns: ``Q_{s->t}[:, x_t]`` in row x_t, ``(K, K)``.
+        rows: ``Qbar_s[x_0, :]`` in row x_0, ``(K, K)``, in the dtype of the form.
+        form: ``Qbar_s`` as rows are multiplied by it.
+    """
+
+    columns: Tensor
+    rows: Tensor
+    form: Form
+
+    @property
+    def num_bytes(self) -> int:
+        """What the step holds, the parts of its form not counted where they are small."""
+        return self.columns.nbytes + self.rows.nbytes
+
+
+class DenseTransition(Transition):
+    """A chain of arbitrary matrices; products are made on demand and kept within a budget.
+
+    Args:
+        family: the name of the function that made it.
+        num_classes: K.
+        num_steps: T.
+        step: maps t in 1..T to ``Q_t``, float64 ``(K, K)``, on the CPU.
+        stationary: float64 ``(K,)``.
+        between: maps (s, t) to ``Q_{s->t}`` where that takes no product of steps, else None.
+        mask_id: the mask's class, or -1.
+        memory_budget: bytes for products and for what is rounded from them.
+
+    Raises:
+        ValueError: the budget holds less than about 2 sqrt(T) matrices.
+    """
+
+    _TABLES = ("_stationary",)
+
+    def __init__(
+        self,
+        family: str,
+        num_classes: int,
+        num_steps: int,
+        step: Callable[[int], Tensor],
+        stationary: Tensor,
+        *,
+        between: Callable[[int, int], Tensor] | None = None,
+        mask_id: int = -1,
+        memory_budget: int = 1 << 30,
+    ) -> None:
+        super().__init__(family, num_classes, num_steps, mask_id)
+        self._stationary = stationary
+        self._cache = ByteCache(memory_budget)
+        if between is None:
+            between = Products(step, num_classes, num_steps, self._cache).between
+        self._between = between
+        self._register()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the numbers are handed out."""
+        return self._stationary.device
+
+    def stationary(self) -> Tensor:
+        """Return the distribution that x_T tends to whatever x_0 was, float64 ``(K,)``."""
+        return self._stationary
+
+    def product(self, s: int, t: int) -> Tensor:
+        """Return ``Q_{s->t} = Q_{s+1} ... Q_t``, float64 ``(K, K)``, 0 <= s <= t <= T."""
+        if s == t:
+            return torch.eye(self.num_classes, dtype=torch.float64, device=self.device)
+        return self._between(s, t).to(self.device)
+
+    def reach(self, x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        """Return ``Qbar_t[x_0, x_t]``, float64, for integers of one shape; all are trusted."""
+        found = torch.empty(t.shape, dtype=torch.float64, device=t.device)
+        for time in t.unique().tolist():
+            here = t == time
+            found[here] = self.product(0, time)[x0[here], x_t[here]]
+        return found
+
+    def step(self, s: int, t: int, dtype: torch.dtype) -> DenseStep:
+        """Return the step from t to s for a calculation in float32 or float64."""
+
+        def make() -> DenseStep:
+            columns, q_bar = self.product(s, t).T.to(dtype).contiguous(), self.product(0, s)
+            form = best_form(q_bar, dtype)
+            return DenseStep(columns, q_bar.to(form.dtype), form)
+
+        found: DenseStep = self._remember(("step", s, t, dtype), make, lambda step: step.num_bytes)
+        return found
+
+    def log_columns(self, s: int, t: int) -> Tensor:
+        """Return ``log Q_{s->t}[:, x_t]`` in row x_t, float64 ``(K, K)``."""
+        return self._table("log columns", s, t, lambda q: q.T.log().contiguous())
+
+    def log_rows(self, s: int, t: int) -> Tensor:
+        """Return ``log Q_{s->t}[x_s, :]`` in row x_s, float64 ``(K, K)``."""
+        return self._table("log rows", s, t, torch.log)
+
+    def cdf(self, t: int) -> Tensor:
+        """Return the running sums of the rows of ``Qbar_t``, float64 ``(K, K)``.
+
+        They are 1 from each row's last possible class on: no number below 1 can pass it.
+        """
+        return self._table("cdf", 0, t, running_sums)
+
+    def _q_matrix(self, t: int) -> Tensor:
+        return self.product(t - 1, t)
+
+    def _q_bar_matrix(self, t: int) -> Tensor:
+        return self.product(0, t)
+
+    def _table(self, name: str, s: int, t: int, make: Callable[[Tensor], Tensor]) -> Tensor:
+        found: Tensor = self._remember(
+            (name, s, t), lambda: make(self.product(s, t)), lambda table: table.nbytes
+        )
+        return found
+
+    def _remember(
+        self, key: tuple[Any, ...], make: Callable[[], Any], size: Callable[[Any], int]
+    ) -> Any:
+        return self._cache.get((*key, self.device), make, size)
+
+    def _register(self) -> None:
+        self.handle = next(_handles)
+        _by_handle[self.handle] = self
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._register()

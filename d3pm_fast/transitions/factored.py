@@ -1,0 +1,170 @@
+"""Cheaper forms of a matrix ``Qbar``, with a bound on what they leave out.
+
+A form multiplies rows from the right. ``error`` bounds every entry of ``v Qbar`` for a
+distribution v, beyond the rounding of the arithmetic. A centred form multiplies rows that sum to
+zero and drops the part of ``Qbar`` that all its rows have in common.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ["Band", "Dense", "Form", "Identity", "LowRank", "best_form"]
+
+LEAST_CLASSES = 64  # below it one product is as fast as several
+BAND_BLOCK = 64
+MIXED = 8.0  # the ratio of a column's entries up to which rounding leaves all of them their digits
+
+
+@dataclass(frozen=True)
+class Dense:
+    """The matrix itself."""
+
+    matrix: Tensor
+    error: float
+    is_centred = False
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the arithmetic."""
+        return self.matrix.dtype
+
+    def apply(self, v: Tensor, out: Tensor) -> None:
+        """Write ``v Qbar``."""
+        torch.mm(v, self.matrix, out=out)
+
+    def apply_transposed(self, r: Tensor, out: Tensor) -> None:
+        """Write ``r Qbar^T``."""
+        torch.mm(r, self.matrix.T, out=out)
+
+
+@dataclass(frozen=True)
+class Identity:
+    """``Qbar_0``."""
+
+    dtype: torch.dtype
+    error = 0.0
+    is_centred = False
+
+    def apply(self, v: Tensor, out: Tensor) -> None:
+        """Write v."""
+        out.copy_(v)
+
+    def apply_transposed(self, r: Tensor, out: Tensor) -> None:
+        """Write r."""
+        out.copy_(r)
+
+
+@dataclass(frozen=True)
+class Band:
+    """Zero, or less than ``error``, at ``|i - j| > half_width``."""
+
+    matrix: Tensor
+    half_width: int
+    error: float
+    is_centred = False
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the arithmetic."""
+        return self.matrix.dtype
+
+    def apply(self, v: Tensor, out: Tensor) -> None:
+        """Write ``v Qbar``, block of columns by block of columns."""
+        self._by_blocks(v, self.matrix, out)
+
+    def apply_transposed(self, r: Tensor, out: Tensor) -> None:
+        """Write ``r Qbar^T``."""
+        self._by_blocks(r, self.matrix.T, out)
+
+    def _by_blocks(self, rows: Tensor, matrix: Tensor, out: Tensor) -> None:
+        k = len(matrix)
+        for first in range(0, k, BAND_BLOCK):
+            last = min(first + BAND_BLOCK, k)
+            near = slice(max(first - self.half_width, 0), min(last + self.half_width, k))
+            torch.mm(rows[:, near], matrix[near, first:last], out=out[:, first:last])
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """``Qbar = 1 pi^T + left right``; the first part is dropped."""
+
+    left: Tensor
+    right: Tensor
+    error: float
+    is_centred = True
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the arithmetic."""
+        return self.left.dtype
+
+    def apply(self, v: Tensor, out: Tensor) -> None:
+        """Write ``v Qbar`` for rows that sum to zero."""
+        torch.mm(v @ self.left, self.right, out=out)
+
+    def apply_transposed(self, r: Tensor, out: Tensor) -> None:
+        """Write ``r Qbar^T`` up to a number that all entries of a row share."""
+        torch.mm(r @ self.right.T, self.left.T, out=out)
+
+
+Form = Dense | Identity | Band | LowRank
+
+
+def best_form(q_bar: Tensor, dtype: torch.dtype) -> Form:
+    """Return the form of ``Qbar``, float64 ``(K, K)``, that takes the fewest operations.
+
+    The choice rests on counts alone, so that results do not depend on timings.
+    """
+    k = len(q_bar)
+    if torch.equal(q_bar, torch.eye(k, dtype=q_bar.dtype, device=q_bar.device)):
+        return Identity(dtype)
+    least = k * torch.finfo(dtype).tiny  # what products below the dtype's range can add up to
+    if k < LEAST_CLASSES:
+        return Dense(q_bar.to(dtype), least)
+    return _low_rank(q_bar, dtype) or _band(q_bar, dtype, least) or Dense(q_bar.to(dtype), least)
+
+
+def _band(q_bar: Tensor, dtype: torch.dtype, least: float) -> Band | None:
+    negligible = torch.finfo(dtype).tiny * 2.0**20
+    row, column = (q_bar > negligible).nonzero(as_tuple=True)
+    half_width = int((row - column).abs().max())
+    if 2 * half_width + BAND_BLOCK > 0.6 * len(q_bar):
+        return None
+    return Band(q_bar.to(dtype), half_width, least + negligible)
+
+
+def _low_rank(q_bar: Tensor, dtype: torch.dtype) -> LowRank | None:
+    """Return a factored form that keeps every entry of ``v Qbar`` to the digits of ``dtype``.
+
+    Where the entries of a column differ by more than ``MIXED``, the small ones are differences
+    that only float64 keeps; a float64 chain then has no such form.
+    """
+    low, high = q_bar.min(dim=0).values, q_bar.max(dim=0).values
+    mixed = bool((high <= MIXED * low).all())
+    if not mixed and dtype == torch.float64:
+        return None
+    work = dtype if mixed else torch.float64
+    most = len(q_bar) // (4 if mixed else 8)
+    pi = q_bar.mean(dim=0)
+    rest = q_bar - pi
+    bound = torch.finfo(dtype).eps * float(low.min()) / 4 if mixed else 1e-13 * float(high.max())
+    start = torch.randn(
+        len(q_bar), most, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
+    )
+    basis = torch.linalg.qr(rest @ start.to(rest.device)).Q
+    inner = basis.T @ rest
+    if _distance(rest, basis, inner) > bound:
+        return None
+    left, values, right = torch.linalg.svd(inner, full_matrices=False)
+    for rank in range(max(int((values > bound).sum()), 1), most + 1):
+        factors = basis @ (left[:, :rank] * values[:rank]), right[:rank]
+        error = _distance(rest, *factors)
+        if error <= bound:
+            return LowRank(factors[0].to(work), factors[1].to(work), 2 * error)
+    return None
+
+
+def _distance(matrix: Tensor, left: Tensor, right: Tensor) -> float:
+    return float((matrix - left @ right).abs().max())
