@@ -180,14 +180,14 @@ bool parallel(int64_t size, double cost, int num_threads, const Body& body) {
   return bad != 0;
 }
 
-// Runs Kernel::call<Element>(call, begin, end) over all tokens.
+// Runs Kernel::call<Element>(call, begin, end) over num_tokens tokens.
 template <class Kernel, class Call>
-bool run_rows(Type type, const Call& call) {
+bool run_rows(Type type, const Call& call, int64_t num_tokens, int64_t num_classes,
+              int num_threads) {
   const auto run_as = [&](auto element) {
     using Element = decltype(element);
-    const double cost =
-        static_cast<double>(call.chain.num_tokens) * static_cast<double>(call.chain.num_classes);
-    return parallel(call.chain.num_tokens, cost, call.num_threads, [&](int64_t begin, int64_t end) {
+    const double cost = static_cast<double>(num_tokens) * static_cast<double>(num_classes);
+    return parallel(num_tokens, cost, num_threads, [&](int64_t begin, int64_t end) {
       return Kernel::template call<Element>(call, begin, end);
     });
   };
@@ -197,6 +197,12 @@ bool run_rows(Type type, const Call& call) {
     case Type::bfloat16: return run_as(BFloat16{});
     default: return run_as(Float16{});
   }
+}
+
+template <class Kernel, class Call>
+bool run_rows(Type type, const Call& call) {
+  return run_rows<Kernel>(type, call, call.chain.num_tokens, call.chain.num_classes,
+                          call.num_threads);
 }
 
 }  // namespace d3pm

@@ -49,11 +49,13 @@ struct RowReader {
 
   const int64_t classes, whole, padded, num_tokens;  // whole: the classes in full vectors
 
-  explicit RowReader(const Chain& chain)
-      : classes(chain.num_classes),
+  RowReader(int64_t num_tokens, int64_t num_classes)
+      : classes(num_classes),
         whole(classes / kWidth * kWidth),
         padded((classes + kWidth - 1) / kWidth * kWidth),
-        num_tokens(chain.num_tokens) {}
+        num_tokens(num_tokens) {}
+
+  explicit RowReader(const Chain& chain) : RowReader(chain.num_tokens, chain.num_classes) {}
 
   // The row's last vector, where it is not whole. Its spare lanes may be read from the rows
   // behind, as long as there are enough of them.

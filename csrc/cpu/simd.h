@@ -150,8 +150,12 @@ struct Math<float> {
 
   D3PM_INLINE V select(const Bits& mask, const V& yes, const V& no) { return mask ? yes : no; }
 
-  // For x <= 0 or NaN; below the least normal number, 0.
-  D3PM_INLINE V exp(const V& x) {
+  // exp(x) = 2^power (1 + rest), for x in [-87.3, 0].
+  struct Power {
+    V rest;
+    Bits power;  // in the place of an exponent
+  };
+  D3PM_INLINE Power split_exp(const V& x) {
     const V shifted = x * 1.44269504088896341f + 12582912.0f;  // its low bits are round(x / ln 2)
     const V n = shifted - 12582912.0f;
     const V r = (x - n * kLn2High) - n * kLn2Low;
@@ -160,9 +164,21 @@ struct Math<float> {
     p = p * r + 4.1665795894e-2f;
     p = p * r + 1.6666665459e-1f;
     p = p * r + 5.0000001201e-1f;
-    p = p * (r * r) + r + 1.0f;
-    const V scaled = bit_cast<V>(bit_cast<Bits>(p) + (bit_cast<Bits>(shifted) << 23));
+    return {p * (r * r) + r, bit_cast<Bits>(shifted) << 23};
+  }
+
+  // For x <= 0 or NaN; below the least normal number, 0.
+  D3PM_INLINE V exp(const V& x) {
+    const Power e = split_exp(x);
+    const V scaled = bit_cast<V>(bit_cast<Bits>(e.rest + 1.0f) + e.power);
     return x < -87.3f ? V{} : scaled;
+  }
+
+  // exp(x) - 1 for x <= 0 or NaN.
+  D3PM_INLINE V expm1(const V& x) {
+    const Power e = split_exp(x);
+    const V scale = bit_cast<V>(bit_cast<Bits>(V{} + 1.0f) + e.power);
+    return x < -87.3f ? V{} - 1.0f : scale * e.rest + (scale - 1.0f);
   }
 
   // x: the exact y - 1, used where y needs no power of 2 taken out; y positive and normal.
@@ -236,6 +252,10 @@ struct Math<double> {
 
   D3PM_INLINE V exp(const V& x) {
     return each(x, [](double v) { return std::exp(v); });
+  }
+
+  D3PM_INLINE V expm1(const V& x) {
+    return each(x, [](double v) { return std::expm1(v); });
   }
 
   D3PM_INLINE V log(const V& x) {
