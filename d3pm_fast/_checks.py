@@ -100,13 +100,30 @@ def check_times(name: str, t: Tensor, shape: torch.Size) -> None:
         )
 
 
+def check_float(name: str, value: Tensor) -> None:
+    """Raise unless ``value`` is a float tensor."""
+    if not isinstance(value, Tensor):
+        raise not_a_tensor(name, value)
+    if value.dtype not in FLOAT_DTYPES:
+        raise TypeError(f"{name} must be float32, float64, bfloat16 or float16, got {value.dtype}")
+
+
 def check_logits(name: str, logits: Tensor, shape: torch.Size, num_classes: int) -> None:
     """Raise unless ``logits`` is a float tensor of shape (*shape, K)."""
-    if not isinstance(logits, Tensor):
-        raise not_a_tensor(name, logits)
-    if logits.dtype not in FLOAT_DTYPES:
-        raise TypeError(f"{name} must be float32, float64, bfloat16 or float16, got {logits.dtype}")
+    check_float(name, logits)
     check_shape(name, logits, (*shape, num_classes))
+
+
+def check_logistic(loc: Tensor, log_scale: Tensor) -> None:
+    """Raise unless both are float tensors of one shape (B, *S), one dtype and one device."""
+    check_float("loc", loc)
+    check_float("log_scale", log_scale)
+    if loc.ndim == 0:
+        raise ValueError("loc must have shape (B, *S), got a scalar")
+    check_shape("log_scale", log_scale, tuple(loc.shape))
+    if log_scale.dtype != loc.dtype:
+        raise TypeError(f"log_scale must be {loc.dtype} as loc is, got {log_scale.dtype}")
+    check_same_device(loc=loc, log_scale=log_scale)
 
 
 def check_shape(name: str, value: Tensor, shape: tuple[int, ...]) -> None:

@@ -81,6 +81,27 @@ class PPosterior(torch.autograd.Function):
         return grad, None, None, None
 
 
+class LogisticLogits(torch.autograd.Function):
+    """The logits of the discretized logistic; the backward pass makes its edges again."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, loc: Tensor, log_scale: Tensor, num_classes: int, edge_corrected: bool
+    ) -> Tensor:
+        """Return the log of each bin's mass."""
+        ctx.save_for_backward(loc, log_scale)
+        ctx.edge_corrected = edge_corrected
+        args = (loc, log_scale, num_classes, edge_corrected)
+        return torch.ops.d3pm_fast.logistic_logits(*args)  # type: ignore[no-any-return]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients with respect to loc and log_scale."""
+        args = (*ctx.saved_tensors, upstream.contiguous(), ctx.edge_corrected)
+        return *torch.ops.d3pm_fast.logistic_gradient(*args), None, None
+
+
 def _scaled(grad: Tensor, upstream: Tensor, in_place: bool) -> Tensor:
     if upstream.ndim > 0:  # one factor a token
         upstream = upstream.unsqueeze(-1)

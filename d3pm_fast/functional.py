@@ -19,10 +19,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _environment, ops
+from . import _environment, ops, reference
 from ._checks import (
     FLOAT_DTYPES,
     check_choice,
+    check_count,
+    check_logistic,
     check_logits,
     check_mask,
     check_range,
@@ -31,7 +33,7 @@ from ._checks import (
     check_times,
     check_tokens,
 )
-from .autograd import Loss, PPosterior
+from .autograd import LogisticLogits, Loss, PPosterior
 from .reference.draws import draw_base
 from .reference.philox import uniforms
 from .transitions import Transition
@@ -39,6 +41,7 @@ from .transitions.base import running_sums
 
 __all__ = [
     "draw_seeds",
+    "logistic_logits",
     "loss",
     "p_posterior",
     "p_sample",
@@ -266,6 +269,43 @@ def p_sample(
     args = _contiguous(x_t), *kernels.chain(transition, _contiguous(t), s), *model
     drawn = kernels.p_sample(logits.detach().contiguous(), *args, seeds, step)
     return drawn.to(x_t.dtype)  # type: ignore[no-any-return]
+
+
+def logistic_logits(
+    loc: Tensor,
+    log_scale: Tensor,
+    num_classes: int,
+    *,
+    edge_corrected: bool = False,
+    impl: str = "auto",
+) -> Tensor:
+    """Return the logits of a truncated discretized logistic distribution (D3PM, appendix A.8).
+
+    The log of the mass that a logistic distribution around ``loc``, of scale
+    ``exp(log_scale - 2)``, has in each of K bins of width ``2 / (K - 1)``, centred on
+    ``linspace(-1, 1, K)``: not normalized, as the mass outside of the bins is left out. Finite
+    however far the tail, differentiable in both parameters.
+
+    Args:
+        loc: ``(B, *S)``, float32, float64, bfloat16 or float16.
+        log_scale: of the shape and the dtype of loc.
+        num_classes: K, at least 2.
+        edge_corrected: whether the first and the last bin take all the mass outside of them, so
+            that the masses sum to 1. Not in the paper.
+        impl: which implementation serves the call.
+
+    Returns:
+        ``(B, *S, K)``: float64 for float64 parameters, float32 for all others.
+    """
+    check_logistic(loc, log_scale)
+    num_classes = check_count("num_classes", num_classes, least=2)
+    name = ops.implementation(impl, loc.device).name
+    args = (loc.contiguous(), log_scale.contiguous(), num_classes, edge_corrected)
+    wants_gradient = loc.requires_grad or log_scale.requires_grad
+    if name != "reference" and wants_gradient and torch.is_grad_enabled():
+        return LogisticLogits.apply(*args)  # type: ignore[no-any-return, no-untyped-call]
+    make = reference.logistic_logits if name == "reference" else torch.ops.d3pm_fast.logistic_logits
+    return make(*args)
 
 
 def sample_prior(

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 #include <memory>
 #include <type_traits>
 #include <utility>
@@ -137,6 +138,25 @@ struct PSample {
   int num_threads;
 };
 
+// The parameters of each token's logistic distribution.
+struct Logistic {
+  int64_t num_tokens, num_classes;
+  bool edge_corrected;
+  const void *loc, *log_scale;
+  int num_threads;
+};
+
+struct LogisticLogits {
+  Logistic logistic;
+  void* out;  // in the type of the calculation, as is `upstream`
+};
+
+struct LogisticGradient {
+  Logistic logistic;
+  const void* upstream;
+  void *loc, *log_scale;
+};
+
 // All return whether an index was out of its range; such a token's result is NaN, or x itself
 // for a draw.
 bool run(Type type, const Loss& call);
@@ -146,6 +166,9 @@ bool run(Type type, const QPosterior& call);
 bool run(Type type, const PPosterior& call);
 bool run(const QSample& call);
 bool run(Type type, const PSample& call);
+// These have no index to look at and return false.
+bool run(Type type, const LogisticLogits& call);
+bool run(Type type, const LogisticGradient& call);
 
 // Memory of one thread's own, aligned for any vector.
 template <class Real>

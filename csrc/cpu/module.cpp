@@ -129,6 +129,26 @@ bool p_sample(const std::string& dtype, const ChainTuple& chain, uintptr_t cdf, 
   return run_unlocked(call, parse(dtype));
 }
 
+void logistic_logits(const std::string& dtype, int64_t num_tokens, int64_t num_classes,
+                     bool edge_corrected, uintptr_t loc, uintptr_t log_scale, uintptr_t out,
+                     int num_threads) {
+  const LogisticLogits call{{num_tokens, num_classes, edge_corrected, pointer<void>(loc),
+                             pointer<void>(log_scale), num_threads},
+                            pointer<void>(out)};
+  run_unlocked(call, parse(dtype));
+}
+
+void logistic_gradient(const std::string& dtype, int64_t num_tokens, int64_t num_classes,
+                       bool edge_corrected, uintptr_t loc, uintptr_t log_scale, uintptr_t upstream,
+                       uintptr_t out_loc, uintptr_t out_log_scale, int num_threads) {
+  const LogisticGradient call{{num_tokens, num_classes, edge_corrected, pointer<void>(loc),
+                               pointer<void>(log_scale), num_threads},
+                              pointer<void>(upstream),
+                              pointer<void>(out_loc),
+                              pointer<void>(out_log_scale)};
+  run_unlocked(call, parse(dtype));
+}
+
 const char* instruction_set() {
   switch (best_target()) {
     case Target::avx512: return "avx512";
@@ -147,5 +167,7 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("p_posterior", &d3pm::p_posterior);
   m.def("q_sample", &d3pm::q_sample);
   m.def("p_sample", &d3pm::p_sample);
+  m.def("logistic_logits", &d3pm::logistic_logits);
+  m.def("logistic_gradient", &d3pm::logistic_gradient);
   m.def("instruction_set", &d3pm::instruction_set);
 }

@@ -8,10 +8,10 @@ from typing import Any
 
 from .. import reference
 from ..transitions import RankOneTransition, Transition
-from . import rank_one
+from . import logistic, rank_one
 from .implementations import IMPLEMENTATIONS, Implementation, implementation
 
-__all__ = ["IMPLEMENTATIONS", "Implementation", "implementation", "operations"]
+__all__ = ["IMPLEMENTATIONS", "Implementation", "implementation", "logistic", "operations"]
 
 
 def operations(name: str, transition: Transition) -> Any:

@@ -1,14 +1,16 @@
 """The meaning of every operation: plain PyTorch, in log space, nothing ever added to a log.
 
 Slow and large on purpose; every kernel is tested against these functions, and these against
-explicit matrices. All take tokens ``(B, *S)``, logits ``(B, *S, K)``, and what :func:`chain`
+explicit matrices. All but
+``logistic_logits`` take tokens ``(B, *S)``, logits ``(B, *S, K)``, and what :func:`chain`
 makes of a transition and the times.
 """
 
+from .logistic import logistic_logits
 from .loss import loss
 from .p_sample import p_sample
 from .posterior import p_posterior, q_posterior
 from .q_sample import q_sample
 from .step import chain
 
-__all__ = ["chain", "loss", "p_posterior", "p_sample", "q_posterior", "q_sample"]
+__all__ = ["chain", "logistic_logits", "loss", "p_posterior", "p_sample", "q_posterior", "q_sample"]
