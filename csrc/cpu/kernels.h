@@ -157,8 +157,91 @@ struct LogisticGradient {
   void *loc, *log_scale;
 };
 
-// All return whether an index was out of its range; such a token's result is NaN, or x itself
-// for a draw.
+// Tokens of one step of a dense chain. Each has a row of K numbers in buffers of the caller, in
+// double where they are `wide`, else in the type of the calculation.
+//
+// With s = softmax(logits), and with an anchor class a (x_0, or x_t where there is none), the
+// buffers hold v = s without s_a, or v = s - e_a where they are `centred`; then v Qbar_s; then
+// r, what the loss is linear in, and r Qbar_s^T, where they are centred up to a number a row.
+struct DenseRows {
+  int64_t num_rows, num_classes, num_tokens;
+  const int64_t* tokens;  // the place of each in the tensors of all tokens
+  const int64_t *anchor, *x_t;
+  bool wide, centred;
+  void* sums;  // two of each row: s_a and the sum of the others, in the type of the calculation
+  int num_threads;
+};
+
+// Writes v, and the loss's cross-entropy, or 0.
+struct DensePredict {
+  DenseRows rows;
+  const void* logits;
+  const void* log_tilt;  // -log Qbar_t[:, x_t] in row x_t, for the posterior mean; else null
+  void* v;
+  double ce_weight;
+  void* loss;  // of all tokens, or null
+};
+
+// Turns v Qbar_s into r and adds the divergence to the loss. A row is doubtful where `error`, a
+// bound on that of an entry of v Qbar_s, could reach the digits of its loss.
+struct DenseLoss {
+  DenseRows rows;
+  const void *columns, *q_bar;  // Q_{s->t}[:, x_t] in row x_t; Qbar_s, wide where the buffers are
+  void* f;
+  double vb_weight, error;
+  void* loss;
+  uint8_t* doubtful;
+};
+
+// Writes log p(x_s | x_t), or with `upstream` turns v Qbar_s into the r of its gradient.
+struct DensePosterior {
+  DenseRows rows;
+  const void *columns, *q_bar;
+  const double* log_columns;
+  void* f;
+  double error;
+  const void* upstream;
+  void* out;  // of all tokens
+  uint8_t* doubtful;
+};
+
+// Writes s (G - its mean under s) + ce_weight (softmax(logits) - e_a) for G = r Qbar_s^T, times
+// `scale`; without G the cross-entropy's part alone.
+struct DenseGradient {
+  DenseRows rows;
+  const void *logits, *v, *g;
+  double ce_weight, scale;
+  void* grad;  // of all tokens
+};
+
+// Draws x_s; from s itself where `columns` is null.
+struct DenseSample {
+  DenseRows rows;
+  const void *columns, *q_bar, *f;
+  double error;
+  Random random;
+  int64_t* out;  // of all tokens
+  uint8_t* doubtful;
+};
+
+struct DenseQPosterior {
+  DenseRows rows;
+  const double *log_columns, *log_rows, *log_reach;
+  void* out;  // of all tokens
+};
+
+// Draws from row x of a table of running sums.
+struct DenseQSample {
+  int64_t num_rows, num_classes, num_tokens;
+  const int64_t *tokens, *x;
+  const double* cdf;
+  Random random;
+  int64_t* out;
+  int num_threads;
+};
+
+// All return whether an index was out of its range, or a row doubtful; such a token's result is
+// NaN, or x itself for a draw.
 bool run(Type type, const Loss& call);
 // The sum over tokens times `factor`, in place of each token's loss.
 bool run_sum(Type type, const Loss& call, double factor);
@@ -166,6 +249,13 @@ bool run(Type type, const QPosterior& call);
 bool run(Type type, const PPosterior& call);
 bool run(const QSample& call);
 bool run(Type type, const PSample& call);
+bool run(Type type, const DensePredict& call);
+bool run(Type type, const DenseLoss& call);
+bool run(Type type, const DensePosterior& call);
+bool run(Type type, const DenseGradient& call);
+bool run(Type type, const DenseSample& call);
+bool run(Type type, const DenseQPosterior& call);
+bool run(const DenseQSample& call);
 // These have no index to look at and return false.
 bool run(Type type, const LogisticLogits& call);
 bool run(Type type, const LogisticGradient& call);

@@ -149,6 +149,101 @@ void logistic_gradient(const std::string& dtype, int64_t num_tokens, int64_t num
   run_unlocked(call, parse(dtype));
 }
 
+// num_rows, num_classes, num_tokens, tokens, anchor, x_t, wide, centred, sums, num_threads
+using DenseTuple = std::tuple<int64_t, int64_t, int64_t, uintptr_t, uintptr_t, uintptr_t, bool,
+                              bool, uintptr_t, int>;
+
+DenseRows make_rows(const DenseTuple& of) {
+  return {std::get<0>(of),
+          std::get<1>(of),
+          std::get<2>(of),
+          pointer<int64_t>(std::get<3>(of)),
+          pointer<int64_t>(std::get<4>(of)),
+          pointer<int64_t>(std::get<5>(of)),
+          std::get<6>(of),
+          std::get<7>(of),
+          pointer<void>(std::get<8>(of)),
+          std::get<9>(of)};
+}
+
+bool dense_predict(const std::string& dtype, const DenseTuple& rows, uintptr_t logits,
+                   uintptr_t log_tilt, uintptr_t v, double ce_weight, uintptr_t loss) {
+  const DensePredict call{
+      make_rows(rows), pointer<void>(logits), pointer<void>(log_tilt), pointer<void>(v),
+      ce_weight,       pointer<void>(loss)};
+  return run_unlocked(call, parse(dtype));
+}
+
+bool dense_loss(const std::string& dtype, const DenseTuple& rows, uintptr_t columns,
+                uintptr_t q_bar, uintptr_t f, double vb_weight, double error, uintptr_t loss,
+                uintptr_t doubtful) {
+  const DenseLoss call{make_rows(rows),
+                       pointer<void>(columns),
+                       pointer<void>(q_bar),
+                       pointer<void>(f),
+                       vb_weight,
+                       error,
+                       pointer<void>(loss),
+                       pointer<uint8_t>(doubtful)};
+  return run_unlocked(call, parse(dtype));
+}
+
+bool dense_posterior(const std::string& dtype, const DenseTuple& rows, uintptr_t columns,
+                     uintptr_t q_bar, uintptr_t log_columns, uintptr_t f, double error,
+                     uintptr_t upstream, uintptr_t out, uintptr_t doubtful) {
+  const DensePosterior call{make_rows(rows),           pointer<void>(columns),
+                            pointer<void>(q_bar),      pointer<double>(log_columns),
+                            pointer<void>(f),          error,
+                            pointer<void>(upstream),   pointer<void>(out),
+                            pointer<uint8_t>(doubtful)};
+  return run_unlocked(call, parse(dtype));
+}
+
+bool dense_gradient(const std::string& dtype, const DenseTuple& rows, uintptr_t logits, uintptr_t v,
+                    uintptr_t g, double ce_weight, double scale, uintptr_t grad) {
+  const DenseGradient call{
+      make_rows(rows), pointer<void>(logits), pointer<void>(v), pointer<void>(g), ce_weight,
+      scale,           pointer<void>(grad)};
+  return run_unlocked(call, parse(dtype));
+}
+
+bool dense_p_sample(const std::string& dtype, const DenseTuple& rows, uintptr_t columns,
+                    uintptr_t q_bar, uintptr_t f, double error, uintptr_t seeds, int64_t num_seeds,
+                    int64_t step, uintptr_t out, uintptr_t doubtful) {
+  const DenseSample call{make_rows(rows),
+                         pointer<void>(columns),
+                         pointer<void>(q_bar),
+                         pointer<void>(f),
+                         error,
+                         {pointer<int64_t>(seeds), num_seeds, step},
+                         pointer<int64_t>(out),
+                         pointer<uint8_t>(doubtful)};
+  return run_unlocked(call, parse(dtype));
+}
+
+bool dense_q_posterior(const std::string& dtype, const DenseTuple& rows, uintptr_t log_columns,
+                       uintptr_t log_rows, uintptr_t log_reach, uintptr_t out) {
+  const DenseQPosterior call{make_rows(rows), pointer<double>(log_columns),
+                             pointer<double>(log_rows), pointer<double>(log_reach),
+                             pointer<void>(out)};
+  return run_unlocked(call, parse(dtype));
+}
+
+bool dense_q_sample(int64_t num_rows, int64_t num_classes, int64_t num_tokens, uintptr_t tokens,
+                    uintptr_t x, uintptr_t cdf, uintptr_t seeds, int64_t num_seeds, int64_t step,
+                    uintptr_t out, int num_threads) {
+  const DenseQSample call{num_rows,
+                          num_classes,
+                          num_tokens,
+                          pointer<int64_t>(tokens),
+                          pointer<int64_t>(x),
+                          pointer<double>(cdf),
+                          {pointer<int64_t>(seeds), num_seeds, step},
+                          pointer<int64_t>(out),
+                          num_threads};
+  return run_unlocked(call);
+}
+
 const char* instruction_set() {
   switch (best_target()) {
     case Target::avx512: return "avx512";
@@ -169,5 +264,12 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("p_sample", &d3pm::p_sample);
   m.def("logistic_logits", &d3pm::logistic_logits);
   m.def("logistic_gradient", &d3pm::logistic_gradient);
+  m.def("dense_predict", &d3pm::dense_predict);
+  m.def("dense_loss", &d3pm::dense_loss);
+  m.def("dense_posterior", &d3pm::dense_posterior);
+  m.def("dense_gradient", &d3pm::dense_gradient);
+  m.def("dense_p_sample", &d3pm::dense_p_sample);
+  m.def("dense_q_posterior", &d3pm::dense_q_posterior);
+  m.def("dense_q_sample", &d3pm::dense_q_sample);
   m.def("instruction_set", &d3pm::instruction_set);
 }

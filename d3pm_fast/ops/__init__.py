@@ -8,7 +8,7 @@ from typing import Any
 
 from .. import reference
 from ..transitions import RankOneTransition, Transition
-from . import logistic, rank_one
+from . import dense, logistic, rank_one
 from .implementations import IMPLEMENTATIONS, Implementation, implementation
 
 __all__ = ["IMPLEMENTATIONS", "Implementation", "implementation", "logistic", "operations"]
@@ -18,5 +18,4 @@ def operations(name: str, transition: Transition) -> Any:
     """Return the module that serves a transition by the implementation of this name."""
     if name == "reference":
         return reference
-    assert isinstance(transition, RankOneTransition)
-    return rank_one
+    return rank_one if isinstance(transition, RankOneTransition) else dense

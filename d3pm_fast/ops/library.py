@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..reference.logspace import compute_dtype
+
 library = torch.library.Library("d3pm_fast", "DEF")
 
 try:
@@ -19,12 +21,7 @@ def pointer(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
-def loss_dtype(logits: Tensor) -> torch.dtype:
-    """Return the dtype of a loss: float64 for float64 logits, float32 for all others."""
-    return torch.float64 if logits.dtype == torch.float64 else torch.float32
-
-
 def empty_loss(logits: Tensor, x0: Tensor, reduction: str) -> Tensor:
     """Return room for the loss of each token, or for their sum or mean."""
     shape = x0.shape if reduction == "none" else ()
-    return logits.new_empty(shape, dtype=loss_dtype(logits))
+    return logits.new_empty(shape, dtype=compute_dtype(logits.dtype))

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .library import cpu, library, loss_dtype
+from ..reference.logspace import compute_dtype
+from .library import cpu, library
 
 library.define(
     "logistic_logits(Tensor loc, Tensor log_scale, int num_classes, bool edge_corrected) -> Tensor"
@@ -58,7 +59,7 @@ def _logistic_gradient(
 
 
 def _empty_logits(loc: Tensor, num_classes: int) -> Tensor:
-    return loc.new_empty((*loc.shape, num_classes), dtype=loss_dtype(loc))
+    return loc.new_empty((*loc.shape, num_classes), dtype=compute_dtype(loc.dtype))
 
 
 @torch.library.register_fake("d3pm_fast::logistic_logits")

@@ -11,6 +11,15 @@ from .loss import loss
 from .p_sample import p_sample
 from .posterior import p_posterior, q_posterior
 from .q_sample import q_sample
-from .step import chain
+from .step import MakeStep, chain
 
-__all__ = ["chain", "logistic_logits", "loss", "p_posterior", "p_sample", "q_posterior", "q_sample"]
+__all__ = [
+    "MakeStep",
+    "chain",
+    "logistic_logits",
+    "loss",
+    "p_posterior",
+    "p_sample",
+    "q_posterior",
+    "q_sample",
+]

@@ -121,9 +121,18 @@ class DenseTransition(Transition):
         """Return ``log Q_{s->t}[:, x_t]`` in row x_t, float64 ``(K, K)``."""
         return self._table("log columns", s, t, lambda q: q.T.log().contiguous())
 
-    def log_rows(self, s: int, t: int) -> Tensor:
-        """Return ``log Q_{s->t}[x_s, :]`` in row x_s, float64 ``(K, K)``."""
-        return self._table("log rows", s, t, torch.log)
+    def log_rows(self, s: int) -> Tensor:
+        """Return ``log Qbar_s``, float64 ``(K, K)``."""
+        return self._table("log rows", 0, s, torch.log)
+
+    def log_tilt(self, t: int, dtype: torch.dtype) -> Tensor:
+        """Return ``-log Qbar_t[:, x_t]`` in row x_t, -inf where the chain never leads to x_t."""
+
+        def make(q_bar: Tensor) -> Tensor:
+            reach = q_bar.T.log()
+            return -reach.where(reach > -torch.inf, torch.inf).to(dtype).contiguous()
+
+        return self._table(f"log tilt, {dtype}", 0, t, make)
 
     def cdf(self, t: int) -> Tensor:
         """Return the running sums of the rows of ``Qbar_t``, float64 ``(K, K)``.

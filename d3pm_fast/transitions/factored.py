@@ -44,7 +44,7 @@ class Identity:
     """``Qbar_0``."""
 
     dtype: torch.dtype
-    error = 0.0
+    error: float
     is_centred = False
 
     def apply(self, v: Tensor, out: Tensor) -> None:
@@ -119,7 +119,7 @@ def best_form(q_bar: Tensor, dtype: torch.dtype) -> Form:
     """
     k = len(q_bar)
     if torch.equal(q_bar, torch.eye(k, dtype=q_bar.dtype, device=q_bar.device)):
-        return Identity(dtype)
+        return Identity(dtype, torch.finfo(dtype).tiny)
     least = k * torch.finfo(dtype).tiny  # what products below the dtype's range can add up to
     if k < LEAST_CLASSES:
         return Dense(q_bar.to(dtype), least)

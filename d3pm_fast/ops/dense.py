@@ -1,0 +1,458 @@
+"""The operations on dense chains, on groups of tokens of one step.
+
+``logits -> v -> v Qbar_s -> r -> r Qbar_s^T -> gradient``, in chunks that stay in the cache. The
+products are PyTorch's, what is between them is one kernel
+each (``csrc/cpu/dense_target.h``). A kernel reports rows whose digits the group's arithmetic does
+not keep; they are done again in float64, and where that is not enough, in log space.
+
+All take contiguous tensors: tokens ``(B, *S)`` int64, logits ``(B, *S, K)``, the times ``t`` and
+``s``, ``(B,)`` or ``(B, *S)`` int64, and the number that a transition is registered under.
+"""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.compiler import is_compiling
+
+from .. import reference
+from .._checks import check_range
+from ..reference.draws import draw_row
+from ..reference.logspace import compute_dtype, spread
+from ..reference.philox import uniforms
+from ..transitions.dense import DenseStep, DenseTransition, of_handle
+from .library import cpu, empty_loss, library, pointer
+
+_CHAIN = "Tensor t, Tensor s, int handle"
+_MODEL = "bool posterior_mean, bool direct"
+_LOSS = (
+    f"Tensor logits, Tensor x0, Tensor? mask, Tensor x_t, {_CHAIN}, {_MODEL}, "
+    "float vb_weight, float ce_weight"
+)
+CHUNK_BYTES = 1 << 20
+LOG_SPACE_BYTES = 1 << 26
+
+library.define(f"dense_loss({_LOSS}, str reduction) -> Tensor")
+library.define(f"dense_loss_and_grad({_LOSS}, str reduction, bool late) -> (Tensor, Tensor)")
+library.define(
+    f"dense_q_posterior(Tensor x0, Tensor x_t, {_CHAIN}, int num_classes, ScalarType dtype) "
+    "-> Tensor"
+)
+library.define(f"dense_p_posterior(Tensor logits, Tensor x_t, {_CHAIN}, {_MODEL}) -> Tensor")
+library.define(
+    f"dense_p_posterior_grad(Tensor logits, Tensor grad, Tensor x_t, {_CHAIN}, {_MODEL}) -> Tensor"
+)
+library.define("dense_q_sample(Tensor x, Tensor t, int handle, Tensor seeds, int step) -> Tensor")
+library.define(
+    f"dense_p_sample(Tensor logits, Tensor x_t, {_CHAIN}, {_MODEL}, Tensor seeds, int step) "
+    "-> Tensor"
+)
+
+
+def chain(
+    transition: DenseTransition, t: Tensor, s: Tensor | None = None
+) -> tuple[Tensor, Tensor, int]:
+    """Return what the operations take after x_t."""
+    return t, t - 1 if s is None else s, transition.handle
+
+
+def q_sample(x: Tensor, transition: DenseTransition, t: Tensor, *args: Any) -> Tensor:
+    """Call the operation with the transition's number."""
+    return torch.ops.d3pm_fast.dense_q_sample(x, t, transition.handle, *args)  # type: ignore[no-any-return]
+
+
+def loss_and_grad(logits: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+    """Call the operation; past PyTorch's dispatcher where there is nothing for it to do."""
+    if type(logits) is not Tensor or is_compiling():
+        return torch.ops.d3pm_fast.dense_loss_and_grad(logits, *args)  # type: ignore[no-any-return]
+    return _loss_and_grad(logits, *args)
+
+
+def grouped(keys: Tensor, mask: Tensor | None = None) -> Iterator[tuple[int, Tensor]]:
+    """Yield each of the keys ``(N,)`` that occurs where the mask is True, and its places."""
+    places = None if mask is None else mask.flatten().nonzero().squeeze(-1)
+    found, order = (keys if places is None else keys[places]).sort(stable=True)
+    tokens = order if places is None else places[order]
+    values, counts = found.unique_consecutive(return_counts=True)
+    yield from zip(values.tolist(), tokens.split(counts.tolist()), strict=True)
+
+
+class Chunk(NamedTuple):
+    """Some tokens of one step, and what the kernels know of them and share about them."""
+
+    tokens: Tensor
+    s: int
+    t: int
+    step: DenseStep
+    rows: tuple[Any, ...]
+    v: Tensor
+    f: Tensor
+    doubtful: Tensor
+
+
+class Pass:
+    """One pass over the tokens of a call that count, chunk by chunk of one step.
+
+    ``anchor`` is x_0, or x_t where there is none, see ``DenseRows`` in ``csrc/cpu/kernels.h``.
+    """
+
+    def __init__(
+        self,
+        dtype: torch.dtype,
+        num_classes: int,
+        anchor: Tensor,
+        x_t: Tensor,
+        chain: tuple[Tensor, Tensor, int],
+        mask: Tensor | None = None,
+    ) -> None:
+        self.dtype = str(dtype)
+        self.real = compute_dtype(dtype)
+        self.num_classes = num_classes
+        self.anchor, self.x_t, self.mask = anchor, x_t, mask
+        self.t, self.s, handle = chain
+        self.transition = of_handle(handle)
+        self.doubted: list[Tensor] = []
+        check_range("t", self.t, 1, self.transition.num_steps + 1)
+        for name, tokens in (("x0", anchor), ("x_t", x_t)):
+            check_range(name, tokens if mask is None else tokens.where(mask, 0), 0, num_classes)
+
+    def __iter__(self) -> Iterator[Chunk]:
+        """Yield the chunks; what a kernel doubts of one is noted when the next is asked for."""
+        size = max(CHUNK_BYTES // (self.num_classes * self.real.itemsize), 1)
+        for s, t, tokens in self._groups():
+            step = self.transition.step(s, t, self.real)
+            shape = min(size, len(tokens)), self.num_classes
+            v, f = (torch.empty(shape, dtype=step.form.dtype) for _ in range(2))
+            sums = torch.empty(shape[0], 2, dtype=self.real)
+            for part in tokens.split(size):
+                n = len(part)
+                doubtful = torch.zeros(n, dtype=torch.bool)
+                yield Chunk(part, s, t, step, self._rows(part, step, sums), v[:n], f[:n], doubtful)
+                if bool(doubtful.any()):
+                    self.doubted.append(part[doubtful])
+
+    def log_tilt(self, chunk: Chunk, posterior_mean: bool) -> int:
+        """Return where ``-log Qbar_t[:, x_t]`` is in row x_t; 0 for the joint model."""
+        return self.transition.log_tilt(chunk.t, self.real).data_ptr() if posterior_mean else 0
+
+    def _groups(self) -> Iterator[tuple[int, int, Tensor]]:
+        base = self.transition.num_steps + 1
+        key = spread(self.s * base + self.t, self.x_t.shape).flatten()
+        for value, tokens in grouped(key, self.mask):
+            yield *divmod(value, base), tokens
+
+    def _rows(self, tokens: Tensor, step: DenseStep, sums: Tensor) -> tuple[Any, ...]:
+        return (
+            len(tokens),
+            self.num_classes,
+            self.x_t.numel(),
+            tokens.data_ptr(),
+            self.anchor.data_ptr(),
+            self.x_t.data_ptr(),
+            step.form.dtype != self.real,
+            step.form.is_centred,
+            sums.data_ptr(),
+            torch.get_num_threads(),
+        )
+
+
+def _run_loss(
+    grad: Tensor | None,
+    logits: Tensor,
+    x0: Tensor,
+    mask: Tensor | None,
+    x_t: Tensor,
+    t: Tensor,
+    s: Tensor,
+    handle: int,
+    posterior_mean: bool,
+    direct: bool,
+    vb_weight: float,
+    ce_weight: float,
+    reduction: str,
+    late: bool = False,
+) -> Tensor:
+    token_loss = torch.zeros(x0.shape, dtype=compute_dtype(logits.dtype))
+    if grad is not None and mask is not None:
+        grad.zero_()
+    count = x0.numel() if mask is None else int(mask.sum())
+    scale = 1 / max(count, 1) if reduction == "mean" and not late else 1.0
+    run = Pass(logits.dtype, logits.shape[-1], x0, x_t, (t, s, handle), mask)
+    read, loss_at, grad_at = logits.data_ptr(), token_loss.data_ptr(), pointer(grad)
+    for chunk in run:
+        common = run.dtype, chunk.rows
+        form, v, f = chunk.step.form, chunk.v.data_ptr(), chunk.f.data_ptr()
+        is_direct = direct and chunk.s == 0
+        ce = ce_weight + (vb_weight if is_direct else 0.0)
+        tilt = run.log_tilt(chunk, posterior_mean and not is_direct)
+        cpu.dense_predict(*common, read, tilt, v, ce, loss_at)
+        diverges = vb_weight != 0 and not is_direct
+        if diverges:
+            form.apply(chunk.v, chunk.f)
+            tables = chunk.step.columns.data_ptr(), chunk.step.rows.data_ptr()
+            doubtful = chunk.doubtful.data_ptr()
+            cpu.dense_loss(*common, *tables, f, vb_weight, form.error, loss_at, doubtful)
+        if grad_at:
+            g = torch.empty_like(chunk.f)
+            if diverges:
+                form.apply_transposed(chunk.f, g)
+            at = v, g.data_ptr() if diverges else 0
+            cpu.dense_gradient(*common, read, *at, ce, scale, grad_at)
+    if run.doubted:
+        again = Again(run, logits)
+        losses, gradients = again.loss(x0, (posterior_mean, direct, vb_weight, ce_weight))
+        token_loss.view(-1)[again.tokens] = losses.to(token_loss.dtype)
+        if grad is not None:
+            grad.flatten(0, -2)[again.tokens] = (gradients * scale).to(grad.dtype)
+    if reduction == "none":
+        return token_loss
+    total = token_loss.sum(dtype=torch.float64)
+    return (total / count if reduction == "mean" else total).to(token_loss.dtype)
+
+
+def _run_p_posterior(
+    logits: Tensor,
+    upstream: Tensor | None,
+    x_t: Tensor,
+    t: Tensor,
+    s: Tensor,
+    handle: int,
+    posterior_mean: bool,
+    direct: bool,
+) -> Tensor:
+    out = torch.empty_like(logits)
+    run = Pass(logits.dtype, logits.shape[-1], x_t, x_t, (t, s, handle))
+    read, write = logits.data_ptr(), out.data_ptr()
+    for chunk in run:
+        if direct and chunk.s == 0:
+            _direct_log_p(out, logits, upstream, chunk.tokens)
+            continue
+        common = run.dtype, chunk.rows
+        form, v, f = chunk.step.form, chunk.v.data_ptr(), chunk.f.data_ptr()
+        cpu.dense_predict(*common, read, run.log_tilt(chunk, posterior_mean), v, 0.0, 0)
+        form.apply(chunk.v, chunk.f)
+        tables = chunk.step.columns.data_ptr(), chunk.step.rows.data_ptr()
+        log_columns = run.transition.log_columns(chunk.s, chunk.t).data_ptr()
+        doubtful = chunk.doubtful.data_ptr()
+        cpu.dense_posterior(
+            *common, *tables, log_columns, f, form.error, pointer(upstream), write, doubtful
+        )
+        if upstream is not None:
+            g = torch.empty_like(chunk.f)
+            form.apply_transposed(chunk.f, g)
+            cpu.dense_gradient(*common, read, v, g.data_ptr(), 0.0, 1.0, write)
+    if run.doubted:
+        again = Again(run, logits)
+        model = posterior_mean, direct
+        rows = again.log_p(model) if upstream is None else again.log_p_grad(upstream, model)
+        out.flatten(0, -2)[again.tokens] = rows.to(out.dtype)
+    return out
+
+
+def _direct_log_p(out: Tensor, logits: Tensor, upstream: Tensor | None, tokens: Tensor) -> None:
+    """Write ``log softmax(logits)`` of some tokens, or its gradient."""
+    real = compute_dtype(logits.dtype)
+    rows = torch.log_softmax(logits.flatten(0, -2)[tokens].to(real), dim=-1)
+    if upstream is not None:
+        pull = upstream.flatten(0, -2)[tokens].to(real)
+        rows = pull - rows.exp() * pull.sum(dim=-1, keepdim=True)
+    out.flatten(0, -2)[tokens] = rows.to(out.dtype)
+
+
+class Again:
+    """The tokens that a pass has doubted: in float64, and if that was it, in log space."""
+
+    def __init__(self, run: Pass, logits: Tensor) -> None:
+        self.tokens = torch.cat(run.doubted)
+        self.was_float64 = logits.dtype == torch.float64
+        self.logits = logits.flatten(0, -2)[self.tokens].double()
+        self.x_t = run.x_t.flatten()[self.tokens]
+        times = (spread(time, run.x_t.shape).flatten()[self.tokens] for time in (run.t, run.s))
+        self.t, self.s = times
+        self.transition = run.transition
+
+    def loss(self, x0: Tensor, model: tuple[bool, bool, float, float]) -> tuple[Tensor, Tensor]:
+        """Return the loss ``(n,)`` and its gradient ``(n, K)``, float64."""
+        x0 = x0.flatten()[self.tokens]
+        if not self.was_float64:
+            chain = self.t, self.s, self.transition.handle
+            return _loss_and_grad(self.logits, x0, None, self.x_t, *chain, *model, "none", False)
+        losses, gradients = [], []
+        for part, leaf, make_step in self._in_log_space():
+            value = reference.loss(leaf, x0[part], None, self.x_t[part], make_step, *model, "none")
+            losses.append(value.detach())
+            (gradient,) = torch.autograd.grad(value.sum(), leaf)
+            gradients.append(gradient.where(value.isfinite().unsqueeze(-1), torch.nan))
+        return torch.cat(losses), torch.cat(gradients)
+
+    def log_p(self, model: tuple[bool, bool]) -> Tensor:
+        """Return ``log p(x_s | x_t)``, float64 ``(n, K)``."""
+        if not self.was_float64:
+            chain = self.t, self.s, self.transition.handle
+            return _run_p_posterior(self.logits, None, self.x_t, *chain, *model)
+        parts = self._in_log_space()
+        rows = [reference.p_posterior(leaf, self.x_t[n], make, *model) for n, leaf, make in parts]
+        return torch.cat(rows).detach()
+
+    def log_p_grad(self, upstream: Tensor, model: tuple[bool, bool]) -> Tensor:
+        """Return the gradient of ``log p(x_s | x_t)``, float64 ``(n, K)``."""
+        upstream = upstream.flatten(0, -2)[self.tokens].double()
+        if not self.was_float64:
+            chain = self.t, self.s, self.transition.handle
+            return _run_p_posterior(self.logits, upstream, self.x_t, *chain, *model)
+        gradients: list[Tensor] = []
+        for part, leaf, make_step in self._in_log_space():
+            log_p = reference.p_posterior(leaf, self.x_t[part], make_step, *model)
+            pull = upstream[part].where(log_p > -torch.inf, 0)
+            gradients += torch.autograd.grad(log_p, leaf, pull)
+        return torch.cat(gradients)
+
+    def draw(self, model: tuple[bool, bool], seeds: Tensor, step: int, num_tokens: int) -> Tensor:
+        """Return x_s, int64 ``(n,)``, from the numbers of these tokens."""
+        _, draw = uniforms(seeds, step, num_tokens)
+        return draw_row(self.log_p(model).exp(), draw[self.tokens])
+
+    def _in_log_space(self) -> Iterator[tuple[slice, Tensor, reference.MakeStep]]:
+        """Yield slices of few tokens, their logits as a leaf, and what makes their steps."""
+        size = max(LOG_SPACE_BYTES // (8 * self.transition.num_classes**2), 1)
+        with torch.enable_grad():
+            for first in range(0, len(self.tokens), size):
+                part = slice(first, first + size)
+                (make_step,) = reference.chain(self.transition, self.t[part], self.s[part])
+                yield part, self.logits[part].detach().requires_grad_(), make_step
+
+
+@torch.library.impl(library, "dense_loss", "CPU")
+def _loss(*args: Any) -> Tensor:
+    return _run_loss(None, *args)
+
+
+@torch.library.impl(library, "dense_loss_and_grad", "CPU")
+def _loss_and_grad(logits: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+    grad = torch.empty_like(logits)
+    return _run_loss(grad, logits, *args), grad
+
+
+@torch.library.impl(library, "dense_p_posterior", "CPU")
+def _p_posterior(logits: Tensor, *args: Any) -> Tensor:
+    return _run_p_posterior(logits, None, *args)
+
+
+@torch.library.impl(library, "dense_p_posterior_grad", "CPU")
+def _p_posterior_grad(*args: Any) -> Tensor:
+    return _run_p_posterior(*args)
+
+
+@torch.library.impl(library, "dense_q_posterior", "CPU")
+def _q_posterior(
+    x0: Tensor, x_t: Tensor, t: Tensor, s: Tensor, handle: int, num_classes: int, dtype: torch.dtype
+) -> Tensor:
+    out = torch.empty(*x0.shape, num_classes, dtype=dtype)
+    run = Pass(dtype, num_classes, x0, x_t, (t, s, handle))
+    for chunk in run:
+        times = chunk.s, chunk.t
+        tables = (
+            run.transition.log_columns(*times),
+            run.transition.log_rows(chunk.s),
+            run.transition.log_columns(0, chunk.t),
+        )
+        at = (table.data_ptr() for table in tables)
+        cpu.dense_q_posterior(run.dtype, chunk.rows, *at, out.data_ptr())
+    return out
+
+
+@torch.library.impl(library, "dense_q_sample", "CPU")
+def _q_sample(x: Tensor, t: Tensor, handle: int, seeds: Tensor, step: int) -> Tensor:
+    transition = of_handle(handle)
+    check_range("t", t, 0, transition.num_steps + 1)
+    check_range("x0", x, 0, transition.num_classes)
+    out = torch.empty_like(x)
+    for time, tokens in grouped(spread(t, x.shape).flatten()):
+        cpu.dense_q_sample(
+            len(tokens),
+            transition.num_classes,
+            x.numel(),
+            tokens.data_ptr(),
+            x.data_ptr(),
+            transition.cdf(time).data_ptr(),
+            seeds.data_ptr(),
+            len(seeds),
+            step,
+            out.data_ptr(),
+            torch.get_num_threads(),
+        )
+    return out
+
+
+@torch.library.impl(library, "dense_p_sample", "CPU")
+def _p_sample(
+    logits: Tensor,
+    x_t: Tensor,
+    t: Tensor,
+    s: Tensor,
+    handle: int,
+    posterior_mean: bool,
+    direct: bool,
+    seeds: Tensor,
+    step: int,
+) -> Tensor:
+    out = torch.empty_like(x_t)
+    run = Pass(logits.dtype, logits.shape[-1], x_t, x_t, (t, s, handle))
+    random = seeds.data_ptr(), len(seeds), step
+    for chunk in run:
+        common = run.dtype, chunk.rows
+        form, v, f = chunk.step.form, chunk.v, chunk.f
+        is_direct = direct and chunk.s == 0
+        tilt = run.log_tilt(chunk, posterior_mean and not is_direct)
+        cpu.dense_predict(*common, logits.data_ptr(), tilt, v.data_ptr(), 0.0, 0)
+        tables = 0, 0, v.data_ptr()
+        if not is_direct:
+            form.apply(v, f)
+            tables = chunk.step.columns.data_ptr(), chunk.step.rows.data_ptr(), f.data_ptr()
+        doubtful = chunk.doubtful.data_ptr()
+        cpu.dense_p_sample(*common, *tables, form.error, *random, out.data_ptr(), doubtful)
+    if run.doubted:
+        again = Again(run, logits)
+        drawn = again.draw((posterior_mean, direct), seeds, step, x_t.numel())
+        out.view(-1)[again.tokens] = drawn
+    return out
+
+
+@torch.library.register_fake("d3pm_fast::dense_loss")
+def _(logits: Tensor, x0: Tensor, *args: Any) -> Tensor:
+    return empty_loss(logits, x0, args[-1])
+
+
+@torch.library.register_fake("d3pm_fast::dense_loss_and_grad")
+def _(logits: Tensor, x0: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+    return empty_loss(logits, x0, args[-2]), torch.empty_like(logits)
+
+
+@torch.library.register_fake("d3pm_fast::dense_q_posterior")
+def _(x0: Tensor, *args: Any) -> Tensor:
+    num_classes, dtype = args[-2:]
+    return x0.new_empty(*x0.shape, num_classes, dtype=dtype)
+
+
+@torch.library.register_fake("d3pm_fast::dense_p_posterior")
+@torch.library.register_fake("d3pm_fast::dense_p_posterior_grad")
+def _(logits: Tensor, *args: Any) -> Tensor:
+    return torch.empty_like(logits)
+
+
+@torch.library.register_fake("d3pm_fast::dense_q_sample")
+def _(x: Tensor, *args: Any) -> Tensor:
+    return torch.empty_like(x)
+
+
+@torch.library.register_fake("d3pm_fast::dense_p_sample")
+def _(logits: Tensor, x_t: Tensor, *args: Any) -> Tensor:
+    return torch.empty_like(x_t)
+
+
+loss = torch.ops.d3pm_fast.dense_loss
+q_posterior = torch.ops.d3pm_fast.dense_q_posterior
+p_posterior = torch.ops.d3pm_fast.dense_p_posterior
+p_posterior_grad = torch.ops.d3pm_fast.dense_p_posterior_grad
+p_sample = torch.ops.d3pm_fast.dense_p_sample
