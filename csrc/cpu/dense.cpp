@@ -1,6 +1,7 @@
 #include <limits>
 
 #include "sampling.h"
+#include "subnormal.h"
 
 #define D3PM_TARGET_FILE "dense_target.h"
 #include "for_each_target.h"
@@ -11,6 +12,7 @@ namespace {
 struct BestDense {
   template <class Element, class Call>
   static bool call(const Call& call, int64_t begin, int64_t end) {
+    [[maybe_unused]] const FlushSubnormals flush;
     D3PM_CALL_BEST(dense<Element>, call, begin, end);
   }
 };

@@ -119,20 +119,32 @@ def best_form(q_bar: Tensor, dtype: torch.dtype) -> Form:
     """
     k = len(q_bar)
     if torch.equal(q_bar, torch.eye(k, dtype=q_bar.dtype, device=q_bar.device)):
-        return Identity(dtype, torch.finfo(dtype).tiny)
-    least = k * torch.finfo(dtype).tiny  # what products below the dtype's range can add up to
+        return Identity(dtype, least_factor(dtype))
     if k < LEAST_CLASSES:
-        return Dense(q_bar.to(dtype), least)
-    return _low_rank(q_bar, dtype) or _band(q_bar, dtype, least) or Dense(q_bar.to(dtype), least)
+        return _dense(q_bar, dtype)
+    return _low_rank(q_bar, dtype) or _band(q_bar, dtype) or _dense(q_bar, dtype)
 
 
-def _band(q_bar: Tensor, dtype: torch.dtype, least: float) -> Band | None:
-    negligible = torch.finfo(dtype).tiny * 2.0**20
-    row, column = (q_bar > negligible).nonzero(as_tuple=True)
+def least_factor(dtype: torch.dtype) -> float:
+    """Return the least number whose square is not below the dtype's range.
+
+    The factors of a product are set to 0 below it: subnormal numbers take a hundred times as long.
+    """
+    return float(torch.finfo(dtype).tiny) ** 0.5
+
+
+def _dense(q_bar: Tensor, dtype: torch.dtype) -> Dense:
+    least = least_factor(dtype)
+    return Dense(q_bar.where(q_bar >= least, 0).to(dtype), (len(q_bar) + 1) * least)
+
+
+def _band(q_bar: Tensor, dtype: torch.dtype) -> Band | None:
+    dense = _dense(q_bar, dtype)
+    row, column = dense.matrix.nonzero(as_tuple=True)
     half_width = int((row - column).abs().max())
     if 2 * half_width + BAND_BLOCK > 0.6 * len(q_bar):
         return None
-    return Band(q_bar.to(dtype), half_width, least + negligible)
+    return Band(dense.matrix, half_width, dense.error)
 
 
 def _low_rank(q_bar: Tensor, dtype: torch.dtype) -> LowRank | None:
