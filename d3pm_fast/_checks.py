@@ -63,6 +63,37 @@ def check_probabilities(name: str, values: ArrayLike) -> Tensor:
     return array
 
 
+def check_law(name: str, values: ArrayLike, num_classes: int) -> Tensor:
+    """Return a distribution over K classes as a float64 CPU copy, divided by its sum."""
+    law = as_float64(values)
+    if law.shape != (num_classes,):
+        raise ValueError(f"{name} must have shape ({num_classes},), got {tuple(law.shape)}")
+    if not bool((law >= 0).all() & law.isfinite().all()):
+        raise ValueError(
+            f"{name} must be finite and not negative, its least entry is {law.min():g}"
+        )
+    if abs(float(law.sum()) - 1) > 1e-6:
+        raise ValueError(f"{name} must sum to 1 within 1e-6, its sum is {float(law.sum()):.9g}")
+    return law / law.sum()
+
+
+def check_square(name: str, values: ArrayLike) -> Tensor:
+    """Return a finite matrix as a float64 CPU copy of shape (K, K), K at least 2."""
+    matrix = as_float64(values)
+    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or len(matrix) < 2:
+        raise ValueError(f"{name} must have shape (K, K) with K >= 2, got {tuple(matrix.shape)}")
+    check_finite(name, matrix)
+    return matrix
+
+
+def check_finite(name: str, values: Tensor) -> None:
+    """Raise unless every entry is finite; reads the values."""
+    bad = ~values.isfinite()
+    if bool(bad.any()):
+        where = tuple(int(i) for i in bad.nonzero()[0])
+        raise ValueError(f"{name} must be finite, got {float(values[where])} at {where}")
+
+
 def check_class(name: str, value: int, num_classes: int) -> int:
     """Return ``value`` as an int if it is a class, 0..K-1."""
     index = check_count(name, value, least=0)

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from .._checks import (
     ArrayLike,
-    as_float64,
     check_class,
     check_count,
+    check_law,
     check_probabilities,
     check_probability,
 )
@@ -221,14 +221,8 @@ def marginal(num_classes: int, betas: ArrayLike, pi: ArrayLike) -> RankOneTransi
         ValueError: wrong shape, a negative or infinite entry, or a sum that is not 1.
     """
     num_classes = check_count("num_classes", num_classes, least=2)
-    base = as_float64(pi)
-    if base.shape != (num_classes,):
-        raise ValueError(f"pi must have shape ({num_classes},), got {tuple(base.shape)}")
-    if not bool((base >= 0).all() & base.isfinite().all()):
-        raise ValueError(f"pi must be finite and not negative, its least entry is {base.min():g}")
-    if abs(float(base.sum()) - 1) > 1e-6:
-        raise ValueError(f"pi must sum to 1 within 1e-6, its sum is {float(base.sum()):.9g}")
-    return RankOneTransition("marginal", num_classes, betas, base / base.sum(), base_share=1.0)
+    base = check_law("pi", pi, num_classes)
+    return RankOneTransition("marginal", num_classes, betas, base, base_share=1.0)
 
 
 def mask_and_uniform(
