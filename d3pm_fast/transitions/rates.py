@@ -1,0 +1,161 @@
+"""Chains of matrix exponentials: ``Qbar_t = exp(tau_t R)`` for a rate matrix R.
+
+Source: D3PM, appendix A.4.2.
+"""
+
+import math
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from .._checks import ArrayLike, as_float64, check_law, check_square
+from .dense import DenseTransition
+from .limits import closure, stationary_law
+
+__all__ = ["check_rate", "from_rate", "rate_chain", "rate_exponential"]
+
+
+def rate_exponential(rate: ArrayLike, time: float) -> Tensor:
+    """Return ``exp(time * rate)``, every entry to nearly the last digits, however small it is.
+
+    With s the fastest rate, ``rate + s I`` has no negative entry, and ``exp`` of it is made of
+    sums and products of such numbers alone: a Taylor series of a fraction of the time, squared
+    again and again. Nothing cancels, so an entry of 1e-200 is as accurate as one of 0.5, and
+    forbidden transitions are exactly 0. The factor ``exp(-s time)`` is the one that makes the
+    rows sum to 1.
+
+    Args:
+        rate: ``(K, K)``, not negative off the diagonal, rows summing to 0.
+        time: finite, at least 0.
+
+    Returns:
+        float64 ``(K, K)``, rows summing to 1.
+
+    Raises:
+        ValueError: not a rate matrix, or a time that is negative or not finite.
+    """
+    rate = check_rate(rate)
+    if not 0 <= time < math.inf:
+        raise ValueError(f"time must be finite and at least 0, got {time}")
+    return _exponential(rate, closure(rate)[1], time)
+
+
+def from_rate(
+    rate: ArrayLike,
+    times: ArrayLike,
+    *,
+    stationary: ArrayLike | None = None,
+    memory_budget: int = 1 << 30,
+) -> DenseTransition:
+    """Return ``Q_t = exp((tau_t - tau_{t-1}) R)``, so that ``Qbar_t = exp(tau_t R)``.
+
+    Source: D3PM, appendix A.4.2, whose ``alpha_t`` are the differences of these times.
+
+    Args:
+        rate: R, ``(K, K)``: not negative off the diagonal, rows summing to 0 within 1e-6 of the
+            largest rate (the diagonal is then set anew in float64).
+        times: ``tau_1 .. tau_T``, at least 0, never falling; ``tau_0 = 0`` is implied. See
+            :func:`d3pm_fast.schedules.mutual_information_times`.
+        stationary: ``(K,)``, what x_T tends to; by default the law that R keeps.
+        memory_budget: bytes that products of the chain may take.
+
+    Raises:
+        ValueError: not a rate matrix, times that fall or are not finite, a stationary vector
+            that is no law, or none given where the limit depends on x_0.
+    """
+    return rate_chain("from_rate", check_rate(rate), times, stationary, -1, memory_budget)
+
+
+def rate_chain(
+    family: str,
+    rate: Tensor,
+    times: ArrayLike,
+    stationary: ArrayLike | None,
+    mask_id: int,
+    memory_budget: int,
+) -> DenseTransition:
+    """Return the chain of a rate matrix that is already checked, see :func:`from_rate`."""
+    times = _check_rising("times", times)
+    if stationary is None:
+        law = stationary_law(rate)
+    else:
+        law = check_law("stationary", stationary, len(rate))
+    lengths = times.diff(prepend=times.new_zeros(1))
+    step = partial(_rate_step, rate, closure(rate)[1], lengths)
+    return DenseTransition(
+        family, len(rate), len(times), step, law, mask_id=mask_id, memory_budget=memory_budget
+    )
+
+
+def check_rate(rate: ArrayLike) -> Tensor:
+    """Return a rate matrix as a float64 CPU copy whose diagonal is minus the rest of its row."""
+    matrix = check_square("rate", rate)
+    rest = matrix.clone().fill_diagonal_(0)
+    if bool((rest < 0).any()):
+        i, j = (int(index) for index in (rest < 0).nonzero()[0])
+        raise ValueError(
+            f"rate must not be negative off the diagonal, got {matrix[i, j]:.6g} at ({i}, {j})"
+        )
+    largest = float(matrix.abs().max())
+    sums = matrix.sum(1).abs()
+    if float(sums.max()) > 1e-6 * largest:
+        row = int(sums.argmax())
+        raise ValueError(
+            f"rows of rate must sum to 0 within 1e-6 of its largest entry, {largest:.6g}, "
+            f"but row {row} sums to {matrix[row].sum():.6g}"
+        )
+    return rest - torch.diag(rest.sum(1))
+
+
+def _check_rising(name: str, values: ArrayLike) -> Tensor:
+    array = as_float64(values)
+    if array.ndim != 1 or array.numel() == 0:
+        raise ValueError(f"{name} must have shape (T,) with T >= 1, got {tuple(array.shape)}")
+    if not bool(array.isfinite().all()):
+        t = int((~array.isfinite()).nonzero()[0])
+        raise ValueError(f"{name} must be finite, got {array[t]:.6g} at t = {t + 1}")
+    steps = array.diff(prepend=array.new_zeros(1))
+    if bool((steps < 0).any()):
+        t = int((steps < 0).nonzero()[0])
+        raise ValueError(
+            f"{name} must be at least 0 and never fall, got {array[t]:.6g} at t = {t + 1}"
+        )
+    return array
+
+
+def _rate_step(rate: Tensor, reach: int, lengths: Tensor, t: int) -> Tensor:
+    return _exponential(rate, reach, float(lengths[t - 1]))
+
+
+def _exponential(rate: Tensor, reach: int, time: float) -> Tensor:
+    """Return ``exp(time * rate)`` where every class that is led to is within ``reach`` steps.
+
+    A path of n jumps is lost where more than 16 of them fall into one of the equal parts of the
+    time. An entry is carried by paths of some ``reach + speed * time`` jumps, half a jump for a
+    part on average, so what it loses is some 1e-20 of it for each part.
+    """
+    speed = float(-rate.diagonal().min())
+    squarings = math.ceil(math.log2(2 * (speed * time + reach)))
+    jumps = rate.clone()
+    jumps.diagonal().add_(speed)
+    result = _taylor(jumps.mul_(time / 2**squarings))
+    result /= result.sum(1, keepdim=True)
+    for _ in range(squarings):
+        result = result @ result
+        result /= result.sum(1, keepdim=True)
+    return result
+
+
+def _taylor(matrix: Tensor) -> Tensor:
+    """Return the first 17 terms of ``exp(matrix)``, by six products (Paterson, Stockmeyer 1973)."""
+    square = matrix @ matrix
+    powers = [torch.eye(len(matrix), dtype=torch.float64), matrix, square, matrix @ square]
+    fourth = square @ square
+    result = fourth / math.factorial(16)
+    for first in (12, 8, 4, 0):
+        if first < 12:
+            result = fourth @ result
+        for offset, power in enumerate(powers):
+            result.add_(power, alpha=1 / math.factorial(first + offset))
+    return result
