@@ -1,0 +1,174 @@
+"""Chains that replace a class by a neighbour in an embedding space."""
+
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from .._checks import (
+    ArrayLike,
+    as_float64,
+    check_choice,
+    check_count,
+    check_finite,
+    check_probabilities,
+)
+from .dense import DenseTransition
+from .limits import stationary_law
+from .matrices import keep_or_move
+from .rates import rate_chain
+
+__all__ = ["nearest_neighbor", "nearest_neighbor_rate", "nearest_neighbors"]
+
+_CHUNK = 1 << 22  # distances at a time: 32 MiB of float64
+_SINKHORN_ROUNDS = 10_000
+
+
+def nearest_neighbor(
+    embeddings: ArrayLike,
+    num_neighbors: int,
+    schedule: ArrayLike,
+    *,
+    method: str = "exponential",
+    mask_rate: float | None = None,
+    memory_budget: int = 1 << 30,
+) -> DenseTransition:
+    """Return the chain on the graph of the k nearest neighbours.
+
+    ``method="exponential"`` is the paper's, ``Qbar_t = exp(tau_t R)`` with the rate of
+    :func:`nearest_neighbor_rate`. ``method="sinkhorn"`` is that of its published code:
+    ``Q_t = (1 - beta_t) I + beta_t S``, where S is the symmetric adjacency matrix scaled until it
+    is doubly stochastic. The limit of both is uniform, or the mask where there is one.
+
+    Source: D3PM, appendix A.2.4.
+
+    Args:
+        embeddings: ``(K, D)``, finite; Euclidean distances count, so rows of length 1 compare by
+            cosine, as in the published code.
+        num_neighbors: k, 1..K-1.
+        schedule: ``(T,)``: for the exponential the times ``tau_t``, at least 0 and never falling
+            (see :func:`d3pm_fast.schedules.mutual_information_times`), for Sinkhorn the betas.
+        method: ``"exponential"`` or ``"sinkhorn"``.
+        mask_rate: for the exponential: adds a mask as class K, which every class turns into at
+            this rate, above 0.
+        memory_budget: bytes that products of the chain may take.
+
+    Raises:
+        ValueError: not a finite matrix, k outside 1..K-1, a schedule that is none, a graph that
+            is not connected (take more neighbours), or one that no scaling makes doubly
+            stochastic.
+    """
+    check_choice("method", method, ("exponential", "sinkhorn"))
+    if method == "exponential":
+        rate = nearest_neighbor_rate(embeddings, num_neighbors, mask_rate)
+        mask_id = -1 if mask_rate is None else len(rate) - 1
+        return rate_chain("nearest_neighbor", rate, schedule, None, mask_id, memory_budget)
+    if mask_rate is not None:
+        raise ValueError('mask_rate needs method="exponential"; with_mask adds a mask to any chain')
+    betas = check_probabilities("schedule", schedule)
+    move = _doubly_stochastic(_adjacency(embeddings, num_neighbors))
+    return DenseTransition(
+        "nearest_neighbor",
+        len(move),
+        len(betas),
+        partial(keep_or_move, move, betas),
+        stationary_law(move),
+        memory_budget=memory_budget,
+    )
+
+
+def nearest_neighbor_rate(
+    embeddings: ArrayLike, num_neighbors: int, mask_rate: float | None = None
+) -> Tensor:
+    """Return the rate matrix R of the graph of the k nearest neighbours.
+
+    Off the diagonal it is ``(G + G^T) / (2k)``, ``G[i, j] = 1`` where i is among the k nearest
+    neighbours of j; rows sum to 0. Source: D3PM, appendix A.2.4, eq. 9; the mask's rate is added
+    as in appendix A.2.6.
+
+    Args:
+        embeddings: ``(K, D)``, finite.
+        num_neighbors: k, 1..K-1.
+        mask_rate: if given, class K is a mask which every class turns into at this rate, above 0;
+            all the neighbours together come to a rate of 1 on average.
+
+    Returns:
+        float64 ``(K, K)``, symmetric; or ``(K + 1, K + 1)`` with the mask last.
+
+    Raises:
+        ValueError: not a finite matrix, k outside 1..K-1, or a mask rate that is not above 0.
+    """
+    rate = _adjacency(embeddings, num_neighbors)
+    if mask_rate is not None:
+        if not 0 < mask_rate < float("inf"):
+            raise ValueError(f"mask_rate must be finite and above 0, got {mask_rate}")
+        rate = torch.nn.functional.pad(rate, (0, 1, 0, 1))
+        rate[:-1, -1] = mask_rate
+    return rate - torch.diag(rate.sum(1))
+
+
+def nearest_neighbors(embeddings: ArrayLike, num_neighbors: int) -> Tensor:
+    """Return the k nearest neighbours of each class, itself left out.
+
+    Of classes at the same distance the one of the lower index is the nearer.
+
+    Args:
+        embeddings: ``(K, D)``, finite.
+        num_neighbors: k, 1..K-1.
+
+    Returns:
+        int64 ``(K, k)``, each row in rising order of the index.
+
+    Raises:
+        ValueError: not a finite matrix, or k outside 1..K-1.
+    """
+    points = as_float64(embeddings)
+    if points.ndim != 2 or len(points) < 2 or points.shape[1] < 1:
+        raise ValueError(
+            f"embeddings must have shape (K, D) with K >= 2, got {tuple(points.shape)}"
+        )
+    check_finite("embeddings", points)
+    num_neighbors = check_count("num_neighbors", num_neighbors)
+    if num_neighbors >= len(points):
+        raise ValueError(
+            f"num_neighbors must be at most K - 1 = {len(points) - 1}, got {num_neighbors}"
+        )
+    chunks = torch.arange(len(points)).split(max(1, _CHUNK // len(points)))
+    return torch.cat([_nearest(points, rows, num_neighbors) for rows in chunks])
+
+
+def _nearest(points: Tensor, rows: Tensor, num_neighbors: int) -> Tensor:
+    # Matrix products would round away which of two distances is the smaller.
+    distances = torch.cdist(
+        points[rows], points, compute_mode="donot_use_mm_for_euclid_dist"
+    ).scatter_(1, rows[:, None], float("inf"))
+    last = distances.kthvalue(num_neighbors, dim=1, keepdim=True).values
+    nearer, as_near = distances < last, distances == last
+    room = num_neighbors - nearer.sum(1, keepdim=True)
+    chosen = nearer | (as_near & (as_near.cumsum(1) <= room))
+    return chosen.nonzero()[:, 1].view(len(rows), num_neighbors)
+
+
+def _adjacency(embeddings: ArrayLike, num_neighbors: int) -> Tensor:
+    neighbors = nearest_neighbors(embeddings, num_neighbors)
+    size = len(neighbors)
+    chosen = torch.zeros(size, size, dtype=torch.float64).scatter_(1, neighbors, 1.0)
+    return (chosen + chosen.T) / (2 * neighbors.shape[1])
+
+
+def _doubly_stochastic(matrix: Tensor) -> Tensor:
+    """Return ``x_i matrix_ij x_j`` whose rows all sum to 1, for a symmetric matrix.
+
+    Source: Sinkhorn and Knopp 1967; the square root, which keeps the matrix symmetric on the way,
+    is Knight and Ruiz's (2013).
+    """
+    x = torch.ones(len(matrix), dtype=torch.float64)
+    for _ in range(_SINKHORN_ROUNDS):
+        sums = x * (matrix @ x)
+        if float((sums - 1).abs().max()) < 1e-14:
+            return x[:, None] * matrix * x
+        x = x / sums.sqrt()
+    raise ValueError(
+        "the graph of the nearest neighbours cannot be made doubly stochastic: take more "
+        'neighbours, or method="exponential"'
+    )
