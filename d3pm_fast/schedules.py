@@ -1,5 +1,7 @@
 """Noise schedules: each returns the betas of a diffusion of T steps, float64, shape (T,).
 
+Only :func:`mutual_information_times` returns times, for chains of matrix exponentials.
+
 ``betas[t - 1]`` is beta_t, the probability that step t of the paper's chain (t = 1..T) does
 not keep a token as it is. ``alpha_bar_t = (1 - beta_1) ... (1 - beta_t)``.
 """
@@ -10,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ._checks import ArrayLike, check_count, check_probabilities, check_probability
+from ._mutual_information import mutual_information, mutual_information_times
 
 __all__ = [
     "cosine",
@@ -19,6 +22,8 @@ __all__ = [
     "from_betas",
     "jsd",
     "linear",
+    "mutual_information",
+    "mutual_information_times",
     "quadratic",
     "sigmoid",
 ]

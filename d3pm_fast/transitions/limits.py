@@ -51,7 +51,7 @@ def stationary_law(matrix: Tensor) -> Tensor:
         count = len(torch.unique(among, dim=0))
         raise ValueError(
             f"the chain has {count} sets of classes that it never leaves, so its limit depends "
-            "on x_0: pass stationary= to choose a law, or connect the classes"
+            "on x_0: connect the classes, or name the stationary law"
         )
     law = torch.zeros(len(matrix), dtype=torch.float64)
     law[recurrent] = _law_of_irreducible(matrix[recurrent][:, recurrent])

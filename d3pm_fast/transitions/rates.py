@@ -13,7 +13,7 @@ from .._checks import ArrayLike, as_float64, check_law, check_square
 from .dense import DenseTransition
 from .limits import closure, stationary_law
 
-__all__ = ["check_rate", "from_rate", "rate_chain", "rate_exponential"]
+__all__ = ["check_rate", "exponential", "from_rate", "rate_chain", "rate_exponential"]
 
 
 def rate_exponential(rate: ArrayLike, time: float) -> Tensor:
@@ -38,7 +38,7 @@ def rate_exponential(rate: ArrayLike, time: float) -> Tensor:
     rate = check_rate(rate)
     if not 0 <= time < math.inf:
         raise ValueError(f"time must be finite and at least 0, got {time}")
-    return _exponential(rate, closure(rate)[1], time)
+    return exponential(rate, closure(rate)[1], time)
 
 
 def from_rate(
@@ -125,10 +125,10 @@ def _check_rising(name: str, values: ArrayLike) -> Tensor:
 
 
 def _rate_step(rate: Tensor, reach: int, lengths: Tensor, t: int) -> Tensor:
-    return _exponential(rate, reach, float(lengths[t - 1]))
+    return exponential(rate, reach, float(lengths[t - 1]))
 
 
-def _exponential(rate: Tensor, reach: int, time: float) -> Tensor:
+def exponential(rate: Tensor, reach: int, time: float) -> Tensor:
     """Return ``exp(time * rate)`` where every class that is led to is within ``reach`` steps.
 
     A path of n jumps is lost where more than 16 of them fall into one of the equal parts of the
