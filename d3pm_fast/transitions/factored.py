@@ -5,6 +5,7 @@ distribution v, beyond the rounding of the arithmetic. A centred form multiplies
 zero and drops the part of ``Qbar`` that all its rows have in common.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -130,7 +131,7 @@ def least_factor(dtype: torch.dtype) -> float:
 
     The factors of a product are set to 0 below it: subnormal numbers take a hundred times as long.
     """
-    return float(torch.finfo(dtype).tiny) ** 0.5
+    return math.sqrt(torch.finfo(dtype).tiny)
 
 
 def _dense(q_bar: Tensor, dtype: torch.dtype) -> Dense:
