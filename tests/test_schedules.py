@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mpmath import mpf
 
-from d3pm_fast import schedules
+from d3pm_fast import schedules, transitions
 
 STEPS = [1, 2, 7, 1000]
 
@@ -185,3 +185,93 @@ def test_your_own_betas_are_copied():
 def test_betas_of_a_tensor_that_needs_a_gradient_are_detached():
     betas = schedules.from_betas(torch.tensor([0.5], requires_grad=True))
     assert not betas.requires_grad
+
+
+def share_left(law, matrix):
+    """``I(x_t; x_0) / H(x_0)`` in 30 digits."""
+    p = [mpf(v) for v in law.tolist()]
+    q = [[mpf(v) for v in row] for row in matrix.tolist()]
+    total = mpf(0)
+    for j in range(len(p)):
+        m = mpmath.fsum(p[i] * q[i][j] for i in range(len(p)))
+        for i in range(len(p)):
+            if p[i] * q[i][j] > 0:
+                total += p[i] * q[i][j] * mpmath.log(q[i][j] / m)
+    return total / -mpmath.fsum(v * mpmath.log(v) for v in p if v > 0)
+
+
+def data_law(num_classes, empty=()):
+    law = 1.0 + torch.arange(num_classes, dtype=torch.float64)
+    law[list(empty)] = 0
+    return law / law.sum()
+
+
+def absorbing_matrix(beta):
+    return transitions.absorbing(5, [beta], 4).q_matrix(1)
+
+
+ABSORBING_RATE = absorbing_matrix(1.0) - torch.eye(5).double()
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 7, 100])
+def test_mutual_information_of_a_mask_is_jsd(num_steps):
+    """D13: the grid is t/T. D3PM, appendix A.7: exactly 1/(T - t + 1)."""
+    betas = schedules.mutual_information(absorbing_matrix, num_steps, data_law(5, empty=[4]))
+    torch.testing.assert_close(betas, schedules.jsd(num_steps), rtol=1e-12, atol=0)
+    assert betas[-1] == 1.0
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 7, 100])
+def test_mutual_information_times_of_a_mask_are_logarithms(num_steps):
+    law = data_law(5, empty=[4])
+    times = schedules.mutual_information_times(ABSORBING_RATE, num_steps, law, remainder=1e-3)
+    left = [1 - mpf(t) / num_steps for t in range(1, num_steps)] + [mpf(1e-3)]
+    assert_equals(times, [-mpmath.log(share) for share in left], rtol=1e-11)
+
+
+@pytest.mark.parametrize("law", [None, data_law(6)], ids=["uniform", "given"])
+@pytest.mark.parametrize("family", ["uniform", "discretized_gaussian"])
+def test_mutual_information_loses_the_same_share_each_step(family, law):
+    def matrix(beta):
+        return getattr(transitions, family)(6, [beta]).q_matrix(1)
+
+    betas = schedules.mutual_information(matrix, 8, law)
+    product, sixths = torch.eye(6).double(), torch.full((6,), 1 / 6, dtype=torch.float64)
+    reached = False
+    for t, beta in enumerate(betas.tolist(), start=1):
+        product = product @ matrix(beta)
+        left = share_left(sixths if law is None else law, product)
+        reached = reached or beta == 1.0
+        if not reached:
+            assert abs(left - (1 - mpf(t) / 8)) < 1e-14
+    assert betas[-1] == 1.0
+    assert bool((betas[:4] < 0.5).all())
+
+
+def test_mutual_information_times_solve_for_any_rate():
+    rate = transitions.nearest_neighbor_rate(torch.randn(10, 3, dtype=torch.float64), 4)
+    law = data_law(10, empty=[3])
+    times = schedules.mutual_information_times(rate, 6, law)
+    assert bool((times.diff() > 0).all())
+    for t, time in enumerate(times.tolist(), start=1):
+        left = share_left(law, transitions.rate_exponential(rate, time))
+        truth = 1 - mpf(t) / 6 if t < 6 else mpf(1e-5)
+        assert abs(left / truth - 1) < 1e-9
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: schedules.mutual_information(absorbing_matrix, 0), "num_steps"),
+        (lambda: schedules.mutual_information(absorbing_matrix, 3, [0.5, 0.5]), "p0"),
+        (lambda: schedules.mutual_information(absorbing_matrix, 3, [0, 1, 0, 0, 0]), "two classes"),
+        (lambda: schedules.mutual_information_times(ABSORBING_RATE, 0), "num_steps"),
+        (lambda: schedules.mutual_information_times(ABSORBING_RATE, 3, [1.0]), "p0"),
+        (lambda: schedules.mutual_information_times(ABSORBING_RATE, 3, remainder=0.0), "remainder"),
+        (lambda: schedules.mutual_information_times(ABSORBING_RATE, 3, remainder=0.5), "remainder"),
+        (lambda: schedules.mutual_information_times(torch.zeros(3, 3), 3), "3 sets of classes"),
+    ],
+)
+def test_mutual_information_refuses(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
