@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ._checks import ArrayLike, check_count, check_law
+from ._information import divergence_terms
 from .transitions.limits import closure, stationary_law
 from .transitions.rates import check_rate, exponential
 
@@ -108,25 +109,14 @@ def _data_law(p0: ArrayLike | None, num_classes: int) -> Tensor:
 def _share(law: Tensor, matrix: Tensor) -> float:
     """Return ``I(x_t; x_0) / H(x_0)`` for ``matrix = Qbar_t``.
 
-    ``I = sum_ij p_i m_j phi(Q_ij / m_j - 1)``, ``m = p Q`` and ``phi(r) = (1 + r) log(1 + r) - r``:
-    no term is negative.
+    ``I`` is the mean of ``KL(Qbar_t[x_0, :] || p Qbar_t)`` over ``x_0 ~ p``.
     """
     some = law > 0
     rows, p = matrix[some], law[some]
     m = p @ rows
     seen = m > 0
-    r = (rows[:, seen] - m[seen]) / m[seen]
-    information = p @ (_phi(r) @ m[seen])
+    information = p @ divergence_terms(rows[:, seen], m[seen]).sum(dim=1)
     return float(information / -(p * p.log()).sum())
-
-
-def _phi(r: Tensor) -> Tensor:
-    """Return ``(1 + r) log(1 + r) - r`` for r >= -1, without cancellation near 0."""
-    series = torch.zeros_like(r)
-    for n in range(12, 1, -1):
-        series = (1 - 2 * (n % 2)) / (n * (n - 1)) + r * series
-    whole = torch.xlogy(1 + r, 1 + r) - r
-    return torch.where(r.abs() < 0.03, r * r * series, whole)
 
 
 def _root(function: Callable[[float], float], low: float, high: float) -> float:

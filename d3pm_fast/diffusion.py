@@ -83,7 +83,7 @@ class D3PM(nn.Module):
         """Return ``log q(x_{t-1} | x_t, x_0)``; see :func:`d3pm_fast.functional.q_posterior`."""
         return functional.q_posterior(self.transition, x0, x_t, t, dtype=dtype, impl=self.impl)
 
-    def p_posterior(self, logits: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+    def p_posterior(self, logits: functional.Prediction, x_t: Tensor, t: Tensor) -> Tensor:
         """Return ``log p(x_{t-1} | x_t)``; see :func:`d3pm_fast.functional.p_posterior`."""
         return functional.p_posterior(
             self.transition,
@@ -97,7 +97,7 @@ class D3PM(nn.Module):
 
     def loss(
         self,
-        logits: Tensor,
+        logits: functional.Prediction,
         x0: Tensor,
         x_t: Tensor,
         t: Tensor,
@@ -122,9 +122,13 @@ class D3PM(nn.Module):
             impl=self.impl,
         )
 
+    def prior(self, x0: Tensor) -> Tensor:
+        """Return the bound's prior term; see :func:`d3pm_fast.functional.prior`."""
+        return functional.prior(self.transition, x0)
+
     def p_sample(
         self,
-        logits: Tensor,
+        logits: functional.Prediction,
         x_t: Tensor,
         t: Tensor,
         s: Tensor | None = None,
@@ -152,7 +156,8 @@ class D3PM(nn.Module):
         the 8 items that one call would have drawn.
 
         Args:
-            denoiser: maps ``(x_t (B, *S) int64, t (B,) int64)`` to logits ``(B, *S, K)``.
+            denoiser: maps ``(x_t (B, *S) int64, t (B,) int64)`` to logits ``(B, *S, K)``, or to
+                a pair of parameters, see :class:`d3pm_fast.functional.Logistic`.
             shape: ``(B, *S)``.
             steps: how many evenly strided times, in 1..T; None for all T.
             generator: where the seeds come from; None for PyTorch's default generator.
@@ -187,7 +192,13 @@ class D3PM(nn.Module):
         return functional.sample_prior(self.transition, shape, seeds, self.num_steps + 1)
 
     def _p_sample(
-        self, logits: Tensor, x_t: Tensor, t: Tensor, s: Tensor | None, seeds: Tensor, step: int
+        self,
+        logits: functional.Prediction,
+        x_t: Tensor,
+        t: Tensor,
+        s: Tensor | None,
+        seeds: Tensor,
+        step: int,
     ) -> Tensor:
         return functional.p_sample(
             self.transition,

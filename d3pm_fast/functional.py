@@ -2,7 +2,8 @@
 
 Shapes: tokens ``(B, *S)`` of any integer dtype with values in [0, K), S any number of position
 axes, also none; ``t`` ``(B,)`` or, per token, ``(B, *S)``, in 1..T; ``logits`` ``(B, *S, K)``,
-float32, float64, bfloat16 or float16, ``-inf`` for a forbidden class. float64 logits are
+float32, float64, bfloat16 or float16, ``-inf`` for a forbidden class; or in their place a pair
+``(loc, log_scale)``, see :class:`Logistic`. float64 logits are
 calculated in float64, all others in float32.
 
 All functions take ``impl``, see :func:`d3pm_fast.implementation`, and raise
@@ -34,22 +35,26 @@ from ._checks import (
     check_tokens,
 )
 from .autograd import LogisticLogits, Loss, PPosterior
+from .logistic import Call, Logistic, LogisticLoss, LogisticPPosterior, apply
 from .reference.draws import draw_base
 from .reference.philox import uniforms
 from .transitions import Transition
 from .transitions.base import running_sums
 
 __all__ = [
+    "Logistic",
     "draw_seeds",
     "logistic_logits",
     "loss",
     "p_posterior",
     "p_sample",
+    "prior",
     "q_posterior",
     "q_sample",
     "sample_prior",
 ]
 
+Prediction = Tensor | tuple[Any, ...]
 REVERSE = ("joint", "posterior_mean")
 FIRST_STEP = ("logits", "posterior")
 REDUCTIONS = ("mean", "sum", "none", "batch")
@@ -57,7 +62,7 @@ REDUCTIONS = ("mean", "sum", "none", "batch")
 
 def loss(
     transition: Transition,
-    logits: Tensor,
+    logits: Prediction,
     x0: Tensor,
     x_t: Tensor,
     t: Tensor,
@@ -108,11 +113,23 @@ def loss(
     model = _check_model(transition, logits, x_t, t, reverse, first_step, x0=x0, mask=mask)
     name = _choose(impl, transition, t, 1, mask, x0=x0, x_t=x_t)
     kernels = ops.operations(name, transition)
-    chain = kernels.chain(transition, _contiguous(t))
-    args = (_contiguous(x0), mask, _contiguous(x_t), *chain, *model, vb_weight, ce_weight)
+    x0, x_t, t = _contiguous(x0), _contiguous(x_t), _contiguous(t)
+    if isinstance(logits, tuple):
+        if name != "reference":
+            call = Call(
+                transition.num_classes,
+                Logistic(*logits).edge_corrected,
+                lambda n: (
+                    *(x0[n], None if mask is None else mask[n], x_t[n]),
+                    *(*kernels.chain(transition, t[n]), *model, vb_weight, ce_weight),
+                ),
+            )
+            token_loss = LogisticLoss.apply(*_contiguous_pair(logits), call, kernels.loss_and_grad)  # type: ignore[no-untyped-call]
+            return _reduced(token_loss, mask, reduction)
+        logits = _reference_logits(logits, transition)
+    args = (x0, mask, x_t, *kernels.chain(transition, t), *model, vb_weight, ce_weight)
     if reduction == "batch":
-        token_loss = _token_loss(name, kernels, logits, "none", args)
-        return token_loss if x0.ndim == 1 else token_loss.flatten(1).sum(dim=1)
+        return _reduced(_token_loss(name, kernels, logits, "none", args), mask, reduction)
     return _token_loss(name, kernels, logits, reduction, args)
 
 
@@ -155,7 +172,7 @@ def q_posterior(
 
 def p_posterior(
     transition: Transition,
-    logits: Tensor,
+    logits: Prediction,
     x_t: Tensor,
     t: Tensor,
     *,
@@ -180,7 +197,18 @@ def p_posterior(
     model = _check_model(transition, logits, x_t, t, reverse, first_step)
     name = _choose(impl, transition, t, 1, x_t=x_t)
     kernels = ops.operations(name, transition)
-    args = (_contiguous(x_t), *kernels.chain(transition, _contiguous(t)), *model)
+    x_t, t = _contiguous(x_t), _contiguous(t)
+    if isinstance(logits, tuple):
+        if name != "reference":
+            call = Call(
+                transition.num_classes,
+                Logistic(*logits).edge_corrected,
+                lambda n: (x_t[n], *kernels.chain(transition, t[n]), *model),
+            )
+            both = kernels.p_posterior, kernels.p_posterior_grad
+            return LogisticPPosterior.apply(*_contiguous_pair(logits), call, *both)  # type: ignore[no-any-return, no-untyped-call]
+        logits = _reference_logits(logits, transition)
+    args = (x_t, *kernels.chain(transition, t), *model)
     logits = logits.contiguous()
     if name != "reference" and logits.requires_grad and torch.is_grad_enabled():
         both = kernels.p_posterior, kernels.p_posterior_grad
@@ -224,7 +252,7 @@ def q_sample(
 
 def p_sample(
     transition: Transition,
-    logits: Tensor,
+    logits: Prediction,
     x_t: Tensor,
     t: Tensor,
     s: Tensor | None = None,
@@ -266,9 +294,21 @@ def p_sample(
         s = _contiguous(s)
     name = _choose(impl, transition, t, 1, x_t=x_t)
     kernels = ops.operations(name, transition)
-    args = _contiguous(x_t), *kernels.chain(transition, _contiguous(t), s), *model
-    drawn = kernels.p_sample(logits.detach().contiguous(), *args, seeds, step)
-    return drawn.to(x_t.dtype)  # type: ignore[no-any-return]
+    tokens, t = _contiguous(x_t), _contiguous(t)
+
+    def arguments(n: slice) -> tuple[Any, ...]:
+        chain = kernels.chain(transition, t[n], None if s is None else s[n])
+        return tokens[n], *chain, *model, seeds[n], step
+
+    if isinstance(logits, tuple) and name != "reference":
+        with torch.no_grad():
+            call = Call(transition.num_classes, Logistic(*logits).edge_corrected, arguments)
+            drawn = apply(kernels.p_sample, Logistic(*_contiguous_pair(logits)), call)
+    else:
+        if isinstance(logits, tuple):
+            logits = _reference_logits(logits, transition)
+        drawn = kernels.p_sample(logits.detach().contiguous(), *arguments(slice(None)))
+    return drawn.to(x_t.dtype)
 
 
 def logistic_logits(
@@ -308,6 +348,23 @@ def logistic_logits(
     return make(*args)
 
 
+def prior(transition: Transition, x0: Tensor) -> Tensor:
+    """Return ``KL(q(x_T | x_0) || stationary)`` in nats, the bound's ``L_T`` (D3PM, eq. 1).
+
+    Args:
+        transition: the chain.
+        x0: the data, ``(B, *S)``.
+
+    Returns:
+        float64 ``(B,)``, the sum over positions: it has no parameters, and says what the chain
+        has not forgotten at T.
+    """
+    check_tokens("x0", x0)
+    check_same_device(x0=x0, transition=transition)
+    check_range("x0", x0, 0, transition.num_classes)
+    return transition.prior()[x0.long()].reshape(len(x0), -1).sum(dim=1)
+
+
 def sample_prior(
     transition: Transition, shape: tuple[int, ...], seeds: Tensor, step: int = 0
 ) -> Tensor:
@@ -344,6 +401,26 @@ def _token_loss(
     return kernels.loss(logits, *args, reduction)  # type: ignore[no-any-return]
 
 
+def _reduced(token_loss: Tensor, mask: Tensor | None, reduction: str) -> Tensor:
+    if reduction == "none":
+        return token_loss
+    if reduction == "batch":
+        return token_loss if token_loss.ndim == 1 else token_loss.flatten(1).sum(dim=1)
+    total = token_loss.sum(dtype=torch.float64).to(token_loss.dtype)
+    if reduction == "sum":
+        return total
+    return total / (token_loss.numel() if mask is None else mask.sum())
+
+
+def _contiguous_pair(prediction: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
+    return prediction[0].contiguous(), prediction[1].contiguous()
+
+
+def _reference_logits(prediction: tuple[Any, ...], transition: Transition) -> Tensor:
+    loc, log_scale, edge_corrected = Logistic(*prediction)
+    return reference.logistic_logits(loc, log_scale, transition.num_classes, edge_corrected)
+
+
 def _contiguous(tokens: Tensor) -> Tensor:
     if tokens.dtype == torch.int64 and tokens.is_contiguous():
         return tokens
@@ -352,7 +429,7 @@ def _contiguous(tokens: Tensor) -> Tensor:
 
 def _check_model(
     transition: Transition,
-    logits: Tensor,
+    logits: Prediction,
     x_t: Tensor,
     t: Tensor,
     reverse: str,
@@ -362,9 +439,15 @@ def _check_model(
     check_choice("reverse", reverse, REVERSE)
     check_choice("first_step", first_step, FIRST_STEP)
     check_tokens("x_t", x_t)
-    check_logits("logits", logits, x_t.shape, transition.num_classes)
+    if isinstance(logits, tuple):
+        prediction = Logistic(*logits).loc
+        check_logistic(*logits[:2])
+        check_shape("loc", prediction, x_t.shape)
+    else:
+        prediction = logits
+        check_logits("logits", logits, x_t.shape, transition.num_classes)
     check_times("t", t, x_t.shape)
-    check_same_device(logits=logits, x_t=x_t, t=t, transition=transition, **others)
+    check_same_device(logits=prediction, x_t=x_t, t=t, transition=transition, **others)
     return reverse == "posterior_mean", first_step == "logits"
 
 

@@ -70,3 +70,7 @@ def _(loc: Tensor, log_scale: Tensor, num_classes: int, *args: Any) -> Tensor:
 @torch.library.register_fake("d3pm_fast::logistic_gradient")
 def _(loc: Tensor, log_scale: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
     return torch.empty_like(loc), torch.empty_like(log_scale)
+
+
+logits = torch.ops.d3pm_fast.logistic_logits
+gradient = torch.ops.d3pm_fast.logistic_gradient

@@ -6,12 +6,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from .. import schedules, transitions
 from .._checks import check_count
 from ..diffusion import D3PM
-from ..transitions import RankOneTransition
+from ..transitions import Transition
 from .denoiser import Denoiser
 
 SCHEDULES: dict[str, Callable[[int], Tensor]] = {
@@ -23,6 +24,7 @@ SCHEDULES: dict[str, Callable[[int], Tensor]] = {
     "linear": partial(schedules.linear, start=0.02, end=1.0),
     "quadratic": partial(schedules.quadratic, start=0.02, end=1.0),
     "sigmoid": partial(schedules.sigmoid, start=0.02, end=1.0),
+    "slow": schedules.linear,  # D3PM's for the Gaussian
 }
 
 
@@ -36,12 +38,22 @@ class TrainConfig:
     """Folder with the four IDX files of Fashion-MNIST; default: the usual places, or a download."""
     levels: int = 16
     """Grey levels the images are quantized to, 2..256."""
-    transition: Literal["uniform", "absorbing", "marginal", "mask-and-uniform"] = "absorbing"
+    transition: Literal[
+        "uniform", "absorbing", "marginal", "mask-and-uniform", "gaussian", "nearest-neighbor"
+    ] = "absorbing"
     """The forward process."""
     schedule: Literal[
-        "cosine", "cosine-multinomial", "cosine-squared", "jsd", "linear", "quadratic", "sigmoid"
-    ] = "cosine"
-    """The noise schedule."""
+        "auto",
+        "cosine",
+        "cosine-multinomial",
+        "cosine-squared",
+        "jsd",
+        "linear",
+        "quadratic",
+        "sigmoid",
+    ] = "auto"
+    """The noise schedule; auto is cosine, for gaussian the paper's slow linear one. The
+    nearest-neighbor chain loses information at an even pace and has no other."""
     timesteps: int = 1000
     """T, the steps of the forward process."""
     vb_weight: float = 1.0
@@ -98,6 +110,9 @@ class TrainConfig:
         if self.width % 16:
             raise ValueError(f"width must be a multiple of 16, got {self.width}")
 
+        if self.transition == "nearest-neighbor" and self.schedule != "auto":
+            raise ValueError(f"schedule must be auto for nearest-neighbor, got {self.schedule}")
+
     @property
     def mask_id(self) -> int | None:
         """The class beyond the grey levels, for the chains that have a mask."""
@@ -110,14 +125,23 @@ class TrainConfig:
 
     def diffusion(self, marginals: list[float]) -> D3PM:
         """Return the diffusion; ``marginals`` are the grey levels' frequencies in the data."""
-        betas, mask = SCHEDULES[self.schedule](self.timesteps), self.levels
-        make: dict[str, Callable[[], RankOneTransition]] = {
-            "uniform": lambda: transitions.uniform(self.num_classes, betas),
-            "absorbing": lambda: transitions.absorbing(self.num_classes, betas, mask),
-            "marginal": lambda: transitions.marginal(self.num_classes, betas, marginals),
-            "mask-and-uniform": lambda: transitions.mask_and_uniform(self.num_classes, betas, mask),
+        k, mask = self.num_classes, self.levels
+        make: dict[str, Callable[[], Transition]] = {
+            "uniform": lambda: transitions.uniform(k, self.betas()),
+            "absorbing": lambda: transitions.absorbing(k, self.betas(), mask),
+            "marginal": lambda: transitions.marginal(k, self.betas(), marginals),
+            "mask-and-uniform": lambda: transitions.mask_and_uniform(k, self.betas(), mask),
+            "gaussian": lambda: transitions.discretized_gaussian(k, self.betas()),
+            "nearest-neighbor": lambda: neighbors(k, self.timesteps, marginals),
         }
         return D3PM(make[self.transition](), self.reverse, self.first_step, self.impl)
+
+    def betas(self) -> Tensor:
+        """Return the betas of the schedule."""
+        name: str = self.schedule
+        if name == "auto":
+            name = "slow" if self.transition == "gaussian" else "cosine"
+        return SCHEDULES[name](self.timesteps)
 
     def denoiser(self) -> Denoiser:
         """Return a fresh network."""
@@ -134,3 +158,11 @@ class TrainConfig:
         """Return the options that ``to_dict`` wrote."""
         paths = {name: Path(values[name]) for name in ("out", "data") if values[name]}
         return cls(**{**values, **paths})
+
+
+def neighbors(levels: int, timesteps: int, marginals: list[float]) -> Transition:
+    """Return the chain that moves between neighbouring grey levels."""
+    values = torch.linspace(-1, 1, levels, dtype=torch.float64)[:, None]
+    rate = transitions.nearest_neighbor_rate(values, 2)
+    times = schedules.mutual_information_times(rate, timesteps, marginals)
+    return transitions.nearest_neighbor(values, 2, times)

@@ -42,6 +42,10 @@ class Transition(nn.Module):
         """Return the distribution that x_T tends to whatever x_0 was, float64 ``(K,)``."""
 
     @abstractmethod
+    def prior(self) -> Tensor:
+        """Return ``KL(q(x_T | x_0) || stationary)`` in nats for each x_0, float64 ``(K,)``."""
+
+    @abstractmethod
     def reach(self, x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         """Return ``Qbar_t[x_0, x_t]``, float64, for integers of one shape; all are trusted."""
 

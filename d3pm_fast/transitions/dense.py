@@ -9,6 +9,7 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor
 
+from .._information import divergence_terms
 from .base import Transition, running_sums
 from .factored import Form, best_form
 from .products import ByteCache, Products
@@ -91,6 +92,10 @@ class DenseTransition(Transition):
     def stationary(self) -> Tensor:
         """Return the distribution that x_T tends to whatever x_0 was, float64 ``(K,)``."""
         return self._stationary
+
+    def prior(self) -> Tensor:
+        """Return ``KL(q(x_T | x_0) || stationary)`` in nats for each x_0, float64 ``(K,)``."""
+        return divergence_terms(self.product(0, self.num_steps), self._stationary).sum(dim=1)
 
     def product(self, s: int, t: int) -> Tensor:
         """Return ``Q_{s->t} = Q_{s+1} ... Q_t``, float64 ``(K, K)``, 0 <= s <= t <= T."""

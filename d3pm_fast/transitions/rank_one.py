@@ -18,6 +18,7 @@ from .._checks import (
     check_probabilities,
     check_probability,
 )
+from .._information import divergence_terms
 from .base import Transition, running_sums
 
 __all__ = ["RankOneTransition", "absorbing", "marginal", "mask_and_uniform", "uniform"]
@@ -153,6 +154,14 @@ class RankOneTransition(Transition):
             _, base, mask = self.products[-1]
             share = base / (base + mask)
         return self._spread_vector(share, 1 - share)
+
+    def prior(self) -> Tensor:
+        """Return ``KL(q(x_T | x_0) || stationary)`` in nats for each x_0, float64 ``(K,)``."""
+        keep, base, mask = self.products[-1]
+        law, spread = self.stationary(), self._spread_vector(base, mask)
+        others = divergence_terms(spread, law)
+        here = divergence_terms(spread + keep, law)
+        return here + (others.sum() - others)
 
     def _q_matrix(self, t: int) -> Tensor:
         return self._matrix(*self.steps[t, :3])
