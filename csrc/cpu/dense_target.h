@@ -22,26 +22,40 @@ class DenseRow {
 
   explicit DenseRow(const DenseRows& rows) : rows_(rows), row_(rows.num_tokens, rows.num_classes) {}
 
-  // Calls body(j, count) for vectors of classes from j on, `count` of whose lanes are classes.
+  // Calls body(j, count) for the vectors that hold the classes of `span`; `count` of their lanes
+  // are classes.
+  template <class Body>
+  D3PM_MEMBER void each_vector(const Span& span, const Body& body) const {
+    int64_t j = span.first / kWidth * kWidth;
+    for (; j < std::min(row_.whole, span.last); j += kWidth) body(j, static_cast<int64_t>(kWidth));
+    if (j < span.last) body(j, row_.classes - j);
+  }
   template <class Body>
   D3PM_MEMBER void each_vector(const Body& body) const {
-    int64_t j = 0;
-    for (; j < row_.whole; j += kWidth) body(j, static_cast<int64_t>(kWidth));
-    if (j < row_.classes) body(j, row_.classes - j);
+    each_vector(Span{0, row_.classes}, body);
   }
 
   // The sum of value(j, count), a vector, over the classes.
   template <class Value>
-  D3PM_MEMBER double sum_of(const Value& value) const {
+  D3PM_MEMBER double sum_of(const Span& span, const Value& value) const {
     double total = 0;
     V part = {};
-    each_vector([&](int64_t j, int64_t count) D3PM_MEMBER {
+    each_vector(span, [&](int64_t j, int64_t count) D3PM_MEMBER {
       part += value(j, count);
-      if ((j / kWidth) % (kStretch / kWidth) != kStretch / kWidth - 1) return;
+      if (!ends_stretch(j)) return;
       total += sum_lanes<Real>(part);
       part = V{};
     });
     return total + sum_lanes<Real>(part);
+  }
+  template <class Value>
+  D3PM_MEMBER double sum_of(const Value& value) const {
+    return sum_of(Span{0, row_.classes}, value);
+  }
+
+  // Whether so many vectors end at this one that their sum should go on in double.
+  static bool ends_stretch(int64_t j) {
+    return (j / kWidth) % (kStretch / kWidth) == kStretch / kWidth - 1;
   }
 
   template <class T>
@@ -80,7 +94,7 @@ class DenseRow {
     count == kWidth ? write_all(to, v) : write_some(to, v, count);
   }
 
-  Real* sums(int64_t n) const { return static_cast<Real*>(rows_.sums) + 2 * n; }
+  Real* sums(int64_t n) const { return static_cast<Real*>(rows_.sums) + 3 * n; }
   int64_t anchor(int64_t n) const { return rows_.anchor[rows_.tokens[n]]; }
   int64_t x_t(int64_t n) const { return rows_.x_t[rows_.tokens[n]]; }
 
@@ -93,6 +107,7 @@ class DenseRow {
     W dw, fw;
     get_work(dw, d, count);
     get_work(fw, f, count);
+    fw *= static_cast<Work>(sums[2]);
     const V dv = __builtin_convertvector(dw, V), fv = __builtin_convertvector(fw, V);
     if (rows_.centred) return {dv, __builtin_convertvector(dw + fw, V), fv};
     return {dv, splat<Real>(sums[0]) * dv + fv, fv - splat<Real>(sums[1]) * dv};
@@ -105,7 +120,6 @@ class DenseRow {
 template <class Element, class Work>
 class DensePredictor : DenseRow<Element, Work> {
   using Base = DenseRow<Element, Work>;
-  using Base::kWidth;
   using Base::row_;
   using Base::rows_;
   using typename Base::M;
@@ -113,68 +127,78 @@ class DensePredictor : DenseRow<Element, Work> {
   using typename Base::V;
 
  public:
-  explicit DensePredictor(const DensePredict& call)
-      : Base(call.rows), call_(call), e_(row_.padded) {}
+  explicit DensePredictor(const DensePredict& call) : Base(call.rows), call_(call) {}
 
   bool operator()(int64_t n) {
-    const int64_t token = rows_.tokens[n], a = this->anchor(n);
-    const Element* logits = this->template at<Element>(call_.logits, token);
-    Real* e = e_.data();
-    Real top = row_.copy(logits, token, e, e + row_.whole);
-    Real* sums = this->sums(n);
+    const int64_t token = rows_.tokens[n];
+    a_ = this->anchor(n);
+    logits_ = this->template at<Element>(call_.logits, token);
+    tilt_ = call_.log_tilt ? this->template at<Real>(call_.log_tilt, this->x_t(n)) : nullptr;
+    Work* v = this->template at<Work>(call_.v, n);
+    const Exponentials e = exponentiate(v);
     if (call_.loss) {
       Real value = 0;
-      if (call_.ce_weight != 0) {
-        const Real below = top - e[a];
-        exponentiate_but(a, top);
-        value = static_cast<Real>(call_.ce_weight * cross_entropy(below, others_, e_a_));
-        if (call_.log_tilt) top = row_.copy(logits, token, e, e + row_.whole);
-      }
+      if (call_.ce_weight != 0)
+        value = static_cast<Real>(call_.ce_weight * (tilt_ ? untilted(v) : e).cross_entropy());
       static_cast<Real*>(call_.loss)[token] = value;
+      if (call_.ce_weight != 0 && tilt_) exponentiate(v);
     }
-    if (call_.log_tilt) top = tilt(this->template at<Real>(call_.log_tilt, this->x_t(n)));
-    if (call_.log_tilt || !call_.loss || call_.ce_weight == 0) exponentiate_but(a, top);
-    const Real inverse = static_cast<Real>(1 / (others_ + e_a_));
-    sums[0] = static_cast<Real>(e_a_) * inverse;
-    sums[1] = static_cast<Real>(others_) * inverse;
-    Work* v = this->template at<Work>(call_.v, n);
-    this->each_vector([&](int64_t j, int64_t count) D3PM_MEMBER {
-      this->put_work(v + j, load<V>(e + j) * splat<Real>(inverse), count);
-    });
-    v[a] = rows_.centred ? -static_cast<Work>(sums[1]) : 0;
+    const double inverse = 1 / (e.others + e.anchor);
+    Real* sums = this->sums(n);
+    sums[0] = static_cast<Real>(e.anchor * inverse);
+    sums[1] = static_cast<Real>(e.others * inverse);
+    sums[2] = static_cast<Real>(inverse);
+    v[a_] = rows_.centred ? -static_cast<Work>(e.others) : 0;
     return false;
   }
 
  private:
-  // e = exp(. - top) but 0 at the class a, whose own goes to e_a_; others_ is the sum.
-  void exponentiate_but(int64_t a, Real top) {
-    Real* e = e_.data();
-    e_a_ = static_cast<double>(M::exp(splat<Real>(e[a] - top))[0]);
-    e[a] = -INFINITY;
-    others_ = 0;
-    for (int64_t j = 0; j < row_.padded; j += kStretch)
-      others_ += sum_lanes<Real>(
-          exponentiate(e + j, std::min(row_.padded - j, kStretch) / kWidth, splat<Real>(top)));
-  }
+  // exp(logit - top) at the anchor, and summed over the others; top - logit at the anchor.
+  struct Exponentials {
+    double anchor, others, below;
 
-  // -log s_a; where a has the largest logit, `others` alone is what 1 is added to.
-  static double cross_entropy(Real below, double others, double e_a) {
-    return static_cast<double>(below) + std::log1p(below == 0 ? others : others + e_a - 1);
-  }
+    // Where the anchor has the largest logit, `others` alone is what 1 is added to.
+    double cross_entropy() const {
+      return below + std::log1p(below == 0 ? others : others + anchor - 1);
+    }
+  };
 
-  Real tilt(const Real* log_tilt) {
-    V top = splat<Real>(-INFINITY);
+  // Writes exp(logit - top), tilted; anything at the anchor.
+  D3PM_MEMBER Exponentials exponentiate(Work* v) const {
+    V tops = splat<Real>(-INFINITY);
     this->each_vector([&](int64_t j, int64_t count) D3PM_MEMBER {
-      const V l = load<V>(e_.data() + j) + this->get(log_tilt + j, count);
-      store(e_.data() + j, l);
-      top = l > top ? l : top;
+      const V l = logits(j, count, -INFINITY);
+      tops = l > tops ? l : tops;
     });
-    return max_lanes<Real>(top);
+    const V top = splat<Real>(max_lanes<Real>(tops));
+    const V here = splat<Real>(read_one(logits_ + a_) + (tilt_ ? tilt_[a_] : 0)) - top;
+    const double sum = this->sum_of([&](int64_t j, int64_t count) D3PM_MEMBER {
+      V e = M::exp(logits(j, count, -INFINITY) - top);
+      if (a_ >= j && a_ < j + count) e[a_ - j] = 0;
+      this->put_work(v + j, e, count);
+      return e;
+    });
+    return {static_cast<double>(M::exp(here)[0]), sum, -static_cast<double>(here[0])};
+  }
+
+  Exponentials untilted(Work* v) {
+    const Real* tilt = std::exchange(tilt_, nullptr);
+    const Exponentials e = exponentiate(v);
+    tilt_ = tilt;
+    return e;
+  }
+
+  D3PM_MEMBER V logits(int64_t j, int64_t count, Real fill) const {
+    const bool whole = count == Base::kWidth;
+    V l = whole ? read(logits_ + j) : read_some(logits_ + j, count, fill);
+    if (tilt_) l += this->get(tilt_ + j, count);
+    return l;
   }
 
   const DensePredict& call_;
-  const Scratch<Real> e_;
-  double e_a_ = 0, others_ = 0;
+  const Element* logits_ = nullptr;
+  const Real* tilt_ = nullptr;
+  int64_t a_ = 0;
 };
 
 template <class Element, class Work>
@@ -194,9 +218,10 @@ class DenseDivergence : DenseRow<Element, Work> {
     const Work* d = this->template at<Work>(call_.q_bar, this->anchor(n));
     Work* f = this->template at<Work>(call_.f, n);
     const Real* sums = this->sums(n);
+    const Span span = call_.spans[this->x_t(n)];
 
     double z = 0, zq = 0, change = 0;
-    add_up(c, d, f, sums, z, zq, change);
+    add_up(span, c, d, f, sums, z, zq, change);
     const V w = splat<Real>(change / zq), ratio = splat<Real>(zq / z), per_z = splat<Real>(1 / z);
     const V per_zq = splat<Real>(1 / zq), one = splat<Real>(1), zero = {};
     const V vb = splat<Real>(call_.vb_weight), tiny = splat<Real>(M::tiny);
@@ -204,7 +229,8 @@ class DenseDivergence : DenseRow<Element, Work> {
     const bool rises = zq < 2 * z;
     const V per_ratio = splat<Real>(z / zq);
     V sensitivity = {};
-    const double divergence = this->sum_of([&](int64_t j, int64_t count) D3PM_MEMBER {
+    clear_outside(f, span);
+    const double divergence = this->sum_of(span, [&](int64_t j, int64_t count) D3PM_MEMBER {
       const V cj = this->get(c + j, count);
       const auto x = this->predicted(d + j, f + j, sums, count);
       const auto possible = cj > zero, had = possible & (x.d > tiny);
@@ -232,8 +258,15 @@ class DenseDivergence : DenseRow<Element, Work> {
   // Above it, a class that M::tiny counts out has no share in q.
   static constexpr double kLeastReach = sizeof(Real) == 4 ? 1e-12 : 1e-250;
 
-  D3PM_MEMBER void add_up(const Real* c, const Work* d, const Work* f, const Real* sums, double& z,
-                          double& zq, double& change) const {
+  // Zeroes the vectors that hold no class of the span.
+  void clear_outside(Work* f, const Span& span) const {
+    std::fill(f, f + span.first / kWidth * kWidth, Work(0));
+    const int64_t end = (span.last + kWidth - 1) / kWidth * kWidth;
+    if (end < rows_.num_classes) std::fill(f + end, f + rows_.num_classes, Work(0));
+  }
+
+  D3PM_MEMBER void add_up(const Span& span, const Real* c, const Work* d, const Work* f,
+                          const Real* sums, double& z, double& zq, double& change) const {
     V parts[3] = {};
     const auto flush = [&]() D3PM_MEMBER {
       z += sum_lanes<Real>(parts[0]);
@@ -241,13 +274,13 @@ class DenseDivergence : DenseRow<Element, Work> {
       change += sum_lanes<Real>(parts[2]);
       for (V& part : parts) part = V{};
     };
-    this->each_vector([&](int64_t j, int64_t count) D3PM_MEMBER {
+    this->each_vector(span, [&](int64_t j, int64_t count) D3PM_MEMBER {
       const V cj = this->get(c + j, count);
       const auto x = this->predicted(d + j, f + j, sums, count);
       parts[0] += cj * x.f;
       parts[1] += cj * x.d;
       parts[2] += cj * x.change;
-      if ((j / kWidth) % (kStretch / kWidth) == kStretch / kWidth - 1) flush();
+      if (Base::ends_stretch(j)) flush();
     });
     flush();
   }
@@ -341,12 +374,13 @@ class DenseGradientRow : DenseRow<Element, Work> {
     const Work* v = this->template at<Work>(call_.v, n);
     const Work* g = call_.g ? this->template at<Work>(call_.g, n) : nullptr;
     Element* grad = this->template at<Element>(call_.grad, token);
+    const Real inverse = this->sums(n)[2];
     V mean = {};
-    if (g && rows_.centred) {  // v has s_a - 1 at a
+    if (g && rows_.centred) {  // v / sum has s_a - 1 at a
       const double sum = this->sum_of([&](int64_t j, int64_t count) D3PM_MEMBER {
         return this->get_narrow(v + j, count) * this->get_narrow(g + j, count);
       });
-      mean = splat<Real>(sum + static_cast<double>(g[a]));
+      mean = splat<Real>(sum * static_cast<double>(inverse) + static_cast<double>(g[a]));
     }
     V share = {};
     if (call_.ce_weight != 0) {
@@ -354,9 +388,9 @@ class DenseGradientRow : DenseRow<Element, Work> {
       const double sum = row_.sum_of([&](int64_t j) { return load<V>(e_.data() + j); });
       share = splat<Real>(call_.ce_weight * call_.scale / sum);
     }
-    const V scale = splat<Real>(call_.scale), zero = {};
+    const V scale = splat<Real>(call_.scale * static_cast<double>(inverse)), zero = {};
     const double others = this->sum_of([&](int64_t j, int64_t count) D3PM_MEMBER {
-      V x = g ? this->get_narrow(v + j, count) * (this->get_narrow(g + j, count) - mean) * scale
+      V x = g ? this->get_narrow(v + j, count) * scale * (this->get_narrow(g + j, count) - mean)
               : zero;
       if (call_.ce_weight != 0) x += load<V>(e_.data() + j) * share;
       if (a >= j && a < j + count) x[a - j] = 0;
@@ -399,8 +433,10 @@ class DenseDraw : DenseRow<Element, Work> {
       });
       column = this->sum_of([&](int64_t j, int64_t count) { return this->get(c + j, count); });
     } else {
-      this->each_vector([&](int64_t j, int64_t count)
-                            D3PM_MEMBER { store(p_.data() + j, this->get_narrow(f + j, count)); });
+      const V inverse = splat<Real>(this->sums(n)[2]);
+      this->each_vector([&](int64_t j, int64_t count) D3PM_MEMBER {
+        store(p_.data() + j, this->get_narrow(f + j, count) * inverse);
+      });
       p_.data()[this->anchor(n)] = this->sums(n)[0];
       total = row_.sum_of([&](int64_t j) { return load<V>(p_.data() + j); });
     }

@@ -161,15 +161,21 @@ struct LogisticGradient {
 // double where they are `wide`, else in the type of the calculation.
 //
 // With s = softmax(logits), and with an anchor class a (x_0, or x_t where there is none), the
-// buffers hold v = s without s_a, or v = s - e_a where they are `centred`; then v Qbar_s; then
-// r, what the loss is linear in, and r Qbar_s^T, where they are centred up to a number a row.
+// buffers hold v, s without s_a, or s - e_a where they are `centred`, times a number of the row;
+// then v Qbar_s; then r, what the loss is linear in, and r Qbar_s^T, where they are centred up to
+// a number a row.
 struct DenseRows {
   int64_t num_rows, num_classes, num_tokens;
   const int64_t* tokens;  // the place of each in the tensors of all tokens
   const int64_t *anchor, *x_t;
   bool wide, centred;
-  void* sums;  // two of each row: s_a and the sum of the others, in the type of the calculation
+  void* sums;  // three a row, in the type of the calculation: s_a, the others' sum, that of v to s
   int num_threads;
+};
+
+// Classes from `first` to the one before `last`.
+struct Span {
+  int64_t first, last;
 };
 
 // Writes v, and the loss's cross-entropy, or 0.
@@ -187,6 +193,7 @@ struct DensePredict {
 struct DenseLoss {
   DenseRows rows;
   const void *columns, *q_bar;  // Q_{s->t}[:, x_t] in row x_t; Qbar_s, wide where the buffers are
+  const Span* spans;            // of each column: where it is not zero
   void* f;
   double vb_weight, error;
   void* loss;

@@ -175,11 +175,12 @@ bool dense_predict(const std::string& dtype, const DenseTuple& rows, uintptr_t l
 }
 
 bool dense_loss(const std::string& dtype, const DenseTuple& rows, uintptr_t columns,
-                uintptr_t q_bar, uintptr_t f, double vb_weight, double error, uintptr_t loss,
-                uintptr_t doubtful) {
+                uintptr_t q_bar, uintptr_t spans, uintptr_t f, double vb_weight, double error,
+                uintptr_t loss, uintptr_t doubtful) {
   const DenseLoss call{make_rows(rows),
                        pointer<void>(columns),
                        pointer<void>(q_bar),
+                       pointer<Span>(spans),
                        pointer<void>(f),
                        vb_weight,
                        error,

@@ -124,7 +124,7 @@ class Pass:
             step = self.transition.step(s, t, self.real)
             shape = min(size, len(tokens)), self.num_classes
             v, f = (torch.empty(shape, dtype=step.form.dtype) for _ in range(2))
-            sums = torch.empty(shape[0], 2, dtype=self.real)
+            sums = torch.empty(shape[0], 3, dtype=self.real)
             for part in tokens.split(size):
                 n = len(part)
                 doubtful = torch.zeros(n, dtype=torch.bool)
@@ -190,7 +190,8 @@ def _run_loss(
         diverges = vb_weight != 0 and not is_direct
         if diverges:
             form.apply(chunk.v, chunk.f)
-            tables = chunk.step.columns.data_ptr(), chunk.step.rows.data_ptr()
+            step = chunk.step
+            tables = (table.data_ptr() for table in (step.columns, step.rows, step.spans))
             doubtful = chunk.doubtful.data_ptr()
             cpu.dense_loss(*common, *tables, f, vb_weight, form.error, loss_at, doubtful)
         if grad_at:

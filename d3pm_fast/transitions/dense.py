@@ -16,6 +16,10 @@ from .products import ByteCache, Products
 
 __all__ = ["DenseStep", "DenseTransition", "of_handle"]
 
+# What it leaves out of q is below the digits of dtype, as long as x_t is not less likely than
+# what the kernels take on (kLeastReach in csrc/cpu/dense_target.h).
+LEAST_COLUMN = {torch.float32: 1e-30, torch.float64: 1e-290}
+
 _handles = count()
 _by_handle: WeakValueDictionary[int, "DenseTransition"] = WeakValueDictionary()
 
@@ -30,12 +34,15 @@ class DenseStep:
     """What the kernels multiply with in one step ``x_t -> x_s``, rounded from float64.
 
     Attributes:
-        columns: ``Q_{s->t}[:, x_t]`` in row x_t, ``(K, K)``.
+        columns: ``Q_{s->t}[:, x_t]`` in row x_t, ``(K, K)``; nothing below ``LEAST_COLUMN``.
+        spans: where each of them is not zero, from its first class to its last and one, int64
+            ``(K, 2)``.
         rows: ``Qbar_s[x_0, :]`` in row x_0, ``(K, K)``, in the dtype of the form.
         form: ``Qbar_s`` as rows are multiplied by it.
     """
 
     columns: Tensor
+    spans: Tensor
     rows: Tensor
     form: Form
 
@@ -115,9 +122,11 @@ class DenseTransition(Transition):
         """Return the step from t to s for a calculation in float32 or float64."""
 
         def make() -> DenseStep:
-            columns, q_bar = self.product(s, t).T.to(dtype).contiguous(), self.product(0, s)
+            q, q_bar = self.product(s, t), self.product(0, s)
+            least = LEAST_COLUMN[dtype]
+            columns = q.where(q >= least, 0).T.to(dtype).contiguous()
             form = best_form(q_bar, dtype)
-            return DenseStep(columns, q_bar.to(form.dtype), form)
+            return DenseStep(columns, spans(columns), q_bar.to(form.dtype), form)
 
         found: DenseStep = self._remember(("step", s, t, dtype), make, lambda step: step.num_bytes)
         return found
@@ -170,3 +179,11 @@ class DenseTransition(Transition):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         self._register()
+
+
+def spans(rows: Tensor) -> Tensor:
+    """Return the first class of each row that is not zero, and the last plus one, ``(K, 2)``."""
+    possible = rows > 0
+    first = possible.long().argmax(dim=1)
+    last = rows.shape[1] - possible.flip(1).long().argmax(dim=1)
+    return torch.stack([first, last.where(possible.any(dim=1), 0)], dim=1)
