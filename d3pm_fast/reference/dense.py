@@ -32,19 +32,17 @@ class MatrixStep:
     ) -> "MatrixStep":
         """Look up each token's step; one that does not exist reads NaN."""
         pairs, which = torch.stack([s, t]).flatten(1).unique(dim=1, return_inverse=True)
-        matrices, times = [], []
-        for a, b in pairs.T.tolist():
-            exists = 0 <= a < b <= transition.num_steps
-            found = [
-                transition.product(*step) if exists else _nowhere(transition)
-                for step in ((a, b), (0, a), (0, b))
-            ]
-            matrices.append(torch.stack(found))
-            times.append(a if exists else torch.nan)
-        q, q_bar, q_bar_t = torch.stack(matrices).unbind(1)
+        k = transition.num_classes
+        matrices = torch.full((pairs.shape[1], 3, k, k), torch.nan, dtype=torch.float64)
+        times = torch.full((pairs.shape[1],), torch.nan, dtype=torch.float64)
+        for u, (a, b) in enumerate(pairs.T.tolist()):
+            if 0 <= a < b <= transition.num_steps:
+                times[u] = a
+                for n, step in enumerate(((a, b), (0, a), (0, b))):
+                    matrices[u, n] = transition.product(*step)
+        q, q_bar, q_bar_t = matrices.to(t.device).unbind(1)
         which = spread(which.view(t.shape), shape[:-1])
-        target = torch.tensor(times, dtype=torch.float64, device=t.device)[which].unsqueeze(-1)
-        return cls(q, q_bar, q_bar_t, which, target, dtype)
+        return cls(q, q_bar, q_bar_t, which, times.to(t.device)[which].unsqueeze(-1), dtype)
 
     def log_q_column(self, x_t: Tensor) -> Tensor:
         """Return ``log Q[j, x_t]`` for every j, ``(B, *S, K)``."""
@@ -93,7 +91,3 @@ class MatrixStep:
         log_p = log_x0.where((self.target_time == 0) & direct, log_joint)
         top = log_p.amax(dim=-1, keepdim=True)
         return draw_row((log_p - top).exp(), uniforms[1])
-
-
-def _nowhere(transition: DenseTransition) -> Tensor:
-    return transition.stationary().new_full((transition.num_classes,) * 2, torch.nan)

@@ -157,7 +157,7 @@ def true_loss(
     """``vb KL(q || p) + ce (-log s[x_0])`` of tokens at one time t, ``(N,)``, differentiable."""
     q = true_q_posterior(chain, x0, x_t, t - 1, t)
     p = true_p_posterior(chain, logits, x_t, t - 1, t, reverse, first_step)
-    ratio = (q / p).where(q > 0, 1)
+    ratio = (q / p.where(q > 0, 1)).where(q > 0, 1)
     loss = vb_weight * (q * ratio.log()).sum(-1)
     if ce_weight == 0:
         return loss
