@@ -6,12 +6,14 @@ from . import functional, schedules, timesteps, transitions
 from .diffusion import D3PM
 from .functional import draw_seeds
 from .ops import Implementation, implementation
+from .products import cumulative_products
 
 __version__ = _version("d3pm_fast")
 
 __all__ = [
     "D3PM",
     "Implementation",
+    "cumulative_products",
     "draw_seeds",
     "functional",
     "implementation",

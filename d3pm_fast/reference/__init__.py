@@ -10,12 +10,14 @@ from .logistic import logistic_logits
 from .loss import loss
 from .p_sample import p_sample
 from .posterior import p_posterior, q_posterior
+from .products import cumulative_products
 from .q_sample import q_sample
 from .step import MakeStep, chain
 
 __all__ = [
     "MakeStep",
     "chain",
+    "cumulative_products",
     "logistic_logits",
     "loss",
     "p_posterior",

@@ -1,0 +1,130 @@
+"""Cumulative products: against the loop, their gradient, and those that transitions keep."""
+
+import pytest
+import torch
+from helpers.compare import check_gradient
+
+import d3pm_fast as d3
+from d3pm_fast import reference
+from d3pm_fast.transitions.products import ByteCache, Products
+
+SIZES = [(1, 3), (2, 4), (3, 5), (4, 2), (10, 7), (17, 16), (50, 27), (9, 96), (9, 97), (5, 130)]
+
+
+def stochastic(num_steps, num_classes, dtype=torch.float64):
+    matrices = torch.rand(num_steps, num_classes, num_classes, dtype=torch.float64) ** 4
+    return (matrices / matrices.sum(-1, keepdim=True)).to(dtype)
+
+
+@pytest.mark.parametrize(("num_steps", "num_classes"), SIZES)
+def test_products_are_those_of_the_loop(num_steps, num_classes):
+    matrices = stochastic(num_steps, num_classes)
+    expected = reference.cumulative_products(matrices)
+    torch.testing.assert_close(d3.cumulative_products(matrices), expected, rtol=1e-13, atol=0)
+    turned = matrices.mT.contiguous().mT
+    torch.testing.assert_close(d3.cumulative_products(turned), expected, rtol=1e-13, atol=0)
+
+
+@pytest.mark.parametrize(("num_steps", "num_classes"), SIZES)
+def test_the_gradient_is_that_of_the_loop(num_steps, num_classes):
+    matrices = stochastic(num_steps, num_classes)
+    weights = torch.randn_like(matrices)
+    gradients = []
+    for function in (d3.cumulative_products, reference.cumulative_products):
+        leaf = matrices.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad((function(leaf) * weights).sum(), leaf)
+        gradients.append(gradient.flatten(1))
+    check_gradient(*gradients, torch.float64, ulps=1 << 10)
+
+
+def test_gradcheck_agrees():
+    matrices = stochastic(5, 3).requires_grad_()
+    assert torch.autograd.gradcheck(d3.cumulative_products, matrices)
+
+
+def test_d4_float32_products_are_rounded_once():
+    matrices = stochastic(300, 64, torch.float32)
+    products = d3.cumulative_products(matrices)
+    truth = reference.cumulative_products(matrices.double())
+    assert products.dtype == torch.float32
+    assert torch.equal(products, truth.float()) or bool(
+        ((products.double() - truth).abs() <= 1.2e-7 * truth).all()
+    )
+
+
+def test_rows_sum_to_1_after_a_thousand_steps():
+    products = d3.cumulative_products(stochastic(1000, 27))
+    assert float((products.sum(-1) - 1).abs().max()) < 1e-12
+
+
+def test_no_steps_and_one_graph_of_the_compiler():
+    assert d3.cumulative_products(torch.zeros(0, 3, 3)).shape == (0, 3, 3)
+    torch._dynamo.reset()
+    compiled = torch.compile(d3.cumulative_products, fullgraph=True, backend="aot_eager")
+    matrices = stochastic(6, 4)
+    torch.testing.assert_close(compiled(matrices), d3.cumulative_products(matrices))
+
+
+def test_bad_matrices_are_named():
+    with pytest.raises(TypeError, match="matrices must be float32 or float64"):
+        d3.cumulative_products(torch.zeros(2, 3, 3, dtype=torch.bfloat16))
+    with pytest.raises(ValueError, match=r"matrices must have shape \(T, K, K\), got \(3, 4\)"):
+        d3.cumulative_products(torch.zeros(3, 4))
+    with pytest.raises(TypeError, match="matrices must be a tensor"):
+        d3.cumulative_products([[1.0]])
+
+
+K, T = 6, 40
+MATRICES = stochastic(T, K)
+SIZE = 8 * K * K
+
+
+def table(budget):
+    calls = []
+
+    def step(t):
+        calls.append(t)
+        return MATRICES[t - 1]
+
+    return Products(step, K, T, ByteCache(budget)), calls
+
+
+@pytest.mark.parametrize("matrices", [14, 20, 60, 82, 200])
+def test_every_budget_gives_the_same_products(matrices):
+    products, _ = table(matrices * SIZE)
+    expected = reference.cumulative_products(MATRICES)
+    for t in [*torch.randperm(T).tolist(), T - 1, 0]:
+        torch.testing.assert_close(products.up_to(t + 1), expected[t], rtol=1e-13, atol=0)
+    assert torch.equal(products.up_to(0), torch.eye(K).double())
+
+
+@pytest.mark.parametrize("matrices", [14, 200])
+def test_the_product_between_two_times_is_that_of_the_loop(matrices):
+    products, _ = table(matrices * SIZE)
+    for s in range(T):
+        expected = reference.cumulative_products(MATRICES[s:])
+        for t in range(s + 1, T + 1):
+            torch.testing.assert_close(
+                products.between(s, t), expected[t - s - 1], rtol=1e-13, atol=0
+            )
+
+
+def test_a_stride_asks_for_every_step_once():
+    products, calls = table(400 * SIZE)
+    for s in range(8, T - 7, 8):
+        products.between(s, s + 8)
+    assert sorted(calls) == list(range(9, T + 1))
+    products.between(8, 40)
+    assert len(calls) == T - 8
+
+
+def test_the_budget_is_kept_and_one_too_small_is_named():
+    products, _ = table(16 * SIZE)
+    for t in range(T + 1):
+        products.up_to(t)
+    for s in range(0, T, 3):
+        products.between(s, T)
+    held = sum(matrix.nbytes for matrix in products._kept) + products._cache.used
+    assert held <= 16 * SIZE
+    with pytest.raises(ValueError, match=f"memory_budget must be at least {13 * SIZE} bytes"):
+        table(10 * SIZE)
