@@ -11,9 +11,12 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from .bench_dense import DENSE
+from .bench_logistic import LOGISTIC
 from .bench_loss import LOSS
 from .bench_p_sample import P_SAMPLE
 from .bench_posterior import POSTERIOR
+from .bench_products import PRODUCTS
 from .bench_q_sample import Q_SAMPLE
 from .cases import OURS, Case, Run, make_inputs, prepare
 from .memory import peak_bytes
@@ -28,7 +31,8 @@ from .report import (
 )
 from .timing import OtherWork, interleave
 
-OPERATIONS = {operation.name: operation for operation in (LOSS, Q_SAMPLE, P_SAMPLE, POSTERIOR)}
+ALL = LOSS, Q_SAMPLE, P_SAMPLE, POSTERIOR, DENSE, LOGISTIC, PRODUCTS
+OPERATIONS = {operation.name: operation for operation in ALL}
 CASES = [case for operation in OPERATIONS.values() for case in operation.cases]
 
 
@@ -85,7 +89,7 @@ def measure(cases: Sequence[Case], providers: Sequence[str] | None, budget: floa
         report.others |= dict.fromkeys(group, others.cores())
         for case in group:
             tqdm.write(f"\n{text_of_case(report, case)}", file=sys.stdout)
-        if group[0].operation == LOSS.name:
+        if group[0].operation in (LOSS.name, DENSE.name):
             report.memory |= measure_memory(runs)
     print()
     report.seconds = time.perf_counter() - start

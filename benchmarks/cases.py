@@ -1,6 +1,6 @@
 """What is measured: cases, their inputs, and the operations that offer providers for them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -12,6 +12,9 @@ import d3pm_fast as d3
 
 NUM_STEPS = 100
 FAMILIES = ("uniform", "absorbing")
+# The Gaussian at times from 1 to T, and only where its products have no cheaper form.
+GAUSSIAN_STEPS = 1000
+GAUSSIAN, GAUSSIAN_FULL = "gaussian", "gaussian, full form"
 OURS = "ours"
 
 Run = Callable[[], Any]
@@ -46,7 +49,7 @@ class Inputs:
     """A case's tensors, made as a training step would find them."""
 
     case: Case
-    transition: d3.transitions.RankOneTransition
+    transition: d3.transitions.Transition
     logits: Tensor
     x0: Tensor
     x_t: Tensor
@@ -76,27 +79,41 @@ class Operation:
     distance: Callable[[Any, Any, Inputs], float]
 
 
-def cases(operation: str, *shapes: tuple[int, int, int]) -> list[Case]:
+def cases(
+    operation: str, *shapes: tuple[int, int, int], families: Sequence[str] = FAMILIES
+) -> list[Case]:
     """Return a case of every family for every shape ``(batch, positions, K)``."""
-    return [Case(operation, family, *shape) for shape in shapes for family in FAMILIES]
+    return [Case(operation, family, *shape) for shape in shapes for family in families]
+
+
+@lru_cache(maxsize=2)
+def make_transition(family: str, num_classes: int) -> d3.transitions.Transition:
+    """Return the family's chain; the two Gaussian ones share theirs."""
+    if family == "uniform":
+        return d3.transitions.uniform(num_classes, d3.schedules.cosine(NUM_STEPS))
+    if family == "absorbing":
+        betas = d3.schedules.jsd(NUM_STEPS)
+        return d3.transitions.absorbing(num_classes, betas, mask_id=num_classes - 1)
+    if family == GAUSSIAN_FULL:
+        return make_transition(GAUSSIAN, num_classes)
+    return d3.transitions.discretized_gaussian(num_classes, d3.schedules.linear(GAUSSIAN_STEPS))
 
 
 @lru_cache(maxsize=2)
 def make_inputs(case: Case) -> Inputs:
     """Return random data, and its corruption at times that represent t uniform on 1..T.
 
-    The times are the middles of B equal parts of 1..T: so the share of masked tokens is that
+    The times are the middles of B equal parts of 1..T (of 20..59 where a Gaussian is to have no
+    cheaper form): so the share of masked tokens is that
     of uniform times on average, whatever the batch. The mask is the last class and not in the
     data; its logit is finite like any other.
     """
     generator = torch.Generator().manual_seed(0)
     k, shape = case.num_classes, (case.batch, case.positions)
-    if case.family == "uniform":
-        transition = d3.transitions.uniform(k, d3.schedules.cosine(NUM_STEPS))
-    else:
-        transition = d3.transitions.absorbing(k, d3.schedules.jsd(NUM_STEPS), mask_id=k - 1)
+    transition = make_transition(case.family, k)
     x0 = torch.randint(k - 1, shape, generator=generator)
-    t = 1 + ((torch.arange(case.batch) + 0.5) * NUM_STEPS / case.batch).long()
+    first, last = (20, 60) if case.family == GAUSSIAN_FULL else (1, transition.num_steps + 1)
+    t = first + ((torch.arange(case.batch) + 0.5) * (last - first) / case.batch).long()
     x_t = d3.functional.q_sample(transition, x0, t, generator=generator)
     logits = torch.randn(*shape, k, generator=generator)
     return Inputs(case, transition, logits, x0, x_t, t)

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
-from .cases import OURS, Case
+from .cases import GAUSSIAN, GAUSSIAN_FULL, OURS, Case
 from .timing import Timing
 
 Timings = Mapping[tuple[Case, str], Timing]
@@ -23,7 +23,15 @@ LOSS_GOALS = [  # shape, provider, least (provider / ours) or greatest (ours / p
     (WIDE, "cross_entropy", "greatest", 0.5),
 ]
 ABSORBING_SPEEDUP = 1.8
+LOGISTIC_SHARE = 0.7
 SAMPLE_GOALS = [("q_sample", (64, 1024, 256), 50), ("p_sample", (8, 1024, 256), 10)]
+
+
+DENSE_GOALS = [  # family, provider, least or greatest ratio as above
+    (GAUSSIAN_FULL, "dense eager", "least", 2.5),
+    (GAUSSIAN_FULL, "two products", "greatest", 1.25),
+    (GAUSSIAN, "two products", "greatest", 1.0),
+]
 
 
 class Goal(NamedTuple):
@@ -53,8 +61,13 @@ def gradient_bytes(case: Case) -> int:
 
 
 def _loss_goals(timings: Timings) -> Iterator[Goal]:
-    for shape, provider, kind, bound in LOSS_GOALS:
-        case = Case("loss", "uniform", *shape)
+    of_cases = [(Case("loss", "uniform", *shape), *goal) for shape, *goal in LOSS_GOALS]
+    of_cases += [(Case("dense loss", family, *LARGE), *goal) for family, *goal in DENSE_GOALS]
+    of_cases += [
+        (Case("logistic", family, *LARGE), "logits first", "greatest", LOGISTIC_SHARE)
+        for family in ("uniform", GAUSSIAN)
+    ]
+    for case, provider, kind, bound in of_cases:
         times = (case, provider), (case, OURS)
         if kind == "least":
             text = f"{case.name}: {provider} / ours"
@@ -79,7 +92,7 @@ def _sample_goals(timings: Timings) -> Iterator[Goal]:
 
 def _memory_goals(memory: Mapping[tuple[Case, str], int]) -> Iterator[Goal]:
     for (case, provider), peak in memory.items():
-        if provider == OURS:
+        if provider == OURS and case.operation == "loss":
             above = (peak - gradient_bytes(case)) / case.num_tokens
             text = f"{case.name}: bytes a row above one gradient"
             yield Goal(text, BYTES_A_ROW, False, above)

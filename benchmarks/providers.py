@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from d3pm_fast.transitions import RankOneTransition
+from d3pm_fast.transitions import RankOneTransition, Transition
 
 DENSE_TABLE_LIMIT = 1 << 30  # bytes of one T x K x K table
 
@@ -48,7 +48,7 @@ class Dense:
 
     EPS = 1e-6
 
-    def __init__(self, transition: RankOneTransition) -> None:
+    def __init__(self, transition: Transition) -> None:
         times = range(transition.num_steps + 1)
         self.num_classes = transition.num_classes
         self.q_bar = torch.stack([transition.q_bar_matrix(t).float() for t in times])
@@ -56,7 +56,7 @@ class Dense:
         self.q_transposed = torch.stack(steps)
 
     @staticmethod
-    def fits(transition: RankOneTransition) -> bool:
+    def fits(transition: Transition) -> bool:
         """Whether the tables are of a size that a user could keep."""
         return 4 * transition.num_steps * transition.num_classes**2 <= DENSE_TABLE_LIMIT
 
@@ -82,7 +82,7 @@ class Dense:
 
 
 @lru_cache(maxsize=1)
-def dense(transition: RankOneTransition) -> Dense | None:
+def dense(transition: Transition) -> Dense | None:
     """Return the tables of a transition, or None where they do not fit."""
     return Dense(transition) if Dense.fits(transition) else None
 
