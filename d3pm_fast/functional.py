@@ -114,23 +114,20 @@ def loss(
     name = _choose(impl, transition, t, 1, mask, x0=x0, x_t=x_t)
     kernels = ops.operations(name, transition)
     x0, x_t, t = _contiguous(x0), _contiguous(x_t), _contiguous(t)
-    if isinstance(logits, tuple):
-        if name != "reference":
-            call = Call(
-                transition.num_classes,
-                Logistic(*logits).edge_corrected,
-                lambda n: (
-                    *(x0[n], None if mask is None else mask[n], x_t[n]),
-                    *(*kernels.chain(transition, t[n]), *model, vb_weight, ce_weight),
-                ),
-            )
-            token_loss = LogisticLoss.apply(*_contiguous_pair(logits), call, kernels.loss_and_grad)  # type: ignore[no-untyped-call]
-            return _reduced(token_loss, mask, reduction)
-        logits = _reference_logits(logits, transition)
-    args = (x0, mask, x_t, *kernels.chain(transition, t), *model, vb_weight, ce_weight)
-    if reduction == "batch":
-        return _reduced(_token_loss(name, kernels, logits, "none", args), mask, reduction)
-    return _token_loss(name, kernels, logits, reduction, args)
+
+    def arguments(n: slice | None) -> tuple[Any, ...]:
+        chain = kernels.chain(transition, _cut(t, n))
+        tokens = _cut(x0, n), _cut(mask, n), _cut(x_t, n)
+        return *tokens, *chain, *model, vb_weight, ce_weight
+
+    prediction = _prediction(logits, transition, name)
+    if isinstance(prediction, Tensor):
+        tokens = "none" if reduction == "batch" else reduction
+        value = _loss(name, kernels, prediction, tokens, arguments(None))
+        return _reduced(value, mask, reduction) if reduction == "batch" else value
+    call = Call(transition.num_classes, prediction.edge_corrected, arguments)
+    value = LogisticLoss.apply(*prediction[:2], call, kernels.loss_and_grad)  # type: ignore[no-untyped-call]
+    return _reduced(value, mask, reduction)
 
 
 def q_posterior(
@@ -198,22 +195,19 @@ def p_posterior(
     name = _choose(impl, transition, t, 1, x_t=x_t)
     kernels = ops.operations(name, transition)
     x_t, t = _contiguous(x_t), _contiguous(t)
-    if isinstance(logits, tuple):
-        if name != "reference":
-            call = Call(
-                transition.num_classes,
-                Logistic(*logits).edge_corrected,
-                lambda n: (x_t[n], *kernels.chain(transition, t[n]), *model),
-            )
-            both = kernels.p_posterior, kernels.p_posterior_grad
-            return LogisticPPosterior.apply(*_contiguous_pair(logits), call, *both)  # type: ignore[no-any-return, no-untyped-call]
-        logits = _reference_logits(logits, transition)
-    args = (x_t, *kernels.chain(transition, t), *model)
-    logits = logits.contiguous()
-    if name != "reference" and logits.requires_grad and torch.is_grad_enabled():
-        both = kernels.p_posterior, kernels.p_posterior_grad
-        return PPosterior.apply(logits, *both, args)  # type: ignore[no-any-return, no-untyped-call]
-    return kernels.p_posterior(logits, *args)  # type: ignore[no-any-return]
+
+    def arguments(n: slice | None) -> tuple[Any, ...]:
+        return _cut(x_t, n), *kernels.chain(transition, _cut(t, n)), *model
+
+    prediction = _prediction(logits, transition, name)
+    both = kernels.p_posterior, getattr(kernels, "p_posterior_grad", None)
+    if not isinstance(prediction, Tensor):
+        call = Call(transition.num_classes, prediction.edge_corrected, arguments)
+        return LogisticPPosterior.apply(*prediction[:2], call, *both)  # type: ignore[no-any-return, no-untyped-call]
+    args = arguments(None)
+    if name != "reference" and prediction.requires_grad and torch.is_grad_enabled():
+        return PPosterior.apply(prediction, *both, args)  # type: ignore[no-any-return, no-untyped-call]
+    return kernels.p_posterior(prediction, *args)  # type: ignore[no-any-return]
 
 
 def q_sample(
@@ -296,19 +290,18 @@ def p_sample(
     kernels = ops.operations(name, transition)
     tokens, t = _contiguous(x_t), _contiguous(t)
 
-    def arguments(n: slice) -> tuple[Any, ...]:
-        chain = kernels.chain(transition, t[n], None if s is None else s[n])
-        return tokens[n], *chain, *model, seeds[n], step
+    def arguments(n: slice | None) -> tuple[Any, ...]:
+        chain = kernels.chain(transition, _cut(t, n), _cut(s, n))
+        return _cut(tokens, n), *chain, *model, _cut(seeds, n), step
 
-    if isinstance(logits, tuple) and name != "reference":
-        with torch.no_grad():
-            call = Call(transition.num_classes, Logistic(*logits).edge_corrected, arguments)
-            drawn = apply(kernels.p_sample, Logistic(*_contiguous_pair(logits)), call)
-    else:
-        if isinstance(logits, tuple):
-            logits = _reference_logits(logits, transition)
-        drawn = kernels.p_sample(logits.detach().contiguous(), *arguments(slice(None)))
-    return drawn.to(x_t.dtype)
+    with torch.no_grad():
+        prediction = _prediction(logits, transition, name)
+        if isinstance(prediction, Tensor):
+            drawn = kernels.p_sample(prediction, *arguments(None))
+        else:
+            call = Call(transition.num_classes, prediction.edge_corrected, arguments)
+            drawn = apply(kernels.p_sample, prediction, call)
+    return drawn.to(x_t.dtype)  # type: ignore[no-any-return]
 
 
 def logistic_logits(
@@ -392,10 +385,7 @@ def draw_seeds(batch: int, generator: torch.Generator | None = None) -> Tensor:
     return torch.randint(bounds.min, bounds.max, (batch,), generator=generator, device=device)
 
 
-def _token_loss(
-    name: str, kernels: Any, logits: Tensor, reduction: str, args: tuple[Any, ...]
-) -> Tensor:
-    logits = logits.contiguous()
+def _loss(name: str, kernels: Any, logits: Tensor, reduction: str, args: tuple[Any, ...]) -> Tensor:
     if name != "reference" and logits.requires_grad and torch.is_grad_enabled():
         return Loss.apply(logits, kernels.loss_and_grad, reduction, args)  # type: ignore[no-any-return, no-untyped-call]
     return kernels.loss(logits, *args, reduction)  # type: ignore[no-any-return]
@@ -412,13 +402,19 @@ def _reduced(token_loss: Tensor, mask: Tensor | None, reduction: str) -> Tensor:
     return total / (token_loss.numel() if mask is None else mask.sum())
 
 
-def _contiguous_pair(prediction: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
-    return prediction[0].contiguous(), prediction[1].contiguous()
+def _prediction(logits: Prediction, transition: Transition, name: str) -> Tensor | Logistic:
+    """Return what is predicted, contiguous; the reference has no use for other than logits."""
+    if isinstance(logits, Tensor):
+        return logits.contiguous()
+    loc, log_scale, edge_corrected = Logistic(*logits)
+    if name == "reference":
+        return reference.logistic_logits(loc, log_scale, transition.num_classes, edge_corrected)
+    return Logistic(loc.contiguous(), log_scale.contiguous(), edge_corrected)
 
 
-def _reference_logits(prediction: tuple[Any, ...], transition: Transition) -> Tensor:
-    loc, log_scale, edge_corrected = Logistic(*prediction)
-    return reference.logistic_logits(loc, log_scale, transition.num_classes, edge_corrected)
+def _cut(values: Tensor | None, items: slice | None) -> Any:
+    """Return the values of some items of the batch, of all for None."""
+    return values if values is None or items is None else values[items]
 
 
 def _contiguous(tokens: Tensor) -> Tensor:

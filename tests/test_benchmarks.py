@@ -21,7 +21,11 @@ ROOT = Path(__file__).parents[1]
 TINY = [
     case
     for name, operation in program.OPERATIONS.items()
-    for case in cases(name, (3, 64, 11), families=sorted({case.family for case in operation.cases} - {GAUSSIAN_FULL}))
+    for case in cases(
+        name,
+        (3, 64, 11),
+        families=sorted({case.family for case in operation.cases} - {GAUSSIAN_FULL}),
+    )
 ]
 EAGER = sorted(
     {

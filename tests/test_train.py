@@ -131,7 +131,10 @@ def test_a_file_that_is_no_idx_file_is_refused(tmp_path):
         data.load("train", 4, tmp_path)
 
 
-@pytest.mark.parametrize("transition", ["uniform", "absorbing", "marginal", "mask-and-uniform"])
+@pytest.mark.parametrize(
+    "transition",
+    ["uniform", "absorbing", "marginal", "mask-and-uniform", "gaussian", "nearest-neighbor"],
+)
 def test_the_command_trains_and_draws_with_every_transition(transition, config, capsys):
     options = ["--transition", transition, "--out", str(config.out), "--data", str(config.data)]
     options += ["--levels", "4", "--timesteps", "10", "--epochs", "1", "--batch-size", "8"]
