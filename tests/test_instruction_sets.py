@@ -8,36 +8,43 @@ import pytest
 import torch
 from helpers.chains import FAMILIES, likely_pairs, make_chain
 from helpers.compare import assert_close, assert_gradient_close
+from helpers.dense_chains import make_dense_chain
 
 from d3pm_fast import functional
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 
 
+def chains():
+    """Chains of all families and of sizes that fill vectors or not, by name."""
+    for family in FAMILIES:
+        for num_classes in (2, 17, 205, 1000):
+            yield f"{family} {num_classes}", make_chain(family, num_classes)
+    for family in ("gaussian", "band", "with_mask"):
+        for num_classes in (5, 17, 100):
+            yield f"{family} {num_classes}", make_dense_chain(family, num_classes)
+
+
 def results():
     """Values, gradients and draws of all kernels, by name."""
     found = {}
-    for family in FAMILIES:
-        for num_classes in (2, 17, 205, 1000):
-            chain = make_chain(family, num_classes)
-            x0, x_t, t = likely_pairs(chain, chain.edge_times(), 4)
-            normal = torch.randn(
-                len(t), num_classes, generator=torch.Generator().manual_seed(num_classes)
-            )
-            for dtype in DTYPES:
-                name = f"{family} {num_classes} {dtype}"
-                leaf = (3 * normal).to(dtype).requires_grad_()
-                loss = functional.loss(
-                    chain.transition, leaf, x0, x_t, t, reduction="none", impl="cpu"
-                )
-                loss.sum().backward()
-                model = (chain.transition, leaf.detach(), x_t, t)
-                found[name] = {
-                    "loss": loss.detach(),
-                    "gradient": leaf.grad,
-                    "log_p": functional.p_posterior(*model, impl="cpu"),
-                    "drawn": functional.p_sample(*model, seeds=torch.arange(len(t)), impl="cpu"),
-                }
+    for title, chain in chains():
+        k = chain.num_classes
+        x0, x_t, t = likely_pairs(chain, chain.edge_times(), 4)
+        normal = torch.randn(len(t), k, generator=torch.Generator().manual_seed(k))
+        for dtype in DTYPES:
+            leaf = (3 * normal).to(dtype).requires_grad_()
+            loss = functional.loss(chain.transition, leaf, x0, x_t, t, reduction="none", impl="cpu")
+            loss.sum().backward()
+            model = (chain.transition, leaf.detach(), x_t, t)
+            pair = (leaf.detach()[:, 0], leaf.detach()[:, 1])
+            found[f"{title} {dtype}"] = {
+                "loss": loss.detach(),
+                "gradient": leaf.grad,
+                "log_p": functional.p_posterior(*model, impl="cpu"),
+                "drawn": functional.p_sample(*model, seeds=torch.arange(len(t)), impl="cpu"),
+                "logistic": functional.logistic_logits(*pair, k, impl="cpu"),
+            }
     return found
 
 
@@ -64,5 +71,7 @@ def test_lesser_instruction_sets_agree(instructions, cpu, tmp_path):
         ulps = 16 + (rounding if dtype.itemsize == 2 else 0)
         compute = torch.float64 if dtype == torch.float64 else torch.float32
         assert_close(found["log_p"].double(), truth["log_p"], compute, ulps=ulps, scale=scale)
+        truth = truth["logistic"]
+        assert_close(found["logistic"].double(), truth, compute, ulps=16, scale=truth.abs() + 1)
         different += int((found["drawn"] != expected["drawn"]).sum())
     assert different <= 1
