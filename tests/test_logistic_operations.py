@@ -135,3 +135,20 @@ def test_a_pair_of_another_shape_is_named(problem):
         functional.loss(chain, (loc[..., 0], log_scale[..., 0]), x0, x_t, t)
     with pytest.raises(ValueError, match="log_scale must have shape"):
         functional.loss(chain, (loc, log_scale[0]), x0, x_t, t)
+
+
+def test_one_graph_of_the_compiler(problem, cpu):
+    chain, x0, x_t, t = problem
+
+    def loss(loc, log_scale):
+        return functional.loss(chain, (loc, log_scale), x0, x_t, t, impl=cpu)
+
+    torch._dynamo.reset()
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    pair = parameters()
+    results = [
+        (value.detach(), *torch.autograd.grad(value, pair))
+        for value in (loss(*pair), compiled(*pair))
+    ]
+    for eager, other in zip(*results, strict=True):
+        torch.testing.assert_close(eager, other)
