@@ -97,17 +97,23 @@ class DenseRow {
   Real* sums(int64_t n) const { return static_cast<Real*>(rows_.sums) + 3 * n; }
   int64_t anchor(int64_t n) const { return rows_.anchor[rows_.tokens[n]]; }
   int64_t x_t(int64_t n) const { return rows_.x_t[rows_.tokens[n]]; }
+  // Where the tables have x_t's column, and the anchor's row; null where that is joined.
+  int64_t column(int64_t n) const { return rows_.by_row ? n : x_t(n); }
+  const Work* q_bar_row(const void* q_bar, int64_t n) const {
+    return rows_.joined ? nullptr : at<Work>(q_bar, rows_.by_row ? n : anchor(n));
+  }
 
   // f and f - d of one row.
   struct Predicted {
     V d, f, change;
   };
-  D3PM_MEMBER Predicted predicted(const Work* d, const Work* f, const Real* sums,
+  D3PM_MEMBER Predicted predicted(const Work* d, int64_t j, const Work* f, const Real* sums,
                                   int64_t count) const {
     W dw, fw;
-    get_work(dw, d, count);
     get_work(fw, f, count);
     fw *= static_cast<Work>(sums[2]);
+    if (rows_.joined) return {V{}, __builtin_convertvector(fw, V), V{}};
+    get_work(dw, d + j, count);
     const V dv = __builtin_convertvector(dw, V), fv = __builtin_convertvector(fw, V);
     if (rows_.centred) return {dv, __builtin_convertvector(dw + fw, V), fv};
     return {dv, splat<Real>(sums[0]) * dv + fv, fv - splat<Real>(sums[1]) * dv};
@@ -133,7 +139,7 @@ class DensePredictor : DenseRow<Element, Work> {
     const int64_t token = rows_.tokens[n];
     a_ = this->anchor(n);
     logits_ = this->template at<Element>(call_.logits, token);
-    tilt_ = call_.log_tilt ? this->template at<Real>(call_.log_tilt, this->x_t(n)) : nullptr;
+    tilt_ = call_.log_tilt ? this->template at<Real>(call_.log_tilt, this->column(n)) : nullptr;
     Work* v = this->template at<Work>(call_.v, n);
     const Exponentials e = exponentiate(v);
     if (call_.loss) {
@@ -148,7 +154,8 @@ class DensePredictor : DenseRow<Element, Work> {
     sums[0] = static_cast<Real>(e.anchor * inverse);
     sums[1] = static_cast<Real>(e.others * inverse);
     sums[2] = static_cast<Real>(inverse);
-    v[a_] = rows_.centred ? -static_cast<Work>(e.others) : 0;
+    const double anchor = rows_.joined && e.anchor > Base::kLeast ? e.anchor : 0;
+    v[a_] = static_cast<Work>(rows_.centred ? -e.others : anchor);
     return false;
   }
 
@@ -214,11 +221,11 @@ class DenseDivergence : DenseRow<Element, Work> {
   explicit DenseDivergence(const DenseLoss& call) : Base(call.rows), call_(call) {}
 
   bool operator()(int64_t n) {
-    const Real* c = this->template at<Real>(call_.columns, this->x_t(n));
-    const Work* d = this->template at<Work>(call_.q_bar, this->anchor(n));
+    const Real* c = this->template at<Real>(call_.columns, this->column(n));
+    const Work* d = this->q_bar_row(call_.q_bar, n);
     Work* f = this->template at<Work>(call_.f, n);
     const Real* sums = this->sums(n);
-    const Span span = call_.spans[this->x_t(n)];
+    const Span span = call_.spans[this->column(n)];
 
     double z = 0, zq = 0, change = 0;
     add_up(span, c, d, f, sums, z, zq, change);
@@ -232,7 +239,7 @@ class DenseDivergence : DenseRow<Element, Work> {
     clear_outside(f, span);
     const double divergence = this->sum_of(span, [&](int64_t j, int64_t count) D3PM_MEMBER {
       const V cj = this->get(c + j, count);
-      const auto x = this->predicted(d + j, f + j, sums, count);
+      const auto x = this->predicted(d, j, f + j, sums, count);
       const auto possible = cj > zero, had = possible & (x.d > tiny);
       const V per_f = one / (possible ? x.f : one), per_d = one / (had ? x.d : one);
       const V reach = cj * per_z, residual = rises ? x.change - w * x.d : x.f - per_ratio * x.d;
@@ -276,7 +283,7 @@ class DenseDivergence : DenseRow<Element, Work> {
     };
     this->each_vector(span, [&](int64_t j, int64_t count) D3PM_MEMBER {
       const V cj = this->get(c + j, count);
-      const auto x = this->predicted(d + j, f + j, sums, count);
+      const auto x = this->predicted(d, j, f + j, sums, count);
       parts[0] += cj * x.f;
       parts[1] += cj * x.d;
       parts[2] += cj * x.change;
@@ -302,15 +309,15 @@ class DenseLogP : DenseRow<Element, Work> {
 
   bool operator()(int64_t n) {
     const int64_t token = rows_.tokens[n];
-    const Real* c = this->template at<Real>(call_.columns, this->x_t(n));
-    const double* log_c = this->template at<double>(call_.log_columns, this->x_t(n));
-    const Work* d = this->template at<Work>(call_.q_bar, this->anchor(n));
+    const Real* c = this->template at<Real>(call_.columns, this->column(n));
+    const double* log_c = this->template at<double>(call_.log_columns, this->column(n));
+    const Work* d = this->q_bar_row(call_.q_bar, n);
     Work* f = this->template at<Work>(call_.f, n);
     const Real* sums = this->sums(n);
     const double least = call_.error / static_cast<double>(std::numeric_limits<Real>::epsilon());
     bool is_sure = true;
     const double z = this->sum_of([&](int64_t j, int64_t count) D3PM_MEMBER {
-      const V fj = this->predicted(d + j, f + j, sums, count).f;
+      const V fj = this->predicted(d, j, f + j, sums, count).f;
       for (int64_t i = 0; i < count; ++i)
         is_sure &= log_c[j + i] == -INFINITY || static_cast<double>(fj[i]) > least;
       return this->get(c + j, count) * fj;
@@ -328,7 +335,7 @@ class DenseLogP : DenseRow<Element, Work> {
   void write(Element* out, const double* log_c, const Work* d, const Work* f, const Real* sums,
              double log_z) const {
     this->each_vector([&](int64_t j, int64_t count) D3PM_MEMBER {
-      V log_p = M::log(this->predicted(d + j, f + j, sums, count).f);
+      V log_p = M::log(this->predicted(d, j, f + j, sums, count).f);
       for (int64_t i = 0; i < count; ++i)
         log_p[i] = log_c[j + i] == -INFINITY
                        ? -INFINITY
@@ -348,7 +355,7 @@ class DenseLogP : DenseRow<Element, Work> {
     };
     const V common = splat<Real>(this->sum_of(pull) / z);
     this->each_vector([&](int64_t j, int64_t count) D3PM_MEMBER {
-      const V u = pull(j, count), fj = this->predicted(d + j, f + j, sums, count).f;
+      const V u = pull(j, count), fj = this->predicted(d, j, f + j, sums, count).f;
       const V share = u == zero ? zero : u / fj;
       this->put_work(f + j, share - common * this->get(c + j, count), count);
     });
@@ -422,12 +429,12 @@ class DenseDraw : DenseRow<Element, Work> {
     const Work* f = this->template at<Work>(call_.f, n);
     double total = 0, column = 0;
     if (call_.columns) {
-      const Real* c = this->template at<Real>(call_.columns, this->x_t(n));
-      const Work* d = this->template at<Work>(call_.q_bar, this->anchor(n));
+      const Real* c = this->template at<Real>(call_.columns, this->column(n));
+      const Work* d = this->q_bar_row(call_.q_bar, n);
       const V zero = {};
       total = this->sum_of([&](int64_t j, int64_t count) D3PM_MEMBER {
         const V weight =
-            this->get(c + j, count) * this->predicted(d + j, f + j, this->sums(n), count).f;
+            this->get(c + j, count) * this->predicted(d, j, f + j, this->sums(n), count).f;
         store(p_.data() + j, weight > zero ? weight : zero);
         return weight > zero ? weight : zero;
       });
@@ -479,10 +486,11 @@ class DenseLogQ : DenseRow<Element, Work> {
   explicit DenseLogQ(const DenseQPosterior& call) : Base(call.rows), call_(call) {}
 
   bool operator()(int64_t n) {
-    const int64_t x0 = this->anchor(n), x_t = this->x_t(n);
-    const double* log_c = this->template at<double>(call_.log_columns, x_t);
-    const double* log_d = this->template at<double>(call_.log_rows, x0);
-    const double log_reach = this->template at<double>(call_.log_reach, x_t)[x0];
+    const int64_t x0 = this->anchor(n);
+    const int64_t column = this->column(n), row = rows_.by_row ? n : x0;
+    const double* log_c = this->template at<double>(call_.log_columns, column);
+    const double* log_d = this->template at<double>(call_.log_rows, row);
+    const double log_reach = this->template at<double>(call_.log_reach, column)[x0];
     Element* out = this->template at<Element>(call_.out, rows_.tokens[n]);
     this->each_vector([&](int64_t j, int64_t count) D3PM_MEMBER {
       V log_q = {};

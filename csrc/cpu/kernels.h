@@ -161,14 +161,16 @@ struct LogisticGradient {
 // double where they are `wide`, else in the type of the calculation.
 //
 // With s = softmax(logits), and with an anchor class a (x_0, or x_t where there is none), the
-// buffers hold v, s without s_a, or s - e_a where they are `centred`, times a number of the row;
+// buffers hold v, s without s_a unless `joined`, or s - e_a where `centred`, times a number a row;
 // then v Qbar_s; then r, what the loss is linear in, and r Qbar_s^T, where they are centred up to
 // a number a row.
 struct DenseRows {
   int64_t num_rows, num_classes, num_tokens;
   const int64_t* tokens;  // the place of each in the tensors of all tokens
   const int64_t *anchor, *x_t;
-  bool wide, centred;
+  bool wide;
+  bool centred, joined;  // not centred: whether s_a is in v too, and f with it, without Qbar_s
+  bool by_row;           // the tables of columns and rows hold those of these tokens in order
   void* sums;  // three a row, in the type of the calculation: s_a, the others' sum, that of v to s
   int num_threads;
 };
@@ -247,6 +249,35 @@ struct DenseQSample {
   int num_threads;
 };
 
+// Writes sum_n terms[n] v M^n for rows v, by columns of the sparse M: that of class j has the
+// entries starts[j] to starts[j + 1], each in the row sources[e]. In float or double throughout.
+struct SparsePolynomial {
+  int64_t num_rows, num_classes;
+  const int64_t* starts;
+  const int32_t* sources;
+  const void* weights;
+  const double* terms;
+  int64_t num_terms;
+  const void* v;
+  void* out;
+  int num_threads;
+};
+
+// Draws a number of jumps, then each from a row of a sparse matrix: that of class i has the
+// entries starts[i] to starts[i + 1], of the classes `targets` and the running sums `cdf`.
+struct SparseQSample {
+  int64_t num_rows, num_tokens;
+  const int64_t *tokens, *x;
+  const double* jumps_cdf;
+  int64_t num_counts;
+  const int64_t* starts;
+  const int32_t* targets;
+  const double* cdf;
+  Random random;
+  int64_t* out;
+  int num_threads;
+};
+
 // All return whether an index was out of its range, or a row doubtful; such a token's result is
 // NaN, or x itself for a draw.
 bool run(Type type, const Loss& call);
@@ -263,6 +294,8 @@ bool run(Type type, const DenseGradient& call);
 bool run(Type type, const DenseSample& call);
 bool run(Type type, const DenseQPosterior& call);
 bool run(const DenseQSample& call);
+bool run(Type type, const SparsePolynomial& call);
+bool run(const SparseQSample& call);
 // These have no index to look at and return false.
 bool run(Type type, const LogisticLogits& call);
 bool run(Type type, const LogisticGradient& call);

@@ -149,9 +149,9 @@ void logistic_gradient(const std::string& dtype, int64_t num_tokens, int64_t num
   run_unlocked(call, parse(dtype));
 }
 
-// num_rows, num_classes, num_tokens, tokens, anchor, x_t, wide, centred, sums, num_threads
+// As the members of DenseRows.
 using DenseTuple = std::tuple<int64_t, int64_t, int64_t, uintptr_t, uintptr_t, uintptr_t, bool,
-                              bool, uintptr_t, int>;
+                              bool, bool, bool, uintptr_t, int>;
 
 DenseRows make_rows(const DenseTuple& of) {
   return {std::get<0>(of),
@@ -162,8 +162,10 @@ DenseRows make_rows(const DenseTuple& of) {
           pointer<int64_t>(std::get<5>(of)),
           std::get<6>(of),
           std::get<7>(of),
-          pointer<void>(std::get<8>(of)),
-          std::get<9>(of)};
+          std::get<8>(of),
+          std::get<9>(of),
+          pointer<void>(std::get<10>(of)),
+          std::get<11>(of)};
 }
 
 bool dense_predict(const std::string& dtype, const DenseTuple& rows, uintptr_t logits,
@@ -245,6 +247,41 @@ bool dense_q_sample(int64_t num_rows, int64_t num_classes, int64_t num_tokens, u
   return run_unlocked(call);
 }
 
+bool sparse_polynomial(const std::string& dtype, int64_t num_rows, int64_t num_classes,
+                       uintptr_t starts, uintptr_t sources, uintptr_t weights, uintptr_t terms,
+                       int64_t num_terms, uintptr_t v, uintptr_t out, int num_threads) {
+  const SparsePolynomial call{num_rows,
+                              num_classes,
+                              pointer<int64_t>(starts),
+                              pointer<int32_t>(sources),
+                              pointer<void>(weights),
+                              pointer<double>(terms),
+                              num_terms,
+                              pointer<void>(v),
+                              pointer<void>(out),
+                              num_threads};
+  return run_unlocked(call, parse(dtype));
+}
+
+bool sparse_q_sample(int64_t num_rows, int64_t num_tokens, uintptr_t tokens, uintptr_t x,
+                     uintptr_t jumps_cdf, int64_t num_counts, uintptr_t starts, uintptr_t targets,
+                     uintptr_t cdf, uintptr_t seeds, int64_t num_seeds, int64_t step, uintptr_t out,
+                     int num_threads) {
+  const SparseQSample call{num_rows,
+                           num_tokens,
+                           pointer<int64_t>(tokens),
+                           pointer<int64_t>(x),
+                           pointer<double>(jumps_cdf),
+                           num_counts,
+                           pointer<int64_t>(starts),
+                           pointer<int32_t>(targets),
+                           pointer<double>(cdf),
+                           {pointer<int64_t>(seeds), num_seeds, step},
+                           pointer<int64_t>(out),
+                           num_threads};
+  return run_unlocked(call);
+}
+
 const char* instruction_set() {
   switch (best_target()) {
     case Target::avx512: return "avx512";
@@ -272,5 +309,7 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("dense_p_sample", &d3pm::dense_p_sample);
   m.def("dense_q_posterior", &d3pm::dense_q_posterior);
   m.def("dense_q_sample", &d3pm::dense_q_sample);
+  m.def("sparse_polynomial", &d3pm::sparse_polynomial);
+  m.def("sparse_q_sample", &d3pm::sparse_q_sample);
   m.def("instruction_set", &d3pm::instruction_set);
 }

@@ -8,10 +8,13 @@
 
 namespace d3pm {
 
-inline Uniforms token_uniforms(const Random& random, int64_t num_tokens, int64_t token) {
+// A token has more than one pair where it jumps more than once.
+inline Uniforms token_uniforms(const Random& random, int64_t num_tokens, int64_t token,
+                               int64_t pair = 0) {
   const int64_t positions = num_tokens / random.num_seeds;
   return uniforms(static_cast<uint64_t>(random.seeds[token / positions]),
-                  static_cast<uint64_t>(random.step), static_cast<uint64_t>(token % positions));
+                  static_cast<uint64_t>(random.step),
+                  static_cast<uint64_t>(token % positions + (pair << 40)));
 }
 
 // The class in which the uniform `draw` falls: cdf[j - 1] <= draw < cdf[j].

@@ -18,11 +18,15 @@ from torch.compiler import is_compiling
 
 from .. import reference
 from .._checks import check_range
+from .._compiled import cpu
 from ..reference.draws import draw_row
 from ..reference.logspace import compute_dtype, spread
 from ..reference.philox import uniforms
-from ..transitions.dense import DenseStep, DenseTransition, of_handle
-from .library import cpu, empty_loss, library, pointer
+from ..transitions import DenseTransition, SparseTransition
+from ..transitions.dense import DenseStep
+from ..transitions.handles import of_handle
+from ..transitions.sparse import SparseStep
+from .library import empty_loss, library, pointer
 
 _CHAIN = "Tensor t, Tensor s, int handle"
 _MODEL = "bool posterior_mean, bool direct"
@@ -51,13 +55,15 @@ library.define(
 
 
 def chain(
-    transition: DenseTransition, t: Tensor, s: Tensor | None = None
+    transition: DenseTransition | SparseTransition, t: Tensor, s: Tensor | None = None
 ) -> tuple[Tensor, Tensor, int]:
     """Return what the operations take after x_t."""
     return t, t - 1 if s is None else s, transition.handle
 
 
-def q_sample(x: Tensor, transition: DenseTransition, t: Tensor, *args: Any) -> Tensor:
+def q_sample(
+    x: Tensor, transition: DenseTransition | SparseTransition, t: Tensor, *args: Any
+) -> Tensor:
     """Call the operation with the transition's number."""
     return torch.ops.d3pm_fast.dense_q_sample(x, t, transition.handle, *args)  # type: ignore[no-any-return]
 
@@ -84,7 +90,7 @@ class Chunk(NamedTuple):
     tokens: Tensor
     s: int
     t: int
-    step: DenseStep
+    step: DenseStep | SparseStep
     rows: tuple[Any, ...]
     v: Tensor
     f: Tensor
@@ -94,7 +100,8 @@ class Chunk(NamedTuple):
 class Pass:
     """One pass over the tokens of a call that count, chunk by chunk of one step.
 
-    ``anchor`` is x_0, or x_t where there is none, see ``DenseRows`` in ``csrc/cpu/kernels.h``.
+    ``anchor`` is x_0, or x_t where there is none, see ``DenseRows`` in ``csrc/cpu/kernels.h``;
+    it is joined where nothing ``splits`` it from the others.
     """
 
     def __init__(
@@ -105,7 +112,10 @@ class Pass:
         x_t: Tensor,
         chain: tuple[Tensor, Tensor, int],
         mask: Tensor | None = None,
+        *,
+        splits: bool = False,
     ) -> None:
+        self.splits = splits
         self.dtype = str(dtype)
         self.real = compute_dtype(dtype)
         self.num_classes = num_classes
@@ -132,9 +142,23 @@ class Pass:
                 if bool(doubtful.any()):
                     self.doubted.append(part[doubtful])
 
-    def log_tilt(self, chunk: Chunk, posterior_mean: bool) -> int:
-        """Return where ``-log Qbar_t[:, x_t]`` is in row x_t; 0 for the joint model."""
-        return self.transition.log_tilt(chunk.t, self.real).data_ptr() if posterior_mean else 0
+    def of(self, tokens: Tensor, chunk: Chunk) -> Tensor | None:
+        """Return a chunk's part of the tokens where tables are made for them alone."""
+        return tokens.flatten()[chunk.tokens] if self.transition.by_row else None
+
+    def log_tilt(self, chunk: Chunk, posterior_mean: bool) -> Tensor | None:
+        """Return ``-log Qbar_t[:, x_t]`` by x_t; None for the joint model."""
+        if not posterior_mean:
+            return None
+        made: Tensor = self.transition.log_tilt(chunk.t, self.real, self.of(self.x_t, chunk))
+        return made
+
+    def tables(self, chunk: Chunk) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Return ``Q_{s->t}`` by x_t, ``Qbar_s`` by the anchor, and the spans of the former."""
+        anchor = self.of(self.anchor, chunk) if self.splits else None
+        made: tuple[Tensor, Tensor | None, Tensor]
+        made = chunk.step.tables(self.of(self.x_t, chunk), anchor)
+        return made
 
     def _groups(self) -> Iterator[tuple[int, int, Tensor]]:
         base = self.transition.num_steps + 1
@@ -142,7 +166,7 @@ class Pass:
         for value, tokens in grouped(key, self.mask):
             yield *divmod(value, base), tokens
 
-    def _rows(self, tokens: Tensor, step: DenseStep, sums: Tensor) -> tuple[Any, ...]:
+    def _rows(self, tokens: Tensor, step: DenseStep | SparseStep, sums: Tensor) -> tuple[Any, ...]:
         return (
             len(tokens),
             self.num_classes,
@@ -152,6 +176,8 @@ class Pass:
             self.x_t.data_ptr(),
             step.form.dtype != self.real,
             step.form.is_centred,
+            not (self.splits or step.form.is_centred),
+            self.transition.by_row,
             sums.data_ptr(),
             torch.get_num_threads(),
         )
@@ -178,7 +204,7 @@ def _run_loss(
         grad.zero_()
     count = x0.numel() if mask is None else int(mask.sum())
     scale = 1 / max(count, 1) if reduction == "mean" and not late else 1.0
-    run = Pass(logits.dtype, logits.shape[-1], x0, x_t, (t, s, handle), mask)
+    run = Pass(logits.dtype, logits.shape[-1], x0, x_t, (t, s, handle), mask, splits=True)
     read, loss_at, grad_at = logits.data_ptr(), token_loss.data_ptr(), pointer(grad)
     for chunk in run:
         common = run.dtype, chunk.rows
@@ -186,20 +212,20 @@ def _run_loss(
         is_direct = direct and chunk.s == 0
         ce = ce_weight + (vb_weight if is_direct else 0.0)
         tilt = run.log_tilt(chunk, posterior_mean and not is_direct)
-        cpu.dense_predict(*common, read, tilt, v, ce, loss_at)
+        cpu.dense_predict(*common, read, pointer(tilt), v, ce, loss_at)
         diverges = vb_weight != 0 and not is_direct
         if diverges:
             form.apply(chunk.v, chunk.f)
-            step = chunk.step
-            tables = (table.data_ptr() for table in (step.columns, step.rows, step.spans))
+            tables = run.tables(chunk)
             doubtful = chunk.doubtful.data_ptr()
-            cpu.dense_loss(*common, *tables, f, vb_weight, form.error, loss_at, doubtful)
+            at = map(pointer, tables)
+            cpu.dense_loss(*common, *at, f, vb_weight, form.error, loss_at, doubtful)
         if grad_at:
             g = torch.empty_like(chunk.f)
             if diverges:
                 form.apply_transposed(chunk.f, g)
-            at = v, g.data_ptr() if diverges else 0
-            cpu.dense_gradient(*common, read, *at, ce, scale, grad_at)
+            pull = g.data_ptr() if diverges else 0
+            cpu.dense_gradient(*common, read, v, pull, ce, scale, grad_at)
     if run.doubted:
         again = Again(run, logits)
         losses, gradients = again.loss(x0, (posterior_mean, direct, vb_weight, ce_weight))
@@ -231,14 +257,14 @@ def _run_p_posterior(
             continue
         common = run.dtype, chunk.rows
         form, v, f = chunk.step.form, chunk.v.data_ptr(), chunk.f.data_ptr()
-        cpu.dense_predict(*common, read, run.log_tilt(chunk, posterior_mean), v, 0.0, 0)
+        tilt = run.log_tilt(chunk, posterior_mean)
+        cpu.dense_predict(*common, read, pointer(tilt), v, 0.0, 0)
         form.apply(chunk.v, chunk.f)
-        tables = chunk.step.columns.data_ptr(), chunk.step.rows.data_ptr()
-        log_columns = run.transition.log_columns(chunk.s, chunk.t).data_ptr()
+        columns, rows, _ = run.tables(chunk)
+        log_columns = run.transition.log_columns(chunk.s, chunk.t, run.of(x_t, chunk))
+        at = map(pointer, (columns, rows, log_columns))
         doubtful = chunk.doubtful.data_ptr()
-        cpu.dense_posterior(
-            *common, *tables, log_columns, f, form.error, pointer(upstream), write, doubtful
-        )
+        cpu.dense_posterior(*common, *at, f, form.error, pointer(upstream), write, doubtful)
         if upstream is not None:
             g = torch.empty_like(chunk.f)
             form.apply_transposed(chunk.f, g)
@@ -352,14 +378,13 @@ def _q_posterior(
     out = torch.empty(*x0.shape, num_classes, dtype=dtype)
     run = Pass(dtype, num_classes, x0, x_t, (t, s, handle))
     for chunk in run:
-        times = chunk.s, chunk.t
+        classes = run.of(x_t, chunk)
         tables = (
-            run.transition.log_columns(*times),
-            run.transition.log_rows(chunk.s),
-            run.transition.log_columns(0, chunk.t),
+            run.transition.log_columns(chunk.s, chunk.t, classes),
+            run.transition.log_rows(chunk.s, run.of(x0, chunk)),
+            run.transition.log_columns(0, chunk.t, classes),
         )
-        at = (table.data_ptr() for table in tables)
-        cpu.dense_q_posterior(run.dtype, chunk.rows, *at, out.data_ptr())
+        cpu.dense_q_posterior(run.dtype, chunk.rows, *map(pointer, tables), out.data_ptr())
     return out
 
 
@@ -370,19 +395,15 @@ def _q_sample(x: Tensor, t: Tensor, handle: int, seeds: Tensor, step: int) -> Te
     check_range("x0", x, 0, transition.num_classes)
     out = torch.empty_like(x)
     for time, tokens in grouped(spread(t, x.shape).flatten()):
-        cpu.dense_q_sample(
-            len(tokens),
-            transition.num_classes,
-            x.numel(),
-            tokens.data_ptr(),
-            x.data_ptr(),
-            transition.cdf(time).data_ptr(),
-            seeds.data_ptr(),
-            len(seeds),
-            step,
-            out.data_ptr(),
-            torch.get_num_threads(),
-        )
+        rest = seeds.data_ptr(), len(seeds), step, out.data_ptr(), torch.get_num_threads()
+        at = x.numel(), tokens.data_ptr(), x.data_ptr()
+        if isinstance(transition, SparseTransition):
+            counts, rows = transition.jumps_cdf(time), transition.jump_rows()
+            where = counts.data_ptr(), len(counts), *map(pointer, rows)
+            cpu.sparse_q_sample(len(tokens), *at, *where, *rest)
+        else:
+            cdf = transition.cdf(time).data_ptr()
+            cpu.dense_q_sample(len(tokens), transition.num_classes, *at, cdf, *rest)
     return out
 
 
@@ -406,13 +427,14 @@ def _p_sample(
         form, v, f = chunk.step.form, chunk.v, chunk.f
         is_direct = direct and chunk.s == 0
         tilt = run.log_tilt(chunk, posterior_mean and not is_direct)
-        cpu.dense_predict(*common, logits.data_ptr(), tilt, v.data_ptr(), 0.0, 0)
-        tables = 0, 0, v.data_ptr()
+        cpu.dense_predict(*common, logits.data_ptr(), pointer(tilt), v.data_ptr(), 0.0, 0)
+        tables: tuple[Tensor | None, ...] = None, None, v
         if not is_direct:
             form.apply(v, f)
-            tables = chunk.step.columns.data_ptr(), chunk.step.rows.data_ptr(), f.data_ptr()
+            tables = *run.tables(chunk)[:2], f
         doubtful = chunk.doubtful.data_ptr()
-        cpu.dense_p_sample(*common, *tables, form.error, *random, out.data_ptr(), doubtful)
+        at = map(pointer, tables)
+        cpu.dense_p_sample(*common, *at, form.error, *random, out.data_ptr(), doubtful)
     if run.doubted:
         again = Again(run, logits)
         drawn = again.draw((posterior_mean, direct), seeds, step, x_t.numel())

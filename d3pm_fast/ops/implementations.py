@@ -6,7 +6,7 @@ import torch
 
 from .. import _environment
 from .._checks import check_choice
-from .library import cpu
+from .._compiled import cpu
 
 IMPLEMENTATIONS = ("auto", "reference", "cpu", "triton", "cuda")
 

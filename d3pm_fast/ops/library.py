@@ -1,7 +1,4 @@
-"""The library of registered operations, ``torch.ops.d3pm_fast.*``, and the compiled module."""
-
-import importlib
-from typing import Any
+"""The library of registered operations, ``torch.ops.d3pm_fast.*``."""
 
 import torch
 from torch import Tensor
@@ -9,11 +6,6 @@ from torch import Tensor
 from ..reference.logspace import compute_dtype
 
 library = torch.library.Library("d3pm_fast", "DEF")
-
-try:
-    cpu: Any = importlib.import_module("d3pm_fast._cpu")
-except ImportError:
-    cpu = None
 
 
 def pointer(tensor: Tensor | None) -> int:

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._compiled import cpu
 from ..reference.logspace import compute_dtype
-from .library import cpu, library
+from .library import library
 
 library.define(
     "logistic_logits(Tensor loc, Tensor log_scale, int num_classes, bool edge_corrected) -> Tensor"

@@ -13,8 +13,9 @@ from torch import Tensor
 from torch.compiler import is_compiling
 
 from .._checks import check_range
+from .._compiled import cpu
 from ..transitions import RankOneTransition
-from .library import cpu, empty_loss, library, pointer
+from .library import empty_loss, library, pointer
 
 _CHAIN = "Tensor rows, Tensor table, Tensor? base, Tensor? base_cdf, int mask_id"
 _MODEL = "bool posterior_mean, bool direct"

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..transitions import DenseTransition
+from ..transitions import DenseTransition, SparseTransition
 from .draws import draw_row
 from .logspace import log_sum_exp, spread
 
@@ -24,7 +24,7 @@ class MatrixStep:
     @classmethod
     def gather(
         cls,
-        transition: DenseTransition,
+        transition: DenseTransition | SparseTransition,
         t: Tensor,
         s: Tensor,
         shape: tuple[int, ...],

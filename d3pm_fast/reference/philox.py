@@ -10,20 +10,21 @@ from torch import Tensor
 _LOW = 0xFFFFFFFF
 
 
-def uniforms(seeds: Tensor, step: int, num_tokens: int) -> tuple[Tensor, Tensor]:
+def uniforms(seeds: Tensor, step: int, num_tokens: int, pair: int = 0) -> tuple[Tensor, Tensor]:
     """Return two independent uniforms in [0, 1) for each token, 53 bits each.
 
     Args:
         seeds: int64 ``(B,)``, one for each num_tokens / B consecutive tokens.
         step: the counter of the step, in [0, 2^63).
         num_tokens: N.
+        pair: which, where a token takes more than one pair; below 2^24.
 
     Returns:
         Two float64 tensors ``(N,)``.
     """
     positions = num_tokens // max(len(seeds), 1)
     key = seeds.repeat_interleave(positions, output_size=num_tokens)
-    position = torch.arange(positions, device=seeds.device).repeat(len(seeds))
+    position = torch.arange(positions, device=seeds.device).repeat(len(seeds)) + (pair << 40)
     words = philox(
         (position & _LOW, position >> 32, *(torch.full_like(position, w) for w in _halves(step))),
         (key & _LOW, key >> 32 & _LOW),

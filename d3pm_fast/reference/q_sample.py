@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ..transitions import DenseTransition, RankOneTransition, Transition
+from ..transitions import DenseTransition, RankOneTransition, SparseTransition, Transition
 from .draws import draw_base
 from .logspace import spread
 from .philox import uniforms
@@ -15,6 +15,8 @@ def q_sample(x: Tensor, transition: Transition, t: Tensor, seeds: Tensor, step: 
     t = spread(t, x.shape)
     if isinstance(transition, RankOneTransition):
         return _from_mixture(x, transition, t, choice, draw)
+    if isinstance(transition, SparseTransition):
+        return _by_jumps(x, transition, t, draw, seeds, step)
     assert isinstance(transition, DenseTransition)
     drawn = torch.empty_like(x)
     for time in t.unique().tolist():
@@ -37,3 +39,23 @@ def _from_mixture(
     mask_id = transition.mask_id
     redrawn = draw_base(draw, transition.base_cdf, transition.num_classes)
     return x.where(choice < keep, redrawn.where((choice < keep + base) | (mask_id < 0), mask_id))
+
+
+def _by_jumps(
+    x: Tensor, transition: SparseTransition, t: Tensor, draw: Tensor, seeds: Tensor, step: int
+) -> Tensor:
+    """Draw the number of jumps up to t, and the class that each leads to."""
+    counts = torch.empty_like(x)
+    for time in t.unique().tolist():
+        here = t == time
+        counts[here] = torch.searchsorted(transition.jumps_cdf(time), draw[here], right=True)
+    starts, targets, cdf = transition.jump_rows()
+    x = x.clone()
+    for jump in range(1, int(counts.max()) + 1):
+        here = counts >= jump
+        _, number = (u.view(x.shape) for u in uniforms(seeds, step, x.numel(), jump))
+        for place in here.nonzero().tolist():
+            row = slice(*starts[x[tuple(place)] :][:2].tolist())
+            found = torch.searchsorted(cdf[row], number[tuple(place)], right=True)
+            x[tuple(place)] = targets[row][found]
+    return x

@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..transitions import DenseTransition, RankOneTransition, Transition
+from ..transitions import DenseTransition, RankOneTransition, SparseTransition, Transition
 from .dense import MatrixStep
 from .rank_one import RankOneStep
 
@@ -58,5 +58,5 @@ def chain(transition: Transition, t: Tensor, s: Tensor | None = None) -> tuple[M
         rows, table = transition.step_rows(t, s)
         vectors = transition.base, transition.base_cdf, transition.mask_id
         return (partial(RankOneStep.gather, rows, table, *vectors),)
-    assert isinstance(transition, DenseTransition)
+    assert isinstance(transition, DenseTransition | SparseTransition)
     return (partial(MatrixStep.gather, transition, t, t - 1 if s is None else s),)

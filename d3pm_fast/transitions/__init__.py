@@ -9,6 +9,7 @@ from .matrices import from_matrices
 from .nearest_neighbor import nearest_neighbor, nearest_neighbor_rate, nearest_neighbors
 from .rank_one import RankOneTransition, absorbing, marginal, mask_and_uniform, uniform
 from .rates import from_rate, rate_exponential
+from .sparse import SparseTransition
 from .substitution import substitution
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "BLOSUM62_BACKGROUND",
     "DenseTransition",
     "RankOneTransition",
+    "SparseTransition",
     "Transition",
     "absorbing",
     "band",

@@ -2,31 +2,22 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import count
 from typing import Any
-from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
 
 from .._information import divergence_terms
-from .base import Transition, running_sums
+from .base import running_sums
 from .factored import Form, best_form
+from .handles import RegisteredTransition
 from .products import ByteCache, Products
 
-__all__ = ["DenseStep", "DenseTransition", "of_handle"]
+__all__ = ["DenseStep", "DenseTransition"]
 
 # What it leaves out of q is below the digits of dtype, as long as x_t is not less likely than
 # what the kernels take on (kLeastReach in csrc/cpu/dense_target.h).
 LEAST_COLUMN = {torch.float32: 1e-30, torch.float64: 1e-290}
-
-_handles = count()
-_by_handle: WeakValueDictionary[int, "DenseTransition"] = WeakValueDictionary()
-
-
-def of_handle(handle: int) -> "DenseTransition":
-    """Return the transition that a registered operation was given by its number."""
-    return _by_handle[handle]
 
 
 @dataclass(frozen=True)
@@ -46,13 +37,17 @@ class DenseStep:
     rows: Tensor
     form: Form
 
+    def tables(self, *_tokens: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Return columns, rows and spans; those of all classes, whatever the tokens are."""
+        return self.columns, self.rows, self.spans
+
     @property
     def num_bytes(self) -> int:
         """What the step holds, the parts of its form not counted where they are small."""
         return self.columns.nbytes + self.rows.nbytes
 
 
-class DenseTransition(Transition):
+class DenseTransition(RegisteredTransition):
     """A chain of arbitrary matrices; products are made on demand and kept within a budget.
 
     Args:
@@ -70,6 +65,7 @@ class DenseTransition(Transition):
     """
 
     _TABLES = ("_stationary",)
+    by_row = False
 
     def __init__(
         self,
@@ -131,15 +127,15 @@ class DenseTransition(Transition):
         found: DenseStep = self._remember(("step", s, t, dtype), make, lambda step: step.num_bytes)
         return found
 
-    def log_columns(self, s: int, t: int) -> Tensor:
+    def log_columns(self, s: int, t: int, *_tokens: Tensor | None) -> Tensor:
         """Return ``log Q_{s->t}[:, x_t]`` in row x_t, float64 ``(K, K)``."""
         return self._table("log columns", s, t, lambda q: q.T.log().contiguous())
 
-    def log_rows(self, s: int) -> Tensor:
+    def log_rows(self, s: int, *_tokens: Tensor | None) -> Tensor:
         """Return ``log Qbar_s``, float64 ``(K, K)``."""
         return self._table("log rows", 0, s, torch.log)
 
-    def log_tilt(self, t: int, dtype: torch.dtype) -> Tensor:
+    def log_tilt(self, t: int, dtype: torch.dtype, *_tokens: Tensor | None) -> Tensor:
         """Return ``-log Qbar_t[:, x_t]`` in row x_t, -inf where the chain never leads to x_t."""
 
         def make(q_bar: Tensor) -> Tensor:
@@ -171,14 +167,6 @@ class DenseTransition(Transition):
         self, key: tuple[Any, ...], make: Callable[[], Any], size: Callable[[Any], int]
     ) -> Any:
         return self._cache.get((*key, self.device), make, size)
-
-    def _register(self) -> None:
-        self.handle = next(_handles)
-        _by_handle[self.handle] = self
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)  # type: ignore[no-untyped-call]
-        self._register()
 
 
 def spans(rows: Tensor) -> Tensor:

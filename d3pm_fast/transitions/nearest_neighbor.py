@@ -16,12 +16,14 @@ from .._checks import (
 from .dense import DenseTransition
 from .limits import stationary_law
 from .matrices import keep_or_move
-from .rates import rate_chain
+from .rates import check_rising, rate_chain
+from .sparse import SparseTransition
 
 __all__ = ["nearest_neighbor", "nearest_neighbor_rate", "nearest_neighbors"]
 
 _CHUNK = 1 << 22  # distances at a time: 32 MiB of float64
 _SINKHORN_ROUNDS = 10_000
+SPARSE_CLASSES = 1024  # above it, products with the rate are cheaper than matrices of K x K
 
 
 def nearest_neighbor(
@@ -32,13 +34,16 @@ def nearest_neighbor(
     method: str = "exponential",
     mask_rate: float | None = None,
     memory_budget: int = 1 << 30,
-) -> DenseTransition:
+) -> DenseTransition | SparseTransition:
     """Return the chain on the graph of the k nearest neighbours.
 
     ``method="exponential"`` is the paper's, ``Qbar_t = exp(tau_t R)`` with the rate of
     :func:`nearest_neighbor_rate`. ``method="sinkhorn"`` is that of its published code:
     ``Q_t = (1 - beta_t) I + beta_t S``, where S is the symmetric adjacency matrix scaled until it
     is doubly stochastic. The limit of both is uniform, or the mask where there is one.
+
+    Above 1024 classes the exponential holds no matrix of ``K x K`` numbers: it is applied to
+    rows by products with the sparse rate, some ``tau_t`` times the most neighbours' rate of them.
 
     Source: D3PM, appendix A.2.4.
 
@@ -51,7 +56,7 @@ def nearest_neighbor(
         method: ``"exponential"`` or ``"sinkhorn"``.
         mask_rate: for the exponential: adds a mask as class K, which every class turns into at
             this rate, above 0.
-        memory_budget: bytes that products of the chain may take.
+        memory_budget: bytes that products of the chain may take, where there are any.
 
     Raises:
         ValueError: not a finite matrix, k outside 1..K-1, a schedule that is none, a graph that
@@ -60,13 +65,17 @@ def nearest_neighbor(
     """
     check_choice("method", method, ("exponential", "sinkhorn"))
     if method == "exponential":
-        rate = nearest_neighbor_rate(embeddings, num_neighbors, mask_rate)
-        mask_id = -1 if mask_rate is None else len(rate) - 1
+        rates = _rates(embeddings, num_neighbors, mask_rate)
+        mask_id = -1 if mask_rate is None else len(rates) - 1
+        if len(rates) > SPARSE_CLASSES:
+            times, law = check_rising("times", schedule), _limit(rates, mask_id)
+            return SparseTransition("nearest_neighbor", rates, times, law, mask_id)
+        rate = _with_diagonal(rates)
         return rate_chain("nearest_neighbor", rate, schedule, None, mask_id, memory_budget)
     if mask_rate is not None:
         raise ValueError('mask_rate needs method="exponential"; with_mask adds a mask to any chain')
     betas = check_probabilities("schedule", schedule)
-    move = _doubly_stochastic(_adjacency(embeddings, num_neighbors))
+    move = _doubly_stochastic(_adjacency(embeddings, num_neighbors).to_dense())
     return DenseTransition(
         "nearest_neighbor",
         len(move),
@@ -98,13 +107,7 @@ def nearest_neighbor_rate(
     Raises:
         ValueError: not a finite matrix, k outside 1..K-1, or a mask rate that is not above 0.
     """
-    rate = _adjacency(embeddings, num_neighbors)
-    if mask_rate is not None:
-        if not 0 < mask_rate < float("inf"):
-            raise ValueError(f"mask_rate must be finite and above 0, got {mask_rate}")
-        rate = torch.nn.functional.pad(rate, (0, 1, 0, 1))
-        rate[:-1, -1] = mask_rate
-    return rate - torch.diag(rate.sum(1))
+    return _with_diagonal(_rates(embeddings, num_neighbors, mask_rate))
 
 
 def nearest_neighbors(embeddings: ArrayLike, num_neighbors: int) -> Tensor:
@@ -150,10 +153,54 @@ def _nearest(points: Tensor, rows: Tensor, num_neighbors: int) -> Tensor:
 
 
 def _adjacency(embeddings: ArrayLike, num_neighbors: int) -> Tensor:
+    """Return ``(G + G^T) / (2k)``, sparse."""
     neighbors = nearest_neighbors(embeddings, num_neighbors)
-    size = len(neighbors)
-    chosen = torch.zeros(size, size, dtype=torch.float64).scatter_(1, neighbors, 1.0)
-    return (chosen + chosen.T) / (2 * neighbors.shape[1])
+    size, count = neighbors.shape
+    one_way = torch.stack([torch.arange(size).repeat_interleave(count), neighbors.flatten()])
+    index = torch.cat([one_way, one_way.flip(0)], dim=1)
+    return _sparse(index, torch.full((index.shape[1],), 0.5 / count, dtype=torch.float64), size)
+
+
+def _rates(embeddings: ArrayLike, num_neighbors: int, mask_rate: float | None) -> Tensor:
+    """Return the rate matrix off its diagonal, sparse."""
+    rates = _adjacency(embeddings, num_neighbors)
+    if mask_rate is None:
+        return rates
+    if not 0 < mask_rate < float("inf"):
+        raise ValueError(f"mask_rate must be finite and above 0, got {mask_rate}")
+    size = len(rates)
+    to_mask = torch.stack([torch.arange(size), torch.full((size,), size)])
+    masking = torch.full((size,), mask_rate, dtype=torch.float64)
+    index = torch.cat([rates.indices(), to_mask], dim=1)
+    return _sparse(index, torch.cat([rates.values(), masking]), size + 1)
+
+
+def _sparse(index: Tensor, values: Tensor, size: int) -> Tensor:
+    return torch.sparse_coo_tensor(index, values, (size, size), check_invariants=True).coalesce()
+
+
+def _with_diagonal(rates: Tensor) -> Tensor:
+    rate = rates.to_dense()
+    return rate - torch.diag(rate.sum(1))
+
+
+def _limit(rates: Tensor, mask_id: int) -> Tensor:
+    """Return the law that the chain tends to; the graph must be connected."""
+    size = len(rates)
+    if mask_id >= 0:
+        return torch.nn.functional.one_hot(torch.tensor(mask_id), size).double()
+    least, before = torch.arange(size), torch.empty(0)  # the least class that leads to each
+    while not torch.equal(least, before):
+        before = least
+        least = least.scatter_reduce(0, rates.indices()[0], least[rates.indices()[1]], "amin")
+        least = least[least]
+    count = len(least.unique())
+    if count > 1:
+        raise ValueError(
+            f"the graph of the nearest neighbours has {count} parts that never lead to each "
+            "other, so its limit depends on x_0: take more neighbours"
+        )
+    return torch.full((size,), 1 / size, dtype=torch.float64)
 
 
 def _doubly_stochastic(matrix: Tensor) -> Tensor:

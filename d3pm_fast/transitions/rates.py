@@ -13,7 +13,14 @@ from .._checks import ArrayLike, as_float64, check_law, check_square
 from .dense import DenseTransition
 from .limits import closure, stationary_law
 
-__all__ = ["check_rate", "exponential", "from_rate", "rate_chain", "rate_exponential"]
+__all__ = [
+    "check_rate",
+    "check_rising",
+    "exponential",
+    "from_rate",
+    "rate_chain",
+    "rate_exponential",
+]
 
 
 def rate_exponential(rate: ArrayLike, time: float) -> Tensor:
@@ -76,7 +83,7 @@ def rate_chain(
     memory_budget: int,
 ) -> DenseTransition:
     """Return the chain of a rate matrix that is already checked, see :func:`from_rate`."""
-    times = _check_rising("times", times)
+    times = check_rising("times", times)
     if stationary is None:
         law = stationary_law(rate)
     else:
@@ -108,7 +115,8 @@ def check_rate(rate: ArrayLike) -> Tensor:
     return rest - torch.diag(rest.sum(1))
 
 
-def _check_rising(name: str, values: ArrayLike) -> Tensor:
+def check_rising(name: str, values: ArrayLike) -> Tensor:
+    """Return finite times, at least 0 and never falling, as float64 ``(T,)``."""
     array = as_float64(values)
     if array.ndim != 1 or array.numel() == 0:
         raise ValueError(f"{name} must have shape (T,) with T >= 1, got {tuple(array.shape)}")

@@ -12,6 +12,8 @@ FAMILIES = [
     "gaussian_banded",
     "band",
     "nearest_neighbor",
+    "sparse",
+    "sparse_masked",
     "sinkhorn",
     "substitution",
     "from_matrices",
@@ -106,6 +108,20 @@ def make_dense_chain(family, num_classes, betas=None):
         rate = rate - torch.diag(rate.sum(1))
         steps = [torch.matrix_exp(rate * b) for b in betas]
         return DenseChain(made, torch.stack(steps))
+    if family.startswith("sparse"):
+        rate = torch.rand(k, k, generator=generator).double() * (1 - eye)
+        rate = rate.where(rate > 0.5, 0) + torch.diag(torch.ones(k - 1).double(), 1)
+        law = torch.full((k,), 1 / k).double()
+        if family == "sparse_masked":
+            rate[-1], rate[:, -1] = 0, 0.5
+            rate[-1, -1] = 0
+            law = eye[-1]
+        made = transitions.SparseTransition(
+            family, rate.to_sparse().coalesce(), betas.cumsum(0), law,
+            k - 1 if family == "sparse_masked" else -1,
+        )  # fmt: skip
+        rate = rate - torch.diag(rate.sum(1))
+        return DenseChain(made, torch.stack([torch.matrix_exp(rate * b) for b in betas]))
     if family == "sinkhorn":
         made = transitions.nearest_neighbor(torch.rand(k, 2, generator=generator), k - 1, betas,
                                             method="sinkhorn")  # fmt: skip

@@ -1,0 +1,136 @@
+"""Chains of sparse rates: neighbours among many classes, without a matrix of K x K numbers."""
+
+import resource
+
+import pytest
+import torch
+from helpers.compare import assert_close, check_gradient
+from hypothesis import given
+from hypothesis import strategies as st
+
+from d3pm_fast import functional, transitions
+from d3pm_fast.transitions.sparse import TAIL, poisson
+
+LARGE = 1100
+TIMES = torch.tensor([0.01, 0.3, 2.0, 30.0]).double()
+
+
+def points(num_classes, seed=0):
+    return torch.randn(num_classes, 4, generator=torch.Generator().manual_seed(seed)).double()
+
+
+@pytest.fixture(scope="module", params=[None, 0.2], ids=["neighbors", "masked"])
+def pair(request):
+    """The same chain, held as a sparse rate and as matrices."""
+    options = {"mask_rate": request.param}
+    sparse = transitions.nearest_neighbor(points(LARGE), 12, TIMES, **options)
+    rate = transitions.nearest_neighbor_rate(points(LARGE), 12, **options)
+    return sparse, transitions.from_rate(rate, TIMES)
+
+
+def test_many_classes_are_held_as_a_sparse_rate(pair):
+    sparse, dense = pair
+    assert isinstance(sparse, transitions.SparseTransition)
+    assert isinstance(
+        transitions.nearest_neighbor(points(40), 12, TIMES), transitions.DenseTransition
+    )
+    torch.testing.assert_close(sparse.stationary(), dense.stationary(), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize(("s", "t"), [(0, 1), (0, 2), (1, 2), (0, 4), (2, 3)])
+def test_every_entry_has_its_digits(pair, s, t):
+    sparse, dense = (chain.product(s, t) for chain in pair)
+    assert torch.equal(sparse > 0, dense > 0)
+    torch.testing.assert_close(sparse, dense, rtol=1e-11, atol=0)
+    assert ((sparse.sum(1) - 1).abs() < 1e-12).all()
+
+
+def test_prior_and_reach(pair):
+    sparse, dense = pair
+    torch.testing.assert_close(sparse.prior(), dense.prior(), rtol=1e-9, atol=1e-15)
+    x0, x_t = torch.arange(90), torch.arange(90, 180)
+    t = torch.arange(90) % 5
+    torch.testing.assert_close(
+        sparse.reach(x0, x_t, t), dense.reach(x0, x_t, t), rtol=1e-11, atol=0
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("reverse", ["joint", "posterior_mean"])
+def test_loss_is_that_of_the_matrices(pair, reverse, dtype):
+    sparse, dense = pair
+    k = sparse.num_classes
+    generator = torch.Generator().manual_seed(1)
+    logits = (3 * torch.randn(8, 5, k, generator=generator)).to(dtype)
+    x0 = torch.randint(LARGE, (8, 5), generator=generator)
+    t = torch.arange(8) % 4 + 1
+    x_t = functional.q_sample(sparse, x0, t, generator=generator)
+    truth = run(dense, logits.double(), x0, x_t, t, reverse, "reference")
+    for name, part in zip(("loss", "gradient"), truth, strict=True):
+        assert part.isfinite().all(), name
+    loss, gradient = run(sparse, logits, x0, x_t, t, reverse, "cpu")
+    plain = run(dense, logits, x0, x_t, t, reverse, "reference")
+    assert_close(loss, truth[0], loss.dtype, ulps=32, baseline=plain[0])
+    check_gradient(gradient, truth[1], dtype)
+
+
+def run(transition, logits, x0, x_t, t, reverse, impl):
+    leaf = logits.detach().clone().requires_grad_()
+    options = {"reverse": reverse, "reduction": "none", "impl": impl}
+    loss = functional.loss(transition, leaf, x0, x_t, t, **options)
+    return loss.detach(), torch.autograd.grad(loss.sum(), leaf)[0]
+
+
+def test_draws_follow_the_rows(impl):
+    chain = transitions.nearest_neighbor(points(LARGE), 12, TIMES)
+    count = 20_000 if impl == "cpu" else 1000
+    x0 = torch.full((1, count), 7)
+    for t in (1, 3):
+        drawn = functional.q_sample(
+            chain, x0, torch.tensor([t]), generator=torch.Generator().manual_seed(2), impl=impl
+        )
+        law = chain.product(0, t)[7]
+        likely = law > 20 / count
+        seen = torch.bincount(drawn.flatten(), minlength=LARGE).double()
+        expected = count * torch.cat([law[likely], law[~likely].sum()[None]])
+        observed = torch.cat([seen[likely], seen[~likely].sum()[None]])
+        freedom = max(int(likely.sum()), 1)
+        distance = ((observed - expected) ** 2 / expected).sum()
+        assert distance < freedom + 6 * (2 * freedom) ** 0.5 + 9
+
+
+def test_without_the_compiled_module(pair, monkeypatch):
+    sparse, _ = pair
+    made = sparse.product(0, 3)
+    monkeypatch.setattr("d3pm_fast.transitions.sparse.cpu", None)
+    torch.testing.assert_close(sparse.product(0, 3), made, rtol=1e-13, atol=0)
+
+
+def test_a_graph_in_parts_has_no_limit():
+    apart = torch.cat([points(600), points(600) + 100])
+    with pytest.raises(ValueError, match="2 parts"):
+        transitions.nearest_neighbor(apart, 12, TIMES)
+
+
+@given(mean=st.floats(1e-12, 500), dtype=st.sampled_from(sorted(TAIL, key=str)))
+def test_the_law_of_jumps_leaves_out_less_than_its_tail(mean, dtype):
+    law = poisson(mean, TAIL[dtype])
+    n = torch.arange(len(law)).double()
+    assert abs(law.sum() - 1) < 1e-13
+    assert abs((n * law).sum() - mean) < 1e-11 * max(mean, 1)
+    after = len(law)  # the first that is left out; those after it fall faster than a geometric law
+    log_next = after * torch.tensor(mean).double().log() - mean - torch.lgamma(n[-1] + 2)
+    assert after > mean
+    assert log_next.exp() / (1 - mean / (after + 1)) <= TAIL[dtype]
+
+
+def test_no_matrix_of_all_classes_is_made():
+    """8192 classes: a single float32 matrix would take 256 MiB."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    chain = transitions.nearest_neighbor(points(8192), 12, torch.linspace(0, 1, 1000))
+    logits = torch.zeros(2, 4, 8192)
+    x_t = functional.q_sample(chain, torch.zeros(2, 4).long(), torch.tensor([500, 1000]))
+    drawn = functional.p_sample(chain, logits, x_t, torch.tensor([500, 1000]))
+    assert ((drawn >= 0) & (drawn < 8192)).all()
+    grown = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+    assert grown < 200 << 20
