@@ -18,6 +18,7 @@ from .bench_p_sample import P_SAMPLE
 from .bench_posterior import POSTERIOR
 from .bench_products import PRODUCTS
 from .bench_q_sample import Q_SAMPLE
+from .bench_sparse import SPARSE
 from .cases import OURS, Case, Run, make_inputs, prepare
 from .memory import peak_bytes
 from .report import (
@@ -31,7 +32,7 @@ from .report import (
 )
 from .timing import OtherWork, interleave
 
-ALL = LOSS, Q_SAMPLE, P_SAMPLE, POSTERIOR, DENSE, LOGISTIC, PRODUCTS
+ALL = LOSS, Q_SAMPLE, P_SAMPLE, POSTERIOR, DENSE, LOGISTIC, PRODUCTS, SPARSE
 OPERATIONS = {operation.name: operation for operation in ALL}
 CASES = [case for operation in OPERATIONS.values() for case in operation.cases]
 

@@ -15,6 +15,9 @@ FAMILIES = ("uniform", "absorbing")
 # The Gaussian at times from 1 to T, and only where its products have no cheaper form.
 GAUSSIAN_STEPS = 1000
 GAUSSIAN, GAUSSIAN_FULL = "gaussian", "gaussian, full form"
+# The graph of the 10 nearest neighbours, at these times tau; a class is left at a rate of 1 on
+# average, so tau is about the number of jumps.
+NEIGHBORS = {f"nearest neighbors, tau = {tau:g}": tau for tau in (0.1, 1.0, 10.0, 100.0)}
 OURS = "ours"
 
 Run = Callable[[], Any]
@@ -96,6 +99,11 @@ def make_transition(family: str, num_classes: int) -> d3.transitions.Transition:
         return d3.transitions.absorbing(num_classes, betas, mask_id=num_classes - 1)
     if family == GAUSSIAN_FULL:
         return make_transition(GAUSSIAN, num_classes)
+    if family in NEIGHBORS:
+        points = torch.randn(num_classes, 8, generator=torch.Generator().manual_seed(0))
+        steps = GAUSSIAN_STEPS
+        middle = (torch.arange(steps) + 1).double() / (steps // 2 + 1)
+        return d3.transitions.nearest_neighbor(points, 10, NEIGHBORS[family] * middle)
     return d3.transitions.discretized_gaussian(num_classes, d3.schedules.linear(GAUSSIAN_STEPS))
 
 

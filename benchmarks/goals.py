@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
-from .cases import GAUSSIAN, GAUSSIAN_FULL, OURS, Case
+from .cases import GAUSSIAN, GAUSSIAN_FULL, NEIGHBORS, OURS, Case
 from .timing import Timing
 
 Timings = Mapping[tuple[Case, str], Timing]
@@ -24,6 +24,7 @@ LOSS_GOALS = [  # shape, provider, least (provider / ours) or greatest (ours / p
 ]
 ABSORBING_SPEEDUP = 1.8
 LOGISTIC_SHARE = 0.7
+NEIGHBORS_SHAPE = (1, 128, 8192)
 SAMPLE_GOALS = [("q_sample", (64, 1024, 256), 50), ("p_sample", (8, 1024, 256), 10)]
 
 
@@ -66,6 +67,10 @@ def _loss_goals(timings: Timings) -> Iterator[Goal]:
     of_cases += [
         (Case("logistic", family, *LARGE), "logits first", "greatest", LOGISTIC_SHARE)
         for family in ("uniform", GAUSSIAN)
+    ]
+    of_cases += [
+        (Case("sparse p_sample", family, *NEIGHBORS_SHAPE), "dense product", "least", 10)
+        for family in NEIGHBORS
     ]
     for case, provider, kind, bound in of_cases:
         times = (case, provider), (case, OURS)

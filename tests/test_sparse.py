@@ -70,8 +70,10 @@ def test_loss_is_that_of_the_matrices(pair, reverse, dtype):
         assert part.isfinite().all(), name
     loss, gradient = run(sparse, logits, x0, x_t, t, reverse, "cpu")
     plain = run(dense, logits, x0, x_t, t, reverse, "reference")
-    assert_close(loss, truth[0], loss.dtype, ulps=32, baseline=plain[0])
-    check_gradient(gradient, truth[1], dtype)
+    # The matrices of the truth are themselves rounded in float64.
+    ulps = 128 if dtype == torch.float64 else 16
+    assert_close(loss, truth[0], loss.dtype, ulps=ulps, baseline=plain[0])
+    check_gradient(gradient, truth[1], dtype, ulps=ulps)
 
 
 def run(transition, logits, x0, x_t, t, reverse, impl):

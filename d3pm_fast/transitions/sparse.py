@@ -94,8 +94,14 @@ class Polynomial:
         )
 
     def _run_by_pytorch(self, matrix: Columns, v: Tensor, out: Tensor) -> None:
-        columns = torch.sparse_csr_tensor(
-            matrix.starts, matrix.sources.long(), matrix.weights[self.dtype], check_invariants=True
+        size = len(matrix.starts) - 1
+        column = torch.arange(size).repeat_interleave(matrix.starts.diff())
+        columns = torch.sparse_coo_tensor(
+            torch.stack([column, matrix.sources.long()]),
+            matrix.weights[self.dtype],
+            (size, size),
+            is_coalesced=True,
+            check_invariants=True,
         )
         power = v
         torch.mul(v, float(self.terms[0]), out=out)
