@@ -101,7 +101,8 @@ class Pass:
     """One pass over the tokens of a call that count, chunk by chunk of one step.
 
     ``anchor`` is x_0, or x_t where there is none, see ``DenseRows`` in ``csrc/cpu/kernels.h``;
-    it is joined where nothing ``splits`` it from the others.
+    it is joined where nothing ``splits`` it from the others. What ``draws`` needs p as a whole,
+    not each of its entries.
     """
 
     def __init__(
@@ -114,8 +115,9 @@ class Pass:
         mask: Tensor | None = None,
         *,
         splits: bool = False,
+        draws: bool = False,
     ) -> None:
-        self.splits = splits
+        self.splits, self.draws = splits, draws
         self.dtype = str(dtype)
         self.real = compute_dtype(dtype)
         self.num_classes = num_classes
@@ -131,7 +133,7 @@ class Pass:
         """Yield the chunks; what a kernel doubts of one is noted when the next is asked for."""
         size = max(CHUNK_BYTES // (self.num_classes * self.real.itemsize), 1)
         for s, t, tokens in self._groups():
-            step = self.transition.step(s, t, self.real)
+            step = self.transition.step(s, t, self.real, rough=self.draws)
             shape = min(size, len(tokens)), self.num_classes
             v, f = (torch.empty(shape, dtype=step.form.dtype) for _ in range(2))
             sums = torch.empty(shape[0], 3, dtype=self.real)
@@ -420,7 +422,7 @@ def _p_sample(
     step: int,
 ) -> Tensor:
     out = torch.empty_like(x_t)
-    run = Pass(logits.dtype, logits.shape[-1], x_t, x_t, (t, s, handle))
+    run = Pass(logits.dtype, logits.shape[-1], x_t, x_t, (t, s, handle), draws=True)
     random = seeds.data_ptr(), len(seeds), step
     for chunk in run:
         common = run.dtype, chunk.rows

@@ -114,8 +114,11 @@ class DenseTransition(RegisteredTransition):
             found[here] = self.product(0, time)[x0[here], x_t[here]]
         return found
 
-    def step(self, s: int, t: int, dtype: torch.dtype) -> DenseStep:
-        """Return the step from t to s for a calculation in float32 or float64."""
+    def step(self, s: int, t: int, dtype: torch.dtype, *, rough: bool = False) -> DenseStep:
+        """Return the step from t to s for a calculation in float32 or float64.
+
+        A rough one would do where p is drawn from; here it is no cheaper.
+        """
 
         def make() -> DenseStep:
             q, q_bar = self.product(s, t), self.product(0, s)

@@ -6,7 +6,7 @@ so nothing cancels, and what is left out is the known tail of the Poisson law.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -22,6 +22,8 @@ __all__ = ["SparseTransition"]
 # Of every path from x_0 to x_t, what these leave out is below the digits of dtype as long as
 # x_t is not less likely than what the kernels take on (kLeastReach in csrc/cpu/dense_target.h).
 TAIL = {torch.float32: 1e-20, torch.float64: 1e-280}
+# Where p is drawn from, and none of its entries counts by itself: in units of rounding.
+ROUGH_TAIL = 1e-6
 CHUNK = 64  # rows at a time where all K are needed
 
 
@@ -202,9 +204,19 @@ class SparseTransition(RegisteredTransition):
                 found[part] = rows.gather(1, ends[part].unsqueeze(1)).squeeze(1)
         return found.view(t.shape).to(t.device)
 
-    def step(self, s: int, t: int, dtype: torch.dtype) -> SparseStep:
-        """Return the step from t to s for a calculation in float32 or float64."""
-        return SparseStep(self._form(0, s, dtype), self._form(s, t, dtype))
+    def step(self, s: int, t: int, dtype: torch.dtype, *, rough: bool = False) -> SparseStep:
+        """Return the step from t to s for a calculation in float32 or float64.
+
+        A rough one is for p as a whole. What its column leaves out is a tail of the share that
+        x_t keeps in it, which the error of the form then stands for too.
+        """
+        if not rough:
+            return SparseStep(self._form(0, s, dtype), self._form(s, t, dtype))
+        tail = ROUGH_TAIL * torch.finfo(dtype).eps
+        least = tail * math.exp(-self.speed * (self._times[t] - self._times[s]))
+        form = self._form(0, s, dtype, tail)
+        move = self._form(s, t, dtype, max(least, TAIL[torch.float64]))
+        return SparseStep(replace(form, error=form.error + tail), move)
 
     def log_columns(self, s: int, t: int, x_t: Tensor) -> Tensor:
         """Return ``log Q_{s->t}[:, x_t]`` for each token, float64 ``(N, K)``."""
@@ -230,9 +242,10 @@ class SparseTransition(RegisteredTransition):
         """Return the rows of P: where each starts, the classes it leads to, their running sums."""
         return self._transposed.starts, self._transposed.sources, self._running
 
-    def _form(self, s: int, t: int, dtype: torch.dtype) -> Polynomial:
-        terms = poisson(self.speed * (self._times[t] - self._times[s]), TAIL[dtype])
-        error = TAIL[dtype] + (self.num_classes + 1) * least_factor(dtype)
+    def _form(self, s: int, t: int, dtype: torch.dtype, tail: float | None = None) -> Polynomial:
+        tail = TAIL[dtype] if tail is None else tail
+        terms = poisson(self.speed * (self._times[t] - self._times[s]), tail)
+        error = tail + (self.num_classes + 1) * least_factor(dtype)
         return Polynomial(dtype, self._jumps, self._transposed, terms, error)
 
     def _q_matrix(self, t: int) -> Tensor:
