@@ -18,8 +18,8 @@ class D3PM(nn.Module):
     """A discrete denoising diffusion model, all but its network (Austin et al. 2021).
 
     The methods are :mod:`d3pm_fast.functional` with the transition, the reverse step and the
-    first step filled in once, so that loss and sampler cannot disagree. The tables are buffers:
-    ``.to(device)`` moves them, no ``.to(dtype)`` rounds them.
+    first step filled in once, so that loss and sampler cannot disagree. ``.to(device)`` moves the
+    tables; no ``.to(dtype)`` rounds them.
 
     Args:
         transition: a chain of :mod:`d3pm_fast.transitions`.

@@ -83,7 +83,7 @@ def loss(
     term is the bound's sum.
 
     Args:
-        transition: the chain; its buffers on the device of the logits.
+        transition: the chain; its tables on the device of the logits.
         logits: the denoiser's prediction of x_0, ``(B, *S, K)``; never modified.
         x0: the data, ``(B, *S)``.
         x_t: the corrupted data, ``(B, *S)``.
