@@ -20,7 +20,7 @@ def chains():
     for family in FAMILIES:
         for num_classes in (2, 17, 205, 1000):
             yield f"{family} {num_classes}", make_chain(family, num_classes)
-    for family in ("gaussian", "band", "with_mask"):
+    for family in ("gaussian", "band", "with_mask", "sparse"):
         for num_classes in (5, 17, 100):
             yield f"{family} {num_classes}", make_dense_chain(family, num_classes)
 
