@@ -4,3 +4,4 @@ import os
 
 IMPL = os.environ.get("D3PM_FAST_IMPL", "")
 CHECK = os.environ.get("D3PM_FAST_CHECK", "0") not in ("", "0")
+INTERPRET = os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")  # read by Triton too

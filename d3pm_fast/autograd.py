@@ -8,6 +8,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.compiler import is_compiling
 
+from .ops.scale import scale_
+
 
 class Loss(torch.autograd.Function):
     """The loss of each token, or its sum or mean; the forward pass makes the gradient beside it.
@@ -105,6 +107,6 @@ class LogisticLogits(torch.autograd.Function):
 def _scaled(grad: Tensor, upstream: Tensor, in_place: bool) -> Tensor:
     if upstream.ndim > 0:  # one factor a token
         upstream = upstream.unsqueeze(-1)
-    elif in_place and upstream.device.type == "cpu" and upstream.item() == 1:
-        return grad
+    elif in_place:
+        return scale_(grad, upstream)
     return grad.mul_(upstream) if in_place else (grad * upstream).to(grad.dtype)

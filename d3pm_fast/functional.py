@@ -470,7 +470,7 @@ def _choose(
 
     The CPU kernels find bad indices on their way; on a GPU looking at values would synchronize.
     """
-    name = ops.implementation(impl, t.device).name
+    name = ops.implementation(impl, t.device, transition).name
     if _environment.CHECK or (name == "reference" and t.device.type == "cpu"):
         check_range("t", t, first_time, transition.num_steps + 1)
         for key, value in tokens.items():

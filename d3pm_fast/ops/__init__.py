@@ -1,7 +1,7 @@
 """The registered operations, ``torch.ops.d3pm_fast.*``, and the choice among implementations.
 
-One module for each structure of transitions, all with the same functions, and ``reference`` with
-them too. They trust their arguments: tokens are int64, all tensors contiguous.
+One set for each structure of transitions and each implementation, all with the same functions,
+and ``reference`` with them too. They trust their arguments: tokens are int64, all tensors contiguous.
 """
 
 from typing import Any
@@ -18,4 +18,6 @@ def operations(name: str, transition: Transition) -> Any:
     """Return the module that serves a transition by the implementation of this name."""
     if name == "reference":
         return reference
-    return rank_one if isinstance(transition, RankOneTransition) else dense
+    if not isinstance(transition, RankOneTransition):
+        return dense
+    return rank_one.triton() if name == "triton" else rank_one.cpu

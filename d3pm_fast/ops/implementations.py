@@ -1,5 +1,6 @@
 """The choice among implementations."""
 
+from importlib.util import find_spec
 from typing import NamedTuple
 
 import torch
@@ -7,6 +8,7 @@ import torch
 from .. import _environment
 from .._checks import check_choice
 from .._compiled import cpu
+from ..transitions import RankOneTransition, Transition
 
 IMPLEMENTATIONS = ("auto", "reference", "cpu", "triton", "cuda")
 
@@ -25,7 +27,14 @@ _ON_CPU = (
 )
 
 
-def implementation(impl: str = "auto", device: torch.device | str = "cpu") -> Implementation:
+_HAS_TRITON = find_spec("triton") is not None
+
+
+def implementation(
+    impl: str = "auto",
+    device: torch.device | str = "cpu",
+    transition: Transition | None = None,
+) -> Implementation:
     """Return which implementation would serve a call, and why.
 
     Args:
@@ -33,6 +42,7 @@ def implementation(impl: str = "auto", device: torch.device | str = "cpu") -> Im
             ``"cuda"``. ``"auto"`` gives way to what ``D3PM_FAST_IMPL`` was in the environment when
             the library was imported.
         device: where the call's tensors are.
+        transition: the chain; None for a rank-one chain.
 
     Returns:
         ``Implementation(name, reason)``.
@@ -49,10 +59,9 @@ def implementation(impl: str = "auto", device: torch.device | str = "cpu") -> Im
         asked = "D3PM_FAST_IMPL asks for it"
     if impl == "reference":
         return Implementation("reference", asked)
+    is_rank_one = transition is None or isinstance(transition, RankOneTransition)
     if impl == "auto":
-        if kind != "cpu":
-            return Implementation("reference", f"no kernel is built for {kind} tensors")
-        return _ON_CPU
+        return _ON_CPU if kind == "cpu" else _best_on_gpu(kind, is_rank_one)
     if impl == "cpu":
         if kind != "cpu":
             raise ValueError(f"impl='cpu' needs CPU tensors, got {kind}")
@@ -61,4 +70,22 @@ def implementation(impl: str = "auto", device: torch.device | str = "cpu") -> Im
                 "impl='cpu' needs the compiled CPU module: install d3pm_fast with a C++ compiler"
             )
         return Implementation("cpu", asked)
-    raise RuntimeError(f"impl={impl!r} is not built yet; use 'auto', 'reference' or 'cpu'")
+    if impl == "triton":
+        if not _HAS_TRITON:
+            raise RuntimeError("impl='triton' needs the package triton")
+        if kind != "cuda" and not (kind == "cpu" and _environment.INTERPRET):
+            raise ValueError(f"impl='triton' needs tensors on a GPU, got {kind}")
+        if not is_rank_one:
+            raise RuntimeError("impl='triton' serves rank-one chains; use 'auto' or 'reference'")
+        return Implementation("triton", asked)
+    raise RuntimeError(f"impl={impl!r} is not built yet; use 'auto', 'reference', 'cpu' or 'triton'")
+
+
+def _best_on_gpu(kind: str, is_rank_one: bool) -> Implementation:
+    if kind != "cuda":
+        return Implementation("reference", f"no kernel is built for {kind} tensors")
+    if not _HAS_TRITON:
+        return Implementation("reference", "Triton is not installed")
+    if not is_rank_one:
+        return Implementation("reference", "no kernel for the GPU serves such a chain")
+    return Implementation("triton", "GPU tensors")

@@ -1,0 +1,210 @@
+"""The C++ kernels for rank-one chains; each function has the arguments of the op it serves."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._checks import check_range
+from .._compiled import cpu
+from .library import empty_loss, pointer
+
+
+def _vector(base: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    return base if base is None or dtype == torch.float64 else base.float()
+
+
+def _raise_bad_index(
+    num_classes: int,
+    rows: Tensor,
+    table: Tensor,
+    mask: Tensor | None = None,
+    **tokens: Tensor,
+) -> None:
+    """Raise IndexError for the first index that made a kernel report a bad one."""
+    for name, value in tokens.items():
+        check_range(name, value if mask is None else value.where(mask, 0), 0, num_classes)
+    first_time = int(table[:1, 0].isnan().any())
+    check_range("t", rows, first_time, len(table))
+
+
+def _chain(
+    shape: tuple[int, int], rows: Tensor, table: Tensor, vector: Tensor | None, mask_id: int
+) -> tuple[int, ...]:
+    rows_at, table_at = rows.data_ptr(), table.data_ptr()
+    return *shape, rows_at, rows.numel(), table_at, len(table), pointer(vector), mask_id
+
+
+def _run_loss(
+    grad: Tensor | None,
+    logits: Tensor,
+    x0: Tensor,
+    mask: Tensor | None,
+    x_t: Tensor,
+    rows: Tensor,
+    table: Tensor,
+    base: Tensor | None,
+    _base_cdf: Tensor | None,
+    mask_id: int,
+    posterior_mean: bool,
+    direct: bool,
+    vb_weight: float,
+    ce_weight: float,
+    reduction: str,
+    late: bool = False,
+) -> Tensor:
+    token_loss = empty_loss(logits, x0, reduction)
+    vector = _vector(base, logits.dtype)
+    num_classes = logits.shape[-1]
+    bad = cpu.loss(
+        str(logits.dtype),
+        _chain((x0.numel(), num_classes), rows, table, vector, mask_id),
+        posterior_mean,
+        direct,
+        logits.data_ptr(),
+        x0.data_ptr(),
+        x_t.data_ptr(),
+        pointer(mask),
+        vb_weight,
+        ce_weight,
+        reduction,
+        late,
+        token_loss.data_ptr(),
+        pointer(grad),
+        torch.get_num_threads(),
+    )
+    if bad:
+        _raise_bad_index(num_classes, rows, table, mask, x0=x0, x_t=x_t)
+    return token_loss
+
+
+def loss(*args: Any) -> Tensor:
+    return _run_loss(None, *args)
+
+
+def loss_and_grad(logits: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+    grad = torch.empty_like(logits)
+    return _run_loss(grad, logits, *args), grad
+
+
+def q_posterior(
+    x0: Tensor,
+    x_t: Tensor,
+    rows: Tensor,
+    table: Tensor,
+    base: Tensor | None,
+    _base_cdf: Tensor | None,
+    mask_id: int,
+    num_classes: int,
+    dtype: torch.dtype,
+) -> Tensor:
+    out = torch.empty(*x0.shape, num_classes, dtype=dtype)
+    vector = _vector(base, dtype)
+    bad = cpu.q_posterior(
+        str(dtype),
+        _chain((x0.numel(), num_classes), rows, table, vector, mask_id),
+        x0.data_ptr(),
+        x_t.data_ptr(),
+        out.data_ptr(),
+        torch.get_num_threads(),
+    )
+    if bad:
+        _raise_bad_index(num_classes, rows, table, x0=x0, x_t=x_t)
+    return out
+
+
+def _run_p_posterior(
+    logits: Tensor,
+    grad: Tensor | None,
+    x_t: Tensor,
+    rows: Tensor,
+    table: Tensor,
+    base: Tensor | None,
+    _base_cdf: Tensor | None,
+    mask_id: int,
+    posterior_mean: bool,
+    direct: bool,
+) -> Tensor:
+    out = torch.empty_like(logits)
+    vector = _vector(base, logits.dtype)
+    bad = cpu.p_posterior(
+        str(logits.dtype),
+        _chain((x_t.numel(), logits.shape[-1]), rows, table, vector, mask_id),
+        posterior_mean,
+        direct,
+        logits.data_ptr(),
+        pointer(grad),
+        x_t.data_ptr(),
+        out.data_ptr(),
+        torch.get_num_threads(),
+    )
+    if bad:
+        _raise_bad_index(logits.shape[-1], rows, table, x_t=x_t)
+    return out
+
+
+def p_posterior(logits: Tensor, *args: Any) -> Tensor:
+    return _run_p_posterior(logits, None, *args)
+
+
+def p_posterior_grad(*args: Any) -> Tensor:
+    return _run_p_posterior(*args)
+
+
+def q_sample(
+    x: Tensor,
+    rows: Tensor,
+    table: Tensor,
+    base_cdf: Tensor | None,
+    mask_id: int,
+    num_classes: int,
+    seeds: Tensor,
+    step: int,
+) -> Tensor:
+    out = torch.empty_like(x)
+    bad = cpu.q_sample(
+        _chain((x.numel(), num_classes), rows, table, None, mask_id),
+        pointer(base_cdf),
+        seeds.data_ptr(),
+        len(seeds),
+        step,
+        x.data_ptr(),
+        out.data_ptr(),
+        torch.get_num_threads(),
+    )
+    if bad:
+        _raise_bad_index(num_classes, rows, table, x0=x)
+    return out
+
+
+def p_sample(
+    logits: Tensor,
+    x_t: Tensor,
+    rows: Tensor,
+    table: Tensor,
+    base: Tensor | None,
+    base_cdf: Tensor | None,
+    mask_id: int,
+    posterior_mean: bool,
+    direct: bool,
+    seeds: Tensor,
+    step: int,
+) -> Tensor:
+    out = torch.empty_like(x_t)
+    bad = cpu.p_sample(
+        str(logits.dtype),
+        _chain((x_t.numel(), logits.shape[-1]), rows, table, base, mask_id),
+        pointer(base_cdf),
+        posterior_mean,
+        direct,
+        seeds.data_ptr(),
+        len(seeds),
+        step,
+        logits.data_ptr(),
+        x_t.data_ptr(),
+        out.data_ptr(),
+        torch.get_num_threads(),
+    )
+    if bad:
+        _raise_bad_index(logits.shape[-1], rows, table, x_t=x_t)
+    return out

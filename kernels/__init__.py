@@ -1,0 +1,1 @@
+"""The Triton kernels, one file an operation; each has the arguments of the op it serves."""

@@ -1,0 +1,346 @@
+"""The loss of rank-one chains and its gradient: one read of the logits, one write of the gradient.
+
+A row that fits is held by one program, many of them where classes are few; a longer one is read
+three times, from the second time on out of the cache.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .launch import launch, tile_of, triton_type
+from .loss_row import Row, Token, finish, solve
+from .math import exp, phi
+from .rank_one import chain_of, load_class, load_step, pi_at, posterior_mean_tilt
+
+
+class Tokens(NamedTuple):
+    """The tokens of a program: their classes, and what settles them before a row is read."""
+
+    at: Any
+    x0: Any
+    x_t: Any
+    inside: Any
+    settled: Any
+    value: Any  # of a settled token's loss and of all its gradient
+
+
+class Line(NamedTuple):
+    """For a class of the rest ``1 + g_j = ratio + slope e_j / pi_j``, ``g_j = shift + ...``.
+
+    The slope has 1 / pi_j in it where all are 1/K.
+    """
+
+    ratio: Any
+    shift: Any
+    slope: Any
+
+
+class Arguments(NamedTuple):
+    """The tensors of all tokens."""
+
+    logits: Any  # (N, K)
+    x0: Any
+    x_t: Any
+    mask: Any  # None where every token counts
+    loss: Any  # (N,) in the type of the calculation
+    grad: Any  # (N, K); None where no gradient is wanted
+    count: Any  # (1,), what divides the gradient; None for 1
+    num_tokens: Any
+    num_classes: Any
+
+
+@triton.jit
+def load_tokens(
+    a, chain, vb_weight, ce_weight, POSTERIOR_MEAN: tl.constexpr, DIRECT: tl.constexpr,
+    REAL: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    """Return the program's tokens, and what a row's mathematics needs of them."""
+    at = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    inside = at < a.num_tokens
+    step = load_step(chain, at, a.num_tokens, DIRECT, REAL)
+    x0, x0_is_class = load_class(a.x0, at, a.num_tokens, a.num_classes)
+    x_t, xt_is_class = load_class(a.x_t, at, a.num_tokens, a.num_classes)
+    x0, x_t = x0.to(tl.int32), x_t.to(tl.int32)
+    same = x0 == x_t
+    x0_is_mask = x0 == chain.mask_id
+    xt_is_mask = x_t == chain.mask_id
+
+    mask_id = tl.full([1], chain.mask_id, tl.int32)
+    pi_mask = pi_at(chain, mask_id, a.num_classes, REAL)
+    pi_xt = pi_at(chain, x_t, a.num_classes, REAL)
+    bar_mask = step.bar_base * pi_mask + step.bar_to_mask
+    bar_x0 = tl.where(x0_is_mask, bar_mask, step.bar_base * pi_at(chain, x0, a.num_classes, REAL))
+    bar_xt = tl.where(xt_is_mask, bar_mask, step.bar_base * pi_xt)
+    spread = step.base * pi_xt + tl.where(xt_is_mask, step.to_mask, 0.0)
+    tilt = posterior_mean_tilt(step, spread, bar_xt) if POSTERIOR_MEAN else tl.full([ROWS], 1.0, REAL)
+
+    vb_weight = tl.full([ROWS], vb_weight, REAL)
+    vb = tl.where((spread == 0.0) | step.predicts_x0, 0.0, vb_weight)
+    ce = tl.full([ROWS], ce_weight, REAL) + tl.where(step.predicts_x0, vb_weight, 0.0)
+
+    bad = (step.exists == 0) | (x0_is_class == 0) | (xt_is_class == 0)
+    never = (step.keep == 0.0) | ((bar_xt == 0.0) & ((same == 0) | (step.bar_keep == 0.0)))
+    undefined = bad | ((spread == 0.0) & never)
+    settled = undefined | ((vb == 0.0) & (ce == 0.0))
+    value = tl.where(undefined, float("nan"), 0.0).to(REAL)
+    if a.mask is not None:
+        counts = tl.load(a.mask + at, mask=inside, other=0) != 0
+        settled |= counts == 0
+        value = tl.where(counts, value, 0.0)
+    tokens = Tokens(at, x0, x_t, inside, settled, value)
+    special = Token(
+        step.keep,
+        spread,
+        step.bar_keep,
+        step.bar_base,
+        bar_x0,
+        bar_xt,
+        tl.where(x0_is_mask | xt_is_mask, 0.0, bar_mask),
+        same,
+        tilt,
+        vb,
+        ce,
+    )
+    return tokens, special
+
+
+@triton.jit
+def load_special(a, chain, tokens, REAL: tl.constexpr):
+    """Return the logits of x_0, of x_t, and of the mask where it is neither."""
+    rows = a.logits + tokens.at * a.num_classes
+    reads = tokens.inside & (tokens.settled == 0)
+    mask_id = tl.full([1], chain.mask_id, tl.int32)
+    apart = (tokens.x0 != mask_id) & (tokens.x_t != mask_id) & (mask_id >= 0)
+    never = float("-inf")
+    logit_x0 = tl.load(rows + tokens.x0, mask=reads, other=never).to(REAL)
+    logit_xt = tl.load(rows + tokens.x_t, mask=reads, other=never).to(REAL)
+    logit_mask = tl.load(rows + mask_id, mask=reads & apart, other=never).to(REAL)
+    return logit_x0, logit_xt, logit_mask
+
+
+@triton.jit
+def load_logits(a, tokens, classes, REAL: tl.constexpr):
+    """Return the logits of some classes, -inf for what is not read."""
+    reads = (tokens.inside & (tokens.settled == 0))[:, None] & (classes < a.num_classes)[None, :]
+    at = a.logits + tokens.at[:, None] * a.num_classes + classes[None, :]
+    return tl.load(at, mask=reads, other=float("-inf")).to(REAL)
+
+
+@triton.jit
+def is_rest(chain, tokens, classes, num_classes):
+    """Return whether a number is a class, and none of x_0, x_t and the mask."""
+    j = classes[None, :]
+    rest = (j != tokens.x0[:, None]) & (j != tokens.x_t[:, None]) & (j != chain.mask_id)
+    return rest & (j < num_classes)
+
+
+@triton.jit
+def row_of(top, e_rest, logit_x0, logit_xt, logit_mask):
+    """Return what the mathematics of a token needs of its row."""
+    e_x0, e_xt, e_mask = exp(logit_x0 - top), exp(logit_xt - top), exp(logit_mask - top)
+    return Row(e_x0, e_xt, e_mask, e_rest, top - logit_x0)
+
+
+@triton.jit
+def line_of(chain, solved, num_classes, REAL: tl.constexpr):
+    """Return the line of each token; h = 1 on that of one without curvature."""
+    weight = 1.0 if chain.pi is not None else num_classes.to(REAL)
+    return Line(
+        tl.where(solved.curved, solved.ratio, 1.0)[:, None],
+        tl.where(solved.curved, solved.shift, 1.0)[:, None],
+        tl.where(solved.curved, solved.slope * weight, 0.0)[:, None],
+    )
+
+
+@triton.jit
+def weights_of(chain, classes, num_classes, REAL: tl.constexpr):
+    """Return pi of some classes; None where all are 1/K."""
+    if chain.pi is None:
+        return None
+    else:
+        return pi_at(chain, classes, num_classes, REAL)[None, :]
+
+
+@triton.jit
+def curve(e, line, pi):
+    """Return g and 1 + g of classes of the rest; 1 and 1 where pi = 0."""
+    if pi is None:
+        return line.shift + line.slope * e, line.ratio + line.slope * e
+    else:
+        lift = line.slope * e / pi
+        has = pi > 0.0
+        return tl.where(has, line.shift + lift, 1.0), tl.where(has, line.ratio + lift, 1.0)
+
+
+@triton.jit
+def sum_curvature(e, rest, line, pi, num_classes):
+    """Return the sums of pi phi(g) and pi h over classes of the rest."""
+    g, y = curve(e, line, pi)
+    if pi is None:
+        count = num_classes.to(e.dtype)
+        sum_phi = tl.sum(tl.where(rest, phi(g, y), 0.0), axis=1) / count
+        return sum_phi, tl.sum(tl.where(rest, g / y, 0.0), axis=1) / count
+    else:
+        terms = tl.where(pi > 0.0, pi * phi(g, y), line.slope * e)
+        sum_phi = tl.sum(tl.where(rest, terms, 0.0), axis=1)
+        return sum_phi, tl.sum(tl.where(rest, pi * (g / y), 0.0), axis=1)
+
+
+@triton.jit
+def store_gradient(a, chain, tokens, classes, e, line, result, pi, factor):
+    """Write the gradient of some classes."""
+    g, y = curve(e, line, pi)
+    gradient = e * (result.steep[:, None] * (g / y) + result.flat[:, None])
+    j = classes[None, :]
+    gradient = tl.where(j == chain.mask_id, result.grad_mask[:, None], gradient)
+    gradient = tl.where(j == tokens.x_t[:, None], result.grad_xt[:, None], gradient)
+    gradient = tl.where(j == tokens.x0[:, None], result.grad_x0[:, None], gradient)
+    gradient = tl.where(tokens.settled[:, None], tokens.value[:, None], gradient * factor)
+    at = a.grad + tokens.at[:, None] * a.num_classes + j
+    inside = tokens.inside[:, None] & (j < a.num_classes)
+    tl.store(at, gradient.to(a.grad.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def gradient_factor(a, grad_scale, REAL: tl.constexpr):
+    """Return what the gradient is multiplied by."""
+    factor = tl.full([1, 1], grad_scale, REAL)
+    if a.count is not None:
+        factor = factor / tl.load(a.count).to(REAL)
+    return factor
+
+
+@triton.jit
+def loss_of_whole_rows(
+    a, chain, vb_weight: "fp64", ce_weight: "fp64", grad_scale: "fp64",
+    POSTERIOR_MEAN: tl.constexpr, DIRECT: tl.constexpr, REAL: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """For num_classes <= BLOCK."""
+    tokens, token = load_tokens(a, chain, vb_weight, ce_weight, POSTERIOR_MEAN, DIRECT, REAL, ROWS)
+    classes = tl.arange(0, BLOCK)
+    logits = load_logits(a, tokens, classes, REAL)
+    top = tl.max(logits, axis=1)
+    rest = is_rest(chain, tokens, classes, a.num_classes)
+    e = tl.where(rest, exp(logits - top[:, None]), 0.0)
+    row = row_of(top, tl.sum(e, axis=1), *load_special(a, chain, tokens, REAL))
+    solved = solve(token, row, REAL)
+    pi = weights_of(chain, classes, a.num_classes, REAL)
+    line = line_of(chain, solved, a.num_classes, REAL)
+    sum_phi, sum_h = tl.zeros([ROWS], REAL), tl.zeros([ROWS], REAL)
+    if tl.max(solved.curved.to(tl.int32), axis=0) > 0:
+        sum_phi, sum_h = sum_curvature(e, rest, line, pi, a.num_classes)
+    result = finish(token, row, solved, sum_phi, sum_h, REAL)
+    loss = tl.where(tokens.settled, tokens.value, result.loss)
+    tl.store(a.loss + tokens.at, loss, mask=tokens.inside)
+    if a.grad is not None:
+        factor = gradient_factor(a, grad_scale, REAL)
+        store_gradient(a, chain, tokens, classes, e, line, result, pi, factor)
+
+
+@triton.jit
+def loss_of_long_rows(
+    a, chain, vb_weight: "fp64", ce_weight: "fp64", grad_scale: "fp64",
+    POSTERIOR_MEAN: tl.constexpr, DIRECT: tl.constexpr, REAL: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """A row a program, BLOCK classes at a time."""
+    tokens, token = load_tokens(a, chain, vb_weight, ce_weight, POSTERIOR_MEAN, DIRECT, REAL, 1)
+    top = tl.full([1], float("-inf"), REAL)
+    e_rest = tl.zeros([1], REAL)
+    for start in range(0, a.num_classes, BLOCK):
+        classes = start + tl.arange(0, BLOCK)
+        logits = load_logits(a, tokens, classes, REAL)
+        higher = tl.maximum(top, tl.max(logits, axis=1))
+        rest = is_rest(chain, tokens, classes, a.num_classes)
+        e = tl.where(rest & (logits != float("-inf")), exp(logits - higher[:, None]), 0.0)
+        e_rest = tl.where(top == higher, e_rest, e_rest * exp(top - higher)) + tl.sum(e, axis=1)
+        top = higher
+    row = row_of(top, e_rest, *load_special(a, chain, tokens, REAL))
+    solved = solve(token, row, REAL)
+    line = line_of(chain, solved, a.num_classes, REAL)
+    sum_phi, sum_h = tl.zeros([1], REAL), tl.zeros([1], REAL)
+    if tl.max(solved.curved.to(tl.int32), axis=0) > 0:
+        for start in range(0, a.num_classes, BLOCK):
+            classes = start + tl.arange(0, BLOCK)
+            e = exp(load_logits(a, tokens, classes, REAL) - top[:, None])
+            pi = weights_of(chain, classes, a.num_classes, REAL)
+            rest = is_rest(chain, tokens, classes, a.num_classes)
+            more_phi, more_h = sum_curvature(e, rest, line, pi, a.num_classes)
+            sum_phi += more_phi
+            sum_h += more_h
+    result = finish(token, row, solved, sum_phi, sum_h, REAL)
+    loss = tl.where(tokens.settled, tokens.value, result.loss)
+    tl.store(a.loss + tokens.at, loss, mask=tokens.inside)
+    if a.grad is not None:
+        factor = gradient_factor(a, grad_scale, REAL)
+        for start in range(0, a.num_classes, BLOCK):
+            classes = start + tl.arange(0, BLOCK)
+            e = exp(load_logits(a, tokens, classes, REAL) - top[:, None])
+            pi = weights_of(chain, classes, a.num_classes, REAL)
+            store_gradient(a, chain, tokens, classes, e, line, result, pi, factor)
+
+
+def loss_and_grad(
+    logits: Tensor,
+    x0: Tensor,
+    mask: Tensor | None,
+    x_t: Tensor,
+    rows: Tensor,
+    table: Tensor,
+    base: Tensor | None,
+    _base_cdf: Tensor | None,
+    mask_id: int,
+    posterior_mean: bool,
+    direct: bool,
+    vb_weight: float,
+    ce_weight: float,
+    reduction: str,
+    late: bool,
+    *,
+    with_grad: bool = True,
+) -> tuple[Tensor, Tensor | None]:
+    """Return the loss, of each token or their sum or mean, and its gradient."""
+    real = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    num_tokens, num_classes = x0.numel(), logits.shape[-1]
+    token_loss = torch.empty(x0.shape, dtype=real, device=logits.device)
+    grad = torch.empty_like(logits) if with_grad else None
+    mean = reduction == "mean"
+    count = mask.sum().to(real) if mask is not None and mean else None
+    early = mean and not late
+    arguments = Arguments(
+        logits, x0, x_t, mask, token_loss, grad, count if early else None, num_tokens, num_classes
+    )
+    scale = 1 / max(num_tokens, 1) if early and count is None else 1.0
+    pi = base if base is None else base.to(real)
+    chain = chain_of(num_tokens, rows, table, pi, mask_id)
+    tile = tile_of(num_classes, real)
+    model = posterior_mean, direct, triton_type(real)
+    weights = vb_weight, ce_weight, scale
+    if tile.block < num_classes:
+        kernel, tiles, programs = loss_of_long_rows, (tile.block,), num_tokens
+    else:
+        kernel, tiles = loss_of_whole_rows, (tile.rows, tile.block)
+        programs = triton.cdiv(num_tokens, tile.rows)
+    launch(
+        kernel, programs, logits, arguments, chain, *weights, *model, *tiles,
+        num_warps=tile.num_warps,
+    )  # fmt: skip
+    return _reduced(token_loss, count, reduction), grad
+
+
+def loss(logits: Tensor, *args: Any) -> Tensor:
+    """Return the loss alone."""
+    return loss_and_grad(logits, *args, False, with_grad=False)[0]
+
+
+def _reduced(token_loss: Tensor, count: Tensor | None, reduction: str) -> Tensor:
+    if reduction == "none":
+        return token_loss
+    total = token_loss.sum(dtype=torch.float64)
+    if reduction == "mean":
+        total = total / (max(token_loss.numel(), 1) if count is None else count)
+    return total.to(token_loss.dtype)

@@ -1,0 +1,193 @@
+"""The loss of tokens of a rank-one chain; ``csrc/loss_row.h`` derives it and has the notation.
+
+The classes x_0, x_t (where it is another) and the mask (where it is neither) are apart from the
+rest: what there is of them is a number a token.
+"""
+
+from typing import Any, NamedTuple
+
+import triton
+import triton.language as tl
+
+from .math import log, log1p, phi, tiny
+
+
+class Token(NamedTuple):
+    """The step as the special classes see it, and the weights."""
+
+    keep: Any
+    spread: Any
+    bar_keep: Any
+    bar_base: Any
+    bar_x0: Any
+    bar_xt: Any
+    bar_mask: Any
+    same: Any
+    tilt: Any
+    vb: Any
+    ce: Any
+
+
+class Row(NamedTuple):
+    """exp(logit - top) of the special classes and summed over the rest; top - logit[x_0]."""
+
+    e_x0: Any
+    e_xt: Any
+    e_mask: Any
+    e_rest: Any
+    below_top: Any
+
+
+class Solved(NamedTuple):
+    """What the classes of the rest need, see ``csrc/loss_row.h``, and ``finish`` again."""
+
+    ratio: Any
+    shift: Any
+    slope: Any
+    curved: Any
+    others: Any
+    sum: Any
+    cross_entropy: Any
+    inv: Any
+    s_x0: Any
+    s_xt: Any
+    s_mask: Any
+    d_x0: Any
+    f_x0: Any
+    f_xt: Any
+    z: Any
+    zq: Any
+    g_x0: Any
+    log_s_x0: Any
+
+
+class Result(NamedTuple):
+    """The loss and its gradient, ``e_j (steep h_j + flat)`` for a class j of the rest."""
+
+    loss: Any
+    steep: Any
+    flat: Any
+    grad_x0: Any
+    grad_xt: Any
+    grad_mask: Any
+
+
+@triton.jit
+def solve(token, row, REAL: tl.constexpr):
+    """Return what a token's row leads to, but for the sums of curvature."""
+    same = token.same
+    raw_xt = tl.where(same, 0.0, row.e_xt)
+    others = row.e_rest + row.e_mask + raw_xt
+    sum = row.e_x0 + others
+    # sum >= 1; where x_0 has the largest logit, sum - 1 is `others` to the last digit.
+    cross_entropy = row.below_top + log1p(tl.where(row.below_top == 0.0, others, sum - 1.0))
+
+    tilt_x0 = tl.where(same, token.tilt, 1.0)
+    t_x0 = row.e_x0 * tilt_x0
+    t_xt = raw_xt * token.tilt
+    t_others = row.e_rest + row.e_mask + t_xt
+    inv = 1.0 / (t_x0 + t_others)
+    s_x0 = t_x0 * inv
+    s_xt = t_xt * inv
+    not_x0 = t_others * inv
+
+    d_x0 = token.bar_keep + token.bar_x0
+    f_x0 = token.bar_keep * s_x0 + token.bar_x0
+    d_xt = tl.where(same, d_x0, token.bar_xt)
+    f_xt = tl.where(same, f_x0, token.bar_keep * s_xt + token.bar_xt)
+    z = token.spread + token.keep * f_xt
+    zq = token.spread + token.keep * d_xt
+    ratio = zq / z
+    curved = (token.bar_base > tiny(REAL)) & (token.vb != 0.0)
+    shift = token.keep * token.bar_keep * tl.where(same, not_x0, -s_xt) / z
+    slope = ratio * token.bar_keep * inv / token.bar_base
+
+    fall_same = token.spread * not_x0
+    fall_other = not_x0 * (token.spread + token.keep * token.bar_xt) + token.keep * d_x0 * s_xt
+    fall = tl.where(same, fall_same, fall_other)
+    g_x0 = tl.where(d_x0 > 0.0, -token.bar_keep * fall / (d_x0 * z), 0.0)
+    log_s_x0 = log(tilt_x0 * sum * inv) - cross_entropy
+    return Solved(
+        ratio,
+        shift,
+        slope,
+        curved,
+        others,
+        sum,
+        cross_entropy,
+        inv,
+        s_x0,
+        s_xt,
+        row.e_mask * inv,
+        d_x0,
+        f_x0,
+        f_xt,
+        z,
+        zq,
+        g_x0,
+        log_s_x0,
+    )
+
+
+@triton.jit
+def finish(token, row, solved, sum_phi, sum_h, REAL: tl.constexpr):
+    """Return the result, from sums of pi_j phi(g_j) and pi_j h_j over the rest."""
+    least = tiny(REAL)
+    ratio = solved.ratio
+    per_z = token.spread / solved.z
+
+    # x_0. Where ub = 0 its ratio is that of s, whose logarithm outlives its underflow.
+    c_x0 = token.spread + tl.where(token.same, token.keep, 0.0)
+    q_x0 = c_x0 / solved.zq * solved.d_x0
+    has_x0 = token.bar_x0 > least
+    r_x0 = solved.f_x0 / solved.d_x0 * ratio
+    far = solved.g_x0 - solved.log_s_x0 - log(ratio)
+    is_far = (token.bar_x0 <= least) & (solved.g_x0 < -0.5)
+    phi_x0 = tl.where(is_far, far, phi(solved.g_x0, r_x0))
+    w_x0 = tl.where(has_x0, token.bar_keep * solved.s_x0 / solved.f_x0, 1.0)
+    term_x0 = tl.where(q_x0 > 0.0, q_x0 * phi_x0, 0.0)
+    pull_x0 = q_x0 * solved.g_x0 * w_x0
+    r_sum_x0 = tl.where(has_x0, c_x0 / solved.z * token.bar_x0 * solved.g_x0 / r_x0, 0.0)
+
+    # x_t, where it is another class.
+    has_xt = token.bar_xt > least
+    c_xt = token.spread + token.keep
+    g_xt = token.spread / token.bar_xt * (token.bar_keep * solved.s_xt / solved.z)
+    r_xt = solved.f_xt / token.bar_xt * ratio
+    h_xt = tl.where(has_xt, g_xt / r_xt, 1.0)
+    near_xt = c_xt / solved.zq * token.bar_xt * phi(g_xt, r_xt)
+    term_xt = tl.where(has_xt, near_xt, c_xt / solved.z * solved.f_xt)
+    pull_xt = c_xt / solved.z * token.bar_keep * solved.s_xt * h_xt
+    r_sum_xt = c_xt / solved.z * token.bar_xt * h_xt
+
+    # The mask, where it is neither.
+    has_mask = token.bar_mask > least
+    lift = ratio * token.bar_keep * solved.s_mask / token.bar_mask
+    r_mask = ratio + lift
+    h_mask = tl.where(has_mask, (solved.shift + lift) / r_mask, 1.0)
+    near_mask = token.spread / solved.zq * token.bar_mask * phi(solved.shift + lift, r_mask)
+    term_mask = tl.where(has_mask, near_mask, per_z * token.bar_keep * solved.s_mask)
+    pull_mask = per_z * token.bar_keep * solved.s_mask * h_mask
+    r_sum_mask = per_z * token.bar_mask * h_mask
+
+    has_base = token.bar_base > least
+    near_rest = token.spread / solved.zq * token.bar_base * sum_phi
+    term_rest = tl.where(has_base, near_rest, per_z * token.bar_keep * row.e_rest * solved.inv)
+    r_sum_rest = tl.where(has_base, per_z * token.bar_base * sum_h, 0.0)
+
+    divergence = term_x0 + tl.where(token.same, 0.0, term_xt) + term_mask + term_rest
+    r_sum = r_sum_x0 + tl.where(token.same, 0.0, r_sum_xt) + r_sum_mask + r_sum_rest
+
+    bound = token.vb != 0.0
+    loss = tl.where(bound, token.vb * divergence, 0.0)
+    loss += tl.where(token.ce != 0.0, token.ce * solved.cross_entropy, 0.0)
+    common = tl.where(bound, token.vb * r_sum, 0.0)
+    share = token.ce / solved.sum
+    return Result(
+        loss,
+        tl.where(bound, token.vb * per_z * token.bar_keep * solved.inv, 0.0),
+        common * solved.inv + share,
+        tl.where(bound, token.vb * pull_x0, 0.0) + common * solved.s_x0 - share * solved.others,
+        tl.where(bound, token.vb * pull_xt, 0.0) + common * solved.s_xt + share * row.e_xt,
+        tl.where(bound, token.vb * pull_mask, 0.0) + common * solved.s_mask + share * row.e_mask,
+    )

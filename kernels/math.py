@@ -1,0 +1,108 @@
+"""Elementary functions to the last digits, where the hardware's own are approximate.
+
+float32 goes by polynomials (Cephes), float64 by the device's library.
+"""
+
+import triton
+import triton.language as tl
+
+LN2_HIGH = tl.constexpr(0.693359375)
+LN2_LOW = tl.constexpr(-2.12194440e-4)
+
+
+@triton.jit
+def tiny(REAL: tl.constexpr):
+    """Below it a probability counts as zero."""
+    return 1e-290 if REAL == tl.float64 else 1e-30
+
+
+@triton.jit
+def exp(x):
+    """For x <= 0 or NaN; below the least normal number, 0."""
+    if x.dtype == tl.float64:
+        return tl.exp(x)
+    else:
+        shifted = x * 1.44269504088896341 + 12582912.0  # its low bits are round(x / ln 2)
+        n = shifted - 12582912.0
+        r = (x - n * LN2_HIGH) - n * LN2_LOW
+        p = r * 1.9875691500e-4 + 1.3981999507e-3
+        p = p * r + 8.3334519073e-3
+        p = p * r + 4.1665795894e-2
+        p = p * r + 1.6666665459e-1
+        p = p * r + 5.0000001201e-1
+        mantissa = (p * (r * r) + r) + 1.0
+        power = shifted.to(tl.int32, bitcast=True) << 23
+        scaled = (mantissa.to(tl.int32, bitcast=True) + power).to(tl.float32, bitcast=True)
+        return tl.where(x < -87.3, 0.0, scaled)
+
+
+@triton.jit
+def log(y):
+    """For y >= 0, zero, infinity, NaN and subnormal numbers included."""
+    if y.dtype == tl.float64:
+        return tl.log(y)
+    else:
+        small = y < 1.17549435e-38
+        scaled = tl.where(small, y * 16777216.0, y)
+        n, r, curve = _split(scaled - 1.0, scaled)
+        n = tl.where(small, n - 24.0, n)
+        finite = ((r - curve) + n * LN2_LOW) + n * LN2_HIGH
+        limit = tl.where(y == 0.0, float("-inf"), y)  # inf and NaN are their own logarithm
+        return tl.where((y > 0.0) & (y < float("inf")), finite, limit)
+
+
+@triton.jit
+def log1p(x):
+    """For x >= 0 or NaN."""
+    y = 1.0 + x
+    if y.dtype == tl.float64:
+        return tl.where(x < 0.1, x - _near_phi(x), tl.log(y))
+    else:
+        n, r, curve = _split(x, y)
+        finite = ((r - curve) + n * LN2_LOW) + n * LN2_HIGH
+        return tl.where(y < float("inf"), finite, y)
+
+
+@triton.jit
+def phi(x, y):
+    """Return x - log(1 + x), given y = 1 + x to its own last digit, a positive normal number."""
+    if y.dtype == tl.float64:
+        return tl.where((x > -0.1) & (x < 0.1), _near_phi(x), x - tl.log(y))
+    else:
+        n, r, curve = _split(x, y)
+        return ((x - r) - n * LN2_LOW) - n * LN2_HIGH + curve
+
+
+@triton.jit
+def _split(x, y):
+    """Return n, r and r - log(1 + r) of y = 2^n (1 + r) with 1 + r in [sqrt(1/2), sqrt(2)).
+
+    x is the exact y - 1, used where n = 0; y is positive and normal.
+    """
+    bits = y.to(tl.int32, bitcast=True)
+    power = (bits - 0x3F3504F3) >> 23
+    mantissa = (bits - (power << 23)).to(tl.float32, bitcast=True)
+    r = tl.where(power == 0, x, mantissa - 1.0)
+    p = r * 7.0376836292e-2 - 1.1514610310e-1
+    p = p * r + 1.1676998740e-1
+    p = p * r - 1.2420140846e-1
+    p = p * r + 1.4249322787e-1
+    p = p * r - 1.6668057665e-1
+    p = p * r + 2.0000714765e-1
+    p = p * r - 2.4999993993e-1
+    p = p * r + 3.3333331174e-1
+    return power.to(tl.float32), r, r * r * (0.5 - r * p)
+
+
+@triton.jit
+def _near_phi(x):
+    """Return x - log(1 + x) for |x| < 0.1, by log(1 + x) = 2 atanh(x / (2 + x))."""
+    z = x / (2.0 + x)
+    z2 = z * z
+    p = z2 / 15.0 + 1.0 / 13.0
+    p = p * z2 + 1.0 / 11.0
+    p = p * z2 + 1.0 / 9.0
+    p = p * z2 + 1.0 / 7.0
+    p = p * z2 + 1.0 / 5.0
+    p = p * z2 + 1.0 / 3.0
+    return z * (x - 2.0 * z2 * p)

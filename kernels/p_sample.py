@@ -1,0 +1,156 @@
+"""Draws ``x_s ~ p(x_s | x_t)`` of rank-one chains.
+
+With ``u = u[x_t]``, ``p(j) Z = u A s_j + u ub_j + a f[x_t] [j = x_t]``: one number chooses among
+the model (mass u A), pi, the mask and staying, the other draws the class. Since
+``Z >= u + a ub[x_t]``, most tokens are seen to stay before their row is read.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .launch import launch, tile_of, triton_type
+from .math import exp
+from .random import draw_base, random_of, uniforms
+from .rank_one import chain_of, load_class, load_step, pi_at, posterior_mean_tilt
+
+
+class Arguments(NamedTuple):
+    """The tensors of all tokens."""
+
+    logits: Any  # (N, K)
+    x_t: Any
+    out: Any
+    cdf: Any  # of pi; None where all are 1/K
+    num_tokens: Any
+    num_classes: Any
+
+
+class Rows(NamedTuple):
+    """What a program reads: its tokens, whether to, and s[x_t]'s tilt."""
+
+    at: Any
+    reads: Any
+    x_t: Any
+    tilt: Any
+
+
+@triton.jit
+def load_logits(a, rows, classes, REAL: tl.constexpr):
+    """Return the logits of some classes, -inf for what is not read."""
+    inside = rows.reads[:, None] & (classes < a.num_classes)[None, :]
+    at = a.logits + rows.at[:, None] * a.num_classes + classes[None, :]
+    return tl.load(at, mask=inside, other=float("-inf")).to(REAL)
+
+
+@triton.jit
+def masses(a, rows, top, classes, REAL: tl.constexpr):
+    """Return s of some classes times a number a row, in float64: 1e-9 keeps its share beside 1."""
+    e = exp(load_logits(a, rows, classes, REAL) - top[:, None])
+    tilted = tl.where(classes[None, :] == rows.x_t[:, None], e * rows.tilt[:, None], e)
+    inside = rows.reads[:, None] & (classes < a.num_classes)[None, :]
+    return tl.where(inside, tilted, 0.0).to(tl.float64)
+
+
+@triton.jit
+def draw_class(a, rows, top, target, REAL: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    """Return the first class whose running sum passes the target, or the last with any mass."""
+    passed = tl.zeros([ROWS], tl.int32)
+    last = tl.zeros([ROWS], tl.int32)
+    before = tl.zeros([ROWS], tl.float64)
+    for start in range(0, a.num_classes, BLOCK):
+        classes = start + tl.arange(0, BLOCK)
+        mass = masses(a, rows, top, classes, REAL)
+        running = before[:, None] + tl.cumsum(mass, axis=1)
+        inside = classes[None, :] < a.num_classes
+        passed += tl.sum((inside & (running <= target[:, None])).to(tl.int32), axis=1)
+        last = tl.maximum(last, tl.max(tl.where(mass > 0.0, classes[None, :], 0), axis=1))
+        before += tl.sum(mass, axis=1)
+    return tl.minimum(passed, last)
+
+
+@triton.jit
+def p_sample_of_tokens(
+    a, chain, random,
+    POSTERIOR_MEAN: tl.constexpr, DIRECT: tl.constexpr, REAL: tl.constexpr, STEPS: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Choices are made in float64, so that every implementation makes the same ones."""
+    at = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    inside = at < a.num_tokens
+    step = load_step(chain, at, a.num_tokens, DIRECT, tl.float64)
+    x_t, is_class = load_class(a.x_t, at, a.num_tokens, a.num_classes)
+    good = step.exists & is_class
+    choice, draw = uniforms(random, at, inside)
+
+    mask_id = tl.full([1], chain.mask_id, tl.int64)
+    pi_xt = pi_at(chain, x_t, a.num_classes, tl.float64)
+    at_mask = x_t == mask_id
+    u = step.base * pi_xt + tl.where(at_mask, step.to_mask, 0.0)
+    bar_xt = step.bar_base * pi_xt + tl.where(at_mask, step.bar_to_mask, 0.0)
+    model = u * step.bar_keep
+    base = model + u * step.bar_base
+    least = choice * (u + step.keep * bar_xt)
+    stays = (least >= base + u * step.bar_to_mask) | (
+        (least >= model) & (step.bar_base == 0.0) & at_mask
+    )
+    reads = good & ((stays == 0) | step.predicts_x0)
+    tilt = tl.full([ROWS], 1.0, tl.float64)
+    if POSTERIOR_MEAN:
+        tilt = posterior_mean_tilt(step, u, bar_xt)
+    rows = Rows(at, reads, x_t, tilt.to(REAL))
+
+    chosen = x_t
+    if tl.max(reads.to(tl.int32), axis=0) > 0:
+        top = tl.full([ROWS], float("-inf"), REAL)
+        for start in range(0, a.num_classes, BLOCK):
+            logits = load_logits(a, rows, start + tl.arange(0, BLOCK), REAL)
+            top = tl.maximum(top, tl.max(logits, axis=1))
+        total = tl.zeros([ROWS], tl.float64)
+        for start in range(0, a.num_classes, BLOCK):
+            mass = masses(a, rows, top, start + tl.arange(0, BLOCK), REAL)
+            total += tl.sum(mass, axis=1)
+        logit_xt = tl.load(a.logits + at * a.num_classes + x_t, mask=reads, other=0.0).to(REAL)
+        mass_xt = (exp(logit_xt - top) * rows.tilt).to(tl.float64)
+        here = step.bar_keep * mass_xt / total + bar_xt
+        threshold = choice * (u + step.keep * here)
+        from_model = step.predicts_x0 | (threshold < model)
+        drawn = draw_class(a, rows, top, draw * total, REAL, ROWS, BLOCK).to(tl.int64)
+        redrawn = draw_base(draw, a.cdf, a.num_classes, STEPS)
+        from_mask = (mask_id >= 0) & (threshold < base + u * step.bar_to_mask)
+        other = tl.where(threshold < base, redrawn, tl.where(from_mask, mask_id, x_t))
+        chosen = tl.where(reads, tl.where(from_model, drawn, other), x_t)
+    as_it_came = tl.load(a.x_t + at, mask=inside, other=0)
+    tl.store(a.out + at, tl.where(good, chosen, as_it_came), mask=inside)
+
+
+def p_sample(
+    logits: Tensor,
+    x_t: Tensor,
+    rows: Tensor,
+    table: Tensor,
+    base: Tensor | None,
+    base_cdf: Tensor | None,
+    mask_id: int,
+    posterior_mean: bool,
+    direct: bool,
+    seeds: Tensor,
+    step: int,
+) -> Tensor:
+    """Return a draw for each token; x_t itself where an index is bad."""
+    real = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    out = torch.empty_like(x_t)
+    num_tokens, num_classes = x_t.numel(), logits.shape[-1]
+    arguments = Arguments(logits, x_t, out, base_cdf, num_tokens, num_classes)
+    chain = chain_of(num_tokens, rows, table, base, mask_id)
+    tile = tile_of(num_classes, torch.float64)
+    launch(
+        p_sample_of_tokens, triton.cdiv(num_tokens, tile.rows), logits,
+        arguments, chain, random_of(seeds, step, num_tokens),
+        posterior_mean, direct, triton_type(real), num_classes.bit_length(),
+        tile.rows, tile.block, num_warps=tile.num_warps,
+    )  # fmt: skip
+    return out

@@ -1,0 +1,297 @@
+"""Log-probabilities of a step of rank-one chains, and their gradient.
+
+    log q_j = log(u + a [j = x_t]) + log d_j - log Zq
+    log p_j = log(u + a [j = x_t]) + log f_j - log Z
+
+For G = dL/dlog p:  dL/dlogit_i = w_i G_i - s_i (c_i A / Z sum(G) + D), with c_i =
+u + a [i = x_t], w_i = A s_i / f_i (1 where ub_i = 0) and D what makes the sum over i zero.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .launch import launch, tile_of, triton_type
+from .math import exp, log, tiny
+from .rank_one import Step, chain_of, load_class, load_step, pi_at, posterior_mean_tilt
+
+
+class Arguments(NamedTuple):
+    """The tensors of all tokens."""
+
+    logits: Any  # (N, K); None for q
+    upstream: Any  # (N, K); None where log-probabilities are wanted, not their gradient
+    x0: Any  # None for p
+    x_t: Any
+    out: Any  # (N, K)
+    num_tokens: Any
+    num_classes: Any
+
+
+class Rows(NamedTuple):
+    """The tokens of a program, and their classes."""
+
+    at: Any
+    x0: Any  # x_t for p
+    x_t: Any
+    inside: Any
+    good: Any  # whether the indices are in their ranges
+
+
+@triton.jit
+def load_rows(a, chain, DIRECT: tl.constexpr, REAL: tl.constexpr, ROWS: tl.constexpr):
+    """Return the program's tokens and their steps; one that is s itself jumps from anywhere."""
+    at = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    step = load_step(chain, at, a.num_tokens, DIRECT, REAL)
+    x_t, is_class = load_class(a.x_t, at, a.num_tokens, a.num_classes)
+    x0, x0_is_class = x_t, is_class
+    if a.x0 is not None:
+        x0, x0_is_class = load_class(a.x0, at, a.num_tokens, a.num_classes)
+    good = step.exists & is_class & x0_is_class
+    inside = at < a.num_tokens
+    return Rows(at, x0.to(tl.int32), x_t.to(tl.int32), inside, good), step
+
+
+@triton.jit
+def spread_at(chain, base, to_mask, classes, num_classes, REAL: tl.constexpr):
+    """Return ``base pi_j + to_mask [j = mask]`` of classes, which broadcast with the others."""
+    pi = pi_at(chain, classes, num_classes, REAL)
+    return base * pi + tl.where(classes == chain.mask_id, to_mask, 0.0)
+
+
+@triton.jit
+def at_classes(pointer, a, rows, classes):
+    """Return where the entries of some classes are, and which of them there are."""
+    inside = rows.inside[:, None] & (classes < a.num_classes)[None, :]
+    return pointer + rows.at[:, None] * a.num_classes + classes[None, :], inside
+
+
+@triton.jit
+def store(a, rows, classes, values):
+    """Write values of some classes; NaN where an index is bad."""
+    at, inside = at_classes(a.out, a, rows, classes)
+    values = tl.where(rows.good[:, None], values, float("nan"))
+    tl.store(at, values.to(a.out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def q_posterior_of_tokens(
+    a, chain, REAL: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr
+):  # fmt: skip
+    """log q(x_s | x_t, x_0)."""
+    rows, step = load_rows(a, chain, False, REAL, ROWS)
+    u = spread_at(chain, step.base, step.to_mask, rows.x_t, a.num_classes, REAL)
+    bar_xt = spread_at(chain, step.bar_base, step.bar_to_mask, rows.x_t, a.num_classes, REAL)
+    zq = u + step.keep * (bar_xt + tl.where(rows.x0 == rows.x_t, step.bar_keep, 0.0))
+    log_leave = log(u / zq)
+    log_stay = log((u + step.keep) / zq)
+    for start in range(0, a.num_classes, BLOCK):
+        j = (start + tl.arange(0, BLOCK))[None, :]
+        base, to_mask = step.bar_base[:, None], step.bar_to_mask[:, None]
+        truth = spread_at(chain, base, to_mask, j, a.num_classes, REAL)
+        truth += tl.where(j == rows.x0[:, None], step.bar_keep[:, None], 0.0)
+        reach = tl.where(j == rows.x_t[:, None], log_stay[:, None], log_leave[:, None])
+        store(a, rows, start + tl.arange(0, BLOCK), reach + log(truth))
+
+
+class Predicted(NamedTuple):
+    """The step to take and s = weight exp(logit - top) of each token."""
+
+    step: Any
+    u: Any
+    top: Any
+    log_tilt: Any
+    sum: Any  # of the weights
+    s_xt: Any
+    z: Any
+
+
+@triton.jit
+def load_exponents(a, rows, top, log_tilt, classes, REAL: tl.constexpr):
+    """Return the logarithm of s of some classes plus a number a row."""
+    at, inside = at_classes(a.logits, a, rows, classes)
+    logits = tl.load(at, mask=inside, other=float("-inf")).to(REAL) - top[:, None]
+    return logits + tl.where(classes[None, :] == rows.x_t[:, None], log_tilt[:, None], 0.0)
+
+
+@triton.jit
+def predict(
+    a, chain, rows, step,
+    POSTERIOR_MEAN: tl.constexpr, REAL: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Return what the model says; the step to s itself is one from anywhere to where s says."""
+    direct = step.predicts_x0
+    zero = tl.zeros([ROWS], REAL)
+    u = spread_at(chain, step.base, step.to_mask, rows.x_t, a.num_classes, REAL)
+    bar_xt = spread_at(chain, step.bar_base, step.bar_to_mask, rows.x_t, a.num_classes, REAL)
+    log_tilt = zero
+    if POSTERIOR_MEAN:
+        log_tilt = log(posterior_mean_tilt(step, u, bar_xt))
+    u = tl.where(direct, 1.0, u)
+    bar_xt = tl.where(direct, 0.0, bar_xt)
+    taken = Step(
+        tl.where(direct, 0.0, step.keep),
+        step.base,
+        step.to_mask,
+        tl.where(direct, 1.0, step.bar_keep),
+        tl.where(direct, 0.0, step.bar_base),
+        tl.where(direct, 0.0, step.bar_to_mask),
+        direct,
+        step.exists,
+    )
+    top = tl.full([ROWS], float("-inf"), REAL)
+    for start in range(0, a.num_classes, BLOCK):
+        logits = load_exponents(a, rows, zero, zero, start + tl.arange(0, BLOCK), REAL)
+        top = tl.maximum(top, tl.max(logits, axis=1))
+    sum = zero
+    for start in range(0, a.num_classes, BLOCK):
+        exponents = load_exponents(a, rows, top, log_tilt, start + tl.arange(0, BLOCK), REAL)
+        sum += tl.sum(exp(exponents), axis=1)
+    reads = rows.inside & rows.good
+    logit_xt = tl.load(a.logits + rows.at * a.num_classes + rows.x_t, mask=reads, other=0.0)
+    s_xt = exp(logit_xt.to(REAL) - top + log_tilt) / sum
+    z = u + taken.keep * (taken.bar_keep * s_xt + bar_xt)
+    return Predicted(taken, u, top, log_tilt, sum, s_xt, z)
+
+
+@triton.jit
+def p_posterior_of_tokens(
+    a, chain, POSTERIOR_MEAN: tl.constexpr, DIRECT: tl.constexpr, REAL: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """log p(x_s | x_t), or with ``upstream`` its gradient with respect to the logits."""
+    rows, step = load_rows(a, chain, DIRECT, REAL, ROWS)
+    model = predict(a, chain, rows, step, POSTERIOR_MEAN, REAL, ROWS, BLOCK)
+    if a.upstream is None:
+        write_log_p(a, chain, rows, model, REAL, BLOCK)
+    else:
+        write_gradient(a, chain, rows, model, REAL, ROWS, BLOCK)
+
+
+@triton.jit
+def write_log_p(a, chain, rows, model, REAL: tl.constexpr, BLOCK: tl.constexpr):
+    """Where ub_j = 0, f_j = A s_j: the level of the logits goes before anything is rounded."""
+    step = model.step
+    log_leave = log(model.u / model.z)[:, None]
+    log_stay = log((model.u + step.keep) / model.z)[:, None]
+    log_scale = (log(step.bar_keep) - log(model.sum))[:, None]
+    scale = (step.bar_keep / model.sum)[:, None]
+    stays = (model.u == 0.0)[:, None]  # whatever the logits
+    for start in range(0, a.num_classes, BLOCK):
+        classes = start + tl.arange(0, BLOCK)
+        j = classes[None, :]
+        exponents = load_exponents(a, rows, model.top, model.log_tilt, classes, REAL)
+        base, to_mask = step.bar_base[:, None], step.bar_to_mask[:, None]
+        spread = spread_at(chain, base, to_mask, j, a.num_classes, REAL)
+        log_f = log(scale * exp(exponents) + spread)
+        log_f = tl.where(spread > tiny(REAL), log_f, exponents + log_scale)
+        here = j == rows.x_t[:, None]
+        reach = tl.where(here, log_stay, log_leave)
+        fixed = tl.where(here, 0.0, float("-inf"))
+        store(a, rows, classes, tl.where(stays, fixed, reach + log_f))
+
+
+@triton.jit
+def weigh(a, chain, rows, model, classes, REAL: tl.constexpr):
+    """Return s, w and G of some classes."""
+    exponents = load_exponents(a, rows, model.top, model.log_tilt, classes, REAL)
+    s = exp(exponents) / model.sum[:, None]
+    at, inside = at_classes(a.upstream, a, rows, classes)
+    upstream = tl.load(at, mask=inside, other=0.0).to(REAL)
+    step = model.step
+    base, to_mask = step.bar_base[:, None], step.bar_to_mask[:, None]
+    spread = spread_at(chain, base, to_mask, classes[None, :], a.num_classes, REAL)
+    kept = step.bar_keep[:, None] * s
+    return s, tl.where(spread > tiny(REAL), kept / (kept + spread), 1.0), upstream
+
+
+@triton.jit
+def write_gradient(
+    a, chain, rows, model, REAL: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr
+):
+    """Read the rows twice, the second time out of the cache."""
+    step = model.step
+    sum = tl.zeros([ROWS], REAL)
+    weighted = tl.zeros([ROWS], REAL)
+    for start in range(0, a.num_classes, BLOCK):
+        _, w, upstream = weigh(a, chain, rows, model, start + tl.arange(0, BLOCK), REAL)
+        sum += tl.sum(upstream, axis=1)
+        weighted += tl.sum(w * upstream, axis=1)
+    pull = step.bar_keep / model.z * sum
+    level = weighted - pull * (model.u + step.keep * model.s_xt)
+    stays = (model.u == 0.0)[:, None]
+    for start in range(0, a.num_classes, BLOCK):
+        classes = start + tl.arange(0, BLOCK)
+        s, w, upstream = weigh(a, chain, rows, model, classes, REAL)
+        here = classes[None, :] == rows.x_t[:, None]
+        reach = model.u[:, None] + tl.where(here, step.keep[:, None], 0.0)
+        gradient = w * upstream - s * (reach * pull[:, None] + level[:, None])
+        store(a, rows, classes, tl.where(stays, 0.0, gradient))
+
+
+def q_posterior(
+    x0: Tensor,
+    x_t: Tensor,
+    rows: Tensor,
+    table: Tensor,
+    base: Tensor | None,
+    _base_cdf: Tensor | None,
+    mask_id: int,
+    num_classes: int,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Return log q(x_s | x_t, x_0)."""
+    out = torch.empty(*x0.shape, num_classes, dtype=dtype, device=x0.device)
+    arguments = Arguments(None, None, x0, x_t, out, x0.numel(), num_classes)
+    _run(q_posterior_of_tokens, arguments, rows, table, base, mask_id)
+    return out
+
+
+def p_posterior(logits: Tensor, x_t: Tensor, *args: Any) -> Tensor:
+    """Return log p(x_s | x_t)."""
+    return _p_posterior(logits, None, x_t, *args)
+
+
+def p_posterior_grad(logits: Tensor, upstream: Tensor, x_t: Tensor, *args: Any) -> Tensor:
+    """Return the gradient of log p(x_s | x_t) with respect to the logits."""
+    return _p_posterior(logits, upstream, x_t, *args)
+
+
+def _p_posterior(
+    logits: Tensor,
+    upstream: Tensor | None,
+    x_t: Tensor,
+    rows: Tensor,
+    table: Tensor,
+    base: Tensor | None,
+    _base_cdf: Tensor | None,
+    mask_id: int,
+    posterior_mean: bool,
+    direct: bool,
+) -> Tensor:
+    out = torch.empty_like(logits)
+    arguments = Arguments(logits, upstream, None, x_t, out, x_t.numel(), logits.shape[-1])
+    model = posterior_mean, direct
+    _run(p_posterior_of_tokens, arguments, rows, table, base, mask_id, *model)
+    return out
+
+
+def _run(
+    kernel: Any,
+    a: Arguments,
+    rows: Tensor,
+    table: Tensor,
+    base: Tensor | None,
+    mask_id: int,
+    *model: bool,
+) -> None:
+    real = torch.float64 if a.out.dtype == torch.float64 else torch.float32
+    chain = chain_of(a.num_tokens, rows, table, base if base is None else base.to(real), mask_id)
+    tile = tile_of(a.num_classes, real)
+    launch(
+        kernel, triton.cdiv(a.num_tokens, tile.rows), a.out, a, chain, *model, triton_type(real),
+        tile.rows, tile.block, num_warps=tile.num_warps,
+    )  # fmt: skip

@@ -1,0 +1,65 @@
+"""A token's random numbers, the same as in ``csrc/philox.h``, and draws from pi."""
+
+from typing import Any, NamedTuple
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+
+class Random(NamedTuple):
+    """One seed for every ``positions`` tokens, and the counter of the step in two halves."""
+
+    seeds: Any  # int64 (num_tokens / positions,)
+    positions: Any
+    step_low: Any
+    step_high: Any
+
+
+def random_of(seeds: Tensor, step: int, num_tokens: int) -> Random:
+    """Return what a kernel takes for its random numbers."""
+    return Random(seeds, num_tokens // max(len(seeds), 1), step & 0xFFFFFFFF, step >> 32)
+
+
+@triton.jit
+def uniforms(random, tokens, inside):
+    """Return two independent float64 uniforms in [0, 1) for each token, 53 bits each."""
+    seed = tl.load(random.seeds + tokens // random.positions, mask=inside, other=0)
+    position = (tokens % random.positions).to(tl.uint64)
+    zero = tl.zeros_like(position)
+    low, high = zero + random.step_low, zero + random.step_high
+    w0, w1, w2, w3 = tl.philox(
+        seed,
+        position.to(tl.uint32),
+        (position >> 32).to(tl.uint32),
+        low.to(tl.uint32),
+        high.to(tl.uint32),
+    )
+    return to_unit(w0, w1), to_unit(w2, w3)
+
+
+@triton.jit
+def to_unit(low, high):
+    """Return a uniform from two words."""
+    bits = (high.to(tl.uint64) << 21) | (low.to(tl.uint64) >> 11)
+    return bits.to(tl.float64) * (1.0 / 9007199254740992.0)
+
+
+@triton.jit
+def draw_base(draw, cdf, num_classes, STEPS: tl.constexpr):
+    """Return the class in which a uniform falls, ``cdf[j - 1] <= draw < cdf[j]``.
+
+    STEPS halve num_classes to nothing; without a cdf all classes are alike.
+    """
+    if cdf is None:
+        return (draw * num_classes).to(tl.int64)
+    else:
+        first = tl.zeros_like(draw).to(tl.int64)
+        last = first + num_classes
+        for _ in range(STEPS):
+            middle = (first + last) // 2
+            searches = first < last
+            below = tl.load(cdf + middle, mask=searches, other=0.0) <= draw
+            last = tl.where(searches & (below == 0), middle, last)
+            first = tl.where(searches & below, middle + 1, first)
+        return first

@@ -1,0 +1,85 @@
+"""One step of a rank-one chain, as the kernels see it; ``csrc/rank_one.h`` has the notation."""
+
+from typing import Any, NamedTuple
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+
+class Chain(NamedTuple):
+    """The rows of a table of steps that runs of tokens have, and the chain's vector."""
+
+    rows: Any  # (num_tokens / run_length,)
+    run_length: Any
+    table: Any  # (table_size, 7) float64, see RankOneTransition.coefficients
+    table_size: Any
+    pi: Any  # (K,) in the type of the calculation; None where all are 1/K
+    mask_id: Any  # -1 where there is none
+
+
+class Step(NamedTuple):
+    """``Q = keep I + 1 (base pi + to_mask e)^T`` and ``Qbar``, of each token."""
+
+    keep: Any
+    base: Any
+    to_mask: Any
+    bar_keep: Any
+    bar_base: Any
+    bar_to_mask: Any
+    predicts_x0: Any  # whether p(x_s | x_t) is s itself
+    exists: Any
+
+
+def chain_of(
+    num_tokens: int, rows: Tensor, table: Tensor, pi: Tensor | None, mask_id: int
+) -> Chain:
+    """Return what a kernel takes for a chain."""
+    return Chain(rows, num_tokens // max(rows.numel(), 1), table, len(table), pi, mask_id)
+
+
+@triton.jit
+def load_step(chain, tokens, num_tokens, DIRECT: tl.constexpr, REAL: tl.constexpr):
+    """Return the steps of tokens; those beyond the last one have none."""
+    row = tl.load(chain.rows + tokens // chain.run_length, mask=tokens < num_tokens, other=-1)
+    inside = (row >= 0) & (row < chain.table_size)
+    at = chain.table + tl.where(inside, row, 0) * 7
+    keep = tl.load(at, mask=inside, other=float("nan"))
+    exists = keep == keep
+    target_time = tl.load(at + 6, mask=exists, other=1.0)
+    return Step(
+        keep.to(REAL),
+        tl.load(at + 1, mask=exists, other=0.0).to(REAL),
+        tl.load(at + 2, mask=exists, other=0.0).to(REAL),
+        tl.load(at + 3, mask=exists, other=0.0).to(REAL),
+        tl.load(at + 4, mask=exists, other=0.0).to(REAL),
+        tl.load(at + 5, mask=exists, other=0.0).to(REAL),
+        DIRECT & (target_time == 0.0),
+        exists,
+    )
+
+
+@triton.jit
+def load_class(tokens_at, tokens, num_tokens, num_classes):
+    """Return each token's class and whether it is one; 0 where it is not."""
+    value = tl.load(tokens_at + tokens, mask=tokens < num_tokens, other=-1)
+    is_class = (value >= 0) & (value < num_classes)
+    return tl.where(is_class, value, 0), is_class
+
+
+@triton.jit
+def pi_at(chain, classes, num_classes, REAL: tl.constexpr):
+    """Return pi of classes; 0 where it is none."""
+    inside = (classes >= 0) & (classes < num_classes)
+    if chain.pi is None:
+        return tl.where(inside, tl.full([1], 1.0, REAL) / num_classes.to(REAL), 0.0)
+    else:
+        return tl.load(chain.pi + classes, mask=inside, other=0.0)
+
+
+@triton.jit
+def posterior_mean_tilt(step, u, bar_xt):
+    """Return the tilt of s[x_t]; 1 where no other class than x_t can lead to x_t."""
+    other = step.keep * bar_xt + u
+    tilt = other / (step.keep * step.bar_keep + other)
+    return tl.where((other > 0.0) & (step.predicts_x0 == 0), tilt, 1.0)
