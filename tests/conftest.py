@@ -1,5 +1,6 @@
 """Fixtures of all tests. ``impl`` runs a test once for each implementation of this machine."""
 
+import contextlib
 import importlib.util
 import os
 
@@ -10,8 +11,6 @@ from hypothesis import HealthCheck, settings
 
 # Without a GPU, Triton's kernels are run by its interpreter. Both read this when imported.
 os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else "1")
-
-from helpers import compare
 
 import d3pm_fast
 from d3pm_fast import _environment
@@ -44,31 +43,49 @@ def has_cpu_kernels():
 IMPLEMENTATIONS = ["reference", "cpu"] if has_cpu_kernels() else ["reference"]
 
 
-RANK_ONE_TESTS = ("test_loss", "test_posterior", "test_p_sample", "test_q_sample")
 HAS_TRITON = importlib.util.find_spec("triton") is not None
+# The interpreter is too slow for the tests that draw many numbers.
+FEW_ROWS = ("test_loss", "test_posterior")
 
 
 def pytest_generate_tests(metafunc):
+    triton = ["triton"] * HAS_TRITON
     if "impl" in metafunc.fixturenames:
-        with_triton = HAS_TRITON and metafunc.module.__name__ in RANK_ONE_TESTS
-        metafunc.parametrize("impl", IMPLEMENTATIONS + ["triton"] * with_triton, indirect=True)
+        with_triton = triton if metafunc.module.__name__ in FEW_ROWS else []
+        metafunc.parametrize("impl", IMPLEMENTATIONS + with_triton, indirect=True)
+    if "kernels" in metafunc.fixturenames:
+        metafunc.parametrize("kernels", IMPLEMENTATIONS[1:] + triton, indirect=True)
 
 
 @pytest.fixture
 def impl(request, monkeypatch):
     """Each implementation that serves CPU tensors here."""
-    if request.param != "triton" or not _environment.INTERPRET:
-        yield request.param
-        return
-    # The interpreter cuts off what a GPU rounds to bfloat16, and divides by zero where a kernel's
-    # `where` takes the other side.
-    monkeypatch.setattr(compare, "storage_error", interpreted_storage_error)
-    with numpy.errstate(all="ignore"):
+    with surroundings_of(request.param, monkeypatch):
         yield request.param
 
 
-def interpreted_storage_error(dtype, rounded=compare.storage_error):
-    return rounded(dtype) * (2 if dtype == torch.bfloat16 else 1)
+@pytest.fixture
+def kernels(request, monkeypatch):
+    """Each of them but the reference."""
+    with surroundings_of(request.param, monkeypatch):
+        yield request.param
+
+
+def surroundings_of(name, monkeypatch):
+    """The interpreter divides by zero where a kernel's `where` takes the other side."""
+    if name != "triton" or not _environment.INTERPRET:
+        return contextlib.nullcontext()
+    monkeypatch.setattr("triton.runtime.interpreter._convert_float", convert_float)
+    return numpy.errstate(all="ignore")
+
+
+def convert_float(values, from_type, to_type, rounding):
+    """Convert between float32 and bfloat16 bits; the interpreter's own cuts off, a GPU rounds."""
+    types = {"fp32": torch.float32, "bf16": torch.bfloat16}
+    source, target = types[from_type.name], types[to_type.name]
+    bits = torch.from_numpy(numpy.ascontiguousarray(values).view(f"int{source.itemsize * 8}"))
+    made = bits.view(source).to(target).view(getattr(torch, f"int{target.itemsize * 8}"))
+    return made.numpy().view(f"uint{target.itemsize * 8}")
 
 
 @pytest.fixture

@@ -68,18 +68,35 @@ def test_the_first_step_rules_every_step_to_the_data(family, first_step, impl):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("reverse", REVERSE)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_kernel_and_reference_draw_the_same_but_for_ties(family, reverse, dtype, cpu):
+def test_kernel_and_reference_draw_the_same_but_for_ties(family, reverse, dtype, kernels):
     chain = make_chain(family, 67).transition
-    logits = (2 * torch.randn(6, 500, 67)).to(dtype)
+    count = 500 if kernels == "cpu" else 12
+    logits = (2 * torch.randn(6, count, 67)).to(dtype)
     t = torch.arange(6) + 1
-    x_t = functional.q_sample(chain, torch.randint(67, (6, 500)), t)
+    x_t = functional.q_sample(chain, torch.randint(67, (6, count)), t)
     drawn = [
         functional.p_sample(
             chain, logits, x_t, t, reverse=reverse, generator=generator(), impl=impl
         )
-        for impl in ("reference", cpu)
+        for impl in ("reference", kernels)
     ]
     assert (drawn[0] != drawn[1]).sum() <= (0 if dtype == torch.float64 else 1)
+
+
+@pytest.mark.parametrize("num_classes", [2, 1000, 9000])
+@pytest.mark.parametrize("family", ["marginal_with_zeros", "mask_and_uniform"])
+def test_rows_of_any_length_are_drawn_alike(family, num_classes, kernels):
+    """9000: beyond the rows that a program holds whole."""
+    chain = make_chain(family, num_classes).transition
+    logits = 2 * torch.randn(6, 3, num_classes)
+    logits[:, 1, num_classes // 2 :] = -torch.inf
+    t = torch.arange(6) + 1
+    x_t = functional.q_sample(chain, torch.randint(num_classes, (6, 3)), t)
+    drawn = [
+        functional.p_sample(chain, logits, x_t, t, 0 * t, generator=generator(), impl=impl)
+        for impl in ("reference", kernels)
+    ]
+    assert torch.equal(*drawn)
 
 
 def test_forbidden_classes_are_never_drawn(impl):

@@ -54,13 +54,13 @@ def test_uniforms_have_53_bits_and_depend_on_seed_step_and_position():
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_kernel_and_reference_draw_the_same(family, cpu):
+def test_kernel_and_reference_draw_the_same(family, kernels):
     chain = make_chain(family, 17)
     x0 = torch.randint(17, (6, 50, 3))
     t = torch.arange(6) + 1
     drawn = [
         functional.q_sample(chain.transition, x0, t, generator=generator(), impl=impl)
-        for impl in ("reference", cpu)
+        for impl in ("reference", kernels)
     ]
     assert torch.equal(*drawn)
 
@@ -140,14 +140,14 @@ def test_classes_of_probability_1e_9_come_at_their_rate(cpu):
     step=st.integers(0, 2**63 - 1),
 )
 def test_any_seed_and_step_draw_classes_and_the_same_everywhere(
-    family, num_classes, shape, seed, step, cpu
+    family, num_classes, shape, seed, step, kernels
 ):
     chain = make_chain(family, num_classes).transition
     x0, t = torch.randint(num_classes, shape), torch.randint(0, 7, shape[:1])
     seeds = torch.full(shape[:1], seed)
     drawn = [
         functional.q_sample(chain, x0, t, seeds=seeds, step=step, impl=impl)
-        for impl in ("reference", cpu)
+        for impl in ("reference", kernels)
     ]
     assert torch.equal(*drawn)
     assert bool(((drawn[0] >= 0) & (drawn[0] < num_classes)).all())
