@@ -96,7 +96,7 @@ class ClosedForm:
     step: Tensor  # (T + 1, n): logs of the numbers that the step to t - 1 needs
 
     def __init__(self, transition: RankOneTransition) -> None:
-        self.classes = torch.arange(transition.num_classes)
+        self.classes = torch.arange(transition.num_classes, device=transition.device)
         self.mask_id = transition.mask_id
         self.q_bar_keep = transition.products[:, 0].float()
 

@@ -11,10 +11,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import launch, tile_of, triton_type
+from .launch import launch, triton_type
 from .loss_row import Row, Token, finish, solve
 from .math import exp, phi
 from .rank_one import chain_of, load_class, load_step, pi_at, posterior_mean_tilt
+from .tile import classes_from, on_tile, row_max, row_sum, tile_of
 
 
 class Tokens(NamedTuple):
@@ -58,7 +59,10 @@ def load_tokens(
     a, chain, vb_weight, ce_weight, POSTERIOR_MEAN: tl.constexpr, DIRECT: tl.constexpr,
     REAL: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """Return the program's tokens, and what a row's mathematics needs of them."""
+    """Return the program's tokens, and what a row's mathematics needs of them.
+
+    A settled row counts as one of logits -inf below a largest 0, and without a bound.
+    """
     at = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     inside = at < a.num_tokens
     step = load_step(chain, at, a.num_tokens, DIRECT, REAL)
@@ -76,7 +80,9 @@ def load_tokens(
     bar_x0 = tl.where(x0_is_mask, bar_mask, step.bar_base * pi_at(chain, x0, a.num_classes, REAL))
     bar_xt = tl.where(xt_is_mask, bar_mask, step.bar_base * pi_xt)
     spread = step.base * pi_xt + tl.where(xt_is_mask, step.to_mask, 0.0)
-    tilt = posterior_mean_tilt(step, spread, bar_xt) if POSTERIOR_MEAN else tl.full([ROWS], 1.0, REAL)
+    tilt = tl.full([ROWS], 1.0, REAL)
+    if POSTERIOR_MEAN:
+        tilt = posterior_mean_tilt(step, spread, bar_xt)
 
     vb_weight = tl.full([ROWS], vb_weight, REAL)
     vb = tl.where((spread == 0.0) | step.predicts_x0, 0.0, vb_weight)
@@ -91,6 +97,7 @@ def load_tokens(
         counts = tl.load(a.mask + at, mask=inside, other=0) != 0
         settled |= counts == 0
         value = tl.where(counts, value, 0.0)
+    vb = tl.where(settled, 0.0, vb)
     tokens = Tokens(at, x0, x_t, inside, settled, value)
     special = Token(
         step.keep,
@@ -125,17 +132,17 @@ def load_special(a, chain, tokens, REAL: tl.constexpr):
 @triton.jit
 def load_logits(a, tokens, classes, REAL: tl.constexpr):
     """Return the logits of some classes, -inf for what is not read."""
-    reads = (tokens.inside & (tokens.settled == 0))[:, None] & (classes < a.num_classes)[None, :]
-    at = a.logits + tokens.at[:, None] * a.num_classes + classes[None, :]
+    reads = on_tile(tokens.inside & (tokens.settled == 0)) & (classes < a.num_classes)
+    at = a.logits + on_tile(tokens.at) * a.num_classes + classes
     return tl.load(at, mask=reads, other=float("-inf")).to(REAL)
 
 
 @triton.jit
-def is_rest(chain, tokens, classes, num_classes):
-    """Return whether a number is a class, and none of x_0, x_t and the mask."""
-    j = classes[None, :]
-    rest = (j != tokens.x0[:, None]) & (j != tokens.x_t[:, None]) & (j != chain.mask_id)
-    return rest & (j < num_classes)
+def exponentials(a, chain, tokens, classes, logits, top):
+    """Return exp(logit - top) of the rest, -1 for what is not of it."""
+    apart = (classes == on_tile(tokens.x0)) | (classes == on_tile(tokens.x_t))
+    apart |= (classes == chain.mask_id) | (classes >= a.num_classes)
+    return tl.where(apart, -1.0, exp(logits - on_tile(top)))
 
 
 @triton.jit
@@ -150,9 +157,9 @@ def line_of(chain, solved, num_classes, REAL: tl.constexpr):
     """Return the line of each token; h = 1 on that of one without curvature."""
     weight = 1.0 if chain.pi is not None else num_classes.to(REAL)
     return Line(
-        tl.where(solved.curved, solved.ratio, 1.0)[:, None],
-        tl.where(solved.curved, solved.shift, 1.0)[:, None],
-        tl.where(solved.curved, solved.slope * weight, 0.0)[:, None],
+        on_tile(tl.where(solved.curved, solved.ratio, 1.0)),
+        on_tile(tl.where(solved.curved, solved.shift, 1.0)),
+        on_tile(tl.where(solved.curved, solved.slope * weight, 0.0)),
     )
 
 
@@ -162,7 +169,7 @@ def weights_of(chain, classes, num_classes, REAL: tl.constexpr):
     if chain.pi is None:
         return None
     else:
-        return pi_at(chain, classes, num_classes, REAL)[None, :]
+        return pi_at(chain, classes, num_classes, REAL)
 
 
 @triton.jit
@@ -177,38 +184,49 @@ def curve(e, line, pi):
 
 
 @triton.jit
-def sum_curvature(e, rest, line, pi, num_classes):
-    """Return the sums of pi phi(g) and pi h over classes of the rest."""
+def curvature(e, line, pi, num_classes):
+    """Return h of classes of the rest, and the sums of pi phi(g) and pi h over them."""
     g, y = curve(e, line, pi)
+    h = g / y
     if pi is None:
         count = num_classes.to(e.dtype)
-        sum_phi = tl.sum(tl.where(rest, phi(g, y), 0.0), axis=1) / count
-        return sum_phi, tl.sum(tl.where(rest, g / y, 0.0), axis=1) / count
+        sum_phi = row_sum(tl.where(e < 0.0, 0.0, phi(g, y))) / count
+        return h, sum_phi, row_sum(tl.where(e < 0.0, 0.0, h)) / count
     else:
         terms = tl.where(pi > 0.0, pi * phi(g, y), line.slope * e)
-        sum_phi = tl.sum(tl.where(rest, terms, 0.0), axis=1)
-        return sum_phi, tl.sum(tl.where(rest, pi * (g / y), 0.0), axis=1)
+        sum_phi = row_sum(tl.where(e < 0.0, 0.0, terms))
+        return h, sum_phi, row_sum(tl.where(e < 0.0, 0.0, pi * h))
 
 
 @triton.jit
-def store_gradient(a, chain, tokens, classes, e, line, result, pi, factor):
-    """Write the gradient of some classes."""
-    g, y = curve(e, line, pi)
-    gradient = e * (result.steep[:, None] * (g / y) + result.flat[:, None])
-    j = classes[None, :]
-    gradient = tl.where(j == chain.mask_id, result.grad_mask[:, None], gradient)
-    gradient = tl.where(j == tokens.x_t[:, None], result.grad_xt[:, None], gradient)
-    gradient = tl.where(j == tokens.x0[:, None], result.grad_x0[:, None], gradient)
-    gradient = tl.where(tokens.settled[:, None], tokens.value[:, None], gradient * factor)
-    at = a.grad + tokens.at[:, None] * a.num_classes + j
-    inside = tokens.inside[:, None] & (j < a.num_classes)
+def store_gradient(a, tokens, classes, e, h, result, factor):
+    """Write the gradient of the rest; what it writes to the special classes is to be replaced."""
+    flat = tl.where(tokens.settled, tokens.value, result.flat * factor)
+    gradient = e * (on_tile(result.steep * factor) * h + on_tile(flat))
+    at = a.grad + on_tile(tokens.at) * a.num_classes + classes
+    inside = on_tile(tokens.inside) & (classes < a.num_classes)
     tl.store(at, gradient.to(a.grad.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def store_special(a, chain, tokens, result, factor):
+    """Write the gradient of the special classes, once all threads have written the rest's."""
+    tl.debug_barrier()
+    writes = tokens.inside & (tokens.settled == 0)
+    rows = a.grad + tokens.at * a.num_classes
+    mask_id = tl.full([1], chain.mask_id, tl.int32)
+    apart = (tokens.x0 != mask_id) & (tokens.x_t != mask_id) & (mask_id >= 0)
+    kind = a.grad.dtype.element_ty
+    tl.store(rows + tokens.x0, (result.grad_x0 * factor).to(kind), mask=writes)
+    other = writes & (tokens.x_t != tokens.x0)
+    tl.store(rows + tokens.x_t, (result.grad_xt * factor).to(kind), mask=other)
+    tl.store(rows + mask_id, (result.grad_mask * factor).to(kind), mask=writes & apart)
 
 
 @triton.jit
 def gradient_factor(a, grad_scale, REAL: tl.constexpr):
     """Return what the gradient is multiplied by."""
-    factor = tl.full([1, 1], grad_scale, REAL)
+    factor = tl.full([1], grad_scale, REAL)
     if a.count is not None:
         factor = factor / tl.load(a.count).to(REAL)
     return factor
@@ -216,60 +234,62 @@ def gradient_factor(a, grad_scale, REAL: tl.constexpr):
 
 @triton.jit
 def loss_of_whole_rows(
-    a, chain, vb_weight: "fp64", ce_weight: "fp64", grad_scale: "fp64",
+    a, chain, vb_weight: tl.float64, ce_weight: tl.float64, grad_scale: tl.float64,
     POSTERIOR_MEAN: tl.constexpr, DIRECT: tl.constexpr, REAL: tl.constexpr,
-    ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    ROWS: tl.constexpr, HIGH: tl.constexpr, LOW: tl.constexpr,
 ):  # fmt: skip
-    """For num_classes <= BLOCK."""
+    """For rows that a tile holds whole."""
     tokens, token = load_tokens(a, chain, vb_weight, ce_weight, POSTERIOR_MEAN, DIRECT, REAL, ROWS)
-    classes = tl.arange(0, BLOCK)
+    classes = classes_from(0, ROWS, HIGH, LOW)
     logits = load_logits(a, tokens, classes, REAL)
-    top = tl.max(logits, axis=1)
-    rest = is_rest(chain, tokens, classes, a.num_classes)
-    e = tl.where(rest, exp(logits - top[:, None]), 0.0)
-    row = row_of(top, tl.sum(e, axis=1), *load_special(a, chain, tokens, REAL))
+    top = tl.where(tokens.settled, 0.0, row_max(logits))
+    e = exponentials(a, chain, tokens, classes, logits, top)
+    row = row_of(top, row_sum(tl.maximum(e, 0.0)), *load_special(a, chain, tokens, REAL))
     solved = solve(token, row, REAL)
-    pi = weights_of(chain, classes, a.num_classes, REAL)
-    line = line_of(chain, solved, a.num_classes, REAL)
+    h = tl.full([HIGH, ROWS, LOW], 1.0, REAL)
     sum_phi, sum_h = tl.zeros([ROWS], REAL), tl.zeros([ROWS], REAL)
     if tl.max(solved.curved.to(tl.int32), axis=0) > 0:
-        sum_phi, sum_h = sum_curvature(e, rest, line, pi, a.num_classes)
+        line = line_of(chain, solved, a.num_classes, REAL)
+        pi = weights_of(chain, classes, a.num_classes, REAL)
+        h, sum_phi, sum_h = curvature(e, line, pi, a.num_classes)
     result = finish(token, row, solved, sum_phi, sum_h, REAL)
     loss = tl.where(tokens.settled, tokens.value, result.loss)
     tl.store(a.loss + tokens.at, loss, mask=tokens.inside)
     if a.grad is not None:
         factor = gradient_factor(a, grad_scale, REAL)
-        store_gradient(a, chain, tokens, classes, e, line, result, pi, factor)
+        store_gradient(a, tokens, classes, e, h, result, factor)
+        store_special(a, chain, tokens, result, factor)
 
 
 @triton.jit
 def loss_of_long_rows(
-    a, chain, vb_weight: "fp64", ce_weight: "fp64", grad_scale: "fp64",
-    POSTERIOR_MEAN: tl.constexpr, DIRECT: tl.constexpr, REAL: tl.constexpr, BLOCK: tl.constexpr,
+    a, chain, vb_weight: tl.float64, ce_weight: tl.float64, grad_scale: tl.float64,
+    POSTERIOR_MEAN: tl.constexpr, DIRECT: tl.constexpr, REAL: tl.constexpr,
+    HIGH: tl.constexpr, LOW: tl.constexpr,
 ):  # fmt: skip
-    """A row a program, BLOCK classes at a time."""
+    """A row a program, a tile of classes at a time."""
     tokens, token = load_tokens(a, chain, vb_weight, ce_weight, POSTERIOR_MEAN, DIRECT, REAL, 1)
     top = tl.full([1], float("-inf"), REAL)
     e_rest = tl.zeros([1], REAL)
-    for start in range(0, a.num_classes, BLOCK):
-        classes = start + tl.arange(0, BLOCK)
+    for start in range(0, a.num_classes, HIGH * LOW):
+        classes = classes_from(start, 1, HIGH, LOW)
         logits = load_logits(a, tokens, classes, REAL)
-        higher = tl.maximum(top, tl.max(logits, axis=1))
-        rest = is_rest(chain, tokens, classes, a.num_classes)
-        e = tl.where(rest & (logits != float("-inf")), exp(logits - higher[:, None]), 0.0)
-        e_rest = tl.where(top == higher, e_rest, e_rest * exp(top - higher)) + tl.sum(e, axis=1)
+        higher = tl.where(tokens.settled, 0.0, tl.maximum(top, row_max(logits)))
+        e = exponentials(a, chain, tokens, classes, logits, higher)
+        e = tl.where((e < 0.0) | (logits == float("-inf")), 0.0, e)
+        e_rest = tl.where(top == higher, e_rest, e_rest * exp(top - higher)) + row_sum(e)
         top = higher
     row = row_of(top, e_rest, *load_special(a, chain, tokens, REAL))
     solved = solve(token, row, REAL)
     line = line_of(chain, solved, a.num_classes, REAL)
     sum_phi, sum_h = tl.zeros([1], REAL), tl.zeros([1], REAL)
     if tl.max(solved.curved.to(tl.int32), axis=0) > 0:
-        for start in range(0, a.num_classes, BLOCK):
-            classes = start + tl.arange(0, BLOCK)
-            e = exp(load_logits(a, tokens, classes, REAL) - top[:, None])
+        for start in range(0, a.num_classes, HIGH * LOW):
+            classes = classes_from(start, 1, HIGH, LOW)
+            logits = load_logits(a, tokens, classes, REAL)
+            e = exponentials(a, chain, tokens, classes, logits, top)
             pi = weights_of(chain, classes, a.num_classes, REAL)
-            rest = is_rest(chain, tokens, classes, a.num_classes)
-            more_phi, more_h = sum_curvature(e, rest, line, pi, a.num_classes)
+            _, more_phi, more_h = curvature(e, line, pi, a.num_classes)
             sum_phi += more_phi
             sum_h += more_h
     result = finish(token, row, solved, sum_phi, sum_h, REAL)
@@ -277,11 +297,13 @@ def loss_of_long_rows(
     tl.store(a.loss + tokens.at, loss, mask=tokens.inside)
     if a.grad is not None:
         factor = gradient_factor(a, grad_scale, REAL)
-        for start in range(0, a.num_classes, BLOCK):
-            classes = start + tl.arange(0, BLOCK)
-            e = exp(load_logits(a, tokens, classes, REAL) - top[:, None])
-            pi = weights_of(chain, classes, a.num_classes, REAL)
-            store_gradient(a, chain, tokens, classes, e, line, result, pi, factor)
+        for start in range(0, a.num_classes, HIGH * LOW):
+            classes = classes_from(start, 1, HIGH, LOW)
+            logits = load_logits(a, tokens, classes, REAL)
+            e = exponentials(a, chain, tokens, classes, logits, top)
+            g, y = curve(e, line, weights_of(chain, classes, a.num_classes, REAL))
+            store_gradient(a, tokens, classes, e, g / y, result, factor)
+        store_special(a, chain, tokens, result, factor)
 
 
 def loss_and_grad(
@@ -317,16 +339,16 @@ def loss_and_grad(
     scale = 1 / max(num_tokens, 1) if early and count is None else 1.0
     pi = base if base is None else base.to(real)
     chain = chain_of(num_tokens, rows, table, pi, mask_id)
-    tile = tile_of(num_classes, real)
+    tile = tile_of(num_classes, logits.dtype, copies=1 if pi is None else 2)
     model = posterior_mean, direct, triton_type(real)
     weights = vb_weight, ce_weight, scale
-    if tile.block < num_classes:
-        kernel, tiles, programs = loss_of_long_rows, (tile.block,), num_tokens
+    if tile.num_classes < num_classes:
+        kernel, shape = loss_of_long_rows, (tile.high, tile.low)
     else:
-        kernel, tiles = loss_of_whole_rows, (tile.rows, tile.block)
-        programs = triton.cdiv(num_tokens, tile.rows)
+        kernel, shape = loss_of_whole_rows, (tile.rows, tile.high, tile.low)
+    programs = triton.cdiv(num_tokens, tile.rows)
     launch(
-        kernel, programs, logits, arguments, chain, *weights, *model, *tiles,
+        kernel, programs, logits, arguments, chain, *weights, *model, *shape,
         num_warps=tile.num_warps,
     )  # fmt: skip
     return _reduced(token_loss, count, reduction), grad

@@ -12,10 +12,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import launch, tile_of, triton_type
+from .launch import launch, triton_type
 from .math import exp
 from .random import draw_base, random_of, uniforms
 from .rank_one import chain_of, load_class, load_step, pi_at, posterior_mean_tilt
+from .tile import classes_from, on_tile, row_max, row_sum, tile_of
 
 
 class Arguments(NamedTuple):
@@ -41,34 +42,39 @@ class Rows(NamedTuple):
 @triton.jit
 def load_logits(a, rows, classes, REAL: tl.constexpr):
     """Return the logits of some classes, -inf for what is not read."""
-    inside = rows.reads[:, None] & (classes < a.num_classes)[None, :]
-    at = a.logits + rows.at[:, None] * a.num_classes + classes[None, :]
+    inside = on_tile(rows.reads) & (classes < a.num_classes)
+    at = a.logits + on_tile(rows.at) * a.num_classes + classes
     return tl.load(at, mask=inside, other=float("-inf")).to(REAL)
 
 
 @triton.jit
 def masses(a, rows, top, classes, REAL: tl.constexpr):
     """Return s of some classes times a number a row, in float64: 1e-9 keeps its share beside 1."""
-    e = exp(load_logits(a, rows, classes, REAL) - top[:, None])
-    tilted = tl.where(classes[None, :] == rows.x_t[:, None], e * rows.tilt[:, None], e)
-    inside = rows.reads[:, None] & (classes < a.num_classes)[None, :]
+    e = exp(load_logits(a, rows, classes, REAL) - on_tile(top))
+    tilted = tl.where(classes == on_tile(rows.x_t), e * on_tile(rows.tilt), e)
+    inside = on_tile(rows.reads) & (classes < a.num_classes)
     return tl.where(inside, tilted, 0.0).to(tl.float64)
 
 
 @triton.jit
-def draw_class(a, rows, top, target, REAL: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+def draw_class(
+    a, rows, top, target, REAL: tl.constexpr, ROWS: tl.constexpr,
+    HIGH: tl.constexpr, LOW: tl.constexpr,
+):  # fmt: skip
     """Return the first class whose running sum passes the target, or the last with any mass."""
     passed = tl.zeros([ROWS], tl.int32)
     last = tl.zeros([ROWS], tl.int32)
     before = tl.zeros([ROWS], tl.float64)
-    for start in range(0, a.num_classes, BLOCK):
-        classes = start + tl.arange(0, BLOCK)
+    for start in range(0, a.num_classes, HIGH * LOW):
+        classes = classes_from(start, ROWS, HIGH, LOW)
         mass = masses(a, rows, top, classes, REAL)
-        running = before[:, None] + tl.cumsum(mass, axis=1)
-        inside = classes[None, :] < a.num_classes
-        passed += tl.sum((inside & (running <= target[:, None])).to(tl.int32), axis=1)
-        last = tl.maximum(last, tl.max(tl.where(mass > 0.0, classes[None, :], 0), axis=1))
-        before += tl.sum(mass, axis=1)
+        parts = tl.sum(mass, axis=2)
+        earlier = before[None, :] + tl.cumsum(parts, axis=0) - parts
+        running = earlier[:, :, None] + tl.cumsum(mass, axis=2)
+        inside = classes < a.num_classes
+        passed += row_sum((inside & (running <= on_tile(target))).to(tl.int32))
+        last = tl.maximum(last, row_max(tl.where(mass > 0.0, classes, 0)))
+        before += tl.sum(parts, axis=0)
     return tl.minimum(passed, last)
 
 
@@ -76,7 +82,7 @@ def draw_class(a, rows, top, target, REAL: tl.constexpr, ROWS: tl.constexpr, BLO
 def p_sample_of_tokens(
     a, chain, random,
     POSTERIOR_MEAN: tl.constexpr, DIRECT: tl.constexpr, REAL: tl.constexpr, STEPS: tl.constexpr,
-    ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    ROWS: tl.constexpr, HIGH: tl.constexpr, LOW: tl.constexpr,
 ):  # fmt: skip
     """Choices are made in float64, so that every implementation makes the same ones."""
     at = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
@@ -106,22 +112,22 @@ def p_sample_of_tokens(
     chosen = x_t
     if tl.max(reads.to(tl.int32), axis=0) > 0:
         top = tl.full([ROWS], float("-inf"), REAL)
-        for start in range(0, a.num_classes, BLOCK):
-            logits = load_logits(a, rows, start + tl.arange(0, BLOCK), REAL)
-            top = tl.maximum(top, tl.max(logits, axis=1))
+        for start in range(0, a.num_classes, HIGH * LOW):
+            logits = load_logits(a, rows, classes_from(start, ROWS, HIGH, LOW), REAL)
+            top = tl.maximum(top, row_max(logits))
         total = tl.zeros([ROWS], tl.float64)
-        for start in range(0, a.num_classes, BLOCK):
-            mass = masses(a, rows, top, start + tl.arange(0, BLOCK), REAL)
-            total += tl.sum(mass, axis=1)
+        for start in range(0, a.num_classes, HIGH * LOW):
+            mass = masses(a, rows, top, classes_from(start, ROWS, HIGH, LOW), REAL)
+            total += row_sum(mass)
         logit_xt = tl.load(a.logits + at * a.num_classes + x_t, mask=reads, other=0.0).to(REAL)
         mass_xt = (exp(logit_xt - top) * rows.tilt).to(tl.float64)
-        here = step.bar_keep * mass_xt / total + bar_xt
-        threshold = choice * (u + step.keep * here)
-        from_model = step.predicts_x0 | (threshold < model)
-        drawn = draw_class(a, rows, top, draw * total, REAL, ROWS, BLOCK).to(tl.int64)
+        here = step.bar_keep * mass_xt + bar_xt * total
+        threshold = choice * (u * total + step.keep * here)  # times total, as all it is held to
+        from_model = step.predicts_x0 | (threshold < model * total)
+        drawn = draw_class(a, rows, top, draw * total, REAL, ROWS, HIGH, LOW).to(tl.int64)
         redrawn = draw_base(draw, a.cdf, a.num_classes, STEPS)
-        from_mask = (mask_id >= 0) & (threshold < base + u * step.bar_to_mask)
-        other = tl.where(threshold < base, redrawn, tl.where(from_mask, mask_id, x_t))
+        from_mask = (mask_id >= 0) & (threshold < (base + u * step.bar_to_mask) * total)
+        other = tl.where(threshold < base * total, redrawn, tl.where(from_mask, mask_id, x_t))
         chosen = tl.where(reads, tl.where(from_model, drawn, other), x_t)
     as_it_came = tl.load(a.x_t + at, mask=inside, other=0)
     tl.store(a.out + at, tl.where(good, chosen, as_it_came), mask=inside)
@@ -146,11 +152,11 @@ def p_sample(
     num_tokens, num_classes = x_t.numel(), logits.shape[-1]
     arguments = Arguments(logits, x_t, out, base_cdf, num_tokens, num_classes)
     chain = chain_of(num_tokens, rows, table, base, mask_id)
-    tile = tile_of(num_classes, torch.float64)
+    tile = tile_of(num_classes, logits.dtype, copies=4)
     launch(
         p_sample_of_tokens, triton.cdiv(num_tokens, tile.rows), logits,
         arguments, chain, random_of(seeds, step, num_tokens),
         posterior_mean, direct, triton_type(real), num_classes.bit_length(),
-        tile.rows, tile.block, num_warps=tile.num_warps,
+        tile.rows, tile.high, tile.low, num_warps=tile.num_warps,
     )  # fmt: skip
     return out

@@ -14,9 +14,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import launch, tile_of, triton_type
+from .launch import launch, triton_type
 from .math import exp, log, tiny
 from .rank_one import Step, chain_of, load_class, load_step, pi_at, posterior_mean_tilt
+from .tile import classes_from, on_tile, row_max, row_sum, tile_of
 
 
 class Arguments(NamedTuple):
@@ -65,36 +66,36 @@ def spread_at(chain, base, to_mask, classes, num_classes, REAL: tl.constexpr):
 @triton.jit
 def at_classes(pointer, a, rows, classes):
     """Return where the entries of some classes are, and which of them there are."""
-    inside = rows.inside[:, None] & (classes < a.num_classes)[None, :]
-    return pointer + rows.at[:, None] * a.num_classes + classes[None, :], inside
+    inside = on_tile(rows.inside) & (classes < a.num_classes)
+    return pointer + on_tile(rows.at) * a.num_classes + classes, inside
 
 
 @triton.jit
 def store(a, rows, classes, values):
     """Write values of some classes; NaN where an index is bad."""
     at, inside = at_classes(a.out, a, rows, classes)
-    values = tl.where(rows.good[:, None], values, float("nan"))
+    values = tl.where(on_tile(rows.good), values, float("nan"))
     tl.store(at, values.to(a.out.dtype.element_ty), mask=inside)
 
 
 @triton.jit
 def q_posterior_of_tokens(
-    a, chain, REAL: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr
+    a, chain, REAL: tl.constexpr, ROWS: tl.constexpr, HIGH: tl.constexpr, LOW: tl.constexpr
 ):  # fmt: skip
-    """log q(x_s | x_t, x_0)."""
+    """Write log q(x_s | x_t, x_0)."""
     rows, step = load_rows(a, chain, False, REAL, ROWS)
     u = spread_at(chain, step.base, step.to_mask, rows.x_t, a.num_classes, REAL)
     bar_xt = spread_at(chain, step.bar_base, step.bar_to_mask, rows.x_t, a.num_classes, REAL)
     zq = u + step.keep * (bar_xt + tl.where(rows.x0 == rows.x_t, step.bar_keep, 0.0))
     log_leave = log(u / zq)
     log_stay = log((u + step.keep) / zq)
-    for start in range(0, a.num_classes, BLOCK):
-        j = (start + tl.arange(0, BLOCK))[None, :]
-        base, to_mask = step.bar_base[:, None], step.bar_to_mask[:, None]
-        truth = spread_at(chain, base, to_mask, j, a.num_classes, REAL)
-        truth += tl.where(j == rows.x0[:, None], step.bar_keep[:, None], 0.0)
-        reach = tl.where(j == rows.x_t[:, None], log_stay[:, None], log_leave[:, None])
-        store(a, rows, start + tl.arange(0, BLOCK), reach + log(truth))
+    for start in range(0, a.num_classes, HIGH * LOW):
+        classes = classes_from(start, ROWS, HIGH, LOW)
+        base, to_mask = on_tile(step.bar_base), on_tile(step.bar_to_mask)
+        truth = spread_at(chain, base, to_mask, classes, a.num_classes, REAL)
+        truth += tl.where(classes == on_tile(rows.x0), on_tile(step.bar_keep), 0.0)
+        reach = tl.where(classes == on_tile(rows.x_t), on_tile(log_stay), on_tile(log_leave))
+        store(a, rows, classes, reach + log(truth))
 
 
 class Predicted(NamedTuple):
@@ -113,14 +114,15 @@ class Predicted(NamedTuple):
 def load_exponents(a, rows, top, log_tilt, classes, REAL: tl.constexpr):
     """Return the logarithm of s of some classes plus a number a row."""
     at, inside = at_classes(a.logits, a, rows, classes)
-    logits = tl.load(at, mask=inside, other=float("-inf")).to(REAL) - top[:, None]
-    return logits + tl.where(classes[None, :] == rows.x_t[:, None], log_tilt[:, None], 0.0)
+    logits = tl.load(at, mask=inside, other=float("-inf")).to(REAL) - on_tile(top)
+    return logits + tl.where(classes == on_tile(rows.x_t), on_tile(log_tilt), 0.0)
 
 
 @triton.jit
 def predict(
     a, chain, rows, step,
-    POSTERIOR_MEAN: tl.constexpr, REAL: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    POSTERIOR_MEAN: tl.constexpr, REAL: tl.constexpr,
+    ROWS: tl.constexpr, HIGH: tl.constexpr, LOW: tl.constexpr,
 ):  # fmt: skip
     """Return what the model says; the step to s itself is one from anywhere to where s says."""
     direct = step.predicts_x0
@@ -143,13 +145,15 @@ def predict(
         step.exists,
     )
     top = tl.full([ROWS], float("-inf"), REAL)
-    for start in range(0, a.num_classes, BLOCK):
-        logits = load_exponents(a, rows, zero, zero, start + tl.arange(0, BLOCK), REAL)
-        top = tl.maximum(top, tl.max(logits, axis=1))
+    for start in range(0, a.num_classes, HIGH * LOW):
+        logits = load_exponents(a, rows, zero, zero, classes_from(start, ROWS, HIGH, LOW), REAL)
+        top = tl.maximum(top, row_max(logits))
     sum = zero
-    for start in range(0, a.num_classes, BLOCK):
-        exponents = load_exponents(a, rows, top, log_tilt, start + tl.arange(0, BLOCK), REAL)
-        sum += tl.sum(exp(exponents), axis=1)
+    for start in range(0, a.num_classes, HIGH * LOW):
+        exponents = load_exponents(
+            a, rows, top, log_tilt, classes_from(start, ROWS, HIGH, LOW), REAL
+        )
+        sum += row_sum(exp(exponents))
     reads = rows.inside & rows.good
     logit_xt = tl.load(a.logits + rows.at * a.num_classes + rows.x_t, mask=reads, other=0.0)
     s_xt = exp(logit_xt.to(REAL) - top + log_tilt) / sum
@@ -160,35 +164,37 @@ def predict(
 @triton.jit
 def p_posterior_of_tokens(
     a, chain, POSTERIOR_MEAN: tl.constexpr, DIRECT: tl.constexpr, REAL: tl.constexpr,
-    ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    ROWS: tl.constexpr, HIGH: tl.constexpr, LOW: tl.constexpr,
 ):  # fmt: skip
-    """log p(x_s | x_t), or with ``upstream`` its gradient with respect to the logits."""
+    """Write log p(x_s | x_t), or with ``upstream`` its gradient with respect to the logits."""
     rows, step = load_rows(a, chain, DIRECT, REAL, ROWS)
-    model = predict(a, chain, rows, step, POSTERIOR_MEAN, REAL, ROWS, BLOCK)
+    model = predict(a, chain, rows, step, POSTERIOR_MEAN, REAL, ROWS, HIGH, LOW)
     if a.upstream is None:
-        write_log_p(a, chain, rows, model, REAL, BLOCK)
+        write_log_p(a, chain, rows, model, REAL, ROWS, HIGH, LOW)
     else:
-        write_gradient(a, chain, rows, model, REAL, ROWS, BLOCK)
+        write_gradient(a, chain, rows, model, REAL, ROWS, HIGH, LOW)
 
 
 @triton.jit
-def write_log_p(a, chain, rows, model, REAL: tl.constexpr, BLOCK: tl.constexpr):
+def write_log_p(
+    a, chain, rows, model,
+    REAL: tl.constexpr, ROWS: tl.constexpr, HIGH: tl.constexpr, LOW: tl.constexpr,
+):  # fmt: skip
     """Where ub_j = 0, f_j = A s_j: the level of the logits goes before anything is rounded."""
     step = model.step
-    log_leave = log(model.u / model.z)[:, None]
-    log_stay = log((model.u + step.keep) / model.z)[:, None]
-    log_scale = (log(step.bar_keep) - log(model.sum))[:, None]
-    scale = (step.bar_keep / model.sum)[:, None]
-    stays = (model.u == 0.0)[:, None]  # whatever the logits
-    for start in range(0, a.num_classes, BLOCK):
-        classes = start + tl.arange(0, BLOCK)
-        j = classes[None, :]
+    log_leave = on_tile(log(model.u / model.z))
+    log_stay = on_tile(log((model.u + step.keep) / model.z))
+    log_scale = on_tile(log(step.bar_keep) - log(model.sum))
+    scale = on_tile(step.bar_keep / model.sum)
+    stays = on_tile(model.u == 0.0)  # whatever the logits
+    for start in range(0, a.num_classes, HIGH * LOW):
+        classes = classes_from(start, ROWS, HIGH, LOW)
         exponents = load_exponents(a, rows, model.top, model.log_tilt, classes, REAL)
-        base, to_mask = step.bar_base[:, None], step.bar_to_mask[:, None]
-        spread = spread_at(chain, base, to_mask, j, a.num_classes, REAL)
+        base, to_mask = on_tile(step.bar_base), on_tile(step.bar_to_mask)
+        spread = spread_at(chain, base, to_mask, classes, a.num_classes, REAL)
         log_f = log(scale * exp(exponents) + spread)
         log_f = tl.where(spread > tiny(REAL), log_f, exponents + log_scale)
-        here = j == rows.x_t[:, None]
+        here = classes == on_tile(rows.x_t)
         reach = tl.where(here, log_stay, log_leave)
         fixed = tl.where(here, 0.0, float("-inf"))
         store(a, rows, classes, tl.where(stays, fixed, reach + log_f))
@@ -198,37 +204,44 @@ def write_log_p(a, chain, rows, model, REAL: tl.constexpr, BLOCK: tl.constexpr):
 def weigh(a, chain, rows, model, classes, REAL: tl.constexpr):
     """Return s, w and G of some classes."""
     exponents = load_exponents(a, rows, model.top, model.log_tilt, classes, REAL)
-    s = exp(exponents) / model.sum[:, None]
+    s = exp(exponents) / on_tile(model.sum)
     at, inside = at_classes(a.upstream, a, rows, classes)
     upstream = tl.load(at, mask=inside, other=0.0).to(REAL)
     step = model.step
-    base, to_mask = step.bar_base[:, None], step.bar_to_mask[:, None]
-    spread = spread_at(chain, base, to_mask, classes[None, :], a.num_classes, REAL)
-    kept = step.bar_keep[:, None] * s
+    base, to_mask = on_tile(step.bar_base), on_tile(step.bar_to_mask)
+    spread = spread_at(chain, base, to_mask, classes, a.num_classes, REAL)
+    kept = on_tile(step.bar_keep) * s
     return s, tl.where(spread > tiny(REAL), kept / (kept + spread), 1.0), upstream
 
 
 @triton.jit
 def write_gradient(
-    a, chain, rows, model, REAL: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr
+    a,
+    chain,
+    rows,
+    model,
+    REAL: tl.constexpr,
+    ROWS: tl.constexpr,
+    HIGH: tl.constexpr,
+    LOW: tl.constexpr,
 ):
     """Read the rows twice, the second time out of the cache."""
     step = model.step
     sum = tl.zeros([ROWS], REAL)
     weighted = tl.zeros([ROWS], REAL)
-    for start in range(0, a.num_classes, BLOCK):
-        _, w, upstream = weigh(a, chain, rows, model, start + tl.arange(0, BLOCK), REAL)
-        sum += tl.sum(upstream, axis=1)
-        weighted += tl.sum(w * upstream, axis=1)
+    for start in range(0, a.num_classes, HIGH * LOW):
+        _, w, upstream = weigh(a, chain, rows, model, classes_from(start, ROWS, HIGH, LOW), REAL)
+        sum += row_sum(upstream)
+        weighted += row_sum(w * upstream)
     pull = step.bar_keep / model.z * sum
     level = weighted - pull * (model.u + step.keep * model.s_xt)
-    stays = (model.u == 0.0)[:, None]
-    for start in range(0, a.num_classes, BLOCK):
-        classes = start + tl.arange(0, BLOCK)
+    stays = on_tile(model.u == 0.0)
+    for start in range(0, a.num_classes, HIGH * LOW):
+        classes = classes_from(start, ROWS, HIGH, LOW)
         s, w, upstream = weigh(a, chain, rows, model, classes, REAL)
-        here = classes[None, :] == rows.x_t[:, None]
-        reach = model.u[:, None] + tl.where(here, step.keep[:, None], 0.0)
-        gradient = w * upstream - s * (reach * pull[:, None] + level[:, None])
+        here = classes == on_tile(rows.x_t)
+        reach = on_tile(model.u) + tl.where(here, on_tile(step.keep), 0.0)
+        gradient = w * upstream - s * (reach * on_tile(pull) + on_tile(level))
         store(a, rows, classes, tl.where(stays, 0.0, gradient))
 
 
@@ -290,8 +303,8 @@ def _run(
 ) -> None:
     real = torch.float64 if a.out.dtype == torch.float64 else torch.float32
     chain = chain_of(a.num_tokens, rows, table, base if base is None else base.to(real), mask_id)
-    tile = tile_of(a.num_classes, real)
+    tile = tile_of(a.num_classes, a.out.dtype, copies=1 if base is None else 2)
     launch(
         kernel, triton.cdiv(a.num_tokens, tile.rows), a.out, a, chain, *model, triton_type(real),
-        tile.rows, tile.block, num_warps=tile.num_warps,
+        tile.rows, tile.high, tile.low, num_warps=tile.num_warps,
     )  # fmt: skip

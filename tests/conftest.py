@@ -1,6 +1,7 @@
 """Fixtures of all tests. ``impl`` runs a test once for each implementation of this machine."""
 
 import contextlib
+import copy
 import importlib.util
 import os
 
@@ -13,7 +14,7 @@ from hypothesis import HealthCheck, settings
 os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else "1")
 
 import d3pm_fast
-from d3pm_fast import _environment
+from d3pm_fast import _environment, functional, transitions
 
 # HYPOTHESIS_PROFILE=explore looks for new examples; by default every run tries the same.
 settings.register_profile(
@@ -45,38 +46,65 @@ IMPLEMENTATIONS = ["reference", "cpu"] if has_cpu_kernels() else ["reference"]
 
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 # The interpreter is too slow for the tests that draw many numbers.
-FEW_ROWS = ("test_loss", "test_posterior")
+WITH_TRITON = ["test_loss", "test_posterior"]
+if not _environment.INTERPRET:
+    WITH_TRITON += ["test_p_sample", "test_q_sample"]
 
 
 def pytest_generate_tests(metafunc):
     triton = ["triton"] * HAS_TRITON
     if "impl" in metafunc.fixturenames:
-        with_triton = triton if metafunc.module.__name__ in FEW_ROWS else []
-        metafunc.parametrize("impl", IMPLEMENTATIONS + with_triton, indirect=True)
+        more = triton if metafunc.module.__name__ in WITH_TRITON else []
+        metafunc.parametrize("impl", IMPLEMENTATIONS + more, indirect=True)
     if "kernels" in metafunc.fixturenames:
         metafunc.parametrize("kernels", IMPLEMENTATIONS[1:] + triton, indirect=True)
 
 
 @pytest.fixture
 def impl(request, monkeypatch):
-    """Each implementation that serves CPU tensors here."""
-    with surroundings_of(request.param, monkeypatch):
+    """Each implementation that there is here; tests give it CPU tensors, see ``serve``."""
+    with serve(request.param, monkeypatch):
         yield request.param
 
 
 @pytest.fixture
 def kernels(request, monkeypatch):
     """Each of them but the reference."""
-    with surroundings_of(request.param, monkeypatch):
+    with serve(request.param, monkeypatch):
         yield request.param
 
 
-def surroundings_of(name, monkeypatch):
-    """The interpreter divides by zero where a kernel's `where` takes the other side."""
-    if name != "triton" or not _environment.INTERPRET:
+def serve(name, monkeypatch):
+    """Let an implementation for GPUs serve CPU tensors: by copies, or by Triton's interpreter."""
+    if name != "triton":
         return contextlib.nullcontext()
-    monkeypatch.setattr("triton.runtime.interpreter._convert_float", convert_float)
-    return numpy.errstate(all="ignore")
+    if _environment.INTERPRET:
+        monkeypatch.setattr("triton.runtime.interpreter._convert_float", convert_float)
+        # The interpreter divides by zero where a kernel's `where` takes the other side.
+        return numpy.errstate(all="ignore")
+    for function in ("loss", "q_posterior", "p_posterior", "q_sample", "p_sample"):
+        original = getattr(functional, function)
+        monkeypatch.setattr(functional, function, on_gpu(original))
+    return contextlib.nullcontext()
+
+
+def on_gpu(function):
+    """The function on copies of its tensors on a GPU, where the call asks for its kernels."""
+
+    def move(value):
+        if isinstance(value, torch.Tensor):
+            return value.cuda()
+        if isinstance(value, transitions.Transition):
+            return copy.deepcopy(value).cuda()
+        return value
+
+    def call(*args, impl="auto", **options):
+        if impl != "triton":
+            return function(*args, impl=impl, **options)
+        moved = {name: move(value) for name, value in options.items()}
+        return function(*map(move, args), impl=impl, **moved).cpu()
+
+    return call
 
 
 def convert_float(values, from_type, to_type, rounding):

@@ -1,7 +1,8 @@
 """The registered operations, ``torch.ops.d3pm_fast.*``, and the choice among implementations.
 
 One set for each structure of transitions and each implementation, all with the same functions,
-and ``reference`` with them too. They trust their arguments: tokens are int64, all tensors contiguous.
+and ``reference`` with them too. They trust their arguments: tokens are int64, all tensors
+contiguous.
 """
 
 from typing import Any

@@ -78,7 +78,9 @@ def implementation(
         if not is_rank_one:
             raise RuntimeError("impl='triton' serves rank-one chains; use 'auto' or 'reference'")
         return Implementation("triton", asked)
-    raise RuntimeError(f"impl={impl!r} is not built yet; use 'auto', 'reference', 'cpu' or 'triton'")
+    raise RuntimeError(
+        f"impl={impl!r} is not built yet; use 'auto', 'reference', 'cpu' or 'triton'"
+    )
 
 
 def _best_on_gpu(kind: str, is_rank_one: bool) -> Implementation:

@@ -6,6 +6,7 @@ All take contiguous tensors: tokens ``(B, *S)`` int64, logits ``(B, *S, K)``, an
 means.
 """
 
+from collections.abc import Callable
 from functools import cache
 from types import ModuleType
 from typing import Any
@@ -52,7 +53,7 @@ def _fake_p_sample(logits: Tensor, x_t: Tensor, *args: Any) -> Tensor:
 
 
 # Each with its arguments and results, and what makes the latter's shapes.
-_OPERATIONS = {
+_OPERATIONS: dict[str, tuple[str, Callable[..., Any]]] = {
     "loss": (f"({_LOSS}, str reduction) -> Tensor", _fake_loss),
     "loss_and_grad": (
         f"({_LOSS}, str reduction, bool late) -> (Tensor, Tensor)",
@@ -62,7 +63,10 @@ _OPERATIONS = {
         f"(Tensor x0, Tensor x_t, {_CHAIN}, int num_classes, ScalarType dtype) -> Tensor",
         _fake_q_posterior,
     ),
-    "p_posterior": (f"(Tensor logits, Tensor x_t, {_CHAIN}, {_MODEL}) -> Tensor", _fake_p_posterior),
+    "p_posterior": (
+        f"(Tensor logits, Tensor x_t, {_CHAIN}, {_MODEL}) -> Tensor",
+        _fake_p_posterior,
+    ),
     "p_posterior_grad": (
         f"(Tensor logits, Tensor grad, Tensor x_t, {_CHAIN}, {_MODEL}) -> Tensor",
         _fake_p_posterior,

@@ -79,10 +79,12 @@ def _run_loss(
 
 
 def loss(*args: Any) -> Tensor:
+    """Return the loss, of each token or their sum or mean."""
     return _run_loss(None, *args)
 
 
 def loss_and_grad(logits: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+    """Return the loss and its gradient."""
     grad = torch.empty_like(logits)
     return _run_loss(grad, logits, *args), grad
 
@@ -98,6 +100,7 @@ def q_posterior(
     num_classes: int,
     dtype: torch.dtype,
 ) -> Tensor:
+    """Return log q(x_s | x_t, x_0)."""
     out = torch.empty(*x0.shape, num_classes, dtype=dtype)
     vector = _vector(base, dtype)
     bad = cpu.q_posterior(
@@ -144,10 +147,12 @@ def _run_p_posterior(
 
 
 def p_posterior(logits: Tensor, *args: Any) -> Tensor:
+    """Return log p(x_s | x_t)."""
     return _run_p_posterior(logits, None, *args)
 
 
 def p_posterior_grad(*args: Any) -> Tensor:
+    """Return the gradient of log p(x_s | x_t) with respect to the logits."""
     return _run_p_posterior(*args)
 
 
@@ -161,6 +166,7 @@ def q_sample(
     seeds: Tensor,
     step: int,
 ) -> Tensor:
+    """Return a draw for each token."""
     out = torch.empty_like(x)
     bad = cpu.q_sample(
         _chain((x.numel(), num_classes), rows, table, None, mask_id),
@@ -190,6 +196,7 @@ def p_sample(
     seeds: Tensor,
     step: int,
 ) -> Tensor:
+    """Return a draw for each token."""
     out = torch.empty_like(x_t)
     bad = cpu.p_sample(
         str(logits.dtype),

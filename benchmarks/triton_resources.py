@@ -1,0 +1,196 @@
+"""What every Triton kernel takes of a GPU, read from its binary: none is needed for that.
+
+``python -m benchmarks.triton_resources`` compiles all kernels for all targets and writes
+``benchmarks/results/triton.csv``. What a program is compiled for is what the library's own calls
+ask for; tensors without memory stand for real ones.
+"""
+
+import argparse
+import csv
+import re
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+from triton.runtime.jit import JITFunction
+
+TABLE = Path(__file__).parent / "results" / "triton.csv"
+TARGETS = {
+    "sm_80": GPUTarget("cuda", 80, 32),
+    "sm_90": GPUTarget("cuda", 90, 32),
+    "sm_100": GPUTarget("cuda", 100, 32),
+    "gfx942": GPUTarget("hip", "gfx942", 64),
+}
+SIZES = [27, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 32768]
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
+TOKENS = 1 << 20
+
+
+class Resources(NamedTuple):
+    """One program; ``local`` counts the bytes a thread keeps outside of registers."""
+
+    kernel: str
+    target: str
+    num_classes: int
+    dtype: str
+    warps: int
+    registers: int
+    local: int
+    shared: int
+    instructions: int
+    widest_load: int  # bits
+
+    @property
+    def key(self) -> tuple[str, str, int, str]:
+        """What tells it apart from the others."""
+        return self[:4]
+
+
+class NoDevice:
+    """Stands for Triton's driver of a target; a device is the target's number."""
+
+    def __init__(self, name: str) -> None:
+        self._device, self._target = list(TARGETS).index(name), TARGETS[name]
+
+    def get_current_device(self) -> int:
+        return self._device
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_current_target(self) -> GPUTarget:
+        return self._target
+
+
+def empty(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def calls(num_classes: int, dtype: torch.dtype) -> dict[str, Callable[[], Any]]:
+    """Return a call of every kernel, by name."""
+    from d3pm_fast.kernels import rank_one_ops as ops
+
+    logits, tokens = empty(TOKENS, num_classes, dtype=dtype), empty(TOKENS)
+    double = torch.float64
+    table, rows = empty(1001, 7, dtype=double), empty(TOKENS // 1024)
+    pi = empty(num_classes, dtype=double)
+    uniform, marginal = (rows, table, None, None, -1), (rows, table, pi, pi, 0)
+    weights = (1.0, 0.01, "sum")
+    draw = (empty(TOKENS // 1024), 3)
+    model, mean = (False, True), (True, True)
+    of_loss = (logits, tokens, None, tokens)
+    return {
+        "loss": lambda: ops.loss(*of_loss, *uniform, *model, *weights),
+        "loss and gradient": lambda: ops.loss_and_grad(*of_loss, *uniform, *model, *weights, False),
+        "loss and gradient, pi, posterior mean": lambda: ops.loss_and_grad(
+            *of_loss, *marginal, *mean, *weights, False
+        ),
+        "q_posterior": lambda: ops.q_posterior(tokens, tokens, *marginal, num_classes, dtype),
+        "p_posterior": lambda: ops.p_posterior(logits, tokens, *marginal, *mean),
+        "p_posterior_grad": lambda: ops.p_posterior_grad(logits, logits, tokens, *marginal, *mean),
+        "p_sample": lambda: ops.p_sample(logits, tokens, *marginal, *mean, *draw),
+    }
+
+
+def compiled(target: str, run: Callable[[], Any]) -> Any:
+    """Return the program that a call would start."""
+    programs = []
+    start = JITFunction.run
+
+    def compile_only(self: Any, *args: Any, grid: Any, warmup: bool, **options: Any) -> None:
+        if TARGETS[target].backend == "hip":
+            del options["maxnreg"]
+        programs.append(start(self, *args, grid=grid, warmup=True, **options))
+
+    driver.set_active(NoDevice(target))
+    JITFunction.run = compile_only
+    try:
+        run()
+    finally:
+        JITFunction.run = start
+    (program,) = programs
+    return program
+
+
+def inspect(program: Any) -> tuple[int, int, int, int, int, int]:
+    """Return a program's warps, registers, local bytes, shared bytes, instructions and load."""
+    read = _inspect_cubin if "cubin" in program.asm else _inspect_amdgcn
+    return program.metadata.num_warps, *read(program)
+
+
+def _inspect_cubin(program: Any) -> tuple[int, int, int, int, int]:
+    tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(program.asm["cubin"])
+        file.flush()
+        usage = _output(tools / "cuobjdump", "-res-usage", file.name)
+        listing = _output(tools / "nvdisasm", "-c", file.name)
+    registers, stack, local = (
+        int(re.search(rf"{name}:(\d+)", usage)[1]) for name in ("REG", "STACK", "LOCAL")
+    )
+    instructions = re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?\w+ )?([A-Z][\w.]*)", listing)
+    loads = [name for name in instructions if name.startswith("LDG")]
+    widest = max((128 if ".128" in n else 64 if ".64" in n else 32 for n in loads), default=0)
+    return registers, stack + local, program.metadata.shared, len(instructions), widest
+
+
+def _inspect_amdgcn(program: Any) -> tuple[int, int, int, int, int]:
+    listing = program.asm["amdgcn"]
+    registers, local = (
+        int(re.search(rf"\.{name}:\s+(\d+)", listing)[1])
+        for name in ("vgpr_count", "private_segment_fixed_size")
+    )
+    instructions = re.findall(r"^\t([vs]_\w+|global_\w+|buffer_\w+|ds_\w+)", listing, re.MULTILINE)
+    loads = [re.search(r"_load_dword(?:x(\d))?", name) for name in instructions]
+    widest = max((32 * int(load[1] or 1) for load in loads if load), default=0)
+    return registers, local, program.metadata.shared, len(instructions), widest
+
+
+def _output(*command: Any) -> str:
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def resources(targets: list[str], sizes: list[int], dtypes: list[str]) -> Iterator[Resources]:
+    """Compile all kernels and yield what each takes."""
+    for target in targets:
+        for dtype in dtypes:
+            for size in sizes:
+                for name, run in calls(size, DTYPES[dtype]).items():
+                    yield Resources(name, target, size, dtype, *inspect(compiled(target, run)))
+
+
+def read_table(path: Path = TABLE) -> dict[tuple[str, str, int, str], Resources]:
+    """Return a table by its programs."""
+    with path.open(newline="") as file:
+        rows = [
+            Resources(*(int(value) if value.isdigit() else value for value in row))
+            for row in list(csv.reader(file))[1:]
+        ]
+    return {row.key: row for row in rows}
+
+
+def main() -> None:
+    """Write the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--targets", nargs="+", choices=TARGETS, default=list(TARGETS))
+    parser.add_argument("--sizes", nargs="+", type=int, default=SIZES)
+    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES))
+    parser.add_argument("--out", type=Path, default=TABLE)
+    options = parser.parse_args()
+    with options.out.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(Resources._fields)
+        for row in resources(options.targets, options.sizes, options.dtypes):
+            writer.writerow(row)
+            file.flush()
+
+
+if __name__ == "__main__":
+    main()

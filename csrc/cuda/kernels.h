@@ -1,0 +1,44 @@
+// The CUDA kernels: what module.cpp binds and the other files of this folder define. All pointers
+// are to the device's memory; every call returns at once.
+#pragma once
+
+#include <cstdint>
+
+namespace d3pm::device {
+
+struct BFloat16 {
+  uint16_t bits;
+};
+struct Float16 {
+  uint16_t bits;
+};
+
+// Tokens, and for each run of them the row of the table with its step.
+struct Chain {
+  int64_t num_tokens, num_classes;
+  const int64_t* rows;
+  int64_t run_length;
+  const double* table;
+  int64_t table_size;
+  const void* pi;  // in the type of the calculation; null for 1/K
+  int64_t mask_id;
+};
+
+struct Loss {
+  Chain chain;
+  bool posterior_mean, direct;
+  const void* logits;
+  const int64_t *x0, *x_t;
+  const uint8_t* mask;  // null where every token counts
+  double vb_weight, ce_weight, grad_scale;
+  const void* count;  // what divides the gradient, in the type of the calculation; null for 1
+  void* loss;         // of each token, in the type of the calculation
+  void* grad;         // null where no gradient is wanted
+};
+
+// Starts a call on a stream (cudaStream_t) for logits of a type and returns what went wrong, null
+// for nothing.
+template <class Element>
+const char* launch(const Loss& call, void* stream);
+
+}  // namespace d3pm::device

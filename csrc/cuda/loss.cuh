@@ -1,0 +1,419 @@
+// The loss of rank-one chains and its gradient on a GPU: one read of the logits and one write of
+// the gradient. A row of few classes is one thread's, in shared memory; a longer one lies in the
+// registers of a part of a warp, a warp or a block; the longest are read three times.
+
+#include "device.h"
+
+namespace d3pm::device {
+
+#include "../loss_row.h"
+
+// A class that LossRow treats on its own has e = -1: it is in no sum.
+constexpr int kApart = -1;
+
+// A token's step and classes, and whether it is settled before its row is read.
+template <class Real>
+struct LossToken : LossRow<Math<Real>> {
+  using M = Math<Real>;
+
+  int64_t token;
+  int x0 = 0, x_t = 0;
+  bool inside, settled = true;
+  Real value = 0;  // of a settled token's loss and of all its gradient
+  Real factor = 1;
+
+  __device__ LossToken(const Loss& call, int64_t token)
+      : token(token), inside(token < call.chain.num_tokens) {
+    if (inside && (!call.mask || call.mask[token])) look_up(call);
+  }
+
+  // Whether h is not 1 on all of the rest.
+  __device__ bool is_curved() const {
+    return this->bar_base > M::splat(M::tiny) && this->vb != 0;
+  }
+
+  // Takes in the row's largest logit and the sum of exp(logit - top) over the rest.
+  __device__ void predict(Real top, Real e_rest, Real logit_x0, Real logit_xt, Real logit_mask) {
+    this->e_x0 = M::exp(logit_x0 - top);
+    this->e_xt = M::exp(logit_xt - top);
+    this->e_mask = has_mask_apart ? M::exp(logit_mask - top) : Real(0);
+    this->e_rest = e_rest;
+    this->below_top = top - logit_x0;
+    this->solve();
+    if (is_curved()) return;
+    this->sum_phi = this->sum_h = 0;
+  }
+
+  bool has_mask_apart = false;
+
+ private:
+  __device__ void look_up(const Loss& call) {
+    const Chain& chain = call.chain;
+    value = NAN;
+    const int64_t row = chain.rows[token / chain.run_length];
+    const int64_t from = call.x0[token], to = call.x_t[token];
+    if (row < 0 || row >= chain.table_size || !is_class(chain, from) || !is_class(chain, to))
+      return;
+    const StepCoefficients& step = reinterpret_cast<const StepCoefficients*>(chain.table)[row];
+    if (step.keep != step.keep) return;
+    x0 = static_cast<int>(from);
+    x_t = static_cast<int>(to);
+    const bool direct = call.direct && step.target_time == 0;
+    const int mask = static_cast<int>(chain.mask_id);
+    has_mask_apart = mask >= 0 && mask != x0 && mask != x_t;
+
+    this->keep = static_cast<Real>(step.keep);
+    this->bar_keep = static_cast<Real>(step.bar_keep);
+    this->bar_base = static_cast<Real>(step.bar_base);
+    this->same = x0 == x_t;
+    this->spread = entry(chain, step.base, step.mask, x_t);
+    this->bar_x0 = entry(chain, step.bar_base, step.bar_mask, x0);
+    this->bar_xt = entry(chain, step.bar_base, step.bar_mask, x_t);
+    this->bar_mask = has_mask_apart ? entry(chain, step.bar_base, step.bar_mask, mask) : Real(0);
+    const Real u = this->spread, stay = x0 == x_t ? this->bar_keep : Real(0);
+    if (u == 0 && (this->keep == 0 || this->bar_xt + stay == 0)) return;
+    value = 0;
+    this->tilt = 1;
+    if (call.posterior_mean && !direct)
+      this->tilt = static_cast<Real>(
+          posterior_mean_tilt(this->keep, u, this->bar_keep, this->bar_xt));
+    this->vb = direct || u == 0 ? Real(0) : static_cast<Real>(call.vb_weight);
+    this->ce = static_cast<Real>(call.ce_weight + (direct ? call.vb_weight : 0));
+    settled = this->vb == 0 && this->ce == 0;
+    factor = static_cast<Real>(call.grad_scale);
+    if (call.count) factor /= *static_cast<const Real*>(call.count);
+  }
+
+  static __device__ bool is_class(const Chain& chain, int64_t j) {
+    return j >= 0 && j < chain.num_classes;
+  }
+
+  static __device__ Real entry(const Chain& chain, double base, double mask, int j) {
+    const Vector<Real> vector{static_cast<const Real*>(chain.pi),
+                              1.0 / static_cast<double>(chain.num_classes), chain.mask_id};
+    return static_cast<Real>(vector(base, mask, j));
+  }
+};
+
+// g and y = 1 + g of classes of the rest. `pi` is null where all are the same, and then in slope.
+template <class Real>
+struct LossCurve {
+  Real ratio, shift, slope;
+  const Real* pi;
+
+  __device__ LossCurve(const Loss& call, const LossToken<Real>& token)
+      : ratio(token.ratio), shift(token.shift), slope(token.slope),
+        pi(static_cast<const Real*>(call.chain.pi)) {
+    if (!pi) slope *= static_cast<Real>(call.chain.num_classes);
+    if (!token.is_curved()) ratio = shift = 1, slope = 0;
+  }
+
+  // Adds pi phi(g) and pi h of a class, of 1 for pi where all are the same.
+  __device__ void add(Real e, int64_t j, Real& sum_phi, Real& sum_h) const {
+    const Real weight = pi ? pi[j] : Real(1);
+    if (weight > 0) {
+      const Real lift = pi ? slope * e / weight : slope * e;
+      sum_phi += weight * Math<Real>::phi(shift + lift, ratio + lift);
+      sum_h += weight * ((shift + lift) / (ratio + lift));
+    } else {
+      sum_phi += slope * e;
+    }
+  }
+
+  __device__ Real h(Real e, int64_t j) const {
+    const Real weight = pi ? pi[j] : Real(1);
+    if (!(weight > 0)) return 1;
+    const Real lift = pi ? slope * e / weight : slope * e;
+    return (shift + lift) / (ratio + lift);
+  }
+
+  // What the sums over the rest are divided by.
+  __device__ Real count(const Loss& call) const {
+    return pi ? Real(1) : static_cast<Real>(call.chain.num_classes);
+  }
+};
+
+// Vectors of a row, one after the other by the threads that share it.
+template <class Element, int kThreads, int kVectors>
+struct RowPart {
+  using Real = typename Memory<Element>::Real;
+  static constexpr int kWidth = Pack<Element>::kSize;
+
+  // The class of the first number of a thread's vector.
+  static __device__ int64_t first(int64_t start, int vector) {
+    return start + (static_cast<int64_t>(vector) * kThreads + threadIdx.x % kThreads) * kWidth;
+  }
+
+  static __device__ void read(const Element* row, int64_t start, int64_t end, bool aligned,
+                              Real* to) {
+    Pack<Element> packs[kVectors];
+#pragma unroll
+    for (int v = 0; v < kVectors; ++v) {
+      const int64_t j = first(start, v);
+      if (aligned && j < end) {
+        packs[v] = *reinterpret_cast<const Pack<Element>*>(row + j);
+      } else {
+#pragma unroll
+        for (int i = 0; i < kWidth; ++i)
+          packs[v].values[i] = j + i < end ? row[j + i] : Memory<Element>::narrow(-INFINITY);
+      }
+    }
+#pragma unroll
+    for (int v = 0; v < kVectors; ++v)
+#pragma unroll
+      for (int i = 0; i < kWidth; ++i)
+        to[v * kWidth + i] = Memory<Element>::widen(packs[v].values[i]);
+  }
+
+  static __device__ void write(Element* row, int64_t start, int64_t end, bool aligned,
+                               const Real* from) {
+#pragma unroll
+    for (int v = 0; v < kVectors; ++v) {
+      const int64_t j = first(start, v);
+      Pack<Element> pack;
+#pragma unroll
+      for (int i = 0; i < kWidth; ++i)
+        pack.values[i] = Memory<Element>::narrow(from[v * kWidth + i]);
+      if (aligned && j < end) {
+        *reinterpret_cast<Pack<Element>*>(row + j) = pack;
+      } else {
+#pragma unroll
+        for (int i = 0; i < kWidth; ++i)
+          if (j + i < end) row[j + i] = pack.values[i];
+      }
+    }
+  }
+};
+
+// A block's rows in registers, kThreads threads a row. Rows longer than what the registers hold
+// are gone through part by part, three times.
+template <class Element, int kThreads, int kVectors>
+struct LossOfRows {
+  using Part = RowPart<Element, kThreads, kVectors>;
+  using Real = typename Part::Real;
+  using M = Math<Real>;
+  static constexpr int kBlock = kThreads < 128 ? 128 : kThreads;
+  static constexpr int kRows = kBlock / kThreads;
+  static constexpr int kNumbers = kVectors * Part::kWidth;
+  static constexpr int64_t kClasses = int64_t{kThreads} * kNumbers;
+
+  const Loss& call;
+  LossToken<Real> token;
+  const Element* const row;
+  const int64_t num_classes;
+  const bool aligned;
+  Real e[kNumbers];
+
+  __device__ explicit LossOfRows(const Loss& call, bool aligned)
+      : call(call),
+        token(call, int64_t{blockIdx.x} * kRows + threadIdx.x / kThreads),
+        row(static_cast<const Element*>(call.logits) + token.token * call.chain.num_classes),
+        num_classes(call.chain.num_classes),
+        aligned(aligned) {}
+
+  __device__ void run() {
+    const bool is_whole = num_classes <= kClasses;
+    Real top = -INFINITY;
+    each_part([&](int64_t start) {
+      read(start);
+      for (int i = 0; i < kNumbers; ++i) top = Max()(top, e[i]);
+    });
+    top = reduce<kThreads>(top, Max());
+    if (token.settled) top = 0;
+
+    Real e_rest = 0;
+    each_part([&](int64_t start) {
+      exponentiate(start, top, is_whole);
+      for (int i = 0; i < kNumbers; ++i) e_rest += e[i] < 0 ? Real(0) : e[i];
+    });
+    e_rest = reduce<kThreads>(e_rest, Sum());
+    if (!token.settled)
+      token.predict(top, e_rest, logit(token.x0), logit(token.x_t),
+                    logit(token.has_mask_apart ? call.chain.mask_id : token.x0));
+
+    const LossCurve<Real> curve(call, token);
+    Real sum_phi = 0, sum_h = 0;
+    if (!token.settled && token.is_curved()) {
+      each_part([&](int64_t start) {
+        if (!is_whole) read(start), exponentiate(start, top, true);
+        each_number(start, [&](int i, int64_t j) {
+          if (e[i] >= 0) curve.add(e[i], j, sum_phi, sum_h);
+        });
+      });
+    }
+    token.sum_phi = reduce<kThreads>(sum_phi, Sum()) / curve.count(call);
+    token.sum_h = reduce<kThreads>(sum_h, Sum()) / curve.count(call);
+    if (!token.settled) token.finish();
+    if (!token.inside) return;
+    if (threadIdx.x % kThreads == 0)
+      static_cast<Real*>(call.loss)[token.token] = token.settled ? token.value : token.loss;
+    if (call.grad) write_gradient(curve, top, is_whole);
+  }
+
+ private:
+  template <class Body>
+  __device__ void each_part(const Body& body) {
+    for (int64_t start = 0; start < num_classes; start += kClasses) body(start);
+  }
+
+  template <class Body>
+  __device__ void each_number(int64_t start, const Body& body) {
+#pragma unroll
+    for (int v = 0; v < kVectors; ++v) {
+      const int64_t first = Part::first(start, v);
+#pragma unroll
+      for (int i = 0; i < Part::kWidth; ++i) body(v * Part::kWidth + i, first + i);
+    }
+  }
+
+  __device__ Real logit(int64_t j) const { return Memory<Element>::widen(row[j]); }
+
+  __device__ void read(int64_t start) {
+    Part::read(row, start, token.settled ? 0 : num_classes, aligned, e);
+  }
+
+  // Turns logits, read anew where they are not there any more, into exp(logit - top).
+  __device__ void exponentiate(int64_t start, Real top, bool are_there) {
+    if (!are_there) read(start);
+    const int64_t mask = call.chain.mask_id;
+    each_number(start, [&](int i, int64_t j) {
+      const bool apart = j == token.x0 || j == token.x_t || j == mask || j >= num_classes;
+      e[i] = apart ? Real(kApart) : M::exp(e[i] - top);
+    });
+  }
+
+  __device__ void write_gradient(const LossCurve<Real>& curve, Real top, bool is_whole) {
+    Element* const grad = static_cast<Element*>(call.grad) + token.token * num_classes;
+    const Real steep = token.steep * token.factor, flat = token.flat * token.factor;
+    each_part([&](int64_t start) {
+      if (!is_whole) read(start), exponentiate(start, top, true);
+      each_number(start, [&](int i, int64_t j) {
+        e[i] = token.settled || j >= num_classes
+                   ? token.value
+                   : special(j, e[i] * (steep * curve.h(e[i], j) + flat));
+      });
+      Part::write(grad, start, num_classes, aligned, e);
+    });
+  }
+
+  __device__ Real special(int64_t j, Real of_rest) const {
+    if (j == token.x0) return token.grad_x0 * token.factor;
+    if (j == token.x_t) return token.grad_xt * token.factor;
+    if (j == call.chain.mask_id) return token.grad_mask * token.factor;
+    return of_rest;
+  }
+};
+
+template <class Element, int kThreads, int kVectors>
+__global__ void __launch_bounds__((LossOfRows<Element, kThreads, kVectors>::kBlock))
+    loss_of_rows(const Loss call, const bool aligned) {
+  LossOfRows<Element, kThreads, kVectors>(call, aligned).run();
+}
+
+constexpr int kFewClasses = 64;
+constexpr int kRowsOfFew = 128;
+
+// A thread a row, in shared memory in steps of an odd number of words, free of bank conflicts.
+template <class Element>
+__global__ void __launch_bounds__(kRowsOfFew) loss_of_few_classes(const Loss call) {
+  using Real = typename Memory<Element>::Real;
+  using M = Math<Real>;
+  D3PM_DYNAMIC_SHARED(Real, shared);
+  const int classes = static_cast<int>(call.chain.num_classes), stride = classes | 1;
+  const int64_t begin = int64_t{blockIdx.x} * kRowsOfFew;
+  const int64_t left = call.chain.num_tokens - begin;
+  const int count = static_cast<int>(left < kRowsOfFew ? left : kRowsOfFew) * classes;
+  const Element* const logits = static_cast<const Element*>(call.logits) + begin * classes;
+
+  const auto each_number = [&](const auto& body) {
+    int row = threadIdx.x / classes, j = threadIdx.x % classes;
+    for (int i = threadIdx.x; i < count; i += kRowsOfFew) {
+      body(i, row * stride + j);
+      row += kRowsOfFew / classes;
+      j += kRowsOfFew % classes;
+      if (j >= classes) j -= classes, ++row;
+    }
+  };
+  each_number([&](int i, int at) { shared[at] = Memory<Element>::widen(logits[i]); });
+  __syncthreads();
+
+  LossToken<Real> token(call, begin + threadIdx.x);
+  Real* const e = shared + threadIdx.x * stride;
+  if (token.inside && token.settled) {
+    for (int j = 0; j < classes; ++j) e[j] = token.value;
+    static_cast<Real*>(call.loss)[token.token] = token.value;
+  } else if (token.inside) {
+    const int mask = static_cast<int>(call.chain.mask_id);
+    Real top = -INFINITY;
+    for (int j = 0; j < classes; ++j) top = Max()(top, e[j]);
+    const Real logit_x0 = e[token.x0], logit_xt = e[token.x_t];
+    const Real logit_mask = token.has_mask_apart ? e[mask] : logit_x0;
+    if (mask >= 0) e[mask] = kApart;
+    Real e_rest = 0;
+    for (int j = 0; j < classes; ++j) {
+      const bool apart = j == token.x0 || j == token.x_t || j == mask;
+      e[j] = apart ? Real(kApart) : M::exp(e[j] - top);
+      e_rest += apart ? Real(0) : e[j];
+    }
+    token.predict(top, e_rest, logit_x0, logit_xt, logit_mask);
+    const LossCurve<Real> curve(call, token);
+    Real sum_phi = 0, sum_h = 0;
+    if (token.is_curved())
+      for (int j = 0; j < classes; ++j)
+        if (e[j] >= 0) curve.add(e[j], j, sum_phi, sum_h);
+    token.sum_phi = sum_phi / curve.count(call);
+    token.sum_h = sum_h / curve.count(call);
+    token.finish();
+    static_cast<Real*>(call.loss)[token.token] = token.loss;
+    for (int j = 0; j < classes; ++j)
+      e[j] *= token.factor * (token.steep * curve.h(e[j], j) + token.flat);
+    if (mask >= 0) e[mask] = token.grad_mask * token.factor;
+    e[token.x_t] = token.grad_xt * token.factor;
+    e[token.x0] = token.grad_x0 * token.factor;
+  }
+  if (!call.grad) return;
+  __syncthreads();
+  Element* const grad = static_cast<Element*>(call.grad) + begin * classes;
+  each_number([&](int i, int at) { grad[i] = Memory<Element>::narrow(shared[at]); });
+}
+
+template <class Element, int kThreads>
+void launch_loss_of_rows(const Loss& call, cudaStream_t stream) {
+  using Real = typename Memory<Element>::Real;
+  constexpr int kNumbers = sizeof(Real) == 8 ? 8 : 32;
+  using Rows = LossOfRows<Element, kThreads, kNumbers / Pack<Element>::kSize>;
+  const uintptr_t addresses =
+      reinterpret_cast<uintptr_t>(call.logits) | reinterpret_cast<uintptr_t>(call.grad);
+  const bool aligned =
+      addresses % 16 == 0 && call.chain.num_classes % Pack<Element>::kSize == 0;
+  const int64_t blocks = (call.chain.num_tokens + Rows::kRows - 1) / Rows::kRows;
+  D3PM_LAUNCH((loss_of_rows<Element, kThreads, kNumbers / Pack<Element>::kSize>), blocks,
+              Rows::kBlock, 0, stream, call, aligned);
+}
+
+// Starts the kernel for the number of classes.
+template <class Element>
+const char* launch(const Loss& call, void* on) {
+  const auto stream = static_cast<cudaStream_t>(on);
+  using Real = typename Memory<Element>::Real;
+  constexpr int kNumbers = sizeof(Real) == 8 ? 8 : 32;
+  const int64_t classes = call.chain.num_classes;
+  if (classes <= kFewClasses) {
+    const int64_t blocks = (call.chain.num_tokens + kRowsOfFew - 1) / kRowsOfFew;
+    const size_t bytes = kRowsOfFew * (static_cast<size_t>(classes) | 1) * sizeof(Real);
+    D3PM_LAUNCH((loss_of_few_classes<Element>), blocks, kRowsOfFew, bytes, stream, call);
+  } else if (classes <= 4 * kNumbers) {
+    launch_loss_of_rows<Element, 4>(call, stream);
+  } else if (classes <= 8 * kNumbers) {
+    launch_loss_of_rows<Element, 8>(call, stream);
+  } else if (classes <= 32 * kNumbers) {
+    launch_loss_of_rows<Element, 32>(call, stream);
+  } else if (classes <= 128 * kNumbers) {
+    launch_loss_of_rows<Element, 128>(call, stream);
+  } else {
+    launch_loss_of_rows<Element, 256>(call, stream);
+  }
+  return last_error();
+}
+
+}  // namespace d3pm::device

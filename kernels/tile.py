@@ -1,0 +1,81 @@
+"""Tiles of rows: which classes of which tokens a program holds, and which thread has which.
+
+A tile is ``(HIGH, rows, LOW)``, its class ``high * LOW + low``. Threads are given out along LOW
+first, in vectors of 16 bytes, and along the rows next: a row of few classes is spread over few
+threads, since all of them repeat the mathematics of its token.
+"""
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+
+
+class Tile(NamedTuple):
+    """The shape of a tile, and the warps that share it."""
+
+    rows: int
+    high: int
+    low: int
+    num_warps: int
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes of a row it holds."""
+        return self.high * self.low
+
+
+# A thread's numbers, and the longest rows that are held whole; longer ones are read in blocks.
+# No program spills a register with them, see benchmarks/results/triton.csv.
+NUMBERS = {torch.float32: 32, torch.float64: 8}
+LONGEST = {torch.float32: 8192, torch.float64: 512}
+LONG_ROW_WARPS = {torch.float32: 8, torch.float64: 4}
+
+
+def tile_of(num_classes: int, dtype: torch.dtype, copies: int = 1) -> Tile:
+    """Return the tile for rows of so many numbers of a floating point type.
+
+    ``copies`` says how much a program keeps beside them, 1 for nothing.
+    """
+    real = torch.float64 if dtype == torch.float64 else torch.float32
+    vector = 16 // dtype.itemsize
+    whole = triton.next_power_of_2(num_classes)
+    if whole > LONGEST[real] // copies:
+        num_warps = LONG_ROW_WARPS[real]
+        return Tile(1, 1, num_warps * 32 * vector, num_warps)
+    numbers = NUMBERS[real] // (max(copies, 2) if whole > 2048 else copies)
+    if num_classes % vector == 0:
+        high = max(min(numbers, whole) // vector, 1)
+        threads = max(whole // (high * vector), 1)
+    else:  # read number by number
+        high = min(numbers, max(whole // 2, 1))
+        threads = whole // high
+    num_warps = max(threads // 32, 4)
+    return Tile(num_warps * 32 // threads, high, whole // high, num_warps)
+
+
+@triton.jit
+def classes_from(start, ROWS: tl.constexpr, HIGH: tl.constexpr, LOW: tl.constexpr):
+    """Return the classes of a tile that begins at one of them, the same in all rows."""
+    high = tl.arange(0, HIGH)[:, None, None]
+    classes = start + high * LOW + tl.arange(0, LOW)[None, None, :]
+    return tl.broadcast_to(classes, (HIGH, ROWS, LOW))
+
+
+@triton.jit
+def on_tile(x):
+    """Return what each row has, for all of its classes."""
+    return x[None, :, None]
+
+
+@triton.jit
+def row_sum(x):
+    """Return the sum of each row."""
+    return tl.sum(tl.sum(x, axis=2), axis=0)
+
+
+@triton.jit
+def row_max(x):
+    """Return the largest number of each row."""
+    return tl.max(tl.max(x, axis=2), axis=0)

@@ -1,0 +1,232 @@
+// For tests only: runs CUDA device code as C++, a fiber for every thread, one block after another.
+//
+// The order of the fibers is shuffled by a seed, anew between any two barriers, so that a result
+// that needs a barrier which is not there comes out differently for some seed. Threads that wait
+// for others that never come, or meet at different places, are an error.
+#pragma once
+
+#include <ucontext.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <functional>
+#include <random>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+#define __shared__ static
+
+namespace simt {
+
+struct Index {
+  unsigned x;
+};
+
+constexpr unsigned kWarp = 32;
+constexpr size_t kStack = 64 << 10;
+
+// What a fiber waits at, and with which others.
+struct Meeting {
+  const char* place = nullptr;
+  uint32_t lanes = 0;  // of its warp; unused where the whole block meets
+};
+
+struct Fiber {
+  ucontext_t context;
+  enum { ready, at_block, at_warp, done } state;
+  Meeting meeting;
+  uint64_t given;  // to the other lanes
+};
+
+class Block {
+ public:
+  static Block& current() {
+    static Block block;
+    return block;
+  }
+
+  unsigned thread = 0, block_index = 0, num_threads = 0, num_blocks = 0;
+  std::vector<uint64_t> dynamic_shared;
+  uint64_t seed = 0;
+
+  void run(const std::function<void()>& body) {
+    body_ = &body;
+    error_.clear();
+    fibers_.assign(num_threads, {});
+    stacks_.resize(num_threads * kStack);
+    order_.resize(num_threads);
+    for (unsigned i = 0; i < num_threads; ++i) {
+      order_[i] = i;
+      Fiber& fiber = fibers_[i];
+      getcontext(&fiber.context);
+      fiber.context.uc_stack = {stacks_.data() + i * kStack, 0, kStack};
+      fiber.context.uc_link = nullptr;
+      makecontext(&fiber.context, &Block::enter, 0);
+    }
+    std::mt19937_64 random(seed + block_index);
+    while (count(Fiber::done) < num_threads) {
+      if (seed) std::shuffle(order_.begin(), order_.end(), random);
+      for (unsigned i : order_) resume(i);
+      if (!release()) fail("threads wait for each other at " + waiting());
+    }
+  }
+
+  void wait(decltype(Fiber::state) state, const char* place, uint32_t lanes = 0) {
+    Fiber& fiber = fibers_[thread];
+    fiber.state = state;
+    fiber.meeting = {place, lanes};
+    swapcontext(&fiber.context, &scheduler_);
+  }
+
+  // What every lane of the warp has given, once all of `lanes` have met.
+  template <class T>
+  T exchange(uint32_t lanes, T value, unsigned from, const char* place) {
+    static_assert(sizeof(T) <= sizeof(uint64_t), "a lane gives at most 8 bytes");
+    const unsigned first = thread / kWarp * kWarp;
+    if (!(lanes >> (thread - first) & 1)) fail(std::string("a lane is not in its mask at ") + place);
+    std::memcpy(&fibers_[thread].given, &value, sizeof(T));
+    wait(Fiber::at_warp, place, lanes);
+    T result = value;
+    if (first + from < num_threads) std::memcpy(&result, &fibers_[first + from].given, sizeof(T));
+    wait(Fiber::at_warp, place, lanes);  // nobody gives anew before all have taken
+    return result;
+  }
+
+  void fail(const std::string& message) {
+    error_ = message;
+    if (inside_) setcontext(&scheduler_);
+    throw std::runtime_error(error_);
+  }
+
+ private:
+  static void enter() {
+    Block& block = current();
+    (*block.body_)();
+    block.wait(Fiber::done, "its end");
+  }
+
+  void resume(unsigned i) {
+    if (fibers_[i].state != Fiber::ready) return;
+    thread = i;
+    inside_ = true;
+    swapcontext(&scheduler_, &fibers_[i].context);
+    inside_ = false;
+    if (!error_.empty()) throw std::runtime_error(error_);
+  }
+
+  unsigned count(decltype(Fiber::state) state) const {
+    return std::count_if(fibers_.begin(), fibers_.end(),
+                         [=](const Fiber& fiber) { return fiber.state == state; });
+  }
+
+  // Lets go on who has met; false where nobody has and somebody waits.
+  bool release() {
+    bool any = count(Fiber::done) == num_threads;
+    if (const unsigned met = count(Fiber::at_block); met && met + count(Fiber::done) == num_threads)
+      any = set_ready([](const Fiber& fiber) { return fiber.state == Fiber::at_block; });
+    for (unsigned first = 0; first < num_threads; first += kWarp) {
+      const unsigned last = std::min(first + kWarp, num_threads);
+      for (unsigned i = first; i < last; ++i)
+        if (fibers_[i].state == Fiber::at_warp) any |= release_warp(first, last, fibers_[i].meeting);
+    }
+    return any;
+  }
+
+  bool release_warp(unsigned first, unsigned last, const Meeting meeting) {
+    for (unsigned i = first; i < last; ++i) {
+      const Fiber& fiber = fibers_[i];
+      if (!(meeting.lanes >> (i - first) & 1)) continue;
+      if (fiber.state != Fiber::at_warp || fiber.meeting.lanes != meeting.lanes) return false;
+      if (std::strcmp(fiber.meeting.place, meeting.place)) return false;
+    }
+    for (unsigned i = first; i < last; ++i)
+      if (meeting.lanes >> (i - first) & 1) fibers_[i].state = Fiber::ready;
+    return true;
+  }
+
+  template <class Which>
+  bool set_ready(const Which& which) {
+    for (Fiber& fiber : fibers_)
+      if (which(fiber)) fiber.state = Fiber::ready;
+    return true;
+  }
+
+  std::string waiting() const {
+    for (const Fiber& fiber : fibers_)
+      if (fiber.state != Fiber::done) return fiber.meeting.place;
+    return "their end";
+  }
+
+  const std::function<void()>* body_ = nullptr;
+  std::vector<Fiber> fibers_;
+  std::vector<char> stacks_;
+  std::vector<unsigned> order_;
+  ucontext_t scheduler_;
+  std::string error_;
+  bool inside_ = false;
+};
+
+// The dimensions and indices of CUDA, of which the kernels use x.
+struct ThreadIndex {
+  struct {
+    operator unsigned() const { return Block::current().thread; }
+  } x;
+};
+struct BlockIndex {
+  struct {
+    operator unsigned() const { return Block::current().block_index; }
+  } x;
+};
+struct BlockSize {
+  struct {
+    operator unsigned() const { return Block::current().num_threads; }
+  } x;
+};
+
+// Runs all blocks of a grid; seed 0 keeps the threads in order.
+inline void launch(uint64_t num_blocks, unsigned num_threads, size_t shared_bytes, uint64_t seed,
+                   const std::function<void()>& body) {
+  Block& block = Block::current();
+  block.num_blocks = num_blocks;
+  block.num_threads = num_threads;
+  block.seed = seed;
+  for (block.block_index = 0; block.block_index < num_blocks; ++block.block_index) {
+    block.dynamic_shared.assign(shared_bytes / 8 + 1, 0xA5A5A5A5A5A5A5A5);
+    block.run(body);
+  }
+}
+
+inline uint64_t& seed() {
+  static uint64_t value = 0;
+  return value;
+}
+
+}  // namespace simt
+
+static const simt::ThreadIndex threadIdx;
+static const simt::BlockIndex blockIdx;
+static const simt::BlockSize blockDim;
+
+inline void __syncthreads() { simt::Block::current().wait(simt::Fiber::at_block, "__syncthreads"); }
+
+inline void __syncwarp(uint32_t lanes = 0xffffffff) {
+  simt::Block::current().wait(simt::Fiber::at_warp, "__syncwarp", lanes);
+}
+
+template <class T>
+T __shfl_xor_sync(uint32_t lanes, T value, unsigned mask) {
+  simt::Block& block = simt::Block::current();
+  return block.exchange(lanes, value, block.thread % simt::kWarp ^ mask, "__shfl_xor_sync");
+}
+
+#define D3PM_LAUNCH(kernel, num_blocks, num_threads, shared_bytes, stream, ...) \
+  simt::launch(num_blocks, num_threads, shared_bytes, simt::seed(), [&] { kernel(__VA_ARGS__); })
+#define D3PM_DYNAMIC_SHARED(type, name) \
+  type* const name = reinterpret_cast<type*>(simt::Block::current().dynamic_shared.data())

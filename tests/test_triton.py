@@ -1,0 +1,178 @@
+"""What Triton's kernels take of a GPU, and what a GPU alone can show of them."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import d3pm_fast as d3
+from d3pm_fast import functional
+
+triton = pytest.importorskip("triton")
+TRITON_OF_TABLE = "3.9.0"
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+@pytest.fixture(scope="module")
+def table():
+    from benchmarks.triton_resources import read_table
+
+    return read_table()
+
+
+def test_the_table_has_every_program(table):
+    from benchmarks.triton_resources import DTYPES, SIZES, TARGETS
+
+    kernels = {key[0] for key in table}
+    expected = {(k, t, n, d) for k in kernels for t in TARGETS for n in SIZES for d in DTYPES}
+    assert table.keys() == expected
+    assert len(kernels) == 7
+
+
+def test_no_program_keeps_anything_outside_of_registers(table):
+    assert [row for row in table.values() if row.local > 0] == []
+
+
+def test_rows_are_read_16_bytes_at_a_time(table):
+    reads = [row for row in table.values() if row.num_classes % 16 == 0]
+    assert [row for row in reads if row.widest_load < 128 and row.kernel != "q_posterior"] == []
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(triton.__version__ != TRITON_OF_TABLE, reason="the table is another Triton's")
+@pytest.mark.parametrize(
+    ("targets", "sizes", "dtype"),
+    [(["sm_90"], [27, 8192, 32768], "float32"), (["sm_80", "sm_100", "gfx942"], [256], "bfloat16")],
+)
+def test_programs_take_what_the_table_says(table, tmp_path, targets, sizes, dtype):
+    """A change is welcome in the table, where a review sees it: benchmarks/triton_resources.py."""
+    from benchmarks.triton_resources import read_table
+
+    out = tmp_path / "triton.csv"
+    module = [sys.executable, "-m", "benchmarks.triton_resources", "--out", out]
+    options = ["--targets", *targets, "--sizes", *map(str, sizes), "--dtypes", dtype]
+    environment = os.environ | {"TRITON_INTERPRET": "0"}
+    here = Path(__file__).parents[1]
+    subprocess.run([*module, *options], check=True, cwd=here, env=environment)
+    found = read_table(out)
+    assert len(found) == 7 * len(targets) * len(sizes)
+    assert found == {key: table[key] for key in found}
+
+
+def test_without_a_gpu_or_the_interpreter_the_error_names_the_device(monkeypatch):
+    monkeypatch.setattr(d3._environment, "INTERPRET", False)
+    with pytest.raises(ValueError, match="impl='triton' needs tensors on a GPU, got cpu"):
+        d3.implementation("triton", "cpu")
+
+
+def problem(num_tokens=4096, num_classes=256, dtype=torch.float32):
+    """A uniform chain's tensors on the GPU."""
+    transition = d3.transitions.uniform(num_classes, d3.schedules.cosine(100)).cuda()
+    x0 = torch.randint(num_classes, (8, num_tokens // 8), device="cuda")
+    t = torch.arange(1, 9, device="cuda") * 12
+    x_t = functional.q_sample(transition, x0, t, impl="triton")
+    logits = torch.randn(*x0.shape, num_classes, device="cuda").to(dtype)
+    return transition, logits, x0, x_t, t
+
+
+def loss_and_gradient(transition, logits, *tokens, **options):
+    leaf = logits.detach().requires_grad_()
+    value = functional.loss(transition, leaf, *tokens, impl="triton", **options)
+    value.backward()
+    return value.detach(), leaf.grad
+
+
+@needs_gpu
+def test_nothing_waits_for_the_device():
+    transition, logits, x0, x_t, t = arguments = problem()
+    seeds = torch.arange(8, device="cuda")
+    loss_and_gradient(*arguments)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        loss_and_gradient(*arguments)
+        functional.q_sample(transition, x0, t, seeds=seeds, impl="triton")
+        functional.p_sample(transition, logits, x_t, t, seeds=seeds, impl="triton")
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@needs_gpu
+def test_another_stream_gives_the_same():
+    arguments = problem()
+    expected = loss_and_gradient(*arguments)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        found = loss_and_gradient(*arguments)
+    torch.cuda.current_stream().wait_stream(stream)
+    assert all(map(torch.equal, found, expected))
+
+
+@needs_gpu
+def test_a_graph_replays_on_new_numbers():
+    transition, logits, *tokens = problem()
+    loss_and_gradient(transition, logits, *tokens)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = loss_and_gradient(transition, logits, *tokens)
+    logits.copy_(torch.randn_like(logits))
+    graph.replay()
+    expected = loss_and_gradient(transition, logits, *tokens)
+    assert all(map(torch.equal, captured, expected))
+
+
+@needs_gpu
+def test_a_compiled_step_with_graphs_is_the_eager_step():
+    transition, logits, *tokens = problem()
+
+    @torch.compile(mode="reduce-overhead", fullgraph=True)
+    def step(leaf):
+        return functional.loss(transition, leaf * 2, *tokens, impl="triton")
+
+    for _ in range(3):
+        leaf = logits.detach().requires_grad_()
+        torch.compiler.cudagraph_mark_step_begin()
+        value = step(leaf)
+        value.backward()
+        expected = loss_and_gradient(transition, 2 * logits, *tokens)
+        assert torch.allclose(value, expected[0], rtol=1e-6)
+        assert torch.allclose(leaf.grad, 2 * expected[1], rtol=1e-5, atol=0)
+
+
+@needs_gpu
+@pytest.mark.slow
+def test_more_than_2_to_the_31_numbers_are_all_reached():
+    transition, logits, x0, x_t, t = problem(num_tokens=(1 << 23) + 8192, dtype=torch.bfloat16)
+    assert logits.numel() > 1 << 31
+    loss = functional.loss(transition, logits, x0, x_t, t, reduction="none", impl="triton")
+    last = [value[:, -4:] for value in (logits, x0, x_t)]
+    alone = functional.loss(transition, *last, t, reduction="none", impl="triton")
+    assert torch.equal(loss[:, -4:], alone)
+
+
+@needs_gpu
+@pytest.mark.parametrize("bad", ["x0", "x_t", "t"])
+def test_a_bad_index_makes_its_row_nan_and_no_other(bad):
+    transition, logits, x0, x_t, t = problem()
+    clean = functional.loss(transition, logits, x0, x_t, t, reduction="none", impl="triton")
+    arguments = {"x0": x0.clone(), "x_t": x_t.clone(), "t": t[:, None].expand_as(x0).clone()}
+    arguments[bad][3, 5] = 1 << 40
+    loss = functional.loss(transition, logits, **arguments, reduction="none", impl="triton")
+    assert bool(loss[3, 5].isnan())
+    clean[3, 5] = loss[3, 5] = 0
+    assert torch.equal(loss, clean)
+
+
+@needs_gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_tensors_of_a_device_that_is_not_the_current_one_are_served_there():
+    transition, logits, *tokens = problem()
+    expected = loss_and_gradient(transition, logits, *tokens)
+    moved = [value.to("cuda:1") for value in (transition, logits, *tokens)]
+    found = loss_and_gradient(*moved)
+    assert all(torch.equal(a.cpu(), b.cpu()) for a, b in zip(found, expected, strict=True))
