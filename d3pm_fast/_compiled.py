@@ -3,7 +3,13 @@
 import importlib
 from typing import Any
 
-try:
-    cpu: Any = importlib.import_module("d3pm_fast._cpu")
-except ImportError:
-    cpu = None
+
+def _module(name: str) -> Any:
+    try:
+        return importlib.import_module(f"d3pm_fast.{name}")
+    except ImportError:
+        return None
+
+
+cpu: Any = _module("_cpu")
+cuda: Any = _module("_cuda")

@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..ops.library import reduced
 from .launch import launch, triton_type
 from .loss_row import Row, Token, finish, solve
 from .math import exp, phi
@@ -351,18 +352,9 @@ def loss_and_grad(
         kernel, programs, logits, arguments, chain, *weights, *model, *shape,
         num_warps=tile.num_warps,
     )  # fmt: skip
-    return _reduced(token_loss, count, reduction), grad
+    return reduced(token_loss, count, reduction), grad
 
 
 def loss(logits: Tensor, *args: Any) -> Tensor:
     """Return the loss alone."""
     return loss_and_grad(logits, *args, False, with_grad=False)[0]
-
-
-def _reduced(token_loss: Tensor, count: Tensor | None, reduction: str) -> Tensor:
-    if reduction == "none":
-        return token_loss
-    total = token_loss.sum(dtype=torch.float64)
-    if reduction == "mean":
-        total = total / (max(token_loss.numel(), 1) if count is None else count)
-    return total.to(token_loss.dtype)

@@ -13,8 +13,10 @@ from hypothesis import HealthCheck, settings
 # Without a GPU, Triton's kernels are run by its interpreter. Both read this when imported.
 os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else "1")
 
+from helpers import simulated
+
 import d3pm_fast
-from d3pm_fast import _environment, functional, transitions
+from d3pm_fast import _compiled, _environment, functional, transitions
 
 # HYPOTHESIS_PROFILE=explore looks for new examples; by default every run tries the same.
 settings.register_profile(
@@ -45,19 +47,19 @@ IMPLEMENTATIONS = ["reference", "cpu"] if has_cpu_kernels() else ["reference"]
 
 
 HAS_TRITON = importlib.util.find_spec("triton") is not None
-# The interpreter is too slow for the tests that draw many numbers.
-WITH_TRITON = ["test_loss", "test_posterior"]
-if not _environment.INTERPRET:
-    WITH_TRITON += ["test_p_sample", "test_q_sample"]
+HAS_CUDA = _compiled.cuda is not None or not torch.cuda.is_available()
+RANK_ONE = ["test_loss", "test_posterior", "test_p_sample", "test_q_sample"]
+# Whoever acts a GPU is too slow for the tests that draw many numbers.
+ON_GPU = RANK_ONE if torch.cuda.is_available() else RANK_ONE[:2]
 
 
 def pytest_generate_tests(metafunc):
-    triton = ["triton"] * HAS_TRITON
+    triton, cuda = ["triton"] * HAS_TRITON, ["cuda"] * HAS_CUDA
     if "impl" in metafunc.fixturenames:
-        more = triton if metafunc.module.__name__ in WITH_TRITON else []
+        more = triton + cuda if metafunc.module.__name__ in ON_GPU else []
         metafunc.parametrize("impl", IMPLEMENTATIONS + more, indirect=True)
     if "kernels" in metafunc.fixturenames:
-        metafunc.parametrize("kernels", IMPLEMENTATIONS[1:] + triton, indirect=True)
+        metafunc.parametrize("kernels", IMPLEMENTATIONS[1:] + triton + cuda, indirect=True)
 
 
 @pytest.fixture
@@ -75,16 +77,18 @@ def kernels(request, monkeypatch):
 
 
 def serve(name, monkeypatch):
-    """Let an implementation for GPUs serve CPU tensors: by copies, or by Triton's interpreter."""
-    if name != "triton":
+    """Let an implementation for GPUs serve CPU tensors: by copies, or by acting a GPU."""
+    if name == "cuda" and not torch.cuda.is_available():
+        monkeypatch.setattr(_compiled, "cuda", simulated.module())
         return contextlib.nullcontext()
-    if _environment.INTERPRET:
+    if name == "triton" and _environment.INTERPRET:
         monkeypatch.setattr("triton.runtime.interpreter._convert_float", convert_float)
         # The interpreter divides by zero where a kernel's `where` takes the other side.
         return numpy.errstate(all="ignore")
-    for function in ("loss", "q_posterior", "p_posterior", "q_sample", "p_sample"):
-        original = getattr(functional, function)
-        monkeypatch.setattr(functional, function, on_gpu(original))
+    if name in ("triton", "cuda"):
+        for function in ("loss", "q_posterior", "p_posterior", "q_sample", "p_sample"):
+            original = getattr(functional, function)
+            monkeypatch.setattr(functional, function, on_gpu(original))
     return contextlib.nullcontext()
 
 
@@ -99,7 +103,7 @@ def on_gpu(function):
         return value
 
     def call(*args, impl="auto", **options):
-        if impl != "triton":
+        if impl not in ("triton", "cuda"):
             return function(*args, impl=impl, **options)
         moved = {name: move(value) for name, value in options.items()}
         return function(*map(move, args), impl=impl, **moved).cpu()

@@ -87,7 +87,7 @@ def test_bad_tensors_of_q_sample_are_named(x0, t, error, message, impl):
         ({"first_step": "?"}, ValueError, "first_step must be one of 'logits', 'posterior', got"),
         ({"reduction": "avg"}, ValueError, "reduction must be one of 'mean', 'sum', 'none', 'b"),
         ({"impl": "fpga"}, ValueError, "impl must be one of 'auto', 'reference', 'cpu'"),
-        ({"impl": "cuda"}, RuntimeError, "impl='cuda' is not built"),
+        ({"impl": "cuda"}, RuntimeError, "impl='cuda' needs the compiled CUDA module"),
         ({"mask": torch.ones(B, P)}, TypeError, "mask must be a bool tensor.*got torch.float32"),
         ({"mask": torch.ones(B).bool()}, ValueError, r"mask.*\(2, 3\), got \(2,\)"),
     ],

@@ -1,6 +1,7 @@
 #include <limits>
 
-#include "sampling.h"
+#include "../sampling.h"
+#include "kernels.h"
 #include "subnormal.h"
 
 #define D3PM_TARGET_FILE "dense_target.h"

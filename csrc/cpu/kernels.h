@@ -11,6 +11,7 @@
 #include <utility>
 
 #include "../rank_one.h"
+#include "../sampling.h"
 
 namespace d3pm {
 
@@ -110,11 +111,6 @@ struct PPosterior {
   const int64_t* x_t;
   void* out;
   int num_threads;
-};
-
-struct Random {
-  const int64_t* seeds;
-  int64_t num_seeds, step;
 };
 
 // `chain.table` holds rows of three numbers here: A, W, M of Qbar_t = A I + 1 (W pi + M e)^T.

@@ -1,4 +1,5 @@
-#include "sampling.h"
+#include "../sampling.h"
+#include "kernels.h"
 
 #define D3PM_TARGET_FILE "p_sample_target.h"
 #include "for_each_target.h"

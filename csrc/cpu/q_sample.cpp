@@ -1,4 +1,5 @@
-#include "sampling.h"
+#include "../sampling.h"
+#include "kernels.h"
 
 namespace d3pm {
 namespace {

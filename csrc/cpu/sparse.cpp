@@ -1,4 +1,5 @@
-#include "sampling.h"
+#include "../sampling.h"
+#include "kernels.h"
 #include "subnormal.h"
 
 #define D3PM_TARGET_FILE "sparse_target.h"

@@ -165,6 +165,31 @@ __device__ Real reduce(Real value, Fold fold) {
   return value;
 }
 
+// The sum of `value` over the threads that share a row and come before this one, and over all.
+template <int kThreads>
+__device__ double sum_before(double value, double& total) {
+  constexpr int kLanes = kThreads < kWarp ? kThreads : kWarp;
+  double running = value;
+  for (int step = 1; step < kLanes; step *= 2) {
+    const double other = __shfl_up_sync(0xffffffff, running, step, kLanes);
+    if (static_cast<int>(threadIdx.x % kLanes) >= step) running += other;
+  }
+  total = __shfl_sync(0xffffffff, running, kLanes - 1, kLanes);
+  double before = running - value;
+  if constexpr (kThreads > kWarp) {
+    __shared__ double of_warp[kThreads / kWarp];
+    if (threadIdx.x % kWarp == 0) of_warp[threadIdx.x / kWarp] = total;
+    __syncthreads();
+    total = 0;
+    for (int warp = 0; warp < kThreads / kWarp; ++warp) {
+      if (warp == static_cast<int>(threadIdx.x / kWarp)) before += total;
+      total += of_warp[warp];
+    }
+    __syncthreads();
+  }
+  return before;
+}
+
 // What went wrong with the last launch; null for nothing.
 inline const char* last_error() {
   const auto error = cudaGetLastError();

@@ -4,6 +4,8 @@
 
 #include <cstdint>
 
+#include "../sampling.h"
+
 namespace d3pm::device {
 
 struct BFloat16 {
@@ -36,9 +38,43 @@ struct Loss {
   void* grad;         // null where no gradient is wanted
 };
 
+// Log-probabilities, of q where there are no logits, or with `upstream` the gradient of p's.
+struct Posterior {
+  Chain chain;
+  bool posterior_mean, direct;
+  const void *logits, *upstream;
+  const int64_t *x0, *x_t;  // x0 is null for p
+  void* out;
+};
+
+// `chain.table` holds rows of three numbers here: A, W, M of Qbar_t = A I + 1 (W pi + M e)^T.
+struct QSample {
+  Chain chain;
+  const double* cdf;  // of pi; null for 1/K
+  Random random;
+  const int64_t* x;
+  int64_t* out;
+};
+
+// `chain.pi` is in double.
+struct PSample {
+  Chain chain;
+  const double* cdf;
+  bool posterior_mean, direct;
+  Random random;
+  const void* logits;
+  const int64_t* x_t;
+  int64_t* out;
+};
+
 // Starts a call on a stream (cudaStream_t) for logits of a type and returns what went wrong, null
 // for nothing.
 template <class Element>
 const char* launch(const Loss& call, void* stream);
+template <class Element>
+const char* launch(const Posterior& call, void* stream);
+template <class Element>
+const char* launch(const PSample& call, void* stream);
+const char* launch(const QSample& call, void* stream);
 
 }  // namespace d3pm::device

@@ -2,7 +2,8 @@
 // the gradient. A row of few classes is one thread's, in shared memory; a longer one lies in the
 // registers of a part of a warp, a warp or a block; the longest are read three times.
 
-#include "device.h"
+#include "rows.cuh"
+#include "step.h"
 
 namespace d3pm::device {
 
@@ -28,9 +29,7 @@ struct LossToken : LossRow<Math<Real>> {
   }
 
   // Whether h is not 1 on all of the rest.
-  __device__ bool is_curved() const {
-    return this->bar_base > M::splat(M::tiny) && this->vb != 0;
-  }
+  __device__ bool is_curved() const { return this->bar_base > M::splat(M::tiny) && this->vb != 0; }
 
   // Takes in the row's largest logit and the sum of exp(logit - top) over the rest.
   __device__ void predict(Real top, Real e_rest, Real logit_x0, Real logit_xt, Real logit_mask) {
@@ -50,12 +49,10 @@ struct LossToken : LossRow<Math<Real>> {
   __device__ void look_up(const Loss& call) {
     const Chain& chain = call.chain;
     value = NAN;
-    const int64_t row = chain.rows[token / chain.run_length];
     const int64_t from = call.x0[token], to = call.x_t[token];
-    if (row < 0 || row >= chain.table_size || !is_class(chain, from) || !is_class(chain, to))
-      return;
-    const StepCoefficients& step = reinterpret_cast<const StepCoefficients*>(chain.table)[row];
-    if (step.keep != step.keep) return;
+    const StepCoefficients* const found = find_step(chain, token);
+    if (!found || !is_class(chain, from) || !is_class(chain, to)) return;
+    const StepCoefficients& step = *found;
     x0 = static_cast<int>(from);
     x_t = static_cast<int>(to);
     const bool direct = call.direct && step.target_time == 0;
@@ -75,8 +72,8 @@ struct LossToken : LossRow<Math<Real>> {
     value = 0;
     this->tilt = 1;
     if (call.posterior_mean && !direct)
-      this->tilt = static_cast<Real>(
-          posterior_mean_tilt(this->keep, u, this->bar_keep, this->bar_xt));
+      this->tilt =
+          static_cast<Real>(posterior_mean_tilt(this->keep, u, this->bar_keep, this->bar_xt));
     this->vb = direct || u == 0 ? Real(0) : static_cast<Real>(call.vb_weight);
     this->ce = static_cast<Real>(call.ce_weight + (direct ? call.vb_weight : 0));
     settled = this->vb == 0 && this->ce == 0;
@@ -84,14 +81,8 @@ struct LossToken : LossRow<Math<Real>> {
     if (call.count) factor /= *static_cast<const Real*>(call.count);
   }
 
-  static __device__ bool is_class(const Chain& chain, int64_t j) {
-    return j >= 0 && j < chain.num_classes;
-  }
-
   static __device__ Real entry(const Chain& chain, double base, double mask, int j) {
-    const Vector<Real> vector{static_cast<const Real*>(chain.pi),
-                              1.0 / static_cast<double>(chain.num_classes), chain.mask_id};
-    return static_cast<Real>(vector(base, mask, j));
+    return static_cast<Real>(vector_of<Real>(chain)(base, mask, j));
   }
 };
 
@@ -102,7 +93,9 @@ struct LossCurve {
   const Real* pi;
 
   __device__ LossCurve(const Loss& call, const LossToken<Real>& token)
-      : ratio(token.ratio), shift(token.shift), slope(token.slope),
+      : ratio(token.ratio),
+        shift(token.shift),
+        slope(token.slope),
         pi(static_cast<const Real*>(call.chain.pi)) {
     if (!pi) slope *= static_cast<Real>(call.chain.num_classes);
     if (!token.is_curved()) ratio = shift = 1, slope = 0;
@@ -133,69 +126,16 @@ struct LossCurve {
   }
 };
 
-// Vectors of a row, one after the other by the threads that share it.
-template <class Element, int kThreads, int kVectors>
-struct RowPart {
-  using Real = typename Memory<Element>::Real;
-  static constexpr int kWidth = Pack<Element>::kSize;
-
-  // The class of the first number of a thread's vector.
-  static __device__ int64_t first(int64_t start, int vector) {
-    return start + (static_cast<int64_t>(vector) * kThreads + threadIdx.x % kThreads) * kWidth;
-  }
-
-  static __device__ void read(const Element* row, int64_t start, int64_t end, bool aligned,
-                              Real* to) {
-    Pack<Element> packs[kVectors];
-#pragma unroll
-    for (int v = 0; v < kVectors; ++v) {
-      const int64_t j = first(start, v);
-      if (aligned && j < end) {
-        packs[v] = *reinterpret_cast<const Pack<Element>*>(row + j);
-      } else {
-#pragma unroll
-        for (int i = 0; i < kWidth; ++i)
-          packs[v].values[i] = j + i < end ? row[j + i] : Memory<Element>::narrow(-INFINITY);
-      }
-    }
-#pragma unroll
-    for (int v = 0; v < kVectors; ++v)
-#pragma unroll
-      for (int i = 0; i < kWidth; ++i)
-        to[v * kWidth + i] = Memory<Element>::widen(packs[v].values[i]);
-  }
-
-  static __device__ void write(Element* row, int64_t start, int64_t end, bool aligned,
-                               const Real* from) {
-#pragma unroll
-    for (int v = 0; v < kVectors; ++v) {
-      const int64_t j = first(start, v);
-      Pack<Element> pack;
-#pragma unroll
-      for (int i = 0; i < kWidth; ++i)
-        pack.values[i] = Memory<Element>::narrow(from[v * kWidth + i]);
-      if (aligned && j < end) {
-        *reinterpret_cast<Pack<Element>*>(row + j) = pack;
-      } else {
-#pragma unroll
-        for (int i = 0; i < kWidth; ++i)
-          if (j + i < end) row[j + i] = pack.values[i];
-      }
-    }
-  }
-};
-
 // A block's rows in registers, kThreads threads a row. Rows longer than what the registers hold
 // are gone through part by part, three times.
 template <class Element, int kThreads, int kVectors>
 struct LossOfRows {
+  using Rows = RowsOfBlock<Element, kThreads, kVectors>;
   using Part = RowPart<Element, kThreads, kVectors>;
   using Real = typename Part::Real;
   using M = Math<Real>;
-  static constexpr int kBlock = kThreads < 128 ? 128 : kThreads;
-  static constexpr int kRows = kBlock / kThreads;
-  static constexpr int kNumbers = kVectors * Part::kWidth;
-  static constexpr int64_t kClasses = int64_t{kThreads} * kNumbers;
+  static constexpr int kNumbers = Rows::kNumbers;
+  static constexpr int64_t kClasses = Rows::kClasses;
 
   const Loss& call;
   LossToken<Real> token;
@@ -206,7 +146,7 @@ struct LossOfRows {
 
   __device__ explicit LossOfRows(const Loss& call, bool aligned)
       : call(call),
-        token(call, int64_t{blockIdx.x} * kRows + threadIdx.x / kThreads),
+        token(call, Rows::row()),
         row(static_cast<const Element*>(call.logits) + token.token * call.chain.num_classes),
         num_classes(call.chain.num_classes),
         aligned(aligned) {}
@@ -305,7 +245,7 @@ struct LossOfRows {
 };
 
 template <class Element, int kThreads, int kVectors>
-__global__ void __launch_bounds__((LossOfRows<Element, kThreads, kVectors>::kBlock))
+__global__ void __launch_bounds__((RowsOfBlock<Element, kThreads, kVectors>::kBlock))
     loss_of_rows(const Loss call, const bool aligned) {
   LossOfRows<Element, kThreads, kVectors>(call, aligned).run();
 }
@@ -377,42 +317,24 @@ __global__ void __launch_bounds__(kRowsOfFew) loss_of_few_classes(const Loss cal
   each_number([&](int i, int at) { grad[i] = Memory<Element>::narrow(shared[at]); });
 }
 
-template <class Element, int kThreads>
-void launch_loss_of_rows(const Loss& call, cudaStream_t stream) {
-  using Real = typename Memory<Element>::Real;
-  constexpr int kNumbers = sizeof(Real) == 8 ? 8 : 32;
-  using Rows = LossOfRows<Element, kThreads, kNumbers / Pack<Element>::kSize>;
-  const uintptr_t addresses =
-      reinterpret_cast<uintptr_t>(call.logits) | reinterpret_cast<uintptr_t>(call.grad);
-  const bool aligned =
-      addresses % 16 == 0 && call.chain.num_classes % Pack<Element>::kSize == 0;
-  const int64_t blocks = (call.chain.num_tokens + Rows::kRows - 1) / Rows::kRows;
-  D3PM_LAUNCH((loss_of_rows<Element, kThreads, kNumbers / Pack<Element>::kSize>), blocks,
-              Rows::kBlock, 0, stream, call, aligned);
-}
-
 // Starts the kernel for the number of classes.
 template <class Element>
 const char* launch(const Loss& call, void* on) {
-  const auto stream = static_cast<cudaStream_t>(on);
   using Real = typename Memory<Element>::Real;
-  constexpr int kNumbers = sizeof(Real) == 8 ? 8 : 32;
-  const int64_t classes = call.chain.num_classes;
+  const auto stream = static_cast<cudaStream_t>(on);
+  const int64_t tokens = call.chain.num_tokens, classes = call.chain.num_classes;
   if (classes <= kFewClasses) {
-    const int64_t blocks = (call.chain.num_tokens + kRowsOfFew - 1) / kRowsOfFew;
+    const int64_t blocks = (tokens + kRowsOfFew - 1) / kRowsOfFew;
     const size_t bytes = kRowsOfFew * (static_cast<size_t>(classes) | 1) * sizeof(Real);
     D3PM_LAUNCH((loss_of_few_classes<Element>), blocks, kRowsOfFew, bytes, stream, call);
-  } else if (classes <= 4 * kNumbers) {
-    launch_loss_of_rows<Element, 4>(call, stream);
-  } else if (classes <= 8 * kNumbers) {
-    launch_loss_of_rows<Element, 8>(call, stream);
-  } else if (classes <= 32 * kNumbers) {
-    launch_loss_of_rows<Element, 32>(call, stream);
-  } else if (classes <= 128 * kNumbers) {
-    launch_loss_of_rows<Element, 128>(call, stream);
-  } else {
-    launch_loss_of_rows<Element, 256>(call, stream);
+    return last_error();
   }
+  const bool aligned = is_aligned({call.logits, call.grad}, classes * sizeof(Element));
+  with_layout<Element>(classes, [&](auto threads, auto vectors) {
+    using Rows = RowsOfBlock<Element, threads(), vectors()>;
+    D3PM_LAUNCH((loss_of_rows<Element, threads(), vectors()>), Rows::blocks(tokens), Rows::kBlock,
+                0, stream, call, aligned);
+  });
   return last_error();
 }
 

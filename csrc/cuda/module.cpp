@@ -33,16 +33,18 @@ Chain parse(const ChainArguments& arguments) {
           mask_id};
 }
 
+void check(const char* error) {
+  if (error) throw std::runtime_error("CUDA: " + std::string(error));
+}
+
 template <class Call>
 void start(const std::string& dtype, const Call& call, uintptr_t stream) {
-  if (call.chain.num_tokens == 0) return;
   void* const on = pointer<void>(stream);
-  const char* error = dtype == "torch.float32"    ? launch<float>(call, on)
-                      : dtype == "torch.float64"  ? launch<double>(call, on)
-                      : dtype == "torch.bfloat16" ? launch<BFloat16>(call, on)
-                      : dtype == "torch.float16"  ? launch<Float16>(call, on)
-                                                  : "no kernel for this dtype";
-  if (error) throw std::runtime_error("CUDA: " + std::string(error));
+  check(dtype == "torch.float32"    ? launch<float>(call, on)
+        : dtype == "torch.float64"  ? launch<double>(call, on)
+        : dtype == "torch.bfloat16" ? launch<BFloat16>(call, on)
+        : dtype == "torch.float16"  ? launch<Float16>(call, on)
+                                    : "no kernel for this dtype");
 }
 
 void loss(const std::string& dtype, const ChainArguments& chain, bool posterior_mean, bool direct,
@@ -65,10 +67,49 @@ void loss(const std::string& dtype, const ChainArguments& chain, bool posterior_
   start(dtype, call, stream);
 }
 
+void posterior(const std::string& dtype, const ChainArguments& chain, bool posterior_mean,
+               bool direct, uintptr_t logits, uintptr_t upstream, uintptr_t x0, uintptr_t x_t,
+               uintptr_t out, uintptr_t stream) {
+  const Posterior call{parse(chain),
+                       posterior_mean,
+                       direct,
+                       pointer<const void>(logits),
+                       pointer<const void>(upstream),
+                       pointer<const int64_t>(x0),
+                       pointer<const int64_t>(x_t),
+                       pointer<void>(out)};
+  start(dtype, call, stream);
+}
+
+void q_sample(const ChainArguments& chain, uintptr_t cdf, uintptr_t seeds, int64_t num_seeds,
+              int64_t step, uintptr_t x, uintptr_t out, uintptr_t stream) {
+  const QSample call{parse(chain), pointer<const double>(cdf),
+                     Random{pointer<const int64_t>(seeds), num_seeds, step},
+                     pointer<const int64_t>(x), pointer<int64_t>(out)};
+  check(launch(call, pointer<void>(stream)));
+}
+
+void p_sample(const std::string& dtype, const ChainArguments& chain, uintptr_t cdf,
+              bool posterior_mean, bool direct, uintptr_t seeds, int64_t num_seeds, int64_t step,
+              uintptr_t logits, uintptr_t x_t, uintptr_t out, uintptr_t stream) {
+  const PSample call{parse(chain),
+                     pointer<const double>(cdf),
+                     posterior_mean,
+                     direct,
+                     Random{pointer<const int64_t>(seeds), num_seeds, step},
+                     pointer<const void>(logits),
+                     pointer<const int64_t>(x_t),
+                     pointer<int64_t>(out)};
+  start(dtype, call, stream);
+}
+
 }  // namespace
 }  // namespace d3pm::device
 
 PYBIND11_MODULE(D3PM_MODULE, m) {
   m.attr("device") = D3PM_DEVICE;  // the kind of tensors that the kernels serve
   m.def("loss", &d3pm::device::loss);
+  m.def("posterior", &d3pm::device::posterior);
+  m.def("q_sample", &d3pm::device::q_sample);
+  m.def("p_sample", &d3pm::device::p_sample);
 }

@@ -21,4 +21,6 @@ def operations(name: str, transition: Transition) -> Any:
         return reference
     if not isinstance(transition, RankOneTransition):
         return dense
-    return rank_one.triton() if name == "triton" else rank_one.cpu
+    if name == "triton":
+        return rank_one.triton()
+    return rank_one.cuda if name == "cuda" else rank_one.cpu

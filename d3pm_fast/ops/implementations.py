@@ -5,9 +5,8 @@ from typing import NamedTuple
 
 import torch
 
-from .. import _environment
+from .. import _compiled, _environment
 from .._checks import check_choice
-from .._compiled import cpu
 from ..transitions import RankOneTransition, Transition
 
 IMPLEMENTATIONS = ("auto", "reference", "cpu", "triton", "cuda")
@@ -21,8 +20,8 @@ class Implementation(NamedTuple):
 
 
 _ON_CPU = (
-    Implementation("cpu", f"CPU tensors; vector instructions: {cpu.instruction_set()}")
-    if cpu
+    Implementation("cpu", f"CPU tensors; vector instructions: {_compiled.cpu.instruction_set()}")
+    if _compiled.cpu
     else Implementation("reference", "the compiled CPU module is not installed")
 )
 
@@ -65,29 +64,35 @@ def implementation(
     if impl == "cpu":
         if kind != "cpu":
             raise ValueError(f"impl='cpu' needs CPU tensors, got {kind}")
-        if cpu is None:
+        if _compiled.cpu is None:
             raise RuntimeError(
                 "impl='cpu' needs the compiled CPU module: install d3pm_fast with a C++ compiler"
             )
         return Implementation("cpu", asked)
+    if not is_rank_one:
+        raise RuntimeError(f"impl={impl!r} serves rank-one chains; use 'auto' or 'reference'")
     if impl == "triton":
         if not _HAS_TRITON:
             raise RuntimeError("impl='triton' needs the package triton")
         if kind != "cuda" and not (kind == "cpu" and _environment.INTERPRET):
             raise ValueError(f"impl='triton' needs tensors on a GPU, got {kind}")
-        if not is_rank_one:
-            raise RuntimeError("impl='triton' serves rank-one chains; use 'auto' or 'reference'")
         return Implementation("triton", asked)
-    raise RuntimeError(
-        f"impl={impl!r} is not built yet; use 'auto', 'reference', 'cpu' or 'triton'"
-    )
+    if _compiled.cuda is None:
+        raise RuntimeError(
+            "impl='cuda' needs the compiled CUDA module: D3PM_FAST_CUDA=1 pip install with nvcc"
+        )
+    if kind != _compiled.cuda.device:
+        raise ValueError(f"impl='cuda' needs tensors on a GPU, got {kind}")
+    return Implementation("cuda", asked)
 
 
 def _best_on_gpu(kind: str, is_rank_one: bool) -> Implementation:
     if kind != "cuda":
         return Implementation("reference", f"no kernel is built for {kind} tensors")
-    if not _HAS_TRITON:
-        return Implementation("reference", "Triton is not installed")
     if not is_rank_one:
         return Implementation("reference", "no kernel for the GPU serves such a chain")
-    return Implementation("triton", "GPU tensors")
+    if _HAS_TRITON:
+        return Implementation("triton", "GPU tensors")
+    if _compiled.cuda is not None:
+        return Implementation("cuda", "GPU tensors; Triton is not installed")
+    return Implementation("reference", "neither Triton nor the CUDA module is installed")

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.compiler import is_compiling
 
 from ..transitions import RankOneTransition
-from . import rank_one_cpu
+from . import rank_one_cpu, rank_one_cuda
 from .library import empty_loss, library
 
 _CHAIN = "Tensor rows, Tensor table, Tensor? base, Tensor? base_cdf, int mask_id"
@@ -121,6 +121,7 @@ class RankOneOperations:
 
 
 cpu = RankOneOperations("", rank_one_cpu, "CPU")
+cuda = RankOneOperations("cuda_", rank_one_cuda, "CompositeExplicitAutograd")
 
 
 @cache

@@ -28,9 +28,10 @@ def _raise_bad_index(
     check_range("t", rows, first_time, len(table))
 
 
-def _chain(
+def chain_arguments(
     shape: tuple[int, int], rows: Tensor, table: Tensor, vector: Tensor | None, mask_id: int
 ) -> tuple[int, ...]:
+    """Return what a compiled module takes for a chain and tokens of a shape (N, K)."""
     rows_at, table_at = rows.data_ptr(), table.data_ptr()
     return *shape, rows_at, rows.numel(), table_at, len(table), pointer(vector), mask_id
 
@@ -58,7 +59,7 @@ def _run_loss(
     num_classes = logits.shape[-1]
     bad = cpu.loss(
         str(logits.dtype),
-        _chain((x0.numel(), num_classes), rows, table, vector, mask_id),
+        chain_arguments((x0.numel(), num_classes), rows, table, vector, mask_id),
         posterior_mean,
         direct,
         logits.data_ptr(),
@@ -105,7 +106,7 @@ def q_posterior(
     vector = _vector(base, dtype)
     bad = cpu.q_posterior(
         str(dtype),
-        _chain((x0.numel(), num_classes), rows, table, vector, mask_id),
+        chain_arguments((x0.numel(), num_classes), rows, table, vector, mask_id),
         x0.data_ptr(),
         x_t.data_ptr(),
         out.data_ptr(),
@@ -132,7 +133,7 @@ def _run_p_posterior(
     vector = _vector(base, logits.dtype)
     bad = cpu.p_posterior(
         str(logits.dtype),
-        _chain((x_t.numel(), logits.shape[-1]), rows, table, vector, mask_id),
+        chain_arguments((x_t.numel(), logits.shape[-1]), rows, table, vector, mask_id),
         posterior_mean,
         direct,
         logits.data_ptr(),
@@ -169,7 +170,7 @@ def q_sample(
     """Return a draw for each token."""
     out = torch.empty_like(x)
     bad = cpu.q_sample(
-        _chain((x.numel(), num_classes), rows, table, None, mask_id),
+        chain_arguments((x.numel(), num_classes), rows, table, None, mask_id),
         pointer(base_cdf),
         seeds.data_ptr(),
         len(seeds),
@@ -200,7 +201,7 @@ def p_sample(
     out = torch.empty_like(x_t)
     bad = cpu.p_sample(
         str(logits.dtype),
-        _chain((x_t.numel(), logits.shape[-1]), rows, table, base, mask_id),
+        chain_arguments((x_t.numel(), logits.shape[-1]), rows, table, base, mask_id),
         pointer(base_cdf),
         posterior_mean,
         direct,

@@ -5,6 +5,7 @@
 // for others that never come, or meet at different places, are an error.
 #pragma once
 
+#include <setjmp.h>
 #include <ucontext.h>
 
 #include <algorithm>
@@ -39,7 +40,9 @@ struct Meeting {
 };
 
 struct Fiber {
-  ucontext_t context;
+  ucontext_t context;  // to begin with
+  jmp_buf place;       // to go on: ucontext alone would ask the system at every switch
+  bool begun;
   enum { ready, at_block, at_warp, done } state;
   Meeting meeting;
   uint64_t given;  // to the other lanes
@@ -82,7 +85,7 @@ class Block {
     Fiber& fiber = fibers_[thread];
     fiber.state = state;
     fiber.meeting = {place, lanes};
-    swapcontext(&fiber.context, &scheduler_);
+    if (!_setjmp(fiber.place)) _longjmp(scheduler_, 1);
   }
 
   // What every lane of the warp has given, once all of `lanes` have met.
@@ -90,7 +93,8 @@ class Block {
   T exchange(uint32_t lanes, T value, unsigned from, const char* place) {
     static_assert(sizeof(T) <= sizeof(uint64_t), "a lane gives at most 8 bytes");
     const unsigned first = thread / kWarp * kWarp;
-    if (!(lanes >> (thread - first) & 1)) fail(std::string("a lane is not in its mask at ") + place);
+    if (!(lanes >> (thread - first) & 1))
+      fail(std::string("a lane is not in its mask at ") + place);
     std::memcpy(&fibers_[thread].given, &value, sizeof(T));
     wait(Fiber::at_warp, place, lanes);
     T result = value;
@@ -101,7 +105,7 @@ class Block {
 
   void fail(const std::string& message) {
     error_ = message;
-    if (inside_) setcontext(&scheduler_);
+    if (inside_) _longjmp(scheduler_, 1);
     throw std::runtime_error(error_);
   }
 
@@ -116,7 +120,12 @@ class Block {
     if (fibers_[i].state != Fiber::ready) return;
     thread = i;
     inside_ = true;
-    swapcontext(&scheduler_, &fibers_[i].context);
+    if (!_setjmp(scheduler_)) {
+      Fiber& fiber = fibers_[i];
+      if (fiber.begun) _longjmp(fiber.place, 1);
+      fiber.begun = true;
+      setcontext(&fiber.context);
+    }
     inside_ = false;
     if (!error_.empty()) throw std::runtime_error(error_);
   }
@@ -134,7 +143,8 @@ class Block {
     for (unsigned first = 0; first < num_threads; first += kWarp) {
       const unsigned last = std::min(first + kWarp, num_threads);
       for (unsigned i = first; i < last; ++i)
-        if (fibers_[i].state == Fiber::at_warp) any |= release_warp(first, last, fibers_[i].meeting);
+        if (fibers_[i].state == Fiber::at_warp)
+          any |= release_warp(first, last, fibers_[i].meeting);
     }
     return any;
   }
@@ -168,7 +178,7 @@ class Block {
   std::vector<Fiber> fibers_;
   std::vector<char> stacks_;
   std::vector<unsigned> order_;
-  ucontext_t scheduler_;
+  jmp_buf scheduler_;
   std::string error_;
   bool inside_ = false;
 };
@@ -226,7 +236,23 @@ T __shfl_xor_sync(uint32_t lanes, T value, unsigned mask) {
   return block.exchange(lanes, value, block.thread % simt::kWarp ^ mask, "__shfl_xor_sync");
 }
 
-#define D3PM_LAUNCH(kernel, num_blocks, num_threads, shared_bytes, stream, ...) \
-  simt::launch(num_blocks, num_threads, shared_bytes, simt::seed(), [&] { kernel(__VA_ARGS__); })
+template <class T>
+T __shfl_up_sync(uint32_t lanes, T value, unsigned delta, unsigned width) {
+  simt::Block& block = simt::Block::current();
+  const unsigned lane = block.thread % simt::kWarp,
+                 from = lane % width < delta ? lane : lane - delta;
+  return block.exchange(lanes, value, from, "__shfl_up_sync");
+}
+
+template <class T>
+T __shfl_sync(uint32_t lanes, T value, unsigned from, unsigned width) {
+  simt::Block& block = simt::Block::current();
+  return block.exchange(lanes, value, block.thread % simt::kWarp / width * width + from,
+                        "__shfl_sync");
+}
+
+#define D3PM_LAUNCH(kernel, num_blocks, num_threads, shared_bytes, stream, ...)     \
+  (void)(stream), simt::launch(num_blocks, num_threads, shared_bytes, simt::seed(), \
+                               [&] { kernel(__VA_ARGS__); })
 #define D3PM_DYNAMIC_SHARED(type, name) \
   type* const name = reinterpret_cast<type*>(simt::Block::current().dynamic_shared.data())

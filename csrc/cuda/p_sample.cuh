@@ -1,0 +1,159 @@
+// Draws x_s ~ p(x_s | x_t) of rank-one chains.
+//
+// With u = u[x_t], p(j) Z = u A s_j + u ub_j + a f[x_t] [j = x_t]: one number chooses among the
+// model (mass u A), pi, the mask and staying, the other draws the class. Since
+// Z >= u + a ub[x_t], most tokens are seen to stay before their row is read.
+
+#include "rows.cuh"
+#include "step.h"
+
+namespace d3pm::device {
+
+template <class Element, int kThreads, int kVectors>
+struct PSampleOfRows {
+  using Rows = RowsOfBlock<Element, kThreads, kVectors>;
+  using Part = RowPart<Element, kThreads, kVectors>;
+  using Real = typename Part::Real;
+
+  const PSample& call;
+  const bool aligned;
+  const int64_t token, num_classes;
+  const Element* const row;
+  bool reads = false, direct = false;
+  int64_t x_t = 0, drawn = 0;
+  double keep, u, bar_xt, model, base, mask, bar_keep;
+  Real tilt = 1, top = -INFINITY;
+  Uniforms random;
+  Real e[Rows::kNumbers];
+
+  __device__ PSampleOfRows(const PSample& call, bool aligned)
+      : call(call),
+        aligned(aligned),
+        token(Rows::row()),
+        num_classes(call.chain.num_classes),
+        row(static_cast<const Element*>(call.logits) + token * num_classes) {}
+
+  __device__ void run() {
+    const bool inside = token < call.chain.num_tokens;
+    if (inside) drawn = x_t = call.x_t[token];
+    if (inside && is_class(call.chain, x_t)) look_up();
+
+    each_part([&](int64_t start) {
+      read(start);
+      for (Real logit : e) top = Max()(top, logit);
+    });
+    top = reduce<kThreads>(top, Max());
+    double total = 0;
+    each_part([&](int64_t start) {
+      exponentiate(start);
+      for (Real mass : e) total += mass;
+    });
+    total = reduce<kThreads>(total, Sum());
+    const int64_t of_model = draw_class(random.draw * total);
+    if (reads) choose(total, of_model);
+    if (inside && threadIdx.x % kThreads == 0) call.out[token] = drawn;
+  }
+
+ private:
+  __device__ void look_up() {
+    const Chain& chain = call.chain;
+    const StepCoefficients* step = find_step(chain, token);
+    if (!step) return;
+    const Vector<double> vector = vector_of<double>(chain);
+    direct = call.direct && step->target_time == 0;
+    keep = step->keep;
+    bar_keep = step->bar_keep;
+    u = vector(step->base, step->mask, x_t);
+    bar_xt = vector(step->bar_base, step->bar_mask, x_t);
+    model = u * bar_keep;
+    base = model + u * step->bar_base;
+    mask = base + u * step->bar_mask;
+    random = token_uniforms(call.random, chain.num_tokens, token);
+    const double least = random.choice * (u + keep * bar_xt);
+    const bool only_mask = step->bar_base == 0 && x_t == chain.mask_id;
+    reads = direct || (least < mask && (least < model || !only_mask));
+    if (call.posterior_mean && !direct)
+      tilt = static_cast<Real>(posterior_mean_tilt(keep, u, bar_keep, bar_xt));
+  }
+
+  __device__ void choose(double total, int64_t of_model) {
+    const Real e_xt = Math<Real>::exp(Memory<Element>::widen(row[x_t]) - top) * tilt;
+    const double here = bar_keep * static_cast<double>(e_xt) / total + bar_xt;
+    const double threshold = random.choice * (u + keep * here);
+    if (direct || threshold < model)
+      drawn = of_model;
+    else if (threshold < base)
+      drawn = draw_base(random.draw, call.cdf, num_classes);
+    else if (call.chain.mask_id >= 0 && threshold < mask)
+      drawn = call.chain.mask_id;
+  }
+
+  // The first class whose running sum passes the target; the last with any mass where rounding
+  // leaves none. In double: 1e-9 keeps its share beside 1.
+  __device__ int64_t draw_class(double target) {
+    int64_t found = num_classes, last = 0;
+    double before = 0;
+    each_part([&](int64_t start) {
+      exponentiate(start);
+      for (int v = 0; v < kVectors; ++v) {
+        const Real* const masses = e + v * Part::kWidth;
+        double sum = 0, of_vector;
+        for (int i = 0; i < Part::kWidth; ++i) sum += masses[i];
+        double running = before + sum_before<kThreads>(sum, of_vector);
+        before += of_vector;
+        for (int i = 0; i < Part::kWidth; ++i) {
+          const int64_t j = Part::first(start, v) + i;
+          running += masses[i];
+          if (masses[i] > 0) last = j;
+          if (masses[i] > 0 && running > target && j < found) found = j;
+        }
+      }
+    });
+    found = -reduce<kThreads>(-found, Max());
+    last = reduce<kThreads>(last, Max());
+    return found < num_classes ? found : last;
+  }
+
+  template <class Body>
+  __device__ void each_part(const Body& body) {
+    for (int64_t start = 0; start < num_classes; start += Rows::kClasses) body(start);
+  }
+
+  __device__ void read(int64_t start) {
+    Part::read(row, start, reads ? num_classes : 0, aligned, e);
+  }
+
+  // Turns logits, which the first part still holds where there is no other, into masses.
+  __device__ void exponentiate(int64_t start) {
+    read(start);
+    for (int v = 0; v < kVectors; ++v) {
+      for (int i = 0; i < Part::kWidth; ++i) {
+        const int64_t j = Part::first(start, v) + i;
+        Real& mass = e[v * Part::kWidth + i];
+        mass = reads && j < num_classes ? Math<Real>::exp(mass - top) : Real(0);
+        if (j == x_t) mass *= tilt;
+      }
+    }
+  }
+};
+
+template <class Element, int kThreads, int kVectors>
+__global__ void __launch_bounds__((RowsOfBlock<Element, kThreads, kVectors>::kBlock))
+    p_sample_of_rows(const PSample call, const bool aligned) {
+  PSampleOfRows<Element, kThreads, kVectors>(call, aligned).run();
+}
+
+template <class Element>
+const char* launch(const PSample& call, void* on) {
+  const auto stream = static_cast<cudaStream_t>(on);
+  const int64_t tokens = call.chain.num_tokens, classes = call.chain.num_classes;
+  const bool aligned = is_aligned({call.logits}, classes * sizeof(Element));
+  with_layout<Element>(classes, [&](auto threads, auto vectors) {
+    using Rows = RowsOfBlock<Element, threads(), vectors()>;
+    D3PM_LAUNCH((p_sample_of_rows<Element, threads(), vectors()>), Rows::blocks(tokens),
+                Rows::kBlock, 0, stream, call, aligned);
+  });
+  return last_error();
+}
+
+}  // namespace d3pm::device

@@ -1,0 +1,221 @@
+// Log-probabilities of a step of rank-one chains, and their gradient, see
+// csrc/cpu/posterior_target.h. Rows are read again from the cache for every pass.
+
+#include "rows.cuh"
+#include "step.h"
+
+namespace d3pm::device {
+
+template <class Element, int kThreads, int kVectors>
+struct PosteriorOfRows {
+  using Rows = RowsOfBlock<Element, kThreads, kVectors>;
+  using Part = RowPart<Element, kThreads, kVectors>;
+  using Real = typename Part::Real;
+  using M = Math<Real>;
+
+  const Posterior& call;
+  const bool aligned;
+  const int64_t token, num_classes;
+  const bool inside;
+  const Vector<Real> vector;
+  bool good = false;
+  int64_t x0 = 0, x_t = 0;
+  Real keep = 0, u = 0, bar_keep = 0, bar_base = 0, bar_mask = 0, tilt = 1;
+  Real values[Rows::kNumbers];
+
+  __device__ PosteriorOfRows(const Posterior& call, bool aligned)
+      : call(call),
+        aligned(aligned),
+        token(Rows::row()),
+        num_classes(call.chain.num_classes),
+        inside(token < call.chain.num_tokens),
+        vector(vector_of<Real>(call.chain)) {
+    if (inside) look_up();
+  }
+
+  __device__ void run() {
+    if (!call.logits) {
+      write_q();
+    } else {
+      predict();
+      call.upstream ? write_gradient() : write_p();
+    }
+  }
+
+ private:
+  Real top = -INFINITY, sum = 0, s_xt = 0, z = 1;
+
+  __device__ void look_up() {
+    const Chain& chain = call.chain;
+    const int64_t to = call.x_t[token], from = call.x0 ? call.x0[token] : to;
+    const StepCoefficients* step = find_step(chain, token);
+    if (!step || !is_class(chain, from) || !is_class(chain, to)) return;
+    good = true;
+    x0 = from;
+    x_t = to;
+    const bool direct = call.logits && call.direct && step->target_time == 0;
+    keep = direct ? Real(0) : static_cast<Real>(step->keep);
+    u = direct ? Real(1) : static_cast<Real>(vector(step->base, step->mask, x_t));
+    bar_keep = direct ? Real(1) : static_cast<Real>(step->bar_keep);
+    bar_base = direct ? Real(0) : static_cast<Real>(step->bar_base);
+    bar_mask = direct ? Real(0) : static_cast<Real>(step->bar_mask);
+    if (call.posterior_mean && !direct)
+      tilt = static_cast<Real>(posterior_mean_tilt(keep, u, bar_keep, bar(x_t)));
+  }
+
+  __device__ Real bar(int64_t j) const { return static_cast<Real>(vector(bar_base, bar_mask, j)); }
+
+  __device__ void write_q() {
+    const Real zq = u + keep * (bar(x_t) + (x0 == x_t ? bar_keep : Real(0)));
+    const Real leave = M::log(u / zq), stay = M::log((u + keep) / zq);
+    write([&](int, int64_t j) {
+      const Real truth = bar(j) + (j == x0 ? bar_keep : Real(0));
+      return (j == x_t ? stay : leave) + M::log(truth);
+    });
+  }
+
+  // The row's largest logit, and the sum and what is at x_t of exp(logit - top), tilted at x_t.
+  __device__ void predict() {
+    each_part([&](int64_t start) {
+      read(call.logits, start, -INFINITY);
+      for (Real logit : values) top = Max()(top, logit);
+    });
+    top = reduce<kThreads>(top, Max());
+    if (!good) top = 0;
+    each_part([&](int64_t start) {
+      read(call.logits, start, -INFINITY);
+      each_number(start, [&](int i, int64_t j) { sum += weight(values[i], j); });
+    });
+    sum = reduce<kThreads>(sum, Sum());
+    if (good) s_xt = weight(logit(x_t), x_t) / sum;
+    z = u + keep * (bar_keep * s_xt + bar(x_t));
+  }
+
+  __device__ Real weight(Real logit, int64_t j) const {
+    return M::exp(logit - top) * (j == x_t ? tilt : Real(1));
+  }
+
+  // Where ub_j = 0, f_j = A s_j: the level of the logits goes before anything is rounded.
+  __device__ void write_p() {
+    const Real leave = M::log(u / z), stay = M::log((u + keep) / z);
+    const Real scale = M::log(bar_keep) - M::log(sum), log_tilt = M::log(tilt);
+    const bool stays = u == 0;  // whatever the logits
+    each_part([&](int64_t start) {
+      read(call.logits, start, -INFINITY);
+      each_number(start, [&](int i, int64_t j) {
+        const Real spread = j < num_classes ? bar(j) : Real(0);
+        const Real alone = values[i] - top + (j == x_t ? log_tilt : Real(0)) + scale;
+        const Real log_f = spread > M::splat(M::tiny)
+                               ? M::log(bar_keep * (weight(values[i], j) / sum) + spread)
+                               : alone;
+        const Real fixed = j == x_t ? Real(0) : -INFINITY;
+        values[i] = stays ? fixed : (j == x_t ? stay : leave) + log_f;
+      });
+      store(start);
+    });
+  }
+
+  __device__ void write_gradient() {
+    Real total = 0, weighted = 0;
+    each_weight([&](int, int64_t, Real w, Real, Real g) {
+      total += g;
+      weighted += w * g;
+    });
+    total = reduce<kThreads>(total, Sum());
+    weighted = reduce<kThreads>(weighted, Sum());
+    const Real pull = bar_keep / z * total, level = weighted - pull * (u + keep * s_xt);
+    const bool stays = u == 0;
+    each_weight(
+        [&](int i, int64_t j, Real w, Real s, Real g) {
+          const Real reach = u + (j == x_t ? keep : Real(0));
+          values[i] = stays ? Real(0) : w * g - s * (reach * pull + level);
+        },
+        [&](int64_t start) { store(start); });
+  }
+
+  // Calls body(i, j, w_j, s_j, G_j) for all classes, and then(start) after every part.
+  template <class Body, class Then>
+  __device__ void each_weight(const Body& body, const Then& then) {
+    each_part([&](int64_t start) {
+      Real upstream[Rows::kNumbers];
+      read(call.upstream, start, 0);
+      for (int i = 0; i < Rows::kNumbers; ++i) upstream[i] = values[i];
+      read(call.logits, start, -INFINITY);
+      each_number(start, [&](int i, int64_t j) {
+        const Real spread = j < num_classes ? bar(j) : Real(0), s = weight(values[i], j) / sum;
+        const Real model = bar_keep * s;
+        const Real w = spread > M::splat(M::tiny) ? model / (model + spread) : Real(1);
+        body(i, j, w, s, upstream[i]);
+      });
+      then(start);
+    });
+  }
+
+  template <class Body>
+  __device__ void each_weight(const Body& body) {
+    each_weight(body, [](int64_t) {});
+  }
+
+  template <class Body>
+  __device__ void each_part(const Body& body) {
+    for (int64_t start = 0; start < num_classes; start += Rows::kClasses) body(start);
+  }
+
+  template <class Body>
+  __device__ void each_number(int64_t start, const Body& body) {
+#pragma unroll
+    for (int v = 0; v < kVectors; ++v)
+#pragma unroll
+      for (int i = 0; i < Part::kWidth; ++i) body(v * Part::kWidth + i, Part::first(start, v) + i);
+  }
+
+  template <class Value>
+  __device__ void write(const Value& value) {
+    each_part([&](int64_t start) {
+      each_number(start, [&](int i, int64_t j) {
+        if (j < num_classes) values[i] = value(i, j);
+      });
+      store(start);
+    });
+  }
+
+  __device__ void store(int64_t start) {
+    if (!good)
+      for (Real& value : values) value = NAN;
+    Part::write(static_cast<Element*>(call.out) + token * num_classes, start,
+                inside ? num_classes : 0, aligned, values);
+  }
+
+  __device__ void read(const void* rows, int64_t start, Real fill) {
+    const Element* const row = static_cast<const Element*>(rows) + token * num_classes;
+    Part::read(row, start, good ? num_classes : 0, aligned, values, fill);
+  }
+
+  __device__ Real logit(int64_t j) const {
+    const Element* const row = static_cast<const Element*>(call.logits) + token * num_classes;
+    return Memory<Element>::widen(row[j]);
+  }
+};
+
+template <class Element, int kThreads, int kVectors>
+__global__ void __launch_bounds__((RowsOfBlock<Element, kThreads, kVectors>::kBlock))
+    posterior_of_rows(const Posterior call, const bool aligned) {
+  PosteriorOfRows<Element, kThreads, kVectors>(call, aligned).run();
+}
+
+template <class Element>
+const char* launch(const Posterior& call, void* on) {
+  const auto stream = static_cast<cudaStream_t>(on);
+  const int64_t tokens = call.chain.num_tokens, classes = call.chain.num_classes;
+  const bool aligned =
+      is_aligned({call.logits, call.upstream, call.out}, classes * sizeof(Element));
+  with_layout<Element>(classes, [&](auto threads, auto vectors) {
+    constexpr int kHalf = (vectors() + 1) / 2;  // of the registers, for the gradient needs two rows
+    using Rows = RowsOfBlock<Element, threads(), kHalf>;
+    D3PM_LAUNCH((posterior_of_rows<Element, threads(), kHalf>), Rows::blocks(tokens), Rows::kBlock,
+                0, stream, call, aligned);
+  });
+  return last_error();
+}
+
+}  // namespace d3pm::device

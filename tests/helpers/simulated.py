@@ -1,0 +1,54 @@
+"""The CUDA module as a module for the CPU: device code as C++, see tests/simt/simt.h."""
+
+import ctypes
+import functools
+import importlib.util
+import os
+import subprocess
+import sysconfig
+import tempfile
+from pathlib import Path
+
+import pybind11
+
+ROOT = Path(__file__).parents[2]
+FLAGS = "-std=c++17 -O2 -fPIC -fvisibility=hidden -U_FORTIFY_SOURCE -Wall -Wextra -Werror -Wno-unknown-pragmas"
+DEFINES = ["-DD3PM_MODULE=_cuda", '-DD3PM_DEVICE="cpu"']
+
+
+@functools.cache
+def module():
+    """Build the module, once a run, and import it."""
+    folder = Path(tempfile.mkdtemp(prefix="d3pm_fast_simt_"))
+    kernels = sorted((ROOT / "csrc/cuda").glob("*.cu"))
+    built = build([*kernels, ROOT / "csrc/cuda/module.cpp", ROOT / "tests/simt/seed.cpp"], folder)
+    spec = importlib.util.spec_from_file_location("_cuda", built)
+    made = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(made)
+    return made
+
+
+def build(sources, folder, name="_cuda.so"):
+    """Compile sources as C++ and link them to a library."""
+    compiler = os.environ.get("CXX", "c++")
+    includes = ["csrc", "tests/simt", pybind11.get_include(), sysconfig.get_paths()["include"]]
+    flags = [*FLAGS.split(), *DEFINES, *(f"-I{ROOT / path}" for path in includes)]
+    objects = [folder / f"{source.name}.o" for source in sources]
+    waiting = list(zip(sources, objects, strict=True))
+    while waiting:
+        jobs = [
+            subprocess.Popen([compiler, *flags, "-x", "c++", "-c", source, "-o", made])
+            for source, made in waiting[: os.cpu_count()]
+        ]
+        assert [job.wait() for job in jobs] == [0] * len(jobs)
+        waiting = waiting[len(jobs) :]
+    built = folder / name
+    subprocess.run([compiler, "-shared", *objects, "-o", built], check=True)
+    return built
+
+
+def set_order(library, seed):
+    """Let threads run in a random order, 0: in their own."""
+    function = ctypes.CDLL(str(library)).simt_seed
+    function.argtypes = [ctypes.c_uint64]
+    function(seed)
