@@ -8,7 +8,7 @@ ARGS ?=
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
-CXX_FILES = $(shell find csrc -name '*.h' -o -name '*.cpp')
+CXX_FILES = $(shell find csrc tests/simt -type f)
 BUILD_INPUTS = pyproject.toml setup.py MANIFEST.in constraints.txt $(shell find csrc)
 FASHION_MNIST = /usr/share/datasets/fashion-mnist/train-images-idx3-ubyte.gz
 
@@ -68,5 +68,5 @@ clean:
 .venv/python: constraints.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed: make PYTHON=...")'
 	@[ -x $(BIN)/python ] || $(PYTHON) -m venv .venv || { rm -rf .venv; exit 1; }
-	$(PIP) install -c constraints.txt setuptools pybind11
+	$(PIP) install -c constraints.txt setuptools pybind11 ninja
 	@touch $@

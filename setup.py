@@ -1,24 +1,31 @@
-"""Builds `d3pm_fast._cpu`, the C++ kernels. Everything else is declared in pyproject.toml.
+"""Builds `d3pm_fast._cpu`, the C++ kernels, and where asked to `d3pm_fast._cuda`, CUDA's.
 
-Environment:
-    D3PM_FAST_REQUIRE_CPU=1: a build of the kernels that fails is an error, not a fallback.
+Everything else is declared in pyproject.toml. Environment:
+    D3PM_FAST_REQUIRE_CPU=1: a build of the C++ kernels that fails is an error, not a fallback.
     D3PM_FAST_BUILD_JOBS=N: how many files to compile at once (default: one per core).
+    D3PM_FAST_CUDA=1: build the CUDA kernels, with nvcc from CUDA_HOME or the path.
+    D3PM_FAST_CUDA_ARCHS=80,90: for which GPUs (default: 80, 90 and 100 as far as nvcc knows them).
 """
 
 import os
+import shutil
+import subprocess
 import sys
+import sysconfig
 from contextlib import suppress
 from glob import glob
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from textwrap import shorten
 
+import pybind11
 from pybind11.setup_helpers import ParallelCompile, Pybind11Extension
-from setuptools import setup
+from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError, LinkError
 
 REQUIRE_CPU = os.environ.get("D3PM_FAST_REQUIRE_CPU", "0") not in ("", "0")
+WITH_CUDA = os.environ.get("D3PM_FAST_CUDA", "0") not in ("", "0")
 
 OPENMP_FLAGS = [  # (compiler, linker)
     (["-fopenmp"], ["-fopenmp"]),
@@ -31,6 +38,9 @@ class BuildKernels(build_ext):
     """Builds with OpenMP where it works, and goes on without the kernels where nothing does."""
 
     def build_extension(self, ext):
+        if ext.name == CUDA.name:
+            build_cuda(ext.sources, Path(self.get_ext_fullpath(ext.name)), Path(self.build_temp))
+            return
         try:
             compile_flags, link_flags = self.openmp_flags()
             ext.extra_compile_args += compile_flags
@@ -65,6 +75,39 @@ class BuildKernels(build_ext):
         return [], []
 
 
+def build_cuda(sources, target, folder):
+    """Builds the CUDA kernels by ninja; any failure is an error, for they were asked for."""
+    home = os.environ.get("CUDA_HOME")
+    nvcc = str(Path(home, "bin", "nvcc")) if home else shutil.which("nvcc")
+    if nvcc is None:
+        raise CompileError("D3PM_FAST_CUDA=1 needs nvcc: set CUDA_HOME or put it on the path")
+    known = subprocess.run([nvcc, "--list-gpu-code"], capture_output=True, text=True, check=True)
+    asked = os.environ.get("D3PM_FAST_CUDA_ARCHS")
+    archs = asked.split(",") if asked else [a for a in CUDA_ARCHS if f"sm_{a}" in known.stdout]
+    codes = [f"-gencode arch=compute_{arch},code=sm_{arch}" for arch in archs]
+    codes.append(f"-gencode arch=compute_{archs[-1]},code=compute_{archs[-1]}")
+    includes = ["csrc", pybind11.get_include(), sysconfig.get_paths()["include"]]
+    flags = ["-std=c++17 -O3 -Xcompiler -fPIC,-fvisibility=hidden", *codes]
+    flags += ["-DD3PM_MODULE=_cuda", "'-DD3PM_DEVICE=\"cuda\"'"]
+    flags += [f"-I{Path(path).absolute()}" for path in includes]
+    folder.mkdir(parents=True, exist_ok=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    objects = {f"{Path(source).name}.o": Path(source).absolute() for source in sources}
+    lines = [
+        "rule compile",
+        f"  command = {nvcc} {' '.join(flags)} -MD -MF $out.d -c $in -o $out",
+        "  depfile = $out.d",
+        "rule link",
+        f"  command = {nvcc} -shared $in -o $out",
+        *(f"build {made}: compile {source}" for made, source in objects.items()),
+        f"build {target.absolute()}: link {' '.join(objects)}",
+    ]
+    Path(folder, "build.ninja").write_text("\n".join(lines) + "\n")
+    jobs = os.environ.get("D3PM_FAST_BUILD_JOBS")
+    options = ["-j", jobs] if jobs else []
+    subprocess.run([shutil.which("ninja") or "ninja", "-C", folder, *options], check=True)
+
+
 def tell(line):
     """Prints to the log and, as pip hides the log of a build that succeeds, to the terminal."""
     print(line, file=sys.stderr, flush=True)
@@ -83,5 +126,11 @@ kernels = Pybind11Extension(
     optional=not REQUIRE_CPU,
 )
 
+CUDA_ARCHS = ["80", "90", "100"]
+CUDA = Extension("d3pm_fast._cuda", [*sorted(glob("csrc/cuda/*.cu")), "csrc/cuda/module.cpp"])
+
 with ParallelCompile("D3PM_FAST_BUILD_JOBS"):
-    setup(ext_modules=[kernels], cmdclass={"build_ext": BuildKernels})
+    setup(
+        ext_modules=[kernels, CUDA] if WITH_CUDA else [kernels],
+        cmdclass={"build_ext": BuildKernels},
+    )

@@ -1,15 +1,18 @@
-"""The kernels on a GPU: ``python -m benchmarks.gpu --out DIR`` installs, tests and measures.
+"""The kernels on a GPU: ``python -m benchmarks.gpu --out DIR`` installs, measures and tests.
 
-Needs torch, triton, setuptools and pybind11, and no network. Writes ``machine.txt``, the log of
-the tests, ``loss.csv`` and, with matplotlib, ``roofline.png``.
+Needs torch, triton, setuptools and pybind11, for the CUDA kernels nvcc and ninja too, and no
+network. Writes ``machine.txt``, ``loss.csv``, with matplotlib ``roofline.png``, and the logs of the
+tests, of compute-sanitizer too where it is there.
 """
 
 import argparse
 import csv
 import importlib.util
 import math
+import os
 import platform
 import random
+import shutil
 import statistics
 import subprocess
 import sys
@@ -21,10 +24,12 @@ import torch
 
 ROOT = Path(__file__).parents[1]
 TESTS = ["test_triton", "test_loss", "test_posterior", "test_p_sample", "test_q_sample"]
-SIZES = [27, 256, 1024, 8192, 32768, 131072]
+SIZES = [27, 256, 1024, 8192, 131072]
+COMPILED = [27, 256, 8192]  # sizes that torch.compile is given
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 BYTES_OF_LOGITS = 1 << 28  # past every second-level cache
 WARM_UP, ROUNDS = 3, 30
+TEST_SECONDS, SANITIZER_SECONDS = 240, 60
 
 
 class Row(NamedTuple):
@@ -68,9 +73,11 @@ def main() -> int:
 
 
 def install() -> None:
-    """Install the package from this folder with what is there."""
+    """Install the package from this folder with what is there, and start again."""
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps"]
-    subprocess.run([*pip, "--no-build-isolation", "--editable", ROOT], check=True)
+    environment = os.environ | {"D3PM_FAST_CUDA": "1" if shutil.which("nvcc") else "0"}
+    command = [*pip, "--no-build-isolation", "--editable", ROOT]
+    subprocess.run(command, check=True, env=environment)
     importlib.invalidate_caches()
     sys.exit(subprocess.run([sys.executable, "-m", "benchmarks.gpu", *sys.argv[1:]]).returncode)
 
@@ -89,12 +96,27 @@ def describe() -> str:
 
 
 def run_tests(out: Path) -> int:
-    """Run the tests on the device, under compute-sanitizer too where it is there."""
+    """Run the tests on the device, and some of them under compute-sanitizer."""
+    pytest = [sys.executable, "-m", "pytest", "-q"]
     files = [f"tests/{name}.py" for name in TESTS]
-    command = [sys.executable, "-m", "pytest", "-q", "-k", "triton", *files]
-    with (out / "tests.txt").open("w") as log:
-        status = subprocess.run(command, cwd=ROOT, stdout=log, stderr=log).returncode
-    print((out / "tests.txt").read_text()[-2000:])
+    status = log_of([*pytest, "-k", "triton or cuda", *files], out / "tests.txt", TEST_SECONDS)
+    sanitizer = shutil.which("compute-sanitizer")
+    few = [*pytest, "-k", "draw_the_same and cuda", "tests/test_p_sample.py"]
+    for tool in ["memcheck", "racecheck"] if sanitizer else []:
+        log_of([sanitizer, "--tool", tool, *few], out / f"{tool}.txt", SANITIZER_SECONDS)
+    return status
+
+
+def log_of(command: list[str], log: Path, seconds: int) -> int:
+    """Run a command for so long at most, print its last lines and return its exit status."""
+    with log.open("w") as file:
+        try:
+            streams = {"stdout": file, "stderr": subprocess.STDOUT}
+            status = subprocess.run(command, cwd=ROOT, timeout=seconds, **streams).returncode
+        except subprocess.TimeoutExpired:
+            file.write(f"\nstopped after {seconds} seconds\n")
+            status = 0
+    print(log.name, *log.read_text().splitlines()[-8:], sep="\n", flush=True)
     return status
 
 
@@ -110,6 +132,8 @@ def measure(sizes: list[int]) -> Iterator[Row]:
 
 def measure_case(family: str, num_classes: int, dtype: str) -> list[Row]:
     """Time forward and backward of the mean loss by all providers, in interleaved rounds."""
+    from d3pm_fast import functional
+
     from .bench_loss import LOSS, bytes_moved
     from .cases import OURS, Case, Inputs, make_inputs
     from .providers import loss_and_gradient
@@ -125,9 +149,20 @@ def measure_case(family: str, num_classes: int, dtype: str) -> list[Row]:
     moved = bytes_moved(inputs)
     runs: dict[str, Callable[[], Any]] = {}
     for name, provider in LOSS.providers.items():
-        run = provider.make(inputs) if num_classes <= 8192 or "dense" not in name else None
+        if "compiled" in name and num_classes not in COMPILED:
+            continue
+        if "dense" in name and (num_classes > 8192 or dtype != "float32"):
+            continue
+        run = provider.make(inputs)
         if run is not None and name != "copy":
             runs[name] = run
+    if implementation_is_there("cuda"):
+
+        def by_cuda(logits: torch.Tensor) -> torch.Tensor:
+            tokens = inputs.x0, inputs.x_t, inputs.t
+            return functional.loss(inputs.transition, logits, *tokens, impl="cuda")
+
+        runs["ours, CUDA C++"] = lambda: loss_and_gradient(by_cuda, inputs.logits)
     half = torch.empty(moved // 2, dtype=torch.uint8, device="cuda").random_()
     target = torch.empty_like(half)
     runs["copy"] = lambda: target.copy_(half)
@@ -154,6 +189,17 @@ def measure_case(family: str, num_classes: int, dtype: str) -> list[Row]:
         rounded = (float(f"{number:.4g}") for number in numbers)
         rows.append(Row("loss", family, *shape, name, *rounded))
     return rows
+
+
+def implementation_is_there(name: str) -> bool:
+    """Return whether an implementation is installed."""
+    import d3pm_fast
+
+    try:
+        d3pm_fast.implementation(name, "cuda")
+    except RuntimeError:
+        return False
+    return True
 
 
 def fits(run: Callable[[], Any]) -> bool:

@@ -245,7 +245,7 @@ struct LossOfRows {
 };
 
 template <class Element, int kThreads, int kVectors>
-__global__ void __launch_bounds__((RowsOfBlock<Element, kThreads, kVectors>::kBlock))
+__global__ void __launch_bounds__((RowsOfBlock<Element, kThreads, kVectors>::kBlock), 1)
     loss_of_rows(const Loss call, const bool aligned) {
   LossOfRows<Element, kThreads, kVectors>(call, aligned).run();
 }

@@ -138,7 +138,7 @@ struct PSampleOfRows {
 };
 
 template <class Element, int kThreads, int kVectors>
-__global__ void __launch_bounds__((RowsOfBlock<Element, kThreads, kVectors>::kBlock))
+__global__ void __launch_bounds__((RowsOfBlock<Element, kThreads, kVectors>::kBlock), 1)
     p_sample_of_rows(const PSample call, const bool aligned) {
   PSampleOfRows<Element, kThreads, kVectors>(call, aligned).run();
 }

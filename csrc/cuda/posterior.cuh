@@ -198,7 +198,7 @@ struct PosteriorOfRows {
 };
 
 template <class Element, int kThreads, int kVectors>
-__global__ void __launch_bounds__((RowsOfBlock<Element, kThreads, kVectors>::kBlock))
+__global__ void __launch_bounds__((RowsOfBlock<Element, kThreads, kVectors>::kBlock), 1)
     posterior_of_rows(const Posterior call, const bool aligned) {
   PosteriorOfRows<Element, kThreads, kVectors>(call, aligned).run();
 }
