@@ -335,9 +335,9 @@ def logistic_logits(
     name = ops.implementation(impl, loc.device).name
     args = (loc.contiguous(), log_scale.contiguous(), num_classes, edge_corrected)
     wants_gradient = loc.requires_grad or log_scale.requires_grad
-    if name != "reference" and wants_gradient and torch.is_grad_enabled():
+    if name == "cpu" and wants_gradient and torch.is_grad_enabled():
         return LogisticLogits.apply(*args)  # type: ignore[no-any-return, no-untyped-call]
-    make = reference.logistic_logits if name == "reference" else torch.ops.d3pm_fast.logistic_logits
+    make = torch.ops.d3pm_fast.logistic_logits if name == "cpu" else reference.logistic_logits
     return make(*args)
 
 
@@ -403,11 +403,11 @@ def _reduced(token_loss: Tensor, mask: Tensor | None, reduction: str) -> Tensor:
 
 
 def _prediction(logits: Prediction, transition: Transition, name: str) -> Tensor | Logistic:
-    """Return what is predicted, contiguous; the reference has no use for other than logits."""
+    """Return what is predicted, contiguous; only the CPU kernels take other than logits."""
     if isinstance(logits, Tensor):
         return logits.contiguous()
     loc, log_scale, edge_corrected = Logistic(*logits)
-    if name == "reference":
+    if name != "cpu":
         return reference.logistic_logits(loc, log_scale, transition.num_classes, edge_corrected)
     return Logistic(loc.contiguous(), log_scale.contiguous(), edge_corrected)
 

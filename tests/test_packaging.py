@@ -60,7 +60,15 @@ def wheel_files(wheel):
 
 
 def python_files(root):
-    return {path.relative_to(root).as_posix() for path in root.glob("d3pm_fast/**/*.py")}
+    return {
+        path.relative_to(root).as_posix()
+        for folder in ("d3pm_fast", "kernels")
+        for path in root.glob(f"{folder}/**/*.py")
+    }
+
+
+def installed_files(root):
+    return {name.replace("kernels/", "d3pm_fast/kernels/", 1) for name in python_files(root)}
 
 
 @pytest.fixture(scope="module")
@@ -158,8 +166,8 @@ def look_inside(target):
 def test_sdist_has_what_a_build_needs_and_nothing_else(sdist, source):
     with tarfile.open(sdist) as archive:
         files = {member.name.partition("/")[2] for member in archive if member.isfile()}
-    code = [path for path in (ROOT / "csrc").rglob("*") if path.suffix in (".cpp", ".h")]
-    assert code
+    code = [path for path in (ROOT / "csrc").rglob("*.*") if path.is_file()]
+    assert {path.suffix for path in code} == {".cpp", ".h", ".cu", ".cuh"}
     assert files >= {path.relative_to(ROOT).as_posix() for path in code}
     assert files >= python_files(ROOT)
     assert files >= {"pyproject.toml", "setup.py", "LICENSE", "README.md", "d3pm_fast/py.typed"}
@@ -168,6 +176,7 @@ def test_sdist_has_what_a_build_needs_and_nothing_else(sdist, source):
         "csrc",
         "d3pm_fast",
         "d3pm_fast.egg-info",
+        "kernels",
     }
 
 
@@ -178,7 +187,7 @@ def test_wheel_has_the_package_and_its_compiled_module(wheel_and_log, source):
     stubs = {path.relative_to(source).as_posix() for path in source.glob("d3pm_fast/*.pyi")}
     binary = {name for name in compiled if name not in stubs}
     assert len(binary) == 1
-    assert files - metadata - binary == python_files(source) | stubs | {"d3pm_fast/py.typed"}
+    assert files - metadata - binary == installed_files(source) | stubs | {"d3pm_fast/py.typed"}
     assert any(name.endswith("/LICENSE") for name in metadata)
 
 
@@ -228,7 +237,7 @@ def test_no_compiler_falls_back_with_one_line(fallback_and_log, source):
         name.startswith("d3pm_fast/_cpu.") and not name.endswith(".pyi")
         for name in wheel_files(wheel)
     )
-    assert wheel_files(wheel) >= python_files(source)
+    assert wheel_files(wheel) >= installed_files(source)
 
 
 def test_pure_python_wheel_serves_the_reference(fallback_and_log, tmp_path):

@@ -69,6 +69,22 @@ def test_without_a_gpu_or_the_interpreter_the_error_names_the_device(monkeypatch
         d3.implementation("triton", "cpu")
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="runs in the interpreter")
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # the interpreter's: see conftest.py
+def test_a_logistic_pair_is_served_as_logits():
+    transition = d3.transitions.uniform(20, d3.schedules.cosine(10))
+    x0, x_t = torch.randint(20, (2, 3, 4))
+    arguments = x0, x_t, torch.tensor([1, 4, 9])
+    results = []
+    for name in ("reference", "triton"):
+        pair = [torch.linspace(-1, 1, 12).view(3, 4).requires_grad_() for _ in range(2)]
+        loss = functional.loss(transition, tuple(pair), *arguments, impl=name)
+        loss.backward()
+        results.append((loss.detach(), *(value.grad for value in pair)))
+    for value, expected in zip(*results, strict=True):
+        torch.testing.assert_close(value, expected, rtol=1e-4, atol=1e-6)
+
+
 def problem(num_tokens=4096, num_classes=256, dtype=torch.float32):
     """A uniform chain's tensors on the GPU."""
     transition = d3.transitions.uniform(num_classes, d3.schedules.cosine(100)).cuda()
