@@ -21,6 +21,8 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
+from d3pm_fast.reference.logspace import compute_dtype
+
 TABLE = Path(__file__).parent / "results" / "triton.csv"
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -75,6 +77,7 @@ def empty(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
 
 def calls(num_classes: int, dtype: torch.dtype) -> dict[str, Callable[[], Any]]:
     """Return a call of every kernel, by name."""
+    from d3pm_fast.kernels import logistic
     from d3pm_fast.kernels import rank_one_ops as ops
 
     logits, tokens = empty(TOKENS, num_classes, dtype=dtype), empty(TOKENS)
@@ -83,6 +86,7 @@ def calls(num_classes: int, dtype: torch.dtype) -> dict[str, Callable[[], Any]]:
     pi = empty(num_classes, dtype=double)
     uniform, marginal = (rows, table, None, None, -1), (rows, table, pi, pi, 0)
     weights = (1.0, 0.01, "sum")
+    loc, made = empty(TOKENS, dtype=dtype), empty(TOKENS, num_classes, dtype=compute_dtype(dtype))
     draw = (empty(TOKENS // 1024), 3)
     model, mean = (False, True), (True, True)
     of_loss = (logits, tokens, None, tokens)
@@ -96,6 +100,8 @@ def calls(num_classes: int, dtype: torch.dtype) -> dict[str, Callable[[], Any]]:
         "p_posterior": lambda: ops.p_posterior(logits, tokens, *marginal, *mean),
         "p_posterior_grad": lambda: ops.p_posterior_grad(logits, logits, tokens, *marginal, *mean),
         "p_sample": lambda: ops.p_sample(logits, tokens, *marginal, *mean, *draw),
+        "logistic logits": lambda: logistic.logits(loc, loc, num_classes, True),
+        "logistic gradient": lambda: logistic.gradient(loc, loc, made, True),
     }
 
 

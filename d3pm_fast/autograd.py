@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.compiler import is_compiling
 
+from .ops.logistic import LogisticOperations
 from .ops.scale import scale_
 
 
@@ -88,20 +89,24 @@ class LogisticLogits(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, loc: Tensor, log_scale: Tensor, num_classes: int, edge_corrected: bool
+        ctx: Any,
+        loc: Tensor,
+        log_scale: Tensor,
+        num_classes: int,
+        edge_corrected: bool,
+        logistic: LogisticOperations,
     ) -> Tensor:
         """Return the log of each bin's mass."""
         ctx.save_for_backward(loc, log_scale)
-        ctx.edge_corrected = edge_corrected
-        args = (loc, log_scale, num_classes, edge_corrected)
-        return torch.ops.d3pm_fast.logistic_logits(*args)  # type: ignore[no-any-return]
+        ctx.edge_corrected, ctx.logistic = edge_corrected, logistic
+        return logistic.logits(loc, log_scale, num_classes, edge_corrected)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients with respect to loc and log_scale."""
         args = (*ctx.saved_tensors, upstream.contiguous(), ctx.edge_corrected)
-        return *torch.ops.d3pm_fast.logistic_gradient(*args), None, None
+        return *ctx.logistic.gradient(*args), None, None, None
 
 
 def _scaled(grad: Tensor, upstream: Tensor, in_place: bool) -> Tensor:

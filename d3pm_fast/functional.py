@@ -15,6 +15,7 @@ All functions take ``impl``, see :func:`d3pm_fast.implementation`, and raise
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -125,7 +126,7 @@ def loss(
         tokens = "none" if reduction == "batch" else reduction
         value = _loss(name, kernels, prediction, tokens, arguments(None))
         return _reduced(value, mask, reduction) if reduction == "batch" else value
-    call = Call(transition.num_classes, prediction.edge_corrected, arguments)
+    call = _call_of(transition, prediction, name, arguments)
     value = LogisticLoss.apply(*prediction[:2], call, kernels.loss_and_grad)  # type: ignore[no-untyped-call]
     return _reduced(value, mask, reduction)
 
@@ -202,7 +203,7 @@ def p_posterior(
     prediction = _prediction(logits, transition, name)
     both = kernels.p_posterior, getattr(kernels, "p_posterior_grad", None)
     if not isinstance(prediction, Tensor):
-        call = Call(transition.num_classes, prediction.edge_corrected, arguments)
+        call = _call_of(transition, prediction, name, arguments)
         return LogisticPPosterior.apply(*prediction[:2], call, *both)  # type: ignore[no-any-return, no-untyped-call]
     args = arguments(None)
     if name != "reference" and prediction.requires_grad and torch.is_grad_enabled():
@@ -299,7 +300,7 @@ def p_sample(
         if isinstance(prediction, Tensor):
             drawn = kernels.p_sample(prediction, *arguments(None))
         else:
-            call = Call(transition.num_classes, prediction.edge_corrected, arguments)
+            call = _call_of(transition, prediction, name, arguments)
             drawn = apply(kernels.p_sample, prediction, call)
     return drawn.to(x_t.dtype)  # type: ignore[no-any-return]
 
@@ -334,11 +335,12 @@ def logistic_logits(
     num_classes = check_count("num_classes", num_classes, least=2)
     name = ops.implementation(impl, loc.device).name
     args = (loc.contiguous(), log_scale.contiguous(), num_classes, edge_corrected)
-    wants_gradient = loc.requires_grad or log_scale.requires_grad
-    if name == "cpu" and wants_gradient and torch.is_grad_enabled():
-        return LogisticLogits.apply(*args)  # type: ignore[no-any-return, no-untyped-call]
-    make = torch.ops.d3pm_fast.logistic_logits if name == "cpu" else reference.logistic_logits
-    return make(*args)
+    kernels = ops.logistic.operations(name)
+    if kernels is None:
+        return reference.logistic_logits(*args)
+    if (loc.requires_grad or log_scale.requires_grad) and torch.is_grad_enabled():
+        return LogisticLogits.apply(*args, kernels)  # type: ignore[no-any-return, no-untyped-call]
+    return kernels.logits(*args)
 
 
 def prior(transition: Transition, x0: Tensor) -> Tensor:
@@ -403,13 +405,24 @@ def _reduced(token_loss: Tensor, mask: Tensor | None, reduction: str) -> Tensor:
 
 
 def _prediction(logits: Prediction, transition: Transition, name: str) -> Tensor | Logistic:
-    """Return what is predicted, contiguous; only the CPU kernels take other than logits."""
+    """Return what is predicted, contiguous: logits where nothing takes other than them."""
     if isinstance(logits, Tensor):
         return logits.contiguous()
     loc, log_scale, edge_corrected = Logistic(*logits)
-    if name != "cpu":
+    if ops.logistic.operations(name) is None:
         return reference.logistic_logits(loc, log_scale, transition.num_classes, edge_corrected)
     return Logistic(loc.contiguous(), log_scale.contiguous(), edge_corrected)
+
+
+def _call_of(
+    transition: Transition,
+    prediction: Logistic,
+    name: str,
+    arguments: Callable[[slice | None], tuple[Any, ...]],
+) -> Call:
+    logistic = ops.logistic.operations(name)
+    assert logistic is not None
+    return Call(transition.num_classes, prediction.edge_corrected, logistic, arguments)
 
 
 def _cut(values: Tensor | None, items: slice | None) -> Any:

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .ops import logistic
+from .ops.logistic import LogisticOperations
 
 __all__ = ["Logistic"]
 
-CHUNK_BYTES = 1 << 21
+CHUNK_BYTES = {"cpu": 1 << 21, "cuda": 1 << 25}  # what the cache holds until it is read
 
 
 class Logistic(NamedTuple):
@@ -37,17 +37,20 @@ class Call(NamedTuple):
     Attributes:
         num_classes: K.
         edge_corrected: of the distribution.
+        logistic: what makes logits, and of their gradient that of the parameters.
         items: maps a slice of the batch to the operation's arguments after the logits.
     """
 
     num_classes: int
     edge_corrected: bool
+    logistic: LogisticOperations
     items: Callable[[slice], tuple[Any, ...]]
 
     def chunks(self, loc: Tensor, log_scale: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
         """Yield slices of the batch, and of both parameters, in the dtype of the calculation."""
         a_batch = loc[:1].numel() * self.num_classes * 4
-        size = max(CHUNK_BYTES // max(a_batch, 1), 1)
+        chunk_bytes = CHUNK_BYTES.get(loc.device.type, CHUNK_BYTES["cuda"])
+        size = max(chunk_bytes // max(a_batch, 1), 1)
         dtype = torch.float64 if loc.dtype == torch.float64 else torch.float32
         for first in range(0, max(len(loc), 1), size):
             part = slice(first, first + size)
@@ -55,13 +58,11 @@ class Call(NamedTuple):
 
     def logits(self, loc: Tensor, log_scale: Tensor) -> Tensor:
         """Return the logits of a chunk."""
-        made: Tensor = logistic.logits(loc, log_scale, self.num_classes, self.edge_corrected)
-        return made
+        return self.logistic.logits(loc, log_scale, self.num_classes, self.edge_corrected)
 
     def pull(self, loc: Tensor, log_scale: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
         """Return the gradients of a chunk's parameters from that of its logits."""
-        pulled: tuple[Tensor, Tensor] = logistic.gradient(loc, log_scale, grad, self.edge_corrected)
-        return pulled
+        return self.logistic.gradient(loc, log_scale, grad, self.edge_corrected)
 
 
 def apply(operation: Callable[..., Tensor], parameters: Logistic, call: Call) -> Tensor:

@@ -24,16 +24,38 @@ def exp(x):
     else:
         shifted = x * 1.44269504088896341 + 12582912.0  # its low bits are round(x / ln 2)
         n = shifted - 12582912.0
-        r = (x - n * LN2_HIGH) - n * LN2_LOW
-        p = r * 1.9875691500e-4 + 1.3981999507e-3
-        p = p * r + 8.3334519073e-3
-        p = p * r + 4.1665795894e-2
-        p = p * r + 1.6666665459e-1
-        p = p * r + 5.0000001201e-1
-        mantissa = (p * (r * r) + r) + 1.0
+        mantissa = _expm1_near((x - n * LN2_HIGH) - n * LN2_LOW) + 1.0
         power = shifted.to(tl.int32, bitcast=True) << 23
         scaled = (mantissa.to(tl.int32, bitcast=True) + power).to(tl.float32, bitcast=True)
         return tl.where(x < -87.3, 0.0, scaled)
+
+
+@triton.jit
+def expm1(x):
+    """Return exp(x) - 1 for x <= 0 or NaN."""
+    if x.dtype == tl.float64:
+        e = tl.exp(x)
+        near = (e - 1.0) * (x / tl.log(e))  # what rounds e off rounds its logarithm off as much
+        return tl.where(e == 1.0, x, tl.where(e > 0.5, near, e - 1.0))
+    else:
+        shifted = x * 1.44269504088896341 + 12582912.0
+        n = shifted - 12582912.0
+        rest = _expm1_near((x - n * LN2_HIGH) - n * LN2_LOW)
+        scale = ((shifted.to(tl.int32, bitcast=True) << 23) + 0x3F800000).to(
+            tl.float32, bitcast=True
+        )
+        return tl.where(x < -87.3, -1.0, scale * rest + (scale - 1.0))
+
+
+@triton.jit
+def _expm1_near(r):
+    """Return exp(r) - 1 for |r| <= log(2) / 2."""
+    p = r * 1.9875691500e-4 + 1.3981999507e-3
+    p = p * r + 8.3334519073e-3
+    p = p * r + 4.1665795894e-2
+    p = p * r + 1.6666665459e-1
+    p = p * r + 5.0000001201e-1
+    return p * (r * r) + r
 
 
 @triton.jit

@@ -18,7 +18,7 @@ DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 
 @pytest.fixture(params=[1, 1 << 21], ids=["an item a chunk", "one chunk"])
 def chunks(request, monkeypatch):
-    monkeypatch.setattr(logistic, "CHUNK_BYTES", request.param)
+    monkeypatch.setitem(logistic.CHUNK_BYTES, "cpu", request.param)
 
 
 @pytest.fixture(params=CHAINS)

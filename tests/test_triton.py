@@ -13,6 +13,8 @@ from d3pm_fast import functional
 
 triton = pytest.importorskip("triton")
 TRITON_OF_TABLE = "3.9.0"
+# They read no row, or one beside itself shifted by a class.
+OTHERS = "q_posterior", "logistic logits", "logistic gradient"
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -30,7 +32,7 @@ def test_the_table_has_every_program(table):
     kernels = {key[0] for key in table}
     expected = {(k, t, n, d) for k in kernels for t in TARGETS for n in SIZES for d in DTYPES}
     assert table.keys() == expected
-    assert len(kernels) == 7
+    assert len(kernels) == 9
 
 
 def test_no_program_keeps_anything_outside_of_registers(table):
@@ -39,7 +41,7 @@ def test_no_program_keeps_anything_outside_of_registers(table):
 
 def test_rows_are_read_16_bytes_at_a_time(table):
     reads = [row for row in table.values() if row.num_classes % 16 == 0]
-    assert [row for row in reads if row.widest_load < 128 and row.kernel != "q_posterior"] == []
+    assert [row for row in reads if row.widest_load < 128 and row.kernel not in OTHERS] == []
 
 
 @pytest.mark.slow
@@ -59,7 +61,7 @@ def test_programs_take_what_the_table_says(table, tmp_path, targets, sizes, dtyp
     here = Path(__file__).parents[1]
     subprocess.run([*module, *options], check=True, cwd=here, env=environment)
     found = read_table(out)
-    assert len(found) == 7 * len(targets) * len(sizes)
+    assert len(found) == 9 * len(targets) * len(sizes)
     assert found == {key: table[key] for key in found}
 
 

@@ -3,7 +3,9 @@
 ``loc`` and ``log_scale`` are ``(B, *S)`` of one dtype, the logits ``(B, *S, K)``.
 """
 
-from typing import Any
+from collections.abc import Callable
+from functools import cache
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,16 +14,7 @@ from .._compiled import cpu
 from ..reference.logspace import compute_dtype
 from .library import library
 
-library.define(
-    "logistic_logits(Tensor loc, Tensor log_scale, int num_classes, bool edge_corrected) -> Tensor"
-)
-library.define(
-    "logistic_gradient(Tensor loc, Tensor log_scale, Tensor grad, bool edge_corrected) "
-    "-> (Tensor, Tensor)"
-)
 
-
-@torch.library.impl(library, "logistic_logits", "CPU")
 def _logistic_logits(
     loc: Tensor, log_scale: Tensor, num_classes: int, edge_corrected: bool
 ) -> Tensor:
@@ -39,7 +32,6 @@ def _logistic_logits(
     return out
 
 
-@torch.library.impl(library, "logistic_gradient", "CPU")
 def _logistic_gradient(
     loc: Tensor, log_scale: Tensor, grad: Tensor, edge_corrected: bool
 ) -> tuple[Tensor, Tensor]:
@@ -63,15 +55,62 @@ def _empty_logits(loc: Tensor, num_classes: int) -> Tensor:
     return loc.new_empty((*loc.shape, num_classes), dtype=compute_dtype(loc.dtype))
 
 
-@torch.library.register_fake("d3pm_fast::logistic_logits")
-def _(loc: Tensor, log_scale: Tensor, num_classes: int, *args: Any) -> Tensor:
+def _fake_logits(loc: Tensor, log_scale: Tensor, num_classes: int, *args: Any) -> Tensor:
     return _empty_logits(loc, num_classes)
 
 
-@torch.library.register_fake("d3pm_fast::logistic_gradient")
-def _(loc: Tensor, log_scale: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+def _fake_gradient(loc: Tensor, log_scale: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
     return torch.empty_like(loc), torch.empty_like(log_scale)
 
 
-logits = torch.ops.d3pm_fast.logistic_logits
-gradient = torch.ops.d3pm_fast.logistic_gradient
+class LogisticOperations(NamedTuple):
+    """``torch.ops.d3pm_fast.*logistic_logits`` and ``logistic_gradient`` of one implementation."""
+
+    logits: Callable[..., Tensor]
+    gradient: Callable[..., tuple[Tensor, Tensor]]
+
+    @classmethod
+    def register(
+        cls,
+        prefix: str,
+        logits: Callable[..., Tensor],
+        gradient: Callable[..., tuple[Tensor, Tensor]],
+        dispatch_key: str,
+    ) -> "LogisticOperations":
+        """Register the operations under names with a prefix."""
+        parameters = "Tensor loc, Tensor log_scale"
+        operations = {
+            "logits": (f"({parameters}, int num_classes, bool edge_corrected) -> Tensor", logits),
+            "gradient": (
+                f"({parameters}, Tensor grad, bool edge_corrected) -> (Tensor, Tensor)",
+                gradient,
+            ),
+        }
+        fakes: dict[str, Callable[..., Any]]
+        fakes = {"logits": _fake_logits, "gradient": _fake_gradient}
+        made = []
+        for kind, (signature, kernel) in operations.items():
+            name = f"{prefix}logistic_{kind}"
+            library.define(name + signature)
+            library.impl(name, kernel, dispatch_key)
+            torch.library.register_fake(f"d3pm_fast::{name}", fakes[kind], lib=library)
+            made.append(getattr(torch.ops.d3pm_fast, name))
+        return cls(*made)
+
+
+_on_cpu = LogisticOperations.register("", _logistic_logits, _logistic_gradient, "CPU")
+
+
+@cache
+def _by_triton() -> LogisticOperations:
+    from ..kernels.logistic import gradient, logits
+
+    key = "CompositeExplicitAutograd"
+    return LogisticOperations.register("triton_", logits, gradient, key)
+
+
+def operations(name: str) -> LogisticOperations | None:
+    """Return the operations of an implementation; None for one that has none of its own."""
+    if name == "triton":
+        return _by_triton()
+    return _on_cpu if name == "cpu" else None
