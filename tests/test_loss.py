@@ -96,7 +96,7 @@ def test_every_size_is_within_ulps_in_float32(impl, family, reverse, num_classes
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("num_classes", [3, 16, 27, 257])
+@pytest.mark.parametrize("num_classes", [3, 16, 27, 64, 257])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_dtype_is_within_ulps(impl, family, num_classes, dtype):
     _check_random_rows(impl, family, num_classes, dtype, first_step="posterior", ce_weight=0.01)

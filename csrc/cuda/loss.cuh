@@ -250,7 +250,9 @@ __global__ void __launch_bounds__((RowsOfBlock<Element, kThreads, kVectors>::kBl
   LossOfRows<Element, kThreads, kVectors>(call, aligned).run();
 }
 
-constexpr int kFewClasses = 64;
+// As many as fit 48 KiB of shared memory, what a block has without asking.
+template <class Real>
+constexpr int kFewClasses = sizeof(Real) == 8 ? 32 : 64;
 constexpr int kRowsOfFew = 128;
 
 // A thread a row, in shared memory in steps of an odd number of words, free of bank conflicts.
@@ -323,7 +325,7 @@ const char* launch(const Loss& call, void* on) {
   using Real = typename Memory<Element>::Real;
   const auto stream = static_cast<cudaStream_t>(on);
   const int64_t tokens = call.chain.num_tokens, classes = call.chain.num_classes;
-  if (classes <= kFewClasses) {
+  if (classes <= kFewClasses<Real>) {
     const int64_t blocks = (tokens + kRowsOfFew - 1) / kRowsOfFew;
     const size_t bytes = kRowsOfFew * (static_cast<size_t>(classes) | 1) * sizeof(Real);
     D3PM_LAUNCH((loss_of_few_classes<Element>), blocks, kRowsOfFew, bytes, stream, call);

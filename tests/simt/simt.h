@@ -203,6 +203,7 @@ struct BlockSize {
 // Runs all blocks of a grid; seed 0 keeps the threads in order.
 inline void launch(uint64_t num_blocks, unsigned num_threads, size_t shared_bytes, uint64_t seed,
                    const std::function<void()>& body) {
+  if (shared_bytes > 48 << 10) throw std::runtime_error("more than 48 KiB of shared memory");
   Block& block = Block::current();
   block.num_blocks = num_blocks;
   block.num_threads = num_threads;
