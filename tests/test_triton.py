@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.compare import same_bits
 
 import d3pm_fast as d3
 from d3pm_fast import functional
+from d3pm_fast.reference.logspace import compute_dtype
 
 triton = pytest.importorskip("triton")
 TRITON_OF_TABLE = "3.9.0"
@@ -85,6 +87,28 @@ def test_a_logistic_pair_is_served_as_logits():
         results.append((loss.detach(), *(value.grad for value in pair)))
     for value, expected in zip(*results, strict=True):
         torch.testing.assert_close(value, expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64])
+@pytest.mark.parametrize("factor", [1.0, 0.3, -2.0, 0.0])
+def test_a_gradient_is_scaled_in_place_and_left_alone_by_1(dtype, factor):
+    from d3pm_fast.kernels.scale import scale_
+
+    device = "cpu" if d3._environment.INTERPRET else "cuda"
+    grad = torch.randn(3, 2000, device=device).to(dtype)
+    grad[0, 0] = torch.nan
+    wide = torch.tensor(factor, device=device, dtype=compute_dtype(dtype))
+    expected = (grad.to(wide.dtype) * wide).to(dtype)
+    assert scale_(grad, wide) is grad
+    assert same_bits(grad, expected)
+
+
+def test_auto_takes_triton_on_a_gpu_for_what_it_serves():
+    gaussian = d3.transitions.discretized_gaussian(4, d3.schedules.linear(5))
+    assert d3.implementation("auto", "cuda").name == "triton"
+    assert d3.implementation("auto", "cuda", gaussian).name == "reference"
+    with pytest.raises(RuntimeError, match="impl='triton' serves rank-one chains"):
+        d3.implementation("triton", "cuda", gaussian)
 
 
 def problem(num_tokens=4096, num_classes=256, dtype=torch.float32):
