@@ -156,44 +156,39 @@ def row_of(top, e_rest, logit_x0, logit_xt, logit_mask):
 @triton.jit
 def line_of(chain, solved, num_classes, REAL: tl.constexpr):
     """Return the line of each token; h = 1 on that of one without curvature."""
-    weight = 1.0 if chain.pi is not None else num_classes.to(REAL)
+    slope = solved.slope
+    if chain.pi is None:
+        slope *= num_classes.to(REAL)
     return Line(
         on_tile(tl.where(solved.curved, solved.ratio, 1.0)),
         on_tile(tl.where(solved.curved, solved.shift, 1.0)),
-        on_tile(tl.where(solved.curved, solved.slope * weight, 0.0)),
+        on_tile(tl.where(solved.curved, slope, 0.0)),
     )
 
 
 @triton.jit
-def weights_of(chain, classes, num_classes, REAL: tl.constexpr):
-    """Return pi of some classes; None where all are 1/K."""
-    if chain.pi is None:
-        return None
-    else:
-        return pi_at(chain, classes, num_classes, REAL)
-
-
-@triton.jit
-def curve(e, line, pi):
+def curve(chain, classes, e, line, num_classes):
     """Return g and 1 + g of classes of the rest; 1 and 1 where pi = 0."""
-    if pi is None:
+    if chain.pi is None:
         return line.shift + line.slope * e, line.ratio + line.slope * e
     else:
+        pi = pi_at(chain, classes, num_classes, e.dtype)
         lift = line.slope * e / pi
         has = pi > 0.0
         return tl.where(has, line.shift + lift, 1.0), tl.where(has, line.ratio + lift, 1.0)
 
 
 @triton.jit
-def curvature(e, line, pi, num_classes):
+def curvature(chain, classes, e, line, num_classes):
     """Return h of classes of the rest, and the sums of pi phi(g) and pi h over them."""
-    g, y = curve(e, line, pi)
+    g, y = curve(chain, classes, e, line, num_classes)
     h = g / y
-    if pi is None:
+    if chain.pi is None:
         count = num_classes.to(e.dtype)
         sum_phi = row_sum(tl.where(e < 0.0, 0.0, phi(g, y))) / count
         return h, sum_phi, row_sum(tl.where(e < 0.0, 0.0, h)) / count
     else:
+        pi = pi_at(chain, classes, num_classes, e.dtype)
         terms = tl.where(pi > 0.0, pi * phi(g, y), line.slope * e)
         sum_phi = row_sum(tl.where(e < 0.0, 0.0, terms))
         return h, sum_phi, row_sum(tl.where(e < 0.0, 0.0, pi * h))
@@ -251,8 +246,7 @@ def loss_of_whole_rows(
     sum_phi, sum_h = tl.zeros([ROWS], REAL), tl.zeros([ROWS], REAL)
     if tl.max(solved.curved.to(tl.int32), axis=0) > 0:
         line = line_of(chain, solved, a.num_classes, REAL)
-        pi = weights_of(chain, classes, a.num_classes, REAL)
-        h, sum_phi, sum_h = curvature(e, line, pi, a.num_classes)
+        h, sum_phi, sum_h = curvature(chain, classes, e, line, a.num_classes)
     result = finish(token, row, solved, sum_phi, sum_h, REAL)
     loss = tl.where(tokens.settled, tokens.value, result.loss)
     tl.store(a.loss + tokens.at, loss, mask=tokens.inside)
@@ -289,8 +283,7 @@ def loss_of_long_rows(
             classes = classes_from(start, 1, HIGH, LOW)
             logits = load_logits(a, tokens, classes, REAL)
             e = exponentials(a, chain, tokens, classes, logits, top)
-            pi = weights_of(chain, classes, a.num_classes, REAL)
-            _, more_phi, more_h = curvature(e, line, pi, a.num_classes)
+            _, more_phi, more_h = curvature(chain, classes, e, line, a.num_classes)
             sum_phi += more_phi
             sum_h += more_h
     result = finish(token, row, solved, sum_phi, sum_h, REAL)
@@ -302,7 +295,7 @@ def loss_of_long_rows(
             classes = classes_from(start, 1, HIGH, LOW)
             logits = load_logits(a, tokens, classes, REAL)
             e = exponentials(a, chain, tokens, classes, logits, top)
-            g, y = curve(e, line, weights_of(chain, classes, a.num_classes, REAL))
+            g, y = curve(chain, classes, e, line, a.num_classes)
             store_gradient(a, tokens, classes, e, g / y, result, factor)
         store_special(a, chain, tokens, result, factor)
 
