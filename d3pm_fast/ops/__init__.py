@@ -16,11 +16,11 @@ __all__ = ["IMPLEMENTATIONS", "Implementation", "implementation", "logistic", "o
 
 
 def operations(name: str, transition: Transition) -> Any:
-    """Return the module that serves a transition by the implementation of this name."""
+    """Return what that serves a transition by the implementation of this name."""
     if name == "reference":
         return reference
     if not isinstance(transition, RankOneTransition):
-        return dense
+        return dense.triton() if name == "triton" else dense.cpu
     if name == "triton":
         return rank_one.triton()
     return rank_one.cuda if name == "cuda" else rank_one.cpu

@@ -69,8 +69,8 @@ def implementation(
                 "impl='cpu' needs the compiled CPU module: install d3pm_fast with a C++ compiler"
             )
         return Implementation("cpu", asked)
-    if not is_rank_one:
-        raise RuntimeError(f"impl={impl!r} serves rank-one chains; use 'auto' or 'reference'")
+    if impl == "cuda" and not is_rank_one:
+        raise RuntimeError("impl='cuda' serves rank-one chains; use 'auto' or 'triton'")
     if impl == "triton":
         if not _HAS_TRITON:
             raise RuntimeError("impl='triton' needs the package triton")
@@ -89,10 +89,10 @@ def implementation(
 def _best_on_gpu(kind: str, is_rank_one: bool) -> Implementation:
     if kind != "cuda":
         return Implementation("reference", f"no kernel is built for {kind} tensors")
-    if not is_rank_one:
-        return Implementation("reference", "no kernel for the GPU serves such a chain")
     if _HAS_TRITON:
         return Implementation("triton", "GPU tensors")
+    if not is_rank_one:
+        return Implementation("reference", "Triton, which serves such a chain, is not installed")
     if _compiled.cuda is not None:
         return Implementation("cuda", "GPU tensors; Triton is not installed")
     return Implementation("reference", "neither Triton nor the CUDA module is installed")

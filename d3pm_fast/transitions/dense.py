@@ -58,7 +58,7 @@ class DenseTransition(RegisteredTransition):
         stationary: float64 ``(K,)``.
         between: maps (s, t) to ``Q_{s->t}`` where that takes no product of steps, else None.
         mask_id: the mask's class, or -1.
-        memory_budget: bytes for products and for what is rounded from them.
+        memory_budget: bytes for products and for what is rounded from them; on a GPU as many again.
 
     Raises:
         ValueError: the budget holds less than about 2 sqrt(T) matrices.
@@ -81,6 +81,7 @@ class DenseTransition(RegisteredTransition):
     ) -> None:
         super().__init__(family, num_classes, num_steps, mask_id)
         self._stationary = stationary
+        self.memory_budget = memory_budget
         self._cache = ByteCache(memory_budget)
         if between is None:
             between = Products(step, num_classes, num_steps, self._cache).between

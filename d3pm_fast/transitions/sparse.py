@@ -148,6 +148,7 @@ class SparseTransition(RegisteredTransition):
 
     _TABLES = ("_stationary",)
     by_row = True
+    memory_budget = 1 << 30  # of matrices on a GPU, which has no kernels for sparse ones
 
     def __init__(
         self, family: str, rates: Tensor, times: Tensor, stationary: Tensor, mask_id: int = -1

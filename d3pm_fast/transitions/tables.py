@@ -1,0 +1,102 @@
+"""The matrices of a chain's steps in one place, as kernels look them up that know only a number.
+
+A chain whose matrices fit its ``memory_budget`` has those of all steps ``t - 1 -> t`` on the
+device, so that nothing has to know the times before a kernel reads them. For any other chain, and
+for longer steps, the times come to the host, and the matrices of those that occur are put together.
+"""
+
+from typing import NamedTuple
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from .dense import DenseTransition
+from .factored import MIXED
+from .sparse import SparseTransition
+
+__all__ = ["StepTables", "step_tables"]
+
+
+class StepTables(NamedTuple):
+    """The matrices of n steps ``s -> t``, float64.
+
+    Attributes:
+        q: ``(n, K, K)``, ``[u, x_t, j]`` is ``Q_{s->t}[j, x_t]``.
+        q_bar: ``(n, K, K)``, ``[u, i, j]`` is ``Qbar_s[i, j]``.
+        q_bar_t: ``(n, K, K)``, ``[u, i, j]`` is ``Qbar_t[i, j]``.
+        common: ``(n, K)``, the mean of the rows of ``Qbar_s`` where they are so alike that what
+            tells them apart is worth more digits; 0 elsewhere.
+        s: ``(n,)`` int64.
+    """
+
+    q: Tensor
+    q_bar: Tensor
+    q_bar_t: Tensor
+    common: Tensor
+    s: Tensor
+
+
+_all_steps: WeakKeyDictionary[DenseTransition | SparseTransition, dict[torch.device, StepTables]]
+_all_steps = WeakKeyDictionary()
+
+
+def step_tables(
+    transition: DenseTransition | SparseTransition, t: Tensor, s: Tensor | None
+) -> tuple[StepTables, Tensor]:
+    """Return the steps that occur among others, and which of them each time's is.
+
+    Args:
+        transition: the chain.
+        t: ``(B,)`` or ``(B, *S)``.
+        s: of the shape of t; None for t - 1.
+
+    Returns:
+        The tables, and int64 of the shape of t: n where there is no such step.
+    """
+    size = transition.num_classes**2 * 8
+    if s is None and (2 * transition.num_steps + 1) * size <= transition.memory_budget:
+        found = _all_steps.setdefault(transition, {})
+        if t.device not in found:
+            found[t.device] = _every_step(transition, t.device)
+        exists = (t >= 1) & (t <= transition.num_steps)
+        return found[t.device], (t - 1).where(exists, transition.num_steps)
+    return _steps_of(transition, t, t - 1 if s is None else s)
+
+
+def _every_step(transition: DenseTransition | SparseTransition, device: torch.device) -> StepTables:
+    n, k = transition.num_steps, transition.num_classes
+    q = torch.empty(n, k, k, dtype=torch.float64, device=device)
+    q_bar = torch.empty(n + 1, k, k, dtype=torch.float64, device=device)
+    for t in range(n + 1):
+        q_bar[t] = transition.product(0, t)
+        if t > 0:
+            q[t - 1] = transition.product(t - 1, t).T
+    times = torch.arange(n, device=device)
+    return StepTables(q, q_bar[:-1], q_bar[1:], _common(q_bar[:-1]), times)
+
+
+def _steps_of(
+    transition: DenseTransition | SparseTransition, t: Tensor, s: Tensor
+) -> tuple[StepTables, Tensor]:
+    pairs, which = torch.stack([s, t]).flatten(1).unique(dim=1, return_inverse=True)
+    good = [0 <= a < b <= transition.num_steps for a, b in pairs.T.tolist()]
+    steps = pairs.T[torch.tensor(good, device=pairs.device)].tolist()
+    n, k = len(steps), transition.num_classes
+    q, q_bar, q_bar_t = torch.empty(3, n, k, k, dtype=torch.float64, device=t.device)
+    for u, (start, end) in enumerate(steps):
+        q[u] = transition.product(start, end).T
+        q_bar[u] = transition.product(0, start)
+        q_bar_t[u] = transition.product(0, end)
+    places = iter(range(n))
+    place = torch.tensor([next(places) if is_step else n for is_step in good], device=t.device)
+    first = torch.tensor([start for start, _ in steps], dtype=torch.int64, device=t.device)
+    return StepTables(q, q_bar, q_bar_t, _common(q_bar), first), place[which].view(t.shape)
+
+
+def _common(q_bar: Tensor) -> Tensor:
+    common = torch.zeros(q_bar.shape[::2], dtype=torch.float64, device=q_bar.device)
+    for u, matrix in enumerate(q_bar):
+        is_mixed = (matrix.amax(0) <= MIXED * matrix.amin(0)).all()
+        common[u] = matrix.mean(0) * is_mixed
+    return common

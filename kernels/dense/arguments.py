@@ -1,0 +1,43 @@
+"""What the kernels of chains of matrices are given."""
+
+from typing import Any, NamedTuple
+
+import triton
+import triton.language as tl
+
+
+class Arguments(NamedTuple):
+    """The tensors of all tokens; None where an operation has no use for one."""
+
+    logits: Any  # (N, K)
+    anchor: Any  # x_0, or x_t where there is none
+    x_t: Any
+    mask: Any  # None where every token counts
+    upstream: Any  # (N, K), of the gradient of log-probabilities
+    loss: Any  # (N,) in the type of the calculation
+    out: Any  # (N, K); None where nothing of that size is wanted
+    doubtful: Any  # int8 (N,), whether a row is to be done again; None: all are
+    num_tokens: Any
+    num_classes: Any
+
+
+class Weights(NamedTuple):
+    """Of the bound's term, of the cross-entropy, and of the gradient over ``count``."""
+
+    vb: Any
+    ce: Any
+    grad: Any
+    count: Any  # (1,) or None for 1
+
+
+@triton.jit
+def weights_of(steps, step, weights, DIRECT: tl.constexpr, REAL: tl.constexpr):
+    """Return the weights of a step; one whose p is s itself has the cross-entropy alone."""
+    vb, ce = tl.full([1], weights.vb, REAL), tl.full([1], weights.ce, REAL)
+    direct = DIRECT & (tl.load(steps.s + step) == 0)
+    ce = tl.where(direct, ce + vb, ce)
+    vb = tl.where(direct, 0.0, vb)
+    grad = tl.full([1], weights.grad, REAL)
+    if weights.count is not None:
+        grad = grad / tl.load(weights.count).to(REAL)
+    return Weights(vb, ce, grad, weights.count)

@@ -1,0 +1,128 @@
+"""The bound's term between the two products; ``csrc/cpu/dense_target.h`` derives it.
+
+With c = Q_{s->t}[:, x_t], d = Qbar_s[x_0, :], f = s Qbar_s and D = f - d:
+    q_j = c_j d_j / Zq,  p_j = c_j f_j / Z,  W = Z / Zq - 1 = sum_j c_j D_j / Zq
+    g_j = p_j / q_j - 1 = (D_j - W d_j) Zq / (Z d_j),  h_j = g_j / (1 + g_j) = (D_j - W d_j) / f_j
+    KL(q || p) = sum_j q_j (g_j - log(1 + g_j)), p_j where q_j = 0;  r_j = c_j / Z h_j.
+"""
+
+from typing import Any, NamedTuple
+
+import triton
+import triton.language as tl
+
+from ..math import phi, tiny
+from .predict import (
+    carry,
+    common_at,
+    is_centred,
+    load_column,
+    load_truth,
+    probabilities,
+    reach_at,
+)
+
+# What rounding leaves out of an entry of f by underflow alone, times the number of classes.
+UNDERFLOW = tl.constexpr(1e-30)
+LEAST_REACH = tl.constexpr(1e-12)  # above it a class that `tiny` counts out has no share in q
+
+
+class Entries(NamedTuple):
+    """c, d, f and D of some classes."""
+
+    c: Any
+    d: Any
+    f: Any
+    change: Any
+
+
+class Totals(NamedTuple):
+    """``Z``, ``Zq`` and ``sum_j c_j D_j``."""
+
+    z: Any
+    zq: Any
+    change: Any
+
+
+@triton.jit
+def entries_of(a, steps, rows, softmax, carried, j):
+    """Return what is made of ``v Qbar_s``, anchored, at classes ``j [1, C]``."""
+    c = load_column(a, steps, rows, j).to(tl.float32)
+    d = load_truth(a, steps, rows, j).to(tl.float32)
+    centred = is_centred(a, steps, rows)
+    f = tl.where(centred, d, softmax.anchor[:, None] * d) + carried
+    change = carried - tl.where(centred, 0.0, softmax.others[:, None] * d)
+    return Entries(tl.where(c < tiny(tl.float32), 0.0, c), d, f, change)
+
+
+@triton.jit
+def totals_of(
+    a, steps, rows, softmax, TILTED: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr
+):  # fmt: skip
+    """Return the sums over all classes, by ``Z = (s Qbar_t)[x_t]``."""
+    anchor = rows.anchor[:, None]
+    zq = tl.load(reach_at(a, steps, rows, anchor), mask=rows.live[:, None], other=0.0)
+    z = tl.zeros([ROWS], tl.float32)
+    change = tl.zeros([ROWS], tl.float32)
+    for start in range(0, a.num_classes, BLOCK):
+        i = start + tl.arange(0, BLOCK)[None, :]
+        reads = rows.live[:, None] & (i < a.num_classes)
+        reach = tl.load(reach_at(a, steps, rows, i), mask=reads, other=0.0)
+        s = probabilities(a, steps, rows, softmax, i, TILTED)
+        s = tl.where(i == anchor, softmax.anchor[:, None], s)
+        z += tl.sum(s * reach.to(tl.float32), axis=1)
+        change += tl.sum(s * (reach - zq).to(tl.float32), axis=1)
+    return Totals(z, tl.sum(zq.to(tl.float32), axis=1), change)
+
+
+@triton.jit
+def divergence_of(entries, totals):
+    """Return the sum of the terms of some classes, their r, and how f's error grows in them."""
+    w, ratio = totals.change / totals.zq, totals.zq / totals.z
+    possible = entries.c > 0.0
+    had = possible & (entries.d > tiny(tl.float32))
+    f, d = tl.where(possible, entries.f, 1.0), tl.where(had, entries.d, 1.0)
+    # Where Z is far below Zq, f is far below d, and keeps digits that f - d has lost.
+    rises = totals.zq < 2.0 * totals.z
+    by_change = entries.change - w[:, None] * entries.d
+    by_value = entries.f - (totals.z / totals.zq)[:, None] * entries.d
+    residual = tl.where(rises[:, None], by_change, by_value)
+    h = tl.where(had, residual / f, 1.0)
+    g = tl.where(had, residual * ratio[:, None] / d, 0.0)
+    y = tl.where(had, entries.f * ratio[:, None] / d, 1.0)
+    per_z, per_zq = 1.0 / totals.z[:, None], 1.0 / totals.zq[:, None]
+    term = entries.c * tl.where(had, entries.d * per_zq * phi(g, y), entries.f * per_z)
+    reach = entries.c * per_z
+    grows = reach + entries.c * per_zq * tl.abs(tl.where(had, entries.d / f, 0.0))
+    return (
+        tl.sum(tl.where(possible, term, 0.0), axis=1),
+        tl.where(possible, reach * h, 0.0),
+        tl.sum(tl.where(possible, grows, 0.0), axis=1),
+    )
+
+
+@triton.jit
+def mean_pull_of(a, steps, rows, entries, r, j):
+    """Return some classes' share in ``s Qbar_s r``, where all that is in common is left out."""
+    common = tl.load(common_at(a, steps, rows, j), mask=j < a.num_classes, other=0.0)
+    share = tl.sum((entries.f - common.to(tl.float32)) * r, axis=1)
+    return tl.where(is_centred(a, steps, rows), share, 0.0)
+
+
+@triton.jit
+def diverge(
+    a, steps, rows, softmax, totals, j, TILTED: tl.constexpr, PRECISION: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Return the term of the classes ``j [1, COLUMNS]``, r, how errors grow, and the mean pull."""
+    carried = carry(a, steps, rows, softmax, j, True, TILTED, PRECISION, ROWS, COLUMNS, BLOCK)
+    entries = entries_of(a, steps, rows, softmax, carried, j)
+    term, r, grows = divergence_of(entries, totals)
+    return term, r, grows, mean_pull_of(a, steps, rows, entries, r, j)
+
+
+@triton.jit
+def is_sure(divergence, grows, totals, num_classes):
+    """Return whether float32 has kept the digits of a row's term."""
+    bound = grows * (num_classes * UNDERFLOW)
+    return (totals.zq > LEAST_REACH) & (tl.abs(divergence) < float("inf")) & (bound <= 1.1920929e-7)

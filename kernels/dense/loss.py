@@ -1,0 +1,294 @@
+"""The loss of chains of matrices and its gradient.
+
+Few classes: one program a tile of tokens, from the logits to their gradient, with both products in
+it. Many: the products are kernels of their own.
+"""
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ...ops.library import reduced
+from ...transitions.handles import of_handle
+from ...transitions.tables import StepTables, step_tables
+from ..launch import launch
+from ..math import phi
+from .arguments import Arguments, Weights, weights_of
+from .divergence import diverge, is_sure, totals_of
+from .exact import (
+    carry_row,
+    cross_entropy_of,
+    fill,
+    load_log_joint,
+    log_z_of,
+    matrix_of,
+    row_of,
+    run_again,
+    state_of,
+    write_gradient,
+)
+from .predict import load_matrix, softmax_of
+from .pull import gradient_of, store_anchor, store_row
+from .shape import MOST_FUSED, PRECISION, SPLIT, fused_shape
+from .split import pull_by, room_between, store_between
+from .tiles import load_rows, tiles_of
+
+
+@triton.jit
+def store_loss(a, rows, value, sure):
+    """Write each row's loss, and whether it is to be done again."""
+    other = tl.where(rows.counts, float("nan"), 0.0)
+    tl.store(a.loss + rows.at, tl.where(rows.live, value, other), mask=rows.inside)
+    again = rows.live & (sure == 0)
+    tl.store(a.doubtful + rows.at, again.to(tl.int8), mask=rows.inside)
+
+
+@triton.jit
+def loss_of_tiles(
+    a, steps, tiles, weights, num_steps, TILTED: tl.constexpr, DIRECT: tl.constexpr,
+    PRECISION: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, BLOCK: tl.constexpr, SIZE: tl.constexpr,
+):  # fmt: skip
+    """A block of ``v Qbar_s`` becomes one of r, and that a part of ``r Qbar_s^T``."""
+    rows = load_rows(a, tiles, tl.program_id(0), num_steps, ROWS)
+    w = weights_of(steps, rows.step, weights, DIRECT, tl.float32)
+    plain = softmax_of(a, steps, rows, False, ROWS, BLOCK)
+    tilted = plain
+    if TILTED:
+        tilted = softmax_of(a, steps, rows, True, ROWS, BLOCK)
+    value = tl.where(w.ce != 0.0, w.ce * plain.cross_entropy, 0.0)
+    sure = rows.inside
+    i = tl.arange(0, SIZE)[None, :]
+    pull = tl.zeros([ROWS, SIZE], tl.float32)
+    mean = tl.zeros([ROWS], tl.float32)
+    if tl.max((w.vb != 0.0).to(tl.int32), axis=0) > 0:
+        totals = totals_of(a, steps, rows, tilted, TILTED, ROWS, BLOCK)
+        divergence, grows = tl.zeros([ROWS], tl.float32), tl.zeros([ROWS], tl.float32)
+        for start in range(0, a.num_classes, COLUMNS):
+            j = start + tl.arange(0, COLUMNS)
+            term, r, more, share = diverge(
+                a, steps, rows, tilted, totals, j[None, :], TILTED, PRECISION, ROWS, COLUMNS, BLOCK
+            )
+            divergence += term
+            grows += more
+            mean += share
+            if a.out is not None:
+                matrix = load_matrix(a, steps, rows, i, j[:, None])
+                pull = tl.dot(r, matrix, pull, input_precision=PRECISION)
+        sure = is_sure(divergence, grows, totals, a.num_classes)
+        value += w.vb * divergence
+    store_loss(a, rows, value, sure)
+    if a.out is not None:
+        gradient = w.grad * gradient_of(
+            a, steps, rows, tilted, plain, pull, mean, i, w.vb, w.ce, TILTED
+        )
+        store_row(a, rows, i, gradient)
+        store_anchor(a, rows, tl.sum(gradient, axis=1))
+
+
+@triton.jit
+def loss_of_blocks(
+    a, steps, tiles, between, weights, num_steps,
+    TILTED: tl.constexpr, DIRECT: tl.constexpr, PRECISION: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Write a block of columns of r, and what it has of the loss."""
+    blocks = tl.cdiv(a.num_classes, COLUMNS)
+    block = tl.program_id(0) % blocks
+    rows = load_rows(a, tiles, tl.program_id(0) // blocks, num_steps, ROWS)
+    w = weights_of(steps, rows.step, weights, DIRECT, tl.float32)
+    if tl.max((w.vb != 0.0).to(tl.int32), axis=0) > 0:
+        softmax = softmax_of(a, steps, rows, TILTED, ROWS, BLOCK)
+        totals = totals_of(a, steps, rows, softmax, TILTED, ROWS, BLOCK)
+        j = block * COLUMNS + tl.arange(0, COLUMNS)[None, :]
+        term, r, grows, share = diverge(
+            a, steps, rows, softmax, totals, j, TILTED, PRECISION, ROWS, COLUMNS, BLOCK
+        )
+        store_between(a, between, rows, j, r)
+        at = between.sums + (rows.at * blocks + block) * 3
+        tl.store(at, term, mask=rows.inside)
+        tl.store(at + 1, grows, mask=rows.inside)
+        tl.store(at + 2, share, mask=rows.inside)
+
+
+@triton.jit
+def loss_of_sums(
+    a, steps, tiles, between, weights, num_steps, blocks,
+    TILTED: tl.constexpr, DIRECT: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Write the loss from what the blocks have of it."""
+    rows = load_rows(a, tiles, tl.program_id(0), num_steps, ROWS)
+    w = weights_of(steps, rows.step, weights, DIRECT, tl.float32)
+    plain = softmax_of(a, steps, rows, False, ROWS, BLOCK)
+    value = tl.where(w.ce != 0.0, w.ce * plain.cross_entropy, 0.0)
+    sure = rows.inside
+    if tl.max((w.vb != 0.0).to(tl.int32), axis=0) > 0:
+        tilted = plain
+        if TILTED:
+            tilted = softmax_of(a, steps, rows, True, ROWS, BLOCK)
+        totals = totals_of(a, steps, rows, tilted, TILTED, ROWS, BLOCK)
+        divergence, grows = tl.zeros([ROWS], tl.float32), tl.zeros([ROWS], tl.float32)
+        mean = tl.zeros([ROWS], tl.float32)
+        for block in range(blocks):
+            at = between.sums + (rows.at * blocks + block) * 3
+            divergence += tl.load(at, mask=rows.live, other=0.0)
+            grows += tl.load(at + 1, mask=rows.live, other=0.0)
+            mean += tl.load(at + 2, mask=rows.live, other=0.0)
+        tl.store(between.mean + rows.at, mean, mask=rows.inside)
+        sure = is_sure(divergence, grows, totals, a.num_classes)
+        value += w.vb * divergence
+    store_loss(a, rows, value, sure)
+
+
+@triton.jit
+def loss_again(
+    a, steps, again, vb_weight: tl.float64, ce_weight: tl.float64, grad_scale: tl.float64, count,
+    TILTED: tl.constexpr, DIRECT: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """The doubtful rows."""
+    for at in range(tl.program_id(0).to(tl.int64), a.num_tokens, tl.num_programs(0)):
+        step, wanted, other = state_of(a, again, at)
+        if wanted:
+            weights = Weights(vb_weight, ce_weight, grad_scale, count)
+            w = weights_of(steps, step, weights, DIRECT, tl.float64)
+            loss_of_row(a, steps, at, step, again.work, w, TILTED, BLOCK)
+        elif a.doubtful is None:
+            tl.store(a.loss + at, other.to(a.loss.dtype.element_ty))
+            if a.out is not None:
+                fill(a, at, other, BLOCK)
+
+
+@triton.jit
+def loss_of_row(a, steps, at, step, work, w, TILTED: tl.constexpr, BLOCK: tl.constexpr):
+    """Write a row's loss and gradient."""
+    plain = row_of(a, steps, at, step, work, None, BLOCK)
+    row = plain
+    if TILTED:
+        row = row_of(a, steps, at, step, work, plain.top == plain.top, BLOCK)
+    value = tl.where(w.ce != 0.0, w.ce * cross_entropy_of(a, steps, plain), 0.0)
+    if tl.max((w.vb != 0.0).to(tl.int32), axis=0) > 0:
+        carry_row(a, steps, row, BLOCK)
+        value += w.vb * diverge_exactly(a, steps, row, BLOCK)
+    tl.store(a.loss + at + tl.zeros([1], tl.int64), value.to(a.loss.dtype.element_ty))
+    if a.out is not None:
+        is_finite = tl.abs(value) < float("inf")
+        write_gradient(a, steps, row, plain, w.vb, w.ce, w.grad, is_finite, BLOCK)
+
+
+@triton.jit
+def diverge_exactly(a, steps, row, BLOCK: tl.constexpr):
+    """Return a row's divergence; ``f - d`` gives way to ``p_j - q_j``.
+
+    Where p is within a factor of q, by the difference; else by the logarithms.
+    """
+    log_z, leading = log_z_of(a, steps, row, BLOCK)
+    reach = matrix_of(steps.q_bar_t, a, row.step) + row.anchor * a.num_classes + row.x_t
+    zq = tl.load(reach + tl.zeros([1], tl.int64))
+    log_zq = tl.log(zq)
+    per_zq = 1.0 / zq
+    ratio = tl.exp(log_zq - log_z)
+    change = tl.zeros([1], tl.float64)
+    for start in range(0, a.num_classes, BLOCK):
+        j = start + tl.arange(0, BLOCK)
+        log_c, _ = load_log_joint(a, steps, row, j)
+        moved = tl.load(row.delta + j, mask=j < a.num_classes, other=0.0)
+        change += tl.sum(tl.exp(log_c) * moved, axis=0)
+    w = change * per_zq
+    truth = matrix_of(steps.q_bar, a, row.step) + row.anchor * a.num_classes
+    total = tl.zeros([1], tl.float64)
+    alone = leading == 1  # nothing but x_t leads to it: the step stayed there
+    for start in range(0, a.num_classes, BLOCK):
+        j = start + tl.arange(0, BLOCK)
+        inside = j < a.num_classes
+        log_c, log_f = load_log_joint(a, steps, row, j)
+        d = tl.load(truth + j, mask=inside, other=0.0)
+        moved = tl.load(row.delta + j, mask=inside, other=0.0)
+        possible = (log_c > float("-inf")) & (alone == 0)
+        had = possible & (d > 0.0)
+        log_q = log_c + tl.log(tl.where(had, d, 1.0)) - log_zq
+        log_p = tl.where(possible, log_c + log_f - log_z, 0.0)
+        q, p = tl.exp(log_q), tl.exp(log_p)
+        apart = log_p - log_q
+        near = had & (d > 1e-290) & (tl.abs(apart) < 0.5) & (ratio < 2.0)
+        g = tl.where(near, (moved / tl.where(near, d, 1.0) - w) * ratio, 0.0)
+        phi_near = phi(g, 1.0 + g)
+        far = p - q - q * tl.where(near, 0.0, apart)
+        term = tl.where(had, tl.where(near, q * phi_near, far), p)
+        delta = tl.where(had, tl.where(near, q * g, p - q), p)
+        total += tl.sum(tl.where(possible, term, 0.0), axis=0)
+        tl.store(row.delta + j, tl.where(possible, delta, 0.0), mask=inside)
+    return tl.where(zq > 0.0, total, float("nan"))
+
+
+def loss_and_grad(
+    logits: Tensor,
+    x0: Tensor,
+    mask: Tensor | None,
+    x_t: Tensor,
+    t: Tensor,
+    s: Tensor | None,
+    handle: int,
+    posterior_mean: bool,
+    direct: bool,
+    vb_weight: float,
+    ce_weight: float,
+    reduction: str,
+    late: bool,
+    *,
+    with_grad: bool = True,
+) -> tuple[Tensor, Tensor | None]:
+    """Return the loss, of each token or their sum or mean, and its gradient."""
+    steps, which = step_tables(of_handle(handle), t, s)
+    real = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    token_loss = torch.empty(x0.shape, dtype=real, device=logits.device)
+    grad = torch.empty_like(logits) if with_grad else None
+    doubtful = torch.empty(x0.shape, dtype=torch.int8, device=logits.device)
+    mean = reduction == "mean"
+    count = mask.sum().to(real) if mask is not None and mean else None
+    early = mean and not late
+    a = Arguments(
+        logits, x0, x_t, mask, None, token_loss, grad,
+        doubtful if real == torch.float32 else None, x0.numel(), logits.shape[-1],
+    )  # fmt: skip
+    scale = 1 / max(x0.numel(), 1) if early and count is None else 1.0
+    weights = Weights(vb_weight, ce_weight, scale, count if early else None)
+    model = posterior_mean, direct
+    if real == torch.float32:
+        _run(a, steps, which, weights, *model)
+    run_again(loss_again, a, steps, which, *weights, *model)
+    return reduced(token_loss, count, reduction), grad
+
+
+def _run(a: Arguments, steps: StepTables, which: Tensor, weights: Weights, *model: bool) -> None:
+    num_steps = len(steps.s)
+    if a.num_classes <= MOST_FUSED:
+        shape, size = fused_shape(a.num_classes)
+        tiles, num_tiles = tiles_of(which, num_steps, a.num_tokens, shape.rows)
+        launch(
+            loss_of_tiles, num_tiles, a.x_t, a, steps, tiles, weights, num_steps, *model,
+            PRECISION, *shape[:3], size, num_warps=shape.num_warps,
+        )  # fmt: skip
+        return
+    shape = SPLIT
+    tiles, num_tiles = tiles_of(which, num_steps, a.num_tokens, shape.rows)
+    between = room_between(a)
+    blocks = triton.cdiv(a.num_classes, shape.columns)
+    common = a, steps, tiles, between, weights, num_steps
+    launch(
+        loss_of_blocks, num_tiles * blocks, a.x_t, *common, *model, PRECISION, *shape[:3],
+        num_warps=shape.num_warps,
+    )  # fmt: skip
+    launch(
+        loss_of_sums, num_tiles, a.x_t, *common, blocks, *model, shape.rows, shape.block,
+        num_warps=shape.num_warps,
+    )  # fmt: skip
+    if a.out is not None:
+        pull_by(a, steps, tiles, num_tiles, between, weights, *model)
+
+
+def loss(logits: Tensor, *args: Any) -> Tensor:
+    """Return the loss alone."""
+    return loss_and_grad(logits, *args, False, with_grad=False)[0]

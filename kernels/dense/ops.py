@@ -1,0 +1,16 @@
+"""The kernels for chains of matrices, gathered."""
+
+from .loss import loss, loss_and_grad
+from .p_sample import p_sample
+from .posterior import p_posterior, p_posterior_grad, q_posterior
+from .q_sample import q_sample
+
+__all__ = [
+    "loss",
+    "loss_and_grad",
+    "p_posterior",
+    "p_posterior_grad",
+    "p_sample",
+    "q_posterior",
+    "q_sample",
+]

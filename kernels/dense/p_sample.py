@@ -1,0 +1,143 @@
+"""Draws ``x_s ~ p(x_s | x_t)`` of chains of matrices, by inverse CDF of ``c_j f_j``."""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ...reference.logspace import compute_dtype
+from ...transitions.handles import of_handle
+from ...transitions.tables import StepTables, step_tables
+from ..launch import launch
+from ..random import Random, random_of, uniforms
+from .arguments import Arguments
+from .divergence import UNDERFLOW
+from .exact import (
+    carry_row,
+    log_s_of,
+    log_z_of,
+    row_of,
+    run_again,
+    state_of,
+)
+from .posterior import load_between, log_p_of, store_doubt
+from .predict import load_column
+from .shape import SPLIT
+from .split import carry_by
+from .tiles import load_rows, tiles_of
+
+
+@triton.jit
+def load_mass(a, steps, rows, between, start, COLUMNS: tl.constexpr):
+    """Return ``c_j f_j`` of some classes, and the classes."""
+    j = start + tl.arange(0, COLUMNS)[None, :]
+    column = load_column(a, steps, rows, j)
+    f = load_between(a, between, rows, j)
+    return (column.to(tl.float32) * f).to(tl.float64), column, j
+
+
+@triton.jit
+def p_sample_of_rows(
+    a, steps, tiles, between, random, out, num_steps, DIRECT: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """Sums are in float64, so that a class of probability 1e-9 keeps its share beside one of 1."""
+    rows = load_rows(a, tiles, tl.program_id(0), num_steps, ROWS)
+    _, draw = uniforms(random, rows.at, rows.inside)
+    total = tl.zeros([ROWS], tl.float64)
+    reach = tl.zeros([ROWS], tl.float64)
+    for start in range(0, a.num_classes, COLUMNS):
+        mass, column, _ = load_mass(a, steps, rows, between, start, COLUMNS)
+        total += tl.sum(mass, axis=1)
+        reach += tl.sum(column, axis=1)
+    target = draw * total
+    before = tl.zeros([ROWS], tl.float64)
+    passed = tl.zeros([ROWS], tl.int64)
+    last = tl.zeros([ROWS], tl.int64)
+    for start in range(0, a.num_classes, COLUMNS):
+        mass, _, j = load_mass(a, steps, rows, between, start, COLUMNS)
+        running = before[:, None] + tl.cumsum(mass, axis=1)
+        inside = j < a.num_classes
+        passed += tl.sum((inside & (running <= target[:, None])).to(tl.int64), axis=1)
+        last = tl.maximum(last, tl.max(tl.where(mass > 0.0, j, 0), axis=1).to(tl.int64))
+        before += tl.sum(mass, axis=1)
+    as_it_came = tl.load(a.x_t + rows.at, mask=rows.inside, other=0)
+    drawn = tl.where(rows.live, tl.minimum(passed, last), as_it_came)
+    tl.store(out + rows.at, drawn, mask=rows.inside)
+    least = a.num_classes * (UNDERFLOW * 8388608.0)
+    store_doubt(a, steps, rows, (reach * least <= total) & (total > 0.0), DIRECT)
+
+
+@triton.jit
+def p_sample_again(
+    a, steps, again, random, out, TILTED: tl.constexpr, DIRECT: tl.constexpr, BLOCK: tl.constexpr
+):  # fmt: skip
+    """The doubtful rows."""
+    for at in range(tl.program_id(0).to(tl.int64), a.num_tokens, tl.num_programs(0)):
+        step, wanted, _ = state_of(a, again, at)
+        if wanted:
+            direct = DIRECT & (tl.load(steps.s + step) == 0)
+            row = row_of(a, steps, at, step, again.work, None, BLOCK)
+            log_z, leading = tl.zeros([1], tl.float64), tl.zeros([1], tl.int32)
+            if direct == 0:
+                if TILTED:
+                    row = row_of(a, steps, at, step, again.work, row.top == row.top, BLOCK)
+                carry_row(a, steps, row, BLOCK)
+                log_z, leading = log_z_of(a, steps, row, BLOCK)
+            one = at + tl.zeros([1], tl.int64)
+            _, draw = uniforms(random, one, one >= 0)
+            before = tl.zeros([1], tl.float64)
+            passed, last = tl.zeros([1], tl.int64), tl.zeros([1], tl.int64)
+            for start in range(0, a.num_classes, BLOCK):
+                j = start + tl.arange(0, BLOCK)
+                if direct:
+                    log_p = log_s_of(a, steps, row, j)
+                else:
+                    log_p = log_p_of(a, steps, row, log_z, leading == 1, j)
+                p = tl.where(j < a.num_classes, tl.exp(log_p), 0.0)
+                running = before + tl.cumsum(p, axis=0)
+                inside = (j < a.num_classes) & (running <= draw)
+                passed += tl.sum(inside.to(tl.int64), axis=0)
+                last = tl.maximum(last, tl.max(tl.where(p > 0.0, j, 0), axis=0).to(tl.int64))
+                before += tl.sum(p, axis=0)
+            tl.store(out + one, tl.minimum(passed, last))
+        elif a.doubtful is None:
+            tl.store(out + at, tl.load(a.x_t + at))
+
+
+def p_sample(
+    logits: Tensor,
+    x_t: Tensor,
+    t: Tensor,
+    s: Tensor | None,
+    handle: int,
+    posterior_mean: bool,
+    direct: bool,
+    seeds: Tensor,
+    step: int,
+) -> Tensor:
+    """Return a draw for each token; x_t itself where an index is bad."""
+    steps, which = step_tables(of_handle(handle), t, s)
+    out = torch.empty_like(x_t)
+    in_float32 = compute_dtype(logits.dtype) == torch.float32
+    doubtful = torch.empty(x_t.shape, dtype=torch.int8, device=x_t.device) if in_float32 else None
+    size = x_t.numel(), logits.shape[-1]
+    a = Arguments(logits, x_t, x_t, None, None, None, None, doubtful, *size)
+    random = random_of(seeds, step, a.num_tokens)
+    if in_float32:
+        _run(a, steps, which, random, out, posterior_mean, direct)
+    run_again(p_sample_again, a, steps, which, random, out, posterior_mean, direct)
+    return out
+
+
+def _run(
+    a: Arguments, steps: StepTables, which: Tensor, random: Random, out: Tensor,
+    posterior_mean: bool, direct: bool,
+) -> None:  # fmt: skip
+    num_steps = len(steps.s)
+    tiles, num_tiles = tiles_of(which, num_steps, a.num_tokens, SPLIT.rows)
+    between = carry_by(a, steps, tiles, num_tiles, posterior_mean)
+    launch(
+        p_sample_of_rows, num_tiles, a.x_t, a, steps, tiles, between, random, out, num_steps,
+        direct, SPLIT.rows, SPLIT.columns // 2, num_warps=SPLIT.num_warps,
+    )  # fmt: skip

@@ -1,0 +1,134 @@
+"""What a tile's logits say of x_0, carried to s by ``Qbar_s``: ``f = softmax(logits) Qbar_s``."""
+
+from typing import Any, NamedTuple
+
+import triton
+import triton.language as tl
+
+from ..math import exp, log1p
+
+
+class Softmax(NamedTuple):
+    """``s = exp(logit - top) per_sum`` of each row."""
+
+    top: Any
+    per_sum: Any
+    anchor: Any  # s of the anchor
+    others: Any  # s of all others, summed without it
+    cross_entropy: Any  # -log s of the anchor
+
+
+@triton.jit
+def load_logits(a, steps, rows, classes, TILTED: tl.constexpr):
+    """Return the logits of classes ``[1, C]``; tilted: divided by what leads to x_t."""
+    reads = rows.live[:, None] & (classes < a.num_classes)
+    at = a.logits + rows.at[:, None] * a.num_classes + classes
+    logits = tl.load(at, mask=reads, other=float("-inf")).to(tl.float32)
+    if TILTED:
+        reach = tl.load(reach_at(a, steps, rows, classes), mask=reads, other=1.0)
+        logits = tl.where(reach > 0.0, logits - tl.log(reach).to(tl.float32), float("-inf"))
+    return logits
+
+
+@triton.jit
+def reach_at(a, steps, rows, classes):
+    """Return where ``Qbar_t[classes, x_t]`` is."""
+    matrix = steps.q_bar_t + rows.step.to(tl.int64) * a.num_classes * a.num_classes
+    return matrix + classes.to(tl.int64) * a.num_classes + rows.x_t[:, None]
+
+
+@triton.jit
+def softmax_of(a, steps, rows, TILTED: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    """Return what is known of each row's softmax; a row that is not wanted counts as flat."""
+    top = tl.full([ROWS], float("-inf"), tl.float32)
+    for start in range(0, a.num_classes, BLOCK):
+        classes = start + tl.arange(0, BLOCK)[None, :]
+        top = tl.maximum(top, tl.max(load_logits(a, steps, rows, classes, TILTED), axis=1))
+    top = tl.where(rows.live, top, 0.0)
+    others = tl.zeros([ROWS], tl.float32)
+    anchor = tl.zeros([ROWS], tl.float32)
+    below = tl.zeros([ROWS], tl.float32)
+    for start in range(0, a.num_classes, BLOCK):
+        classes = start + tl.arange(0, BLOCK)[None, :]
+        shifted = load_logits(a, steps, rows, classes, TILTED) - top[:, None]
+        e = exp(shifted)
+        is_anchor = classes == rows.anchor[:, None]
+        others += tl.sum(tl.where(is_anchor, 0.0, e), axis=1)
+        anchor += tl.sum(tl.where(is_anchor, e, 0.0), axis=1)
+        below -= tl.sum(tl.where(is_anchor, shifted, 0.0), axis=1)
+    sum = others + anchor
+    # sum >= 1; where the anchor has the largest logit, sum - 1 is `others` to the last digit.
+    cross_entropy = below + log1p(tl.where(below == 0.0, others, sum - 1.0))
+    per_sum = 1.0 / tl.where(rows.live, sum, 1.0)
+    return Softmax(top, per_sum, anchor * per_sum, others * per_sum, cross_entropy)
+
+
+@triton.jit
+def probabilities(a, steps, rows, softmax, classes, TILTED: tl.constexpr):
+    """Return s of classes."""
+    logits = load_logits(a, steps, rows, classes, TILTED)
+    return exp(logits - softmax.top[:, None]) * softmax.per_sum[:, None]
+
+
+@triton.jit
+def load_matrix(a, steps, rows, i, j):
+    """Return ``Qbar_s[i, j]`` less what all its rows have in common, in float32."""
+    inside = (i < a.num_classes) & (j < a.num_classes)
+    matrix = steps.q_bar + rows.step.to(tl.int64) * a.num_classes * a.num_classes
+    entries = tl.load(matrix + i.to(tl.int64) * a.num_classes + j, mask=inside, other=0.0)
+    common = tl.load(common_at(a, steps, rows, j), mask=j < a.num_classes, other=0.0)
+    return (entries - common).to(tl.float32)
+
+
+@triton.jit
+def common_at(a, steps, rows, classes):
+    """Return where what the rows of ``Qbar_s`` have in common is."""
+    return steps.common + rows.step.to(tl.int64) * a.num_classes + classes
+
+
+@triton.jit
+def is_centred(a, steps, rows):
+    """Return whether the rows of ``Qbar_s`` have anything in common."""
+    return tl.load(common_at(a, steps, rows, 0)) > 0.0
+
+
+@triton.jit
+def carry(
+    a, steps, rows, softmax, j, ANCHORED: tl.constexpr, TILTED: tl.constexpr,
+    PRECISION: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Return ``v Qbar_s`` at the classes ``j [1, COLUMNS]``.
+
+    Anchored, v is s without the anchor, or, where the rows of Qbar_s have something in common,
+    ``s - e_anchor``; else v is s.
+    """
+    centred = is_centred(a, steps, rows)
+    at_anchor = tl.where(centred, -softmax.others, 0.0) if ANCHORED else softmax.anchor
+    carried = tl.zeros([ROWS, COLUMNS], tl.float32)
+    for start in range(0, a.num_classes, BLOCK):
+        i = start + tl.arange(0, BLOCK)
+        s = probabilities(a, steps, rows, softmax, i[None, :], TILTED)
+        v = tl.where(i[None, :] == rows.anchor[:, None], at_anchor[:, None], s)
+        matrix = load_matrix(a, steps, rows, i[:, None], j)
+        carried = tl.dot(v, matrix, carried, input_precision=PRECISION)
+    if not ANCHORED:
+        carried += tl.load(common_at(a, steps, rows, j), mask=j < a.num_classes, other=0.0).to(
+            tl.float32
+        )
+    return carried
+
+
+@triton.jit
+def load_column(a, steps, rows, j):
+    """Return ``Q_{s->t}[j, x_t]``, float64."""
+    reads = rows.live[:, None] & (j < a.num_classes)
+    matrix = steps.q + rows.step.to(tl.int64) * a.num_classes * a.num_classes
+    return tl.load(matrix + rows.x_t[:, None] * a.num_classes + j, mask=reads, other=0.0)
+
+
+@triton.jit
+def load_truth(a, steps, rows, j):
+    """Return ``Qbar_s[anchor, j]``, float64."""
+    reads = rows.live[:, None] & (j < a.num_classes)
+    matrix = steps.q_bar + rows.step.to(tl.int64) * a.num_classes * a.num_classes
+    return tl.load(matrix + rows.anchor[:, None] * a.num_classes + j, mask=reads, other=0.0)

@@ -1,0 +1,38 @@
+"""From r back to the logits: ``s (G - its mean under s)`` with ``G = r Qbar_s^T``."""
+
+import triton
+import triton.language as tl
+
+from .predict import probabilities
+
+
+@triton.jit
+def gradient_of(
+    a, steps, rows, tilted, plain, pull, mean, i, vb_weight, ce_weight, TILTED: tl.constexpr
+):
+    """Return the gradient at classes ``i [1, C]``, of the cross-entropy too; 0 at the anchor.
+
+    There it is minus the sum of all others, which keeps the digits of a prediction that is sure.
+    """
+    s = probabilities(a, steps, rows, tilted, i, TILTED)
+    share = probabilities(a, steps, rows, plain, i, False) if TILTED else s
+    gradient = vb_weight * s * (pull - mean[:, None]) + ce_weight * share
+    return tl.where(i == rows.anchor[:, None], 0.0, gradient)
+
+
+@triton.jit
+def store_row(a, rows, classes, values):
+    """Write values of classes; 0 in rows that do not count, NaN in those with a bad index."""
+    other = tl.where(rows.counts, float("nan"), 0.0)
+    values = tl.where(rows.live[:, None], values, other[:, None])
+    at = a.out + rows.at[:, None] * a.num_classes + classes
+    inside = rows.inside[:, None] & (classes < a.num_classes)
+    tl.store(at, values.to(a.out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def store_anchor(a, rows, others):
+    """Write the anchor's gradient, once all threads have written the others'."""
+    tl.debug_barrier()
+    at = a.out + rows.at * a.num_classes + rows.anchor
+    tl.store(at, (-others).to(a.out.dtype.element_ty), mask=rows.live)

@@ -1,0 +1,53 @@
+"""Draws ``x_t ~ q(x_t | x_0)`` of chains of matrices, by inverse CDF of rows of ``Qbar_t``."""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ...transitions.handles import of_handle
+from ...transitions.tables import step_tables
+from ..launch import launch
+from ..random import random_of, uniforms
+from .arguments import Arguments
+from .shape import SPLIT
+from .tiles import load_rows, tiles_of
+
+
+@triton.jit
+def q_sample_of_rows(
+    a, steps, tiles, random, out, num_steps, ROWS: tl.constexpr, COLUMNS: tl.constexpr
+):  # fmt: skip
+    """The first class whose running sum passes a uniform number, or the last that is possible."""
+    rows = load_rows(a, tiles, tl.program_id(0), num_steps, ROWS)
+    _, draw = uniforms(random, rows.at, rows.inside)
+    before = tl.zeros([ROWS], tl.float64)
+    passed = tl.zeros([ROWS], tl.int64)
+    last = tl.zeros([ROWS], tl.int64)
+    matrix = steps.q_bar_t + rows.step.to(tl.int64) * a.num_classes * a.num_classes
+    for start in range(0, a.num_classes, COLUMNS):
+        j = start + tl.arange(0, COLUMNS)[None, :]
+        inside = rows.live[:, None] & (j < a.num_classes)
+        at = matrix + rows.anchor[:, None] * a.num_classes + j
+        mass = tl.load(at, mask=inside, other=0.0)
+        running = before[:, None] + tl.cumsum(mass, axis=1)
+        passed += tl.sum((inside & (running <= draw[:, None])).to(tl.int64), axis=1)
+        last = tl.maximum(last, tl.max(tl.where(mass > 0.0, j, 0), axis=1).to(tl.int64))
+        before += tl.sum(mass, axis=1)
+    as_it_came = tl.load(a.anchor + rows.at, mask=rows.inside, other=0)
+    drawn = tl.where(rows.live, tl.minimum(passed, last), as_it_came)
+    tl.store(out + rows.at, drawn, mask=rows.inside)
+
+
+def q_sample(x: Tensor, t: Tensor, handle: int, seeds: Tensor, step: int) -> Tensor:
+    """Return a draw for each token; x itself at t = 0, and where an index is bad."""
+    transition = of_handle(handle)
+    steps, which = step_tables(transition, t, None)
+    out = torch.empty_like(x)
+    a = Arguments(None, x, x, None, None, None, None, None, x.numel(), transition.num_classes)
+    tiles, num_tiles = tiles_of(which, len(steps.s), a.num_tokens, SPLIT.rows)
+    launch(
+        q_sample_of_rows, num_tiles, x, a, steps, tiles, random_of(seeds, step, a.num_tokens),
+        out, len(steps.s), SPLIT.rows, SPLIT.columns // 2, num_warps=SPLIT.num_warps,
+    )  # fmt: skip
+    return out
