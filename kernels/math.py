@@ -128,3 +128,12 @@ def _near_phi(x):
     p = p * z2 + 1.0 / 5.0
     p = p * z2 + 1.0 / 3.0
     return z * (x - 2.0 * z2 * p)
+
+
+@triton.jit
+def rounded_to(x, KIND: tl.constexpr):
+    """Return a float64 number in another type; one of 16 bits by way of float32."""
+    if KIND == tl.float64:
+        return x
+    else:
+        return x.to(tl.float32).to(KIND)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ...transitions.tables import StepTables
 from ..launch import launch
-from ..math import phi
+from ..math import phi, rounded_to
 from .arguments import Arguments
 
 BLOCK = 32
@@ -67,7 +67,7 @@ def fill(a, at, value, BLOCK: tl.constexpr):
     for start in range(0, a.num_classes, BLOCK):
         j = start + tl.arange(0, BLOCK)
         kind = a.out.dtype.element_ty
-        filled = (tl.zeros([BLOCK], tl.float64) + value).to(kind)
+        filled = rounded_to(tl.zeros([BLOCK], tl.float64) + value, kind)
         tl.store(a.out + at * a.num_classes + j, filled, mask=j < a.num_classes)
 
 
@@ -224,10 +224,10 @@ def write_gradient(
         gradient = tl.where(is_finite, gradient, float("nan"))
         others += tl.sum(gradient, axis=0)
         at = a.out + row.at * a.num_classes + i
-        tl.store(at, gradient.to(kind), mask=i < a.num_classes)
+        tl.store(at, rounded_to(gradient, kind), mask=i < a.num_classes)
     tl.debug_barrier()
     at = a.out + row.at * a.num_classes + row.anchor + tl.zeros([1], tl.int64)
-    tl.store(at, (-others).to(kind))
+    tl.store(at, rounded_to(-others, kind))
     tl.debug_barrier()
 
 

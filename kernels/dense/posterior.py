@@ -13,7 +13,7 @@ from ...reference.logspace import compute_dtype
 from ...transitions.handles import of_handle
 from ...transitions.tables import StepTables, step_tables
 from ..launch import launch
-from ..math import log
+from ..math import log, rounded_to
 from .arguments import Arguments, Weights
 from .divergence import UNDERFLOW
 from .exact import (
@@ -182,7 +182,7 @@ def write_log_s(a, steps, row, BLOCK: tl.constexpr):
     """Write log s."""
     for start in range(0, a.num_classes, BLOCK):
         j = start + tl.arange(0, BLOCK)
-        log_s = log_s_of(a, steps, row, j).to(a.out.dtype.element_ty)
+        log_s = rounded_to(log_s_of(a, steps, row, j), a.out.dtype.element_ty)
         tl.store(a.out + row.at * a.num_classes + j, log_s, mask=j < a.num_classes)
 
 
@@ -196,7 +196,7 @@ def write_direct_gradient(a, steps, row, BLOCK: tl.constexpr):
         j = start + tl.arange(0, BLOCK)
         gradient = load_pull(a, row, j) - tl.exp(log_s_of(a, steps, row, j)) * total
         at = a.out + row.at * a.num_classes + j
-        tl.store(at, gradient.to(a.out.dtype.element_ty), mask=j < a.num_classes)
+        tl.store(at, rounded_to(gradient, a.out.dtype.element_ty), mask=j < a.num_classes)
 
 
 @triton.jit
@@ -213,7 +213,7 @@ def write_log_p(a, steps, row, log_z, alone, BLOCK: tl.constexpr):
     """Write log p."""
     for start in range(0, a.num_classes, BLOCK):
         j = start + tl.arange(0, BLOCK)
-        log_p = log_p_of(a, steps, row, log_z, alone, j).to(a.out.dtype.element_ty)
+        log_p = rounded_to(log_p_of(a, steps, row, log_z, alone, j), a.out.dtype.element_ty)
         tl.store(a.out + row.at * a.num_classes + j, log_p, mask=j < a.num_classes)
 
 

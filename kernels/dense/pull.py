@@ -3,6 +3,7 @@
 import triton
 import triton.language as tl
 
+from ..math import rounded_to
 from .predict import probabilities
 
 
@@ -27,7 +28,7 @@ def store_row(a, rows, classes, values):
     values = tl.where(rows.live[:, None], values, other[:, None])
     at = a.out + rows.at[:, None] * a.num_classes + classes
     inside = rows.inside[:, None] & (classes < a.num_classes)
-    tl.store(at, values.to(a.out.dtype.element_ty), mask=inside)
+    tl.store(at, rounded_to(values, a.out.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -35,4 +36,4 @@ def store_anchor(a, rows, others):
     """Write the anchor's gradient, once all threads have written the others'."""
     tl.debug_barrier()
     at = a.out + rows.at * a.num_classes + rows.anchor
-    tl.store(at, (-others).to(a.out.dtype.element_ty), mask=rows.live)
+    tl.store(at, rounded_to(-others, a.out.dtype.element_ty), mask=rows.live)
