@@ -71,7 +71,7 @@ def floors() -> list[Floor]:
     for operation, (rows, tokens) in TRAFFIC.items():
         for size in SIZES:
             for dtype in ("float32", "bfloat16"):
-                program = compiled("sm_90", calls(size, DTYPES[dtype])[operation])
+                (program,) = compiled("sm_90", calls(size, DTYPES[dtype])[operation]).values()
                 copies = {"p_sample": 4, "loss": 1, "loss and gradient": 1}.get(operation, 2)
                 tile = tile_of(size, DTYPES[dtype], copies)
                 work = operations_per_token(program, tile.rows)

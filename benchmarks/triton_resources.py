@@ -22,6 +22,7 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 from d3pm_fast.reference.logspace import compute_dtype
+from d3pm_fast.transitions import handles, tables
 
 TABLE = Path(__file__).parent / "results" / "triton.csv"
 TARGETS = {
@@ -31,6 +32,8 @@ TARGETS = {
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
 SIZES = [27, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 32768]
+DENSE_SIZES = [27, 64, 128, 256, 1024]  # of chains of matrices; float64 has no kernels of its own
+DENSE_DTYPES = ["float32", "bfloat16"]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 TOKENS = 1 << 20
 
@@ -71,6 +74,16 @@ class NoDevice:
         return self._target
 
 
+class Chain:
+    """Stands for a transition whose steps are at hand."""
+
+    def __init__(self, steps: Any, num_classes: int) -> None:
+        self.num_classes, self.num_steps, self.memory_budget = num_classes, len(steps.s), 1 << 62
+        self.handle = -1
+        handles._by_handle[self.handle] = self
+        tables._all_steps[self] = {torch.device("meta"): steps}
+
+
 def empty(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
     return torch.empty(shape, dtype=dtype, device="meta")
 
@@ -105,15 +118,40 @@ def calls(num_classes: int, dtype: torch.dtype) -> dict[str, Callable[[], Any]]:
     }
 
 
-def compiled(target: str, run: Callable[[], Any]) -> Any:
-    """Return the program that a call would start."""
-    programs = []
+def dense_calls(num_classes: int, dtype: torch.dtype) -> list[Callable[[], Any]]:
+    """Return calls that start every kernel for chains of matrices."""
+    from d3pm_fast.kernels.dense import ops
+
+    matrices = empty(1000, num_classes, num_classes, dtype=torch.float64)
+    common = empty(1000, num_classes, dtype=torch.float64)
+    steps = tables.StepTables(matrices, matrices, matrices, common, empty(1000))
+    chain = Chain(steps, num_classes)
+    logits, tokens = empty(TOKENS, num_classes, dtype=dtype), empty(TOKENS)
+    times = (empty(TOKENS // 1024), None, chain.handle)
+    draw = (empty(TOKENS // 1024), 3)
+    mean = (True, True)
+    return [
+        lambda: ops.loss_and_grad(
+            logits, tokens, None, tokens, *times, *mean, 1.0, 0.01, "sum", False
+        ),
+        lambda: ops.q_posterior(tokens, tokens, *times, num_classes, dtype),
+        lambda: ops.p_posterior(logits, tokens, *times, *mean),
+        lambda: ops.p_posterior_grad(logits, logits, tokens, *times, *mean),
+        lambda: ops.q_sample(tokens, times[0], chain.handle, *draw),
+        lambda: ops.p_sample(logits, tokens, *times, *mean, *draw),
+    ]
+
+
+def compiled(target: str, run: Callable[[], Any]) -> dict[str, Any]:
+    """Return the programs that a call would start, by their kernels' names."""
+    programs = {}
     start = JITFunction.run
 
     def compile_only(self: Any, *args: Any, grid: Any, warmup: bool, **options: Any) -> None:
         if TARGETS[target].backend == "hip":
             del options["maxnreg"]
-        programs.append(start(self, *args, grid=grid, warmup=True, **options))
+            args = tuple("ieee" if isinstance(value, str) else value for value in args)
+        programs[self.fn.__name__] = start(self, *args, grid=grid, warmup=True, **options)
 
     driver.set_active(NoDevice(target))
     JITFunction.run = compile_only
@@ -121,8 +159,7 @@ def compiled(target: str, run: Callable[[], Any]) -> Any:
         run()
     finally:
         JITFunction.run = start
-    (program,) = programs
-    return program
+    return programs
 
 
 def inspect(program: Any) -> tuple[int, int, int, int, int, int]:
@@ -168,8 +205,15 @@ def resources(targets: list[str], sizes: list[int], dtypes: list[str]) -> Iterat
     for target in targets:
         for dtype in dtypes:
             for size in sizes:
+                found = {}
                 for name, run in calls(size, DTYPES[dtype]).items():
-                    yield Resources(name, target, size, dtype, *inspect(compiled(target, run)))
+                    (found[name],) = compiled(target, run).values()
+                if size in DENSE_SIZES and dtype in DENSE_DTYPES:
+                    for run in dense_calls(size, DTYPES[dtype]):
+                        programs = compiled(target, run)
+                        found |= {f"dense {name}": program for name, program in programs.items()}
+                for name, program in found.items():
+                    yield Resources(name, target, size, dtype, *inspect(program))
 
 
 def read_table(path: Path = TABLE) -> dict[tuple[str, str, int, str], Resources]:

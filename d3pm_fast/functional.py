@@ -121,6 +121,9 @@ def loss(
         tokens = _cut(x0, n), _cut(mask, n), _cut(x_t, n)
         return *tokens, *chain, *model, vb_weight, ce_weight
 
+    if mask is not None and not isinstance(logits, Tensor):
+        # No gradient of what does not count, whatever it is.
+        logits = tuple(p.where(mask, 0) if isinstance(p, Tensor) else p for p in logits)
     prediction = _prediction(logits, transition, name)
     if isinstance(prediction, Tensor):
         tokens = "none" if reduction == "batch" else reduction

@@ -94,6 +94,24 @@ class DenseRow {
     count == kWidth ? write_all(to, v) : write_some(to, v, count);
   }
 
+  // The sum of v, times g where that is not null, to the digits that it is multiplied with: what
+  // a sum is off by, times the part of Qbar_s that a centred form drops, would be in every result.
+  D3PM_MEMBER double work_sum(const Work* v, const Work* g) const {
+    W parts = {};
+    each_vector([&](int64_t j, int64_t count) D3PM_MEMBER {
+      W part, factor;
+      get_work(part, v + j, count);
+      if (g) {
+        get_work(factor, g + j, count);
+        part *= factor;
+      }
+      parts += part;
+    });
+    double sum = 0;
+    for (int i = 0; i < kWidth; ++i) sum += static_cast<double>(parts[i]);
+    return sum;
+  }
+
   Real* sums(int64_t n) const { return static_cast<Real*>(rows_.sums) + 3 * n; }
   int64_t anchor(int64_t n) const { return rows_.anchor[rows_.tokens[n]]; }
   int64_t x_t(int64_t n) const { return rows_.x_t[rows_.tokens[n]]; }
@@ -149,13 +167,18 @@ class DensePredictor : DenseRow<Element, Work> {
       static_cast<Real*>(call_.loss)[token] = value;
       if (call_.ce_weight != 0 && tilt_) exponentiate(v);
     }
-    const double inverse = 1 / (e.others + e.anchor);
+    const double others = rows_.centred ? this->work_sum(v, nullptr) : e.others,
+                 inverse = 1 / (others + e.anchor);
     Real* sums = this->sums(n);
     sums[0] = static_cast<Real>(e.anchor * inverse);
-    sums[1] = static_cast<Real>(e.others * inverse);
+    sums[1] = static_cast<Real>(others * inverse);
     sums[2] = static_cast<Real>(inverse);
     const double anchor = rows_.joined && e.anchor > Base::kLeast ? e.anchor : 0;
-    v[a_] = static_cast<Work>(rows_.centred ? -e.others : anchor);
+    v[a_] = static_cast<Work>(rows_.centred ? -others : anchor);
+    if (rows_.centred && Base::kWide) {  // more digits than `inverse` has in sums
+      for (int64_t j = 0; j < row_.classes; ++j) v[j] *= static_cast<Work>(inverse);
+      sums[2] = 1;
+    }
     return false;
   }
 
@@ -170,17 +193,15 @@ class DensePredictor : DenseRow<Element, Work> {
     }
   };
 
-  // Writes exp(logit - top), tilted; anything at the anchor.
-  D3PM_MEMBER Exponentials exponentiate(Work* v) const {
-    V tops = splat<Real>(-INFINITY);
-    this->each_vector([&](int64_t j, int64_t count) D3PM_MEMBER {
-      const V l = logits(j, count, -INFINITY);
-      tops = l > tops ? l : tops;
-    });
-    const V top = splat<Real>(max_lanes<Real>(tops));
-    const V here = splat<Real>(read_one(logits_ + a_) + (tilt_ ? tilt_[a_] : 0)) - top;
+  // Writes exp(logit - top), tilted; 0 at the anchor.
+  D3PM_MEMBER Exponentials exponentiate(Work* v) {
+    const Real highest = tilt_ ? largest(nullptr) : 0;
+    level_ = highest > -INFINITY ? highest : 0;
+    const V top = splat<Real>(largest(tilt_));
+    const Real at_anchor = (read_one(logits_ + a_) - level_) + (tilt_ ? tilt_[a_] : 0);
+    const V here = splat<Real>(at_anchor) - top;
     const double sum = this->sum_of([&](int64_t j, int64_t count) D3PM_MEMBER {
-      V e = M::exp(logits(j, count, -INFINITY) - top);
+      V e = M::exp(logits(tilt_, j, count) - top);
       if (a_ >= j && a_ < j + count) e[a_ - j] = 0;
       this->put_work(v + j, e, count);
       return e;
@@ -195,16 +216,28 @@ class DensePredictor : DenseRow<Element, Work> {
     return e;
   }
 
-  D3PM_MEMBER V logits(int64_t j, int64_t count, Real fill) const {
+  // The largest logit, tilted where there is a tilt.
+  D3PM_MEMBER Real largest(const Real* tilt) const {
+    V tops = splat<Real>(-INFINITY);
+    this->each_vector([&](int64_t j, int64_t count) D3PM_MEMBER {
+      const V l = logits(tilt, j, count);
+      tops = l > tops ? l : tops;
+    });
+    return max_lanes<Real>(tops);
+  }
+
+  // A tilt is added to what is left without the level: large logits have no digits to spare.
+  D3PM_MEMBER V logits(const Real* tilt, int64_t j, int64_t count) const {
     const bool whole = count == Base::kWidth;
-    V l = whole ? read(logits_ + j) : read_some(logits_ + j, count, fill);
-    if (tilt_) l += this->get(tilt_ + j, count);
+    V l = whole ? read(logits_ + j) : read_some(logits_ + j, count, Real(-INFINITY));
+    if (tilt) l = (l - splat<Real>(level_)) + this->get(tilt + j, count);
     return l;
   }
 
   const DensePredict& call_;
   const Element* logits_ = nullptr;
   const Real* tilt_ = nullptr;
+  Real level_ = 0;
   int64_t a_ = 0;
 };
 
@@ -382,13 +415,9 @@ class DenseGradientRow : DenseRow<Element, Work> {
     const Work* g = call_.g ? this->template at<Work>(call_.g, n) : nullptr;
     Element* grad = this->template at<Element>(call_.grad, token);
     const Real inverse = this->sums(n)[2];
-    V mean = {};
-    if (g && rows_.centred) {  // v / sum has s_a - 1 at a
-      const double sum = this->sum_of([&](int64_t j, int64_t count) D3PM_MEMBER {
-        return this->get_narrow(v + j, count) * this->get_narrow(g + j, count);
-      });
-      mean = splat<Real>(sum * static_cast<double>(inverse) + static_cast<double>(g[a]));
-    }
+    double mean = 0;
+    if (g && rows_.centred)  // v / sum has s_a - 1 at a
+      mean = this->work_sum(v, g) * static_cast<double>(inverse) + static_cast<double>(g[a]);
     V share = {};
     if (call_.ce_weight != 0) {
       row_.exponentials(this->template at<Element>(call_.logits, token), token, e_.data());
@@ -397,8 +426,13 @@ class DenseGradientRow : DenseRow<Element, Work> {
     }
     const V scale = splat<Real>(call_.scale * static_cast<double>(inverse)), zero = {};
     const double others = this->sum_of([&](int64_t j, int64_t count) D3PM_MEMBER {
-      V x = g ? this->get_narrow(v + j, count) * scale * (this->get_narrow(g + j, count) - mean)
-              : zero;
+      V x = zero;
+      if (g) {
+        typename Base::W pull;
+        this->get_work(pull, g + j, count);
+        pull -= static_cast<Work>(mean);
+        x = this->get_narrow(v + j, count) * scale * __builtin_convertvector(pull, V);
+      }
       if (call_.ce_weight != 0) x += load<V>(e_.data() + j) * share;
       if (a >= j && a < j + count) x[a - j] = 0;
       this->put(grad + j, x, count);

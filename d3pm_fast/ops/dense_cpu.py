@@ -80,7 +80,7 @@ class Pass:
         self.transition = of_handle(handle)
         self.doubted: list[Tensor] = []
         check_range("t", self.t, 1, self.transition.num_steps + 1)
-        for name, tokens in (("x0", anchor), ("x_t", x_t)):
+        for name, tokens in (("x0", anchor), ("x_t", x_t))[anchor is x_t :]:
             check_range(name, tokens if mask is None else tokens.where(mask, 0), 0, num_classes)
 
     def __iter__(self) -> Iterator[Chunk]:
@@ -108,6 +108,15 @@ class Pass:
             return None
         made: Tensor = self.transition.log_tilt(chunk.t, self.real, self.of(self.x_t, chunk))
         return made
+
+    def never(self, x0: Tensor, chunk: Chunk) -> Tensor:
+        """Return which of a chunk's tokens the chain cannot have led from x_0 to x_t."""
+        log_reach = self.transition.log_columns(0, chunk.t, self.of(self.x_t, chunk))
+        column = self.x_t.flatten()[chunk.tokens]
+        if self.transition.by_row:
+            column = torch.arange(len(column))
+        found: Tensor = log_reach[column, x0.flatten()[chunk.tokens]] == -torch.inf
+        return found
 
     def tables(self, chunk: Chunk) -> tuple[Tensor, Tensor | None, Tensor]:
         """Return ``Q_{s->t}`` by x_t, ``Qbar_s`` by the anchor, and the spans of the former."""
@@ -182,6 +191,11 @@ def _run_loss(
                 form.apply_transposed(chunk.f, g)
             pull = g.data_ptr() if diverges else 0
             cpu.dense_gradient(*common, read, v, pull, ce, scale, grad_at)
+        if not diverges:
+            never = chunk.tokens[run.never(x0, chunk)]
+            token_loss.view(-1)[never] = torch.nan
+            if grad is not None:
+                grad.flatten(0, -2)[never] = torch.nan
     if run.doubted:
         again = Again(run, logits)
         losses, gradients = again.loss(x0, (posterior_mean, direct, vb_weight, ce_weight))

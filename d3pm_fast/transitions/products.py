@@ -9,6 +9,7 @@ so that a stride of n steps costs n products once and O(log T) from then on.
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
+from threading import RLock
 from typing import Any
 
 import torch
@@ -16,27 +17,48 @@ from torch import Tensor
 
 
 class ByteCache:
-    """A least-recently-used cache of anything that says how many bytes it holds."""
+    """A least-recently-used cache of anything that says how many bytes it holds.
+
+    Threads may share it; a copy starts empty.
+    """
 
     def __init__(self, budget: int) -> None:
+        self.lock = RLock()
         self.budget = budget
         self.used = 0
         self._entries: OrderedDict[Hashable, tuple[Any, int]] = OrderedDict()
 
     def get(self, key: Hashable, make: Callable[[], Any], size: Callable[[Any], int]) -> Any:
         """Return the entry; made, and kept while there is room, where there is none."""
-        if key in self._entries:
-            self._entries.move_to_end(key)
-            return self._entries[key][0]
-        entry = make()
-        held = size(entry)
-        if held <= self.budget:
-            self._entries[key] = entry, held
-            self.used += held
-            while self.used > self.budget:
-                _, (_, freed) = self._entries.popitem(last=False)
-                self.used -= freed
-        return entry
+        with self.lock:
+            found = self.find(key)
+            if found is None:
+                found = make()
+                self.keep(key, found, size(found))
+            return found
+
+    def find(self, key: Hashable) -> Any:
+        """Return the entry, None where there is none."""
+        if key not in self._entries:
+            return None
+        self._entries.move_to_end(key)
+        return self._entries[key][0]
+
+    def keep(self, key: Hashable, entry: Any, held: int) -> None:
+        """Keep a new entry of so many bytes as long as there is room."""
+        if held > self.budget:
+            return
+        self._entries[key] = entry, held
+        self.used += held
+        while self.used > self.budget:
+            _, (_, freed) = self._entries.popitem(last=False)
+            self.used -= freed
+
+    def __contains__(self, key: Hashable) -> bool:
+        return key in self._entries
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ByteCache, (self.budget,)
 
 
 class Products:
@@ -71,12 +93,25 @@ class Products:
 
     def up_to(self, t: int) -> Tensor:
         """Return ``Qbar_t``."""
-        stride = self._stride
-        while (len(self._kept) - 1) * stride + stride <= t:
-            self._kept.append(self._after(len(self._kept) * stride))
-        if t % stride == 0:
-            return self._kept[t // stride]
-        return self._remember(("up to", t), lambda: self._after(t))
+        with self._cache.lock:
+            while len(self._kept) * self._stride <= t:
+                made = len(self._kept) * self._stride
+                self._kept.append(self._from(made - self._stride, made))
+            before = t // self._stride * self._stride
+            return self._from(before, t)
+
+    def _from(self, kept: int, t: int) -> Tensor:
+        """Return ``Qbar_t`` by the steps since a kept product, or since one that was made later."""
+        made = (u for u in range(t, kept, -1) if ("up to", u) in self._cache)
+        last = next(made, kept)
+        product: Tensor = self._cache.find(("up to", last))
+        if product is None:
+            product = self._kept[kept // self._stride]
+        for u in range(last + 1, t + 1):
+            product = product @ self._step(u)
+            if u % self._stride:
+                self._cache.keep(("up to", u), product, product.nbytes)
+        return product
 
     def between(self, s: int, t: int) -> Tensor:
         """Return ``Q_{s->t} = Q_{s+1} ... Q_t``."""
@@ -86,10 +121,6 @@ class Products:
             return self.up_to(t)
         cut = _cut(s, t)
         return self._remember((s, t), lambda: self.between(s, cut) @ self.between(cut, t))
-
-    def _after(self, t: int) -> Tensor:
-        before = self._kept[t - 1] if self._stride == 1 else self.up_to(t - 1)
-        return before @ self._step(t)
 
     def _remember(self, key: Hashable, make: Callable[[], Tensor]) -> Tensor:
         found: Tensor = self._cache.get(key, make, lambda matrix: 8 * matrix.numel())

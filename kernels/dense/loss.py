@@ -30,7 +30,7 @@ from .exact import (
     state_of,
     write_gradient,
 )
-from .predict import load_matrix, softmax_of
+from .predict import load_matrix, reach_at, softmax_of
 from .pull import gradient_of, store_anchor, store_row
 from .shape import MOST_FUSED, PRECISION, SPLIT, fused_shape
 from .split import pull_by, room_between, store_between
@@ -38,8 +38,10 @@ from .tiles import load_rows, tiles_of
 
 
 @triton.jit
-def store_loss(a, rows, value, sure):
-    """Write each row's loss, and whether it is to be done again."""
+def store_loss(a, steps, rows, value, sure):
+    """Write each row's loss, and whether it is to be done again, an impossible pair too."""
+    reach = tl.load(reach_at(a, steps, rows, rows.anchor[:, None]), mask=rows.live[:, None])
+    sure &= tl.max(reach, axis=1) > 0.0
     other = tl.where(rows.counts, float("nan"), 0.0)
     tl.store(a.loss + rows.at, tl.where(rows.live, value, other), mask=rows.inside)
     again = rows.live & (sure == 0)
@@ -80,7 +82,7 @@ def loss_of_tiles(
                 pull = tl.dot(r, matrix, pull, input_precision=PRECISION)
         sure = is_sure(divergence, grows, totals, a.num_classes)
         value += w.vb * divergence
-    store_loss(a, rows, value, sure)
+    store_loss(a, steps, rows, value, sure)
     if a.out is not None:
         gradient = w.grad * gradient_of(
             a, steps, rows, tilted, plain, pull, mean, i, w.vb, w.ce, TILTED
@@ -140,7 +142,7 @@ def loss_of_sums(
         tl.store(between.mean + rows.at, mean, mask=rows.inside)
         sure = is_sure(divergence, grows, totals, a.num_classes)
         value += w.vb * divergence
-    store_loss(a, rows, value, sure)
+    store_loss(a, steps, rows, value, sure)
 
 
 @triton.jit
@@ -172,10 +174,18 @@ def loss_of_row(a, steps, at, step, work, w, TILTED: tl.constexpr, BLOCK: tl.con
     if tl.max((w.vb != 0.0).to(tl.int32), axis=0) > 0:
         carry_row(a, steps, row, BLOCK)
         value += w.vb * diverge_exactly(a, steps, row, BLOCK)
+    value = tl.where(load_reach(a, steps, row) > 0.0, value, float("nan"))
     tl.store(a.loss + at + tl.zeros([1], tl.int64), value.to(a.loss.dtype.element_ty))
     if a.out is not None:
         is_finite = tl.abs(value) < float("inf")
         write_gradient(a, steps, row, plain, w.vb, w.ce, w.grad, is_finite, BLOCK)
+
+
+@triton.jit
+def load_reach(a, steps, row):
+    """Return ``Qbar_t[x_0, x_t]``."""
+    at = matrix_of(steps.q_bar_t, a, row.step) + row.anchor * a.num_classes + row.x_t
+    return tl.load(at + tl.zeros([1], tl.int64))
 
 
 @triton.jit
@@ -185,8 +195,7 @@ def diverge_exactly(a, steps, row, BLOCK: tl.constexpr):
     Where p is within a factor of q, by the difference; else by the logarithms.
     """
     log_z, leading = log_z_of(a, steps, row, BLOCK)
-    reach = matrix_of(steps.q_bar_t, a, row.step) + row.anchor * a.num_classes + row.x_t
-    zq = tl.load(reach + tl.zeros([1], tl.int64))
+    zq = load_reach(a, steps, row)
     log_zq = tl.log(zq)
     per_zq = 1.0 / zq
     ratio = tl.exp(log_zq - log_z)
@@ -220,7 +229,7 @@ def diverge_exactly(a, steps, row, BLOCK: tl.constexpr):
         delta = tl.where(had, tl.where(near, q * g, p - q), p)
         total += tl.sum(tl.where(possible, term, 0.0), axis=0)
         tl.store(row.delta + j, tl.where(possible, delta, 0.0), mask=inside)
-    return tl.where(zq > 0.0, total, float("nan"))
+    return total
 
 
 def loss_and_grad(

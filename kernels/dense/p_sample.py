@@ -29,11 +29,11 @@ from .tiles import load_rows, tiles_of
 
 @triton.jit
 def load_mass(a, steps, rows, between, start, COLUMNS: tl.constexpr):
-    """Return ``c_j f_j`` of some classes, and the classes."""
+    """Return ``c_j f_j`` of some classes, and ``c_j``."""
     j = start + tl.arange(0, COLUMNS)[None, :]
     column = load_column(a, steps, rows, j)
     f = load_between(a, between, rows, j)
-    return (column.to(tl.float32) * f).to(tl.float64), column, j
+    return (column.to(tl.float32) * f).to(tl.float64), column
 
 
 @triton.jit
@@ -47,7 +47,7 @@ def p_sample_of_rows(
     total = tl.zeros([ROWS], tl.float64)
     reach = tl.zeros([ROWS], tl.float64)
     for start in range(0, a.num_classes, COLUMNS):
-        mass, column, _ = load_mass(a, steps, rows, between, start, COLUMNS)
+        mass, column = load_mass(a, steps, rows, between, start, COLUMNS)
         total += tl.sum(mass, axis=1)
         reach += tl.sum(column, axis=1)
     target = draw * total
@@ -55,7 +55,8 @@ def p_sample_of_rows(
     passed = tl.zeros([ROWS], tl.int64)
     last = tl.zeros([ROWS], tl.int64)
     for start in range(0, a.num_classes, COLUMNS):
-        mass, _, j = load_mass(a, steps, rows, between, start, COLUMNS)
+        j = start + tl.arange(0, COLUMNS)[None, :]
+        mass, column = load_mass(a, steps, rows, between, start, COLUMNS)
         running = before[:, None] + tl.cumsum(mass, axis=1)
         inside = j < a.num_classes
         passed += tl.sum((inside & (running <= target[:, None])).to(tl.int64), axis=1)
@@ -74,14 +75,15 @@ def p_sample_again(
 ):  # fmt: skip
     """The doubtful rows."""
     for at in range(tl.program_id(0).to(tl.int64), a.num_tokens, tl.num_programs(0)):
-        step, wanted, _ = state_of(a, again, at)
+        step, wanted, _other = state_of(a, again, at)
         if wanted:
             direct = DIRECT & (tl.load(steps.s + step) == 0)
-            row = row_of(a, steps, at, step, again.work, None, BLOCK)
+            plain = row_of(a, steps, at, step, again.work, None, BLOCK)
+            row = plain
+            if TILTED:
+                row = row_of(a, steps, at, step, again.work, plain.top == plain.top, BLOCK)
             log_z, leading = tl.zeros([1], tl.float64), tl.zeros([1], tl.int32)
             if direct == 0:
-                if TILTED:
-                    row = row_of(a, steps, at, step, again.work, row.top == row.top, BLOCK)
                 carry_row(a, steps, row, BLOCK)
                 log_z, leading = log_z_of(a, steps, row, BLOCK)
             one = at + tl.zeros([1], tl.int64)
@@ -90,10 +92,8 @@ def p_sample_again(
             passed, last = tl.zeros([1], tl.int64), tl.zeros([1], tl.int64)
             for start in range(0, a.num_classes, BLOCK):
                 j = start + tl.arange(0, BLOCK)
-                if direct:
-                    log_p = log_s_of(a, steps, row, j)
-                else:
-                    log_p = log_p_of(a, steps, row, log_z, leading == 1, j)
+                log_p = log_p_of(a, steps, row, log_z, leading == 1, j)
+                log_p = tl.where(direct, log_s_of(a, steps, plain, j), log_p)
                 p = tl.where(j < a.num_classes, tl.exp(log_p), 0.0)
                 running = before + tl.cumsum(p, axis=0)
                 inside = (j < a.num_classes) & (running <= draw)

@@ -20,14 +20,15 @@ class Softmax(NamedTuple):
 
 @triton.jit
 def load_logits(a, steps, rows, classes, TILTED: tl.constexpr):
-    """Return the logits of classes ``[1, C]``; tilted: divided by what leads to x_t."""
+    """Return the logits of classes ``[1, C]``; tilted, by what leads to x_t, in float64."""
     reads = rows.live[:, None] & (classes < a.num_classes)
     at = a.logits + rows.at[:, None] * a.num_classes + classes
     logits = tl.load(at, mask=reads, other=float("-inf")).to(tl.float32)
     if TILTED:
         reach = tl.load(reach_at(a, steps, rows, classes), mask=reads, other=1.0)
-        logits = tl.where(reach > 0.0, logits - tl.log(reach).to(tl.float32), float("-inf"))
-    return logits
+        return tl.where(reach > 0.0, logits.to(tl.float64) - tl.log(reach), float("-inf"))
+    else:
+        return logits
 
 
 @triton.jit
@@ -40,7 +41,7 @@ def reach_at(a, steps, rows, classes):
 @triton.jit
 def softmax_of(a, steps, rows, TILTED: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
     """Return what is known of each row's softmax; a row that is not wanted counts as flat."""
-    top = tl.full([ROWS], float("-inf"), tl.float32)
+    top = tl.full([ROWS], float("-inf"), tl.float64 if TILTED else tl.float32)
     for start in range(0, a.num_classes, BLOCK):
         classes = start + tl.arange(0, BLOCK)[None, :]
         top = tl.maximum(top, tl.max(load_logits(a, steps, rows, classes, TILTED), axis=1))
@@ -50,7 +51,8 @@ def softmax_of(a, steps, rows, TILTED: tl.constexpr, ROWS: tl.constexpr, BLOCK: 
     below = tl.zeros([ROWS], tl.float32)
     for start in range(0, a.num_classes, BLOCK):
         classes = start + tl.arange(0, BLOCK)[None, :]
-        shifted = load_logits(a, steps, rows, classes, TILTED) - top[:, None]
+        logits = load_logits(a, steps, rows, classes, TILTED)
+        shifted = (logits - top[:, None]).to(tl.float32)
         e = exp(shifted)
         is_anchor = classes == rows.anchor[:, None]
         others += tl.sum(tl.where(is_anchor, 0.0, e), axis=1)
@@ -67,7 +69,7 @@ def softmax_of(a, steps, rows, TILTED: tl.constexpr, ROWS: tl.constexpr, BLOCK: 
 def probabilities(a, steps, rows, softmax, classes, TILTED: tl.constexpr):
     """Return s of classes."""
     logits = load_logits(a, steps, rows, classes, TILTED)
-    return exp(logits - softmax.top[:, None]) * softmax.per_sum[:, None]
+    return exp((logits - softmax.top[:, None]).to(tl.float32)) * softmax.per_sum[:, None]
 
 
 @triton.jit
