@@ -10,6 +10,7 @@ from torch.compiler import is_compiling
 
 from .ops.logistic import LogisticOperations
 from .ops.scale import scale_
+from .transitions import Transition
 
 
 class Loss(torch.autograd.Function):
@@ -26,6 +27,7 @@ class Loss(torch.autograd.Function):
         loss_and_grad: Callable[..., tuple[Tensor, Tensor]],
         reduction: str,
         args: tuple[Any, ...],
+        transition: Transition,
     ) -> Tensor:
         """Return the loss; ``args`` are those of the op between logits and reduction."""
         # float16 has too few exponents for a gradient divided by N: backward divides, once the
@@ -41,6 +43,7 @@ class Loss(torch.autograd.Function):
         else:
             ctx.save_for_backward(logits)
             ctx.args, ctx.grad, ctx.loss_and_grad = args, grad, loss_and_grad
+            ctx.transition = transition  # which an op knows by a number alone
         return loss
 
     @staticmethod
@@ -51,12 +54,12 @@ class Loss(torch.autograd.Function):
             upstream = upstream / ctx.late_count
         if ctx.is_compiled:
             (grad,) = ctx.saved_tensors
-            return _scaled(grad, upstream, in_place=False), None, None, None
+            return _scaled(grad, upstream, in_place=False), None, None, None, None
         (logits,) = ctx.saved_tensors
         grad, ctx.grad = ctx.grad, None
         if grad is None:
             _, grad = ctx.loss_and_grad(logits, *ctx.args)
-        return _scaled(grad, upstream, in_place=True), None, None, None
+        return _scaled(grad, upstream, in_place=True), None, None, None, None
 
 
 class PPosterior(torch.autograd.Function):
@@ -69,10 +72,12 @@ class PPosterior(torch.autograd.Function):
         p_posterior: Callable[..., Tensor],
         p_posterior_grad: Callable[..., Tensor],
         args: tuple[Any, ...],
+        transition: Transition,
     ) -> Tensor:
         """Return the log-probabilities; ``args`` are those of the op after the logits."""
         ctx.save_for_backward(logits)
         ctx.args, ctx.p_posterior_grad = args, p_posterior_grad
+        ctx.transition = transition  # which an op knows by a number alone
         return p_posterior(logits, *args)
 
     @staticmethod
@@ -81,7 +86,7 @@ class PPosterior(torch.autograd.Function):
         """Return the gradient with respect to the logits."""
         (logits,) = ctx.saved_tensors
         grad = ctx.p_posterior_grad(logits, upstream.contiguous(), *ctx.args)
-        return grad, None, None, None
+        return grad, None, None, None, None
 
 
 class LogisticLogits(torch.autograd.Function):

@@ -127,7 +127,7 @@ def loss(
     prediction = _prediction(logits, transition, name)
     if isinstance(prediction, Tensor):
         tokens = "none" if reduction == "batch" else reduction
-        value = _loss(name, kernels, prediction, tokens, arguments(None))
+        value = _loss(name, kernels, prediction, tokens, arguments(None), transition)
         return _reduced(value, mask, reduction) if reduction == "batch" else value
     call = _call_of(transition, prediction, name, arguments)
     value = LogisticLoss.apply(*prediction[:2], call, kernels.loss_and_grad)  # type: ignore[no-untyped-call]
@@ -210,7 +210,7 @@ def p_posterior(
         return LogisticPPosterior.apply(*prediction[:2], call, *both)  # type: ignore[no-any-return, no-untyped-call]
     args = arguments(None)
     if name != "reference" and prediction.requires_grad and torch.is_grad_enabled():
-        return PPosterior.apply(prediction, *both, args)  # type: ignore[no-any-return, no-untyped-call]
+        return PPosterior.apply(prediction, *both, args, transition)  # type: ignore[no-any-return, no-untyped-call]
     return kernels.p_posterior(prediction, *args)  # type: ignore[no-any-return]
 
 
@@ -390,9 +390,16 @@ def draw_seeds(batch: int, generator: torch.Generator | None = None) -> Tensor:
     return torch.randint(bounds.min, bounds.max, (batch,), generator=generator, device=device)
 
 
-def _loss(name: str, kernels: Any, logits: Tensor, reduction: str, args: tuple[Any, ...]) -> Tensor:
+def _loss(
+    name: str,
+    kernels: Any,
+    logits: Tensor,
+    reduction: str,
+    args: tuple[Any, ...],
+    transition: Transition,
+) -> Tensor:
     if name != "reference" and logits.requires_grad and torch.is_grad_enabled():
-        return Loss.apply(logits, kernels.loss_and_grad, reduction, args)  # type: ignore[no-any-return, no-untyped-call]
+        return Loss.apply(logits, kernels.loss_and_grad, reduction, args, transition)  # type: ignore[no-any-return, no-untyped-call]
     return kernels.loss(logits, *args, reduction)  # type: ignore[no-any-return]
 
 

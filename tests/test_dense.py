@@ -1,7 +1,9 @@
 """Dense chains through every operation: against enumeration, in every form and dtype."""
 
 import copy
+import gc
 import pickle
+from threading import Thread
 
 import pytest
 import torch
@@ -436,3 +438,86 @@ def test_bad_indices_are_named(impl):
         functional.loss(chain, logits, good, good, t - 1, impl=impl)
     with pytest.raises(IndexError, match=r"t must lie in \[0, 7\), got 7"):
         functional.q_sample(chain, good, t + 6, impl=impl)
+
+
+@pytest.mark.parametrize("scale", [1.0, 5.0, 20.0])
+@pytest.mark.parametrize("time", [35, 50])
+def test_predictions_far_from_the_truth_keep_their_digits_in_low_rank(cpu, time, scale):
+    """What a row's sum is off by must not become a share of all that the form leaves out."""
+    chain = gaussian(256, 100)
+    assert type(chain.step(time - 1, time, torch.float32).form).__name__ == "LowRank"
+    x0 = torch.randint(256, (64,))
+    t = torch.full_like(x0, time)
+    x_t = functional.q_sample(chain, x0, t)
+    logits = scale * torch.randn(64, 256)
+    truth, true_gradient = log_space_truth(chain, logits, x0, x_t, t)
+    leaf = logits.clone().requires_grad_()
+    loss = functional.loss(chain, leaf, x0, x_t, t, reduction="none", impl=cpu)
+    (gradient,) = torch.autograd.grad(loss.sum(), leaf)
+    # Of a loss that is next to nothing float32 keeps the digits of its terms.
+    assert_close(loss, truth, torch.float32, ulps=64, scale=truth + 1e-4)
+    check_gradient(gradient, true_gradient, torch.float32, ulps=512, floor=0.01)
+
+
+@pytest.mark.parametrize("time", [66, 80, 120])
+@pytest.mark.parametrize("scale", [0.0, 1.0, 8.0])
+def test_posterior_means_keep_their_digits_in_low_rank(cpu, time, scale):
+    """A sum that rounding has made negative is no proof that nothing is in doubt."""
+    x0 = torch.randint(256, (64,))
+    t = torch.full_like(x0, time)
+    x_t = functional.q_sample(CHAIN, x0, t)
+    logits = scale * torch.randn(64, 256)
+    truth, _ = log_space_truth(CHAIN, logits, x0, x_t, t, reverse="posterior_mean")
+    args = CHAIN, logits, x0, x_t, t
+    loss = functional.loss(*args, reduction="none", reverse="posterior_mean", impl=cpu)
+    own = (loss.double() - truth).abs() / truth
+    assert float(own.max()) < 1e-3
+
+
+def test_a_gradient_outlives_the_name_of_its_chain(cpu):
+    logits = torch.randn(2, 3, 8, requires_grad=True)
+    chain = transitions.discretized_gaussian(8, [0.1, 0.2, 0.3])
+    tokens = torch.zeros(2, 3).long()
+    log_p = functional.p_posterior(chain, logits, tokens, torch.tensor([2, 3]), impl=cpu)
+    del chain
+    gc.collect()
+    log_p.sum().backward()
+    assert bool((logits.grad != 0).any())
+
+
+@pytest.mark.parametrize("weights", [(1.0, 0.0), (0.0, 1.0)])
+def test_an_impossible_pair_is_nan_also_where_nothing_diverges(impl, weights):
+    chain = transitions.band(20, [0.1, 0.2, 0.3], 2)
+    x0, x_t, t = torch.tensor([0, 3]), torch.tensor([19, 4]), torch.ones(2).long()
+    leaf = torch.zeros(2, 20, requires_grad=True)
+    options = {"vb_weight": weights[0], "ce_weight": weights[1], "reduction": "none"}
+    loss = functional.loss(chain, leaf, x0, x_t, t, impl=impl, **options)
+    assert loss.isnan().tolist() == [True, False]
+
+
+def test_the_level_of_the_logits_costs_a_posterior_mean_no_digits(cpu):
+    chain = make_dense_chain("substitution", 20).transition
+    x0, t = torch.randint(20, (40,)), torch.full((40,), 3)
+    x_t = functional.q_sample(chain, x0, t)
+    logits = torch.randn(40, 20) + 1e4
+    options = {"reverse": "posterior_mean"}
+    truth, _ = log_space_truth(chain, logits, x0, x_t, t, **options)
+    loss = functional.loss(chain, logits, x0, x_t, t, reduction="none", impl=cpu, **options)
+    assert_close(loss, truth, torch.float32, ulps=64, scale=truth.abs() + 0.1)
+
+
+def test_threads_share_the_products_of_a_chain():
+    betas = torch.linspace(1e-3, 0.3, 200)
+    shared, alone = (transitions.discretized_gaussian(100, betas) for _ in range(2))
+    threads = [Thread(target=shared.q_bar_matrix, args=(t,)) for t in (200, 150, 200)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for t in (1, 50, 150, 200):
+        assert torch.equal(shared.q_bar_matrix(t), alone.q_bar_matrix(t))
+
+
+def test_a_long_chain_is_multiplied_without_recursion():
+    chain = transitions.band(64, torch.full((50_000,), 1e-3), 3)
+    assert_close(chain.q_bar_matrix(222).sum(1), torch.ones(64), torch.float64, ulps=1 << 12)

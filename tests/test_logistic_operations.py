@@ -152,3 +152,15 @@ def test_one_graph_of_the_compiler(problem, cpu):
     ]
     for eager, other in zip(*results, strict=True):
         torch.testing.assert_close(eager, other)
+
+
+def test_what_is_masked_has_no_gradient_whatever_it_is(impl):
+    chain = transitions.uniform(20, [0.1, 0.2, 0.3])
+    loc = torch.tensor([[0.0, torch.nan, torch.inf]], requires_grad=True)
+    log_scale = torch.zeros(1, 3, requires_grad=True)
+    tokens, mask = torch.zeros(1, 3).long(), torch.tensor([[True, False, False]])
+    arguments = tokens, tokens, torch.tensor([3])
+    functional.loss(chain, (loc, log_scale), *arguments, mask=mask, impl=impl).backward()
+    for gradient in (loc.grad, log_scale.grad):
+        assert gradient[0, 0] != 0
+        assert gradient[0, 1:].tolist() == [0, 0]

@@ -288,7 +288,7 @@ class DenseDivergence : DenseRow<Element, Work> {
     static_cast<Real*>(call_.loss)[rows_.tokens[n]] +=
         static_cast<Real>(call_.vb_weight * divergence);
     const double bound = call_.error * static_cast<double>(sum_lanes<Real>(sensitivity));
-    const bool is_sure = zq > kLeastReach && std::abs(divergence) < INFINITY &&
+    const bool is_sure = zq > kLeastReach && z > 0 && std::abs(divergence) < INFINITY &&
                          bound <= static_cast<double>(std::numeric_limits<Real>::epsilon());
     call_.doubtful[n] = !is_sure;
     return !is_sure;

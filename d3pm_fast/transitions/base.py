@@ -58,7 +58,7 @@ class Transition(nn.Module):
         Raises:
             IndexError: t is not in 1..T.
         """
-        return self._q_matrix(self._check_time(t, least=1))
+        return self._q_matrix(self._check_time(t, least=1)).clone()
 
     def q_bar_matrix(self, t: int) -> Tensor:
         """Return ``Qbar_t = Q_1 ... Q_t``, float64 ``(K, K)``, for looking and for tests.
@@ -69,7 +69,7 @@ class Transition(nn.Module):
         Raises:
             IndexError: t is not in 0..T.
         """
-        return self._q_bar_matrix(self._check_time(t, least=0))
+        return self._q_bar_matrix(self._check_time(t, least=0)).clone()
 
     def extra_repr(self) -> str:
         """Return the family and its sizes, for ``repr``."""

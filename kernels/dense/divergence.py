@@ -125,4 +125,5 @@ def diverge(
 def is_sure(divergence, grows, totals, num_classes):
     """Return whether float32 has kept the digits of a row's term."""
     bound = grows * (num_classes * UNDERFLOW)
-    return (totals.zq > LEAST_REACH) & (tl.abs(divergence) < float("inf")) & (bound <= 1.1920929e-7)
+    reached = (totals.zq > LEAST_REACH) & (totals.z > 0.0)
+    return reached & (tl.abs(divergence) < float("inf")) & (bound <= 1.1920929e-7)
