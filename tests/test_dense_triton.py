@@ -210,6 +210,17 @@ def test_a_bad_index_makes_its_row_nan_and_no_other(dtype):
         torch.testing.assert_close(gradient, clean_gradient, rtol=1e-4, atol=1e-6)
 
 
+def test_times_none_of_which_there_is_reach_no_matrix():
+    made = make_dense_chain("gaussian", 5)
+    small = transitions.from_matrices(made.matrices, memory_budget=8 * 5 * 5 * 8)
+    tokens, t = torch.zeros(2, 3).long(), torch.tensor([0, 9])
+    for dtype in (torch.float32, torch.float64):
+        loss, gradient = loss_and_gradient(small, torch.zeros(2, 3, 5).to(dtype), tokens, tokens, t)
+        assert bool(loss.isnan().all())
+        assert bool(gradient.isnan().all())
+    assert torch.equal(functional.q_sample(small, tokens, t, impl="triton"), tokens)
+
+
 def test_an_impossible_pair_is_nan():
     chain = make_dense_chain("from_matrices", 5).transition  # can only rise
     x0, x_t, t = torch.tensor([1, 4]), torch.tensor([2, 2]), torch.full((2,), 3)

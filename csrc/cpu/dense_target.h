@@ -98,6 +98,7 @@ class DenseRow {
   // a sum is off by, times the part of Qbar_s that a centred form drops, would be in every result.
   D3PM_MEMBER double work_sum(const Work* v, const Work* g) const {
     W parts = {};
+    double sum = 0;
     each_vector([&](int64_t j, int64_t count) D3PM_MEMBER {
       W part, factor;
       get_work(part, v + j, count);
@@ -106,9 +107,10 @@ class DenseRow {
         part *= factor;
       }
       parts += part;
+      if (!ends_stretch(j) && j + kWidth < row_.classes) return;
+      for (int i = 0; i < kWidth; ++i) sum += static_cast<double>(parts[i]);
+      parts = W{};
     });
-    double sum = 0;
-    for (int i = 0; i < kWidth; ++i) sum += static_cast<double>(parts[i]);
     return sum;
   }
 

@@ -16,7 +16,7 @@ __all__ = ["IMPLEMENTATIONS", "Implementation", "implementation", "logistic", "o
 
 
 def operations(name: str, transition: Transition) -> Any:
-    """Return what that serves a transition by the implementation of this name."""
+    """Return the operations that serve a transition by the implementation of this name."""
     if name == "reference":
         return reference
     if not isinstance(transition, RankOneTransition):

@@ -82,15 +82,16 @@ def _steps_of(
     pairs, which = torch.stack([s, t]).flatten(1).unique(dim=1, return_inverse=True)
     good = [0 <= a < b <= transition.num_steps for a, b in pairs.T.tolist()]
     steps = pairs.T[torch.tensor(good, device=pairs.device)].tolist()
-    n, k = len(steps), transition.num_classes
-    q, q_bar, q_bar_t = torch.empty(3, n, k, k, dtype=torch.float64, device=t.device)
+    n, k = max(len(steps), 1), transition.num_classes  # a kernel may look at a step it drops
+    q, q_bar, q_bar_t = torch.zeros(3, n, k, k, dtype=torch.float64, device=t.device)
+    first = torch.zeros(n, dtype=torch.int64, device=t.device)
     for u, (start, end) in enumerate(steps):
         q[u] = transition.product(start, end).T
         q_bar[u] = transition.product(0, start)
         q_bar_t[u] = transition.product(0, end)
-    places = iter(range(n))
-    place = torch.tensor([next(places) if is_step else n for is_step in good], device=t.device)
-    first = torch.tensor([start for start, _ in steps], dtype=torch.int64, device=t.device)
+        first[u] = start
+    is_step = torch.tensor(good, dtype=torch.bool, device=t.device)
+    place = (is_step.long().cumsum(0) - 1).where(is_step, n)
     return StepTables(q, q_bar, q_bar_t, _common(q_bar), first), place[which].view(t.shape)
 
 

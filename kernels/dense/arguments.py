@@ -2,8 +2,12 @@
 
 from typing import Any, NamedTuple
 
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
+
+from ...reference.logspace import compute_dtype
 
 
 class Arguments(NamedTuple):
@@ -41,3 +45,13 @@ def weights_of(steps, step, weights, DIRECT: tl.constexpr, REAL: tl.constexpr):
     if weights.count is not None:
         grad = grad / tl.load(weights.count).to(REAL)
     return Weights(vb, ce, grad, weights.count)
+
+
+def of_prediction(
+    logits: Tensor, x_t: Tensor, upstream: Tensor | None, out: Tensor | None
+) -> Arguments:
+    """Return the arguments of what is made of p alone; no row of float64 is done twice."""
+    in_float32 = compute_dtype(logits.dtype) == torch.float32
+    doubtful = torch.empty(x_t.shape, dtype=torch.int8, device=x_t.device) if in_float32 else None
+    size = x_t.numel(), logits.shape[-1]
+    return Arguments(logits, x_t, x_t, None, upstream, None, out, doubtful, *size)

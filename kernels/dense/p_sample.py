@@ -5,12 +5,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...reference.logspace import compute_dtype
 from ...transitions.handles import of_handle
 from ...transitions.tables import StepTables, step_tables
 from ..launch import launch
 from ..random import Random, random_of, uniforms
-from .arguments import Arguments
+from .arguments import Arguments, of_prediction
 from .divergence import UNDERFLOW
 from .exact import (
     carry_row,
@@ -119,12 +118,9 @@ def p_sample(
     """Return a draw for each token; x_t itself where an index is bad."""
     steps, which = step_tables(of_handle(handle), t, s)
     out = torch.empty_like(x_t)
-    in_float32 = compute_dtype(logits.dtype) == torch.float32
-    doubtful = torch.empty(x_t.shape, dtype=torch.int8, device=x_t.device) if in_float32 else None
-    size = x_t.numel(), logits.shape[-1]
-    a = Arguments(logits, x_t, x_t, None, None, None, None, doubtful, *size)
+    a = of_prediction(logits, x_t, None, None)
     random = random_of(seeds, step, a.num_tokens)
-    if in_float32:
+    if a.doubtful is not None:
         _run(a, steps, which, random, out, posterior_mean, direct)
     run_again(p_sample_again, a, steps, which, random, out, posterior_mean, direct)
     return out

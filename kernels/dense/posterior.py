@@ -9,12 +9,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...reference.logspace import compute_dtype
 from ...transitions.handles import of_handle
 from ...transitions.tables import StepTables, step_tables
 from ..launch import launch
 from ..math import log, rounded_to
-from .arguments import Arguments, Weights
+from .arguments import Arguments, Weights, of_prediction
 from .divergence import UNDERFLOW
 from .exact import (
     carry_row,
@@ -275,11 +274,8 @@ def _p_posterior(
 ) -> Tensor:
     steps, which = step_tables(of_handle(handle), t, s)
     out = torch.empty_like(logits)
-    in_float32 = compute_dtype(logits.dtype) == torch.float32
-    doubtful = torch.empty(x_t.shape, dtype=torch.int8, device=x_t.device) if in_float32 else None
-    size = x_t.numel(), logits.shape[-1]
-    a = Arguments(logits, x_t, x_t, None, upstream, None, out, doubtful, *size)
-    if in_float32:
+    a = of_prediction(logits, x_t, upstream, out)
+    if a.doubtful is not None:
         _run(a, steps, which, posterior_mean, direct)
     run_again(p_posterior_again, a, steps, which, posterior_mean, direct)
     return out

@@ -28,4 +28,4 @@ SPLIT = Shape(32, 64, 16, 8)
 def fused_shape(num_classes: int) -> tuple[Shape, int]:
     """Return the tile of a program with both products, and how many classes are whole in it."""
     size = max(triton.next_power_of_2(num_classes), 16)
-    return Shape(min(max(2048 // size, 16), 32), 16, 16, 8), size
+    return Shape(16, 16, 16, 8 if size > 64 else 4), size
