@@ -169,6 +169,43 @@ def test_entries_below_the_range_of_float32_are_exact(time):
 
 
 @pytest.mark.parametrize("fused", FUSED, indirect=True)
+def test_pairs_that_hardly_ever_occur_are_exact(fused):
+    """Here ``Qbar_t[x_0, x_t]`` is 2e-42, by products of factors that float32 has."""
+    chain = transitions.discretized_gaussian(16, [1.48e-3] * 3)
+    x0 = torch.arange(12)
+    t = torch.full_like(x0, 2)
+    assert 0 < float(chain.reach(x0, x0 + 4, t).max()) < 1e-38
+    arguments = chain, torch.randn(12, 16), x0, x0 + 4, t
+    truth, true_gradient = log_space_truth(*arguments)
+    loss, gradient = loss_and_gradient(*arguments)
+    assert_close(loss, truth, torch.float32, ulps=64)
+    check_gradient(gradient, true_gradient, torch.float32, ulps=512, floor=1e-3)
+
+
+@pytest.mark.parametrize("size", [80.0, 1e4])
+def test_log_probabilities_and_draws_of_sure_predictions(cpu, size):
+    chain = transitions.discretized_gaussian(17, [0.005] * 6)
+    x_t, t, seeds = torch.randint(8, (6, 9)), torch.arange(1, 7), torch.arange(6)
+    logits = torch.randn(6, 9, 17) + size * one_hot(x_t + 8, 17).float()
+    options = {"first_step": "posterior"}
+    made = []
+    for impl, leaf in (("triton", logits.clone()), ("reference", logits.double())):
+        leaf.requires_grad_()
+        p = functional.p_posterior(chain, leaf, x_t, t, impl=impl, **options)
+        weights = torch.linspace(-1, 2, 17, dtype=p.dtype)
+        (gradient,) = torch.autograd.grad((p * weights).sum(), leaf)
+        made.append((p.detach(), gradient))
+    (p, gradient), (truth, true_gradient) = made
+    assert_close(p, truth, torch.float32, ulps=64, scale=truth.abs() + 1)
+    check_gradient(gradient, true_gradient, torch.float32, ulps=1 << 10, floor=0.5)
+    drawn = [
+        functional.p_sample(chain, logits, x_t, t, seeds=seeds, impl=impl, **options)
+        for impl in (cpu, "triton")
+    ]
+    assert torch.equal(*drawn)
+
+
+@pytest.mark.parametrize("fused", FUSED, indirect=True)
 def test_mixed_times_masks_and_budgets_change_nothing(fused):
     made = make_dense_chain("gaussian", 9)
     chain = made.transition
