@@ -97,6 +97,28 @@ def test_a_logistic_pair_is_served_as_logits():
         torch.testing.assert_close(value, expected, rtol=1e-4, atol=1e-6)
 
 
+COMPILE_FIRST = """
+import numpy, torch
+import d3pm_fast as d3
+from d3pm_fast import functional
+numpy.seterr(all="ignore")
+betas = [0.1, 0.2, 0.3]
+x, t = torch.zeros(2, 3).long(), torch.tensor([1, 3])
+logits = torch.randn(2, 3, 5, requires_grad=True)
+for chain in (d3.transitions.uniform(5, betas), d3.transitions.discretized_gaussian(5, betas)):
+    for cut in (lambda y: y, lambda y: (y[..., 0], y[..., 1])):
+        loss = lambda y: functional.loss(chain, cut(y), x, x, t, impl="triton")
+        torch.compile(loss, fullgraph=True, backend="aot_eager")(logits).backward()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason="runs in the interpreter")
+def test_the_first_call_of_a_process_may_be_a_compiled_one():
+    environment = os.environ | {"TRITON_INTERPRET": "1"}
+    subprocess.run([sys.executable, "-c", COMPILE_FIRST], check=True, env=environment)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64])
 @pytest.mark.parametrize("factor", [1.0, 0.3, -2.0, 0.0])
 def test_a_gradient_is_scaled_in_place_and_left_alone_by_1(dtype, factor):

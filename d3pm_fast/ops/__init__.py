@@ -20,7 +20,7 @@ def operations(name: str, transition: Transition) -> Any:
     if name == "reference":
         return reference
     if not isinstance(transition, RankOneTransition):
-        return dense.triton() if name == "triton" else dense.cpu
+        return dense.triton if name == "triton" else dense.cpu
     if name == "triton":
-        return rank_one.triton()
+        return rank_one.triton
     return rank_one.cuda if name == "cuda" else rank_one.cpu

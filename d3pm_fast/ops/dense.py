@@ -5,21 +5,20 @@ All take contiguous tensors: tokens ``(B, *S)`` int64, logits ``(B, *S, K)``, th
 registered under. ``reference/`` says what each one means.
 """
 
-from functools import cache
-from types import ModuleType
 from typing import Any
 
 from torch import Tensor
 
 from ..transitions import DenseTransition, SparseTransition
 from . import dense_cpu
+from .library import Deferred
 from .operations import Operations
 
 
 class DenseOperations(Operations):
     """Those of one implementation."""
 
-    def __init__(self, prefix: str, kernels: ModuleType, dispatch_key: str) -> None:
+    def __init__(self, prefix: str, kernels: Any, dispatch_key: str) -> None:
         chain = "Tensor t, Tensor? s, int handle"
         super().__init__(prefix, kernels, dispatch_key, chain, "Tensor t, int handle")
 
@@ -38,11 +37,6 @@ class DenseOperations(Operations):
 
 
 cpu = DenseOperations("dense_", dense_cpu, "CPU")
-
-
-@cache
-def triton() -> DenseOperations:
-    """Return the operations by Triton's kernels, which are not imported before."""
-    from ..kernels.dense import ops
-
-    return DenseOperations("triton_dense_", ops, "CompositeExplicitAutograd")
+triton = DenseOperations(
+    "triton_dense_", Deferred("d3pm_fast.kernels.dense.ops"), "CompositeExplicitAutograd"
+)

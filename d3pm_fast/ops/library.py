@@ -1,11 +1,31 @@
 """The library of registered operations, ``torch.ops.d3pm_fast.*``."""
 
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from ..reference.logspace import compute_dtype
 
 library = torch.library.Library("d3pm_fast", "DEF")
+
+
+class Deferred:
+    """The functions of a module that is not imported before one of them is called.
+
+    So operations are registered where torch.compile does not see it, without their kernels.
+    """
+
+    def __init__(self, module: str) -> None:
+        self._module = module
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        def call(*args: Any) -> Any:
+            return getattr(import_module(self._module), name)(*args)
+
+        return call
 
 
 def pointer(tensor: Tensor | None) -> int:

@@ -4,7 +4,6 @@
 """
 
 from collections.abc import Callable
-from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from .._compiled import cpu
 from ..reference.logspace import compute_dtype
-from .library import library
+from .library import Deferred, library
 
 
 def _logistic_logits(
@@ -101,16 +100,14 @@ class LogisticOperations(NamedTuple):
 _on_cpu = LogisticOperations.register("", _logistic_logits, _logistic_gradient, "CPU")
 
 
-@cache
-def _by_triton() -> LogisticOperations:
-    from ..kernels.logistic import gradient, logits
-
-    key = "CompositeExplicitAutograd"
-    return LogisticOperations.register("triton_", logits, gradient, key)
+_kernels = Deferred("d3pm_fast.kernels.logistic")
+_by_triton = LogisticOperations.register(
+    "triton_", _kernels.logits, _kernels.gradient, "CompositeExplicitAutograd"
+)
 
 
 def operations(name: str) -> LogisticOperations | None:
     """Return the operations of an implementation; None for one that has none of its own."""
     if name == "triton":
-        return _by_triton()
+        return _by_triton
     return _on_cpu if name == "cpu" else None

@@ -1,7 +1,6 @@
 """The signatures of the operations on tokens, and their registration by an implementation."""
 
 from collections.abc import Callable
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -79,7 +78,7 @@ class Operations:
     """
 
     def __init__(
-        self, prefix: str, kernels: ModuleType, dispatch_key: str, chain: str, q_chain: str
+        self, prefix: str, kernels: Any, dispatch_key: str, chain: str, q_chain: str
     ) -> None:
         self._kernels = kernels
         for name, signature in _signatures(chain, q_chain).items():

@@ -6,21 +6,20 @@ All take contiguous tensors: tokens ``(B, *S)`` int64, logits ``(B, *S, K)``, an
 means.
 """
 
-from functools import cache
-from types import ModuleType
 from typing import Any
 
 from torch import Tensor
 
 from ..transitions import RankOneTransition
 from . import rank_one_cpu, rank_one_cuda
+from .library import Deferred
 from .operations import Operations
 
 
 class RankOneOperations(Operations):
     """Those of one implementation."""
 
-    def __init__(self, prefix: str, kernels: ModuleType, dispatch_key: str) -> None:
+    def __init__(self, prefix: str, kernels: Any, dispatch_key: str) -> None:
         shared = "Tensor rows, Tensor table"
         chain = f"{shared}, Tensor? base, Tensor? base_cdf, int mask_id"
         q_chain = f"{shared}, Tensor? base_cdf, int mask_id, int num_classes"
@@ -42,11 +41,6 @@ class RankOneOperations(Operations):
 
 cpu = RankOneOperations("", rank_one_cpu, "CPU")
 cuda = RankOneOperations("cuda_", rank_one_cuda, "CompositeExplicitAutograd")
-
-
-@cache
-def triton() -> RankOneOperations:
-    """Return the operations by Triton's kernels, which are not imported before."""
-    from ..kernels import rank_one_ops
-
-    return RankOneOperations("triton_", rank_one_ops, "CompositeExplicitAutograd")
+triton = RankOneOperations(
+    "triton_", Deferred("d3pm_fast.kernels.rank_one_ops"), "CompositeExplicitAutograd"
+)
