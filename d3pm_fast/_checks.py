@@ -1,8 +1,10 @@
 """What the public functions check of their arguments, and the sentences they say."""
 
+import math
+import numbers
 import operator
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -26,12 +28,26 @@ INTEGER_DTYPES = frozenset(
 FLOAT_DTYPES = frozenset({torch.float32, torch.float64, torch.bfloat16, torch.float16})
 
 
-def check_count(name: str, value: int, least: int = 1) -> int:
-    """Return ``value`` as an int of at least ``least``."""
+def check_integer(name: str, value: int) -> int:
+    """Return ``value`` as an int."""
     try:
-        count = operator.index(value)
+        return operator.index(value)
     except TypeError:
         raise TypeError(f"{name} must be an integer, got {type(value).__name__}") from None
+
+
+def check_number(name: str, value: float) -> float:
+    """Return ``value`` if it is a finite number."""
+    if not isinstance(value, numbers.Real):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+    if not math.isfinite(value):
+        raise ValueError(f"{name} must be finite, got {value}")
+    return float(value)
+
+
+def check_count(name: str, value: int, least: int = 1) -> int:
+    """Return ``value`` as an int of at least ``least``."""
+    count = check_integer(name, value)
     if count < least:
         raise ValueError(f"{name} must be at least {least}, got {count}")
     return count
@@ -84,6 +100,26 @@ def check_square(name: str, values: ArrayLike) -> Tensor:
         raise ValueError(f"{name} must have shape (K, K) with K >= 2, got {tuple(matrix.shape)}")
     check_finite(name, matrix)
     return matrix
+
+
+def check_stochastic(name: str, matrices: Tensor) -> Tensor:
+    """Return float64 matrices (T, K, K) of probabilities, each row divided by its sum."""
+    check_finite(name, matrices)
+    if bool((matrices < 0).any()):
+        t, i, j = (int(index) for index in (matrices < 0).nonzero()[0])
+        raise ValueError(
+            f"{name} must not be negative, got {matrices[t, i, j]:.6g} for ({i}, {j}) "
+            f"at t = {t + 1}"
+        )
+    sums = matrices.sum(2)
+    off = (sums - 1).abs() > 1e-6
+    if bool(off.any()):
+        t, i = (int(index) for index in off.nonzero()[0])
+        raise ValueError(
+            f"rows of {name} must sum to 1 within 1e-6, row {i} at t = {t + 1} sums to "
+            f"{sums[t, i]:.9g}"
+        )
+    return matrices / sums.unsqueeze(2)
 
 
 def check_finite(name: str, values: Tensor) -> None:
@@ -145,8 +181,18 @@ def check_logits(name: str, logits: Tensor, shape: torch.Size, num_classes: int)
     check_shape(name, logits, (*shape, num_classes))
 
 
-def check_logistic(loc: Tensor, log_scale: Tensor) -> None:
-    """Raise unless both are float tensors of one shape (B, *S), one dtype and one device."""
+def check_logistic(parameters: tuple[Any, ...]) -> None:
+    """Raise unless they are float tensors of one shape (B, *S), one dtype and one device.
+
+    A bool may follow them.
+    """
+    if len(parameters) not in (2, 3):
+        raise ValueError(
+            f"a tuple in place of logits must be (loc, log_scale), got one of {len(parameters)}"
+        )
+    loc, log_scale, *edge_corrected = parameters
+    if edge_corrected and not isinstance(edge_corrected[0], bool):
+        raise TypeError(f"edge_corrected must be a bool, got {type(edge_corrected[0]).__name__}")
     check_float("loc", loc)
     check_float("log_scale", log_scale)
     if loc.ndim == 0:

@@ -6,7 +6,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ._checks import ArrayLike, check_count, check_law
+from ._checks import ArrayLike, check_count, check_law, check_square, check_stochastic
 from ._information import divergence_terms
 from .transitions.limits import closure, stationary_law
 from .transitions.rates import check_rate, exponential
@@ -35,20 +35,26 @@ def mutual_information(
         float64 ``(T,)``.
 
     Raises:
-        ValueError: T below 1, or a p0 that is no law or holds a single class.
+        ValueError: T below 1, or a p0 that is no law or holds a single class, or a
+            matrix of the family whose rows are no laws.
     """
     num_steps = check_count("num_steps", num_steps)
-    product = matrix_of_beta(0.0).to("cpu", torch.float64)
+
+    def step(beta: float) -> Tensor:
+        matrix = check_square(f"matrix_of_beta({beta:g})", matrix_of_beta(beta))
+        return check_stochastic(f"matrix_of_beta({beta:g})", matrix[None])[0]
+
+    product = step(0.0)
     law = _data_law(p0, len(product))
 
     def excess(before: Tensor, target: float, beta: float) -> float:
-        return _share(law, before @ matrix_of_beta(beta).to("cpu", torch.float64)) - target
+        return _share(law, before @ step(beta)) - target
 
     betas = []
     for t in range(1, num_steps + 1):
         left = partial(excess, product, (num_steps - t) / num_steps)
         betas.append(1.0 if left(1.0) >= 0 else _root(left, 0.0, 1.0))
-        product = product @ matrix_of_beta(betas[-1]).to("cpu", torch.float64)
+        product = product @ step(betas[-1])
     return torch.tensor(betas, dtype=torch.float64)
 
 

@@ -29,6 +29,7 @@ from ._checks import (
     check_logistic,
     check_logits,
     check_mask,
+    check_number,
     check_range,
     check_same_device,
     check_shape,
@@ -106,6 +107,10 @@ def loss(
         the chain cannot make.
     """
     check_choice("reduction", reduction, REDUCTIONS)
+    vb_weight, ce_weight = (
+        check_number(name, weight)
+        for name, weight in (("vb_weight", vb_weight), ("ce_weight", ce_weight))
+    )
     check_tokens("x0", x0)
     check_shape("x_t", x_t, x0.shape)
     if mask is not None:
@@ -130,7 +135,10 @@ def loss(
         value = _loss(name, kernels, prediction, tokens, arguments(None), transition)
         return _reduced(value, mask, reduction) if reduction == "batch" else value
     call = _call_of(transition, prediction, name, arguments)
-    value = LogisticLoss.apply(*prediction[:2], call, kernels.loss_and_grad)  # type: ignore[no-untyped-call]
+    if torch.is_grad_enabled() and any(p.requires_grad for p in prediction[:2]):
+        value = LogisticLoss.apply(*prediction[:2], call, kernels.loss_and_grad)  # type: ignore[no-untyped-call]
+    else:
+        value = apply(lambda *args: kernels.loss(*args, "none"), prediction, call)
     return _reduced(value, mask, reduction)
 
 
@@ -334,7 +342,7 @@ def logistic_logits(
     Returns:
         ``(B, *S, K)``: float64 for float64 parameters, float32 for all others.
     """
-    check_logistic(loc, log_scale)
+    check_logistic((loc, log_scale))
     num_classes = check_count("num_classes", num_classes, least=2)
     name = ops.implementation(impl, loc.device).name
     args = (loc.contiguous(), log_scale.contiguous(), num_classes, edge_corrected)
@@ -459,8 +467,8 @@ def _check_model(
     check_choice("first_step", first_step, FIRST_STEP)
     check_tokens("x_t", x_t)
     if isinstance(logits, tuple):
-        prediction = Logistic(*logits).loc
-        check_logistic(*logits[:2])
+        check_logistic(logits)
+        prediction = logits[0]
         check_shape("loc", prediction, x_t.shape)
     else:
         prediction = logits
@@ -510,7 +518,7 @@ def _check_possible(
     counts = torch.ones_like(x0, dtype=torch.bool) if mask is None else mask
     x0, x_t = x0.long()[counts], x_t.long()[counts]
     t = t.long().view(*t.shape, *(1,) * (counts.ndim - t.ndim)).expand(counts.shape)[counts]
-    bad = transition.reach(x0, x_t, t) == 0
+    bad = transition.log_reach(x0, x_t, t) == -torch.inf
     if bool(bad.any()):
         n = int(bad.nonzero()[0])
         token = int(counts.flatten().nonzero()[n])

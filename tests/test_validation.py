@@ -1,6 +1,7 @@
 """Every bad input: the type of the error, the argument's name, what was expected, what came."""
 
 import os
+import re
 import subprocess
 import sys
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 
 import d3pm_fast as d3
-from d3pm_fast import _environment, functional
+from d3pm_fast import _environment, functional, schedules, transitions
 
 K, T, B, P = 5, 7, 2, 3
 CHAIN = d3.transitions.absorbing(K, d3.schedules.jsd(T), mask_id=4)
@@ -274,3 +275,41 @@ def test_a_failed_call_leaves_the_logits_and_their_gradient_alone(impl):
         functional.loss(CHAIN, logits, bad, x["x_t"], x["t"], impl=impl)
     assert logits.grad is None
     assert bool((logits == 0).all())
+
+
+def test_a_tuple_that_is_no_prediction_is_refused(impl):
+    chain = transitions.uniform(5, [0.1, 0.2])
+    x, t, loc = torch.zeros(2, 3).long(), torch.ones(2).long(), torch.zeros(2, 3)
+    for wrong, error, message in (
+        ((loc,), ValueError, "must be (loc, log_scale), got one of 1"),
+        ((loc, loc, True, 1), ValueError, "must be (loc, log_scale), got one of 4"),
+        ((loc, loc, "x"), TypeError, "edge_corrected must be a bool, got str"),
+    ):
+        with pytest.raises(error, match=re.escape(message)):
+            functional.loss(chain, wrong, x, x, t, impl=impl)
+
+
+@pytest.mark.parametrize("name", ["vb_weight", "ce_weight"])
+def test_a_weight_is_a_finite_number(name, impl):
+    chain = transitions.uniform(5, [0.1, 0.2])
+    x, t, logits = torch.zeros(2, 3).long(), torch.ones(2).long(), torch.zeros(2, 3, 5)
+    with pytest.raises(TypeError, match=f"{name} must be a number, got str"):
+        functional.loss(chain, logits, x, x, t, impl=impl, **{name: "a"})
+    with pytest.raises(ValueError, match=f"{name} must be finite, got nan"):
+        functional.loss(chain, logits, x, x, t, impl=impl, **{name: float("nan")})
+
+
+def test_what_is_no_chain_is_refused():
+    chain = transitions.uniform(5, [0.1, 0.2])
+    with pytest.raises(TypeError, match="transitions must hold chains, got int"):
+        transitions.mixture([1, 2], [0.5, 0.5])
+    with pytest.raises(ValueError, match="transitions must be a sequence of at least one chain"):
+        transitions.mixture(chain, [1.0])
+    with pytest.raises(TypeError, match="t must be an integer, got float"):
+        chain.q_bar_matrix(1.5)
+    with pytest.raises(TypeError, match="mask_rate must be a number, got str"):
+        transitions.nearest_neighbor(torch.rand(5, 2), 2, [0.1], mask_rate="a")
+    with pytest.raises(ValueError, match="matrices must not require a gradient"):
+        transitions.from_matrices(chain.q_matrix(1)[None].requires_grad_())
+    with pytest.raises(ValueError, match=r"rows of matrix_of_beta\(0\) must sum to 1"):
+        schedules.mutual_information(lambda beta: torch.ones(3, 3), 5)
