@@ -51,14 +51,14 @@ HAS_CUDA = _compiled.cuda is not None or not torch.cuda.is_available()
 RANK_ONE = ["test_loss", "test_posterior", "test_p_sample", "test_q_sample"]
 # Whoever acts a GPU is too slow for the tests that draw many numbers.
 ON_GPU = RANK_ONE if torch.cuda.is_available() else RANK_ONE[:2]
-LOGISTIC = ["test_logistic"]
+ALSO_BY_TRITON = ["test_logistic", "test_underflow"]
 
 
 def pytest_generate_tests(metafunc):
     triton, cuda = ["triton"] * HAS_TRITON, ["cuda"] * HAS_CUDA
     if "impl" in metafunc.fixturenames:
         name = metafunc.module.__name__
-        more = triton * (name in [*ON_GPU, *LOGISTIC]) + cuda * (name in ON_GPU)
+        more = triton * (name in [*ON_GPU, *ALSO_BY_TRITON]) + cuda * (name in ON_GPU)
         metafunc.parametrize("impl", IMPLEMENTATIONS + more, indirect=True)
     if "kernels" in metafunc.fixturenames:
         metafunc.parametrize("kernels", IMPLEMENTATIONS[1:] + triton + cuda, indirect=True)

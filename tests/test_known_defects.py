@@ -1,8 +1,9 @@
 """Defects of published code, and tests that fail where one of them comes back.
 
 The others have theirs beside what they guard: D2 in ``test_loss.py``, D3 in
-``test_diffusion.py``, D4 and D7 in ``test_dense_families.py``, D12 in ``test_dense.py``, D13 and
-D19 in ``test_schedules.py``.
+``test_diffusion.py``, D4 and D7 in ``test_dense_families.py``, D6 and D21 (the device is waited
+for) in ``test_torch_integration.py``, D12 in ``test_dense.py``, D13 and D19 in
+``test_schedules.py``. D20, an importance sampler that never starts, could come back in nothing.
 """
 
 import pytest
@@ -87,6 +88,13 @@ def test_d10_draws_from_the_prior_are_classes(family):
     assert drawn.max() < chain.num_classes
 
 
+def test_d11_whole_numbers_are_no_logits(impl):
+    chain = make("gaussian")
+    x0, t = torch.zeros(2, 3).long(), torch.tensor([1, 2])
+    with pytest.raises(TypeError, match=r"logits must be float32.*got torch.int64"):
+        functional.loss(chain, torch.zeros(2, 3, 6).long(), x0, x0, t, impl=impl)
+
+
 def test_d14_the_prior_term_is_that_of_the_bound():
     """KL(q(x_T | x_0) || limit), not the reverse."""
     chain = make("gaussian")
@@ -120,6 +128,24 @@ def test_d16_rare_tokens_are_drawn_as_often_as_they_should():
     assert abs(rare - expected) < 5 * expected**0.5
 
 
+@pytest.mark.parametrize("make_chain", [transitions.uniform, transitions.absorbing])
+def test_d17_steps_from_all_noise_are_finite(impl, make_chain):
+    """``beta_T = 1``: nothing is divided by what is left of the data."""
+    k = 6
+    chain = make_chain(k, schedules.jsd(5), *([k - 1] * (make_chain is transitions.absorbing)))
+    assert chain.q_bar_matrix(5)[0, 0] in (0, 1 / k)
+    t, x_t = torch.full((4,), 5), torch.full((4, 50), k - 1)
+    leaf = torch.randn(4, 50, k, requires_grad=True)
+    loss = functional.loss(chain, leaf, torch.zeros_like(x_t), x_t, t, impl=impl)
+    (gradient,) = torch.autograd.grad(loss, leaf)
+    assert loss.isfinite()
+    assert gradient.isfinite().all()
+    for s in range(5):
+        s = torch.full((4,), s)
+        drawn = functional.p_sample(chain, leaf.detach(), x_t, t, s, seeds=s, impl=impl)
+        assert ((drawn >= 0) & (drawn < k)).all()
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_d18_padding_counts_nothing_and_logits_stay(impl, family):
     chain = make(family)
@@ -131,3 +157,12 @@ def test_d18_padding_counts_nothing_and_logits_stay(impl, family):
     mean = functional.loss(*args, mask=mask, impl=impl)
     torch.testing.assert_close(mean, each[mask].mean(), rtol=1e-5, atol=0)
     assert torch.equal(logits, before)
+
+
+def test_d22_the_cosine_schedule_multiplies_by_half_pi():
+    """Equation 18 is printed with a sum, which would leave less than nothing of the data."""
+    steps, offset = 100, 0.008
+    u = torch.arange(steps + 1).double() / steps
+    left = torch.cos((u + offset) / (1 + offset) * torch.pi / 2)
+    kept = transitions.uniform(8, schedules.cosine(steps)).products[:, 0]
+    torch.testing.assert_close(kept, left / left[0], rtol=1e-10, atol=1e-12)

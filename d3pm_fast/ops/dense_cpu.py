@@ -306,9 +306,14 @@ class Again:
         return torch.cat(gradients)
 
     def draw(self, model: tuple[bool, bool], seeds: Tensor, step: int, num_tokens: int) -> Tensor:
-        """Return x_s, int64 ``(n,)``, from the numbers of these tokens."""
+        """Return x_s, int64 ``(n,)``, from the numbers of these tokens.
+
+        The posterior's own pass takes all of a chain's digits, where that of draws is rough.
+        """
         _, draw = uniforms(seeds, step, num_tokens)
-        return draw_row(self.log_p(model).exp(), draw[self.tokens])
+        chain = self.t, self.s, self.transition.handle
+        p = _run_p_posterior(self.logits, None, self.x_t, *chain, *model).exp()
+        return draw_row(p, draw[self.tokens])
 
     def _in_log_space(self) -> Iterator[tuple[slice, Tensor, reference.MakeStep]]:
         """Yield slices of few tokens, their logits as a leaf, and what makes their steps."""

@@ -12,11 +12,11 @@ from .logspace import log_sum_exp, spread
 
 @dataclass
 class MatrixStep:
-    """The matrices ``(U, K, K)`` of the U different steps, and each token's, ``(B, *S)``."""
+    """The log-matrices ``(U, K, K)`` of the U different steps, and each token's, ``(B, *S)``."""
 
-    q: Tensor
-    q_bar: Tensor
-    q_bar_t: Tensor
+    log_q: Tensor
+    log_q_bar: Tensor
+    log_q_bar_t: Tensor
     which: Tensor
     target_time: Tensor
     dtype: torch.dtype
@@ -39,29 +39,30 @@ class MatrixStep:
             if 0 <= a < b <= transition.num_steps:
                 times[u] = a
                 for n, step in enumerate(((a, b), (0, a), (0, b))):
-                    matrices[u, n] = transition.product(*step)
-        q, q_bar, q_bar_t = matrices.to(t.device).unbind(1)
+                    matrices[u, n] = transition.log_product(*step)
+        log_q, log_q_bar, log_q_bar_t = matrices.to(t.device).unbind(1)
         which = spread(which.view(t.shape), shape[:-1])
-        return cls(q, q_bar, q_bar_t, which, times.to(t.device)[which].unsqueeze(-1), dtype)
+        times = times.to(t.device)[which].unsqueeze(-1)
+        return cls(log_q, log_q_bar, log_q_bar_t, which, times, dtype)
 
     def log_q_column(self, x_t: Tensor) -> Tensor:
         """Return ``log Q[j, x_t]`` for every j, ``(B, *S, K)``."""
-        return self.q.mT[self.which, x_t].log().to(self.dtype)
+        return self.log_q.mT[self.which, x_t].to(self.dtype)
 
     def log_q_bar_t_column(self, x_t: Tensor) -> Tensor:
         """Return ``log Qbar_t[i, x_t]`` for every i, ``(B, *S, K)``."""
-        return self.q_bar_t.mT[self.which, x_t].log().to(self.dtype)
+        return self.log_q_bar_t.mT[self.which, x_t].to(self.dtype)
 
     def log_q_bar_row(self, x0: Tensor) -> Tensor:
         """Return ``log Qbar_s[x_0, j]`` for every j, ``(B, *S, K)``."""
-        return self.q_bar[self.which, x0].log().to(self.dtype)
+        return self.log_q_bar[self.which, x0].to(self.dtype)
 
     def log_predicted(self, log_x0: Tensor) -> Tensor:
         """Return ``log f``, ``f = s Qbar_s``, for a predicted ``log s``, ``(B, *S, K)``."""
         log_f = torch.empty_like(log_x0)
-        for u, q_bar in enumerate(self.q_bar):
+        for u, log_q_bar in enumerate(self.log_q_bar):
             here = self.which == u
-            terms = log_x0[here].unsqueeze(-1) + q_bar.log().to(self.dtype)
+            terms = log_x0[here].unsqueeze(-1) + log_q_bar.to(self.dtype)
             log_f = log_f.index_put((here,), log_sum_exp(terms, dim=-2))
         return log_f
 

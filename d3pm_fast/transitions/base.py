@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .._checks import check_integer
+
 __all__ = ["Transition", "running_sums"]
 
 
@@ -46,8 +48,8 @@ class Transition(nn.Module):
         """Return ``KL(q(x_T | x_0) || stationary)`` in nats for each x_0, float64 ``(K,)``."""
 
     @abstractmethod
-    def reach(self, x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
-        """Return ``Qbar_t[x_0, x_t]``, float64, for integers of one shape; all are trusted."""
+    def log_reach(self, x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        """Return ``log Qbar_t[x_0, x_t]``, float64, for integers of one shape, all trusted."""
 
     def q_matrix(self, t: int) -> Tensor:
         """Return ``Q_t``, float64 ``(K, K)``, for looking and for tests.
@@ -71,6 +73,17 @@ class Transition(nn.Module):
         """
         return self._q_bar_matrix(self._check_time(t, least=0)).clone()
 
+    def log_q_matrix(self, t: int) -> Tensor:
+        """Return ``log Q_t``, float64 ``(K, K)``, also of entries below float64's range.
+
+        Args:
+            t: 1..T.
+
+        Raises:
+            IndexError: t is not in 1..T.
+        """
+        return self._log_q_matrix(self._check_time(t, least=1)).clone()
+
     def extra_repr(self) -> str:
         """Return the family and its sizes, for ``repr``."""
         mask = f", mask_id={self.mask_id}" if self.mask_id >= 0 else ""
@@ -82,7 +95,12 @@ class Transition(nn.Module):
     @abstractmethod
     def _q_bar_matrix(self, t: int) -> Tensor: ...
 
+    def _log_q_matrix(self, t: int) -> Tensor:
+        """Return ``log Q_t``, also of entries below float64's range."""
+        return self._q_matrix(t).log()
+
     def _check_time(self, t: int, least: int) -> int:
+        t = check_integer("t", t)
         if not least <= t <= self.num_steps:
             raise IndexError(f"t must lie in [{least}, {self.num_steps}], got {t}")
         return t

@@ -10,12 +10,13 @@ from .._checks import ArrayLike, check_law, check_probabilities
 from .base import Transition
 from .dense import DenseTransition
 from .limits import stationary_law
+from .products import MEMORY_BUDGET, Products
 
 __all__ = ["mixture", "with_mask"]
 
 
 def mixture(
-    transitions: Sequence[Transition], weights: ArrayLike, *, memory_budget: int = 1 << 30
+    transitions: Sequence[Transition], weights: ArrayLike, *, memory_budget: int = MEMORY_BUDGET
 ) -> DenseTransition:
     """Return ``Q_t = sum_n weights_n Q_t^(n)``: each step is one of the chains' at random.
 
@@ -31,8 +32,11 @@ def mixture(
         ValueError: no chains, chains of unequal K or T, weights that are no law, or a ``Q_T``
             that keeps several laws.
     """
-    if not transitions:
-        raise ValueError("transitions must hold at least one chain")
+    if isinstance(transitions, Transition) or not transitions:
+        raise ValueError("transitions must be a sequence of at least one chain")
+    for chain in transitions:
+        if not isinstance(chain, Transition):
+            raise TypeError(f"transitions must hold chains, got {type(chain).__name__}")
     first = transitions[0]
     for name in ("num_classes", "num_steps"):
         sizes = [getattr(chain, name) for chain in transitions]
@@ -40,20 +44,19 @@ def mixture(
             raise ValueError(f"transitions must have the same {name}, got {sizes}")
     law = check_law("weights", weights, len(transitions))
     masks = {chain.mask_id for chain in transitions if chain.mask_id >= 0}
-    step = partial(_mixture_step, tuple(transitions), law.tolist())
+    steps = (partial(make, tuple(transitions), law) for make in (_mixture_step, _log_mixture_step))
+    step, log_step = steps
+    size = first.num_classes, first.num_steps, memory_budget
     return DenseTransition(
         "mixture",
-        first.num_classes,
-        first.num_steps,
-        step,
+        Products(step, *size, log_step),
         stationary_law(step(first.num_steps)),
-        mask_id=masks.pop() if len(masks) == 1 else -1,
-        memory_budget=memory_budget,
+        masks.pop() if len(masks) == 1 else -1,
     )
 
 
 def with_mask(
-    transition: Transition, betas: ArrayLike, *, memory_budget: int = 1 << 30
+    transition: Transition, betas: ArrayLike, *, memory_budget: int = MEMORY_BUDGET
 ) -> DenseTransition:
     """Return a chain of K + 1 classes, the last of them an absorbing mask.
 
@@ -78,28 +81,38 @@ def with_mask(
     mask_id = transition.num_classes
     limit = torch.zeros(mask_id + 1, dtype=torch.float64)
     limit[mask_id] = 1.0
-    return DenseTransition(
-        "with_mask",
-        mask_id + 1,
-        len(betas),
-        partial(_masked_step, transition, betas),
-        limit,
-        mask_id=mask_id,
-        memory_budget=memory_budget,
-    )
+    step, log_step = (partial(make, transition, betas) for make in (_masked_step, _log_masked_step))
+    matrices = Products(step, mask_id + 1, len(betas), memory_budget, log_step)
+    return DenseTransition("with_mask", matrices, limit, mask_id)
 
 
-def _mixture_step(transitions: tuple[Transition, ...], weights: list[float], t: int) -> Tensor:
-    matrix = torch.zeros(2 * (transitions[0].num_classes,), dtype=torch.float64)
-    for chain, weight in zip(transitions, weights, strict=True):
-        matrix.add_(chain.q_matrix(t).cpu(), alpha=weight)
-    return matrix
+def _mixture_step(transitions: tuple[Transition, ...], weights: Tensor, t: int) -> Tensor:
+    parts = [chain.q_matrix(t).cpu() * w for chain, w in zip(transitions, weights, strict=True)]
+    return torch.stack(parts).sum(0)
+
+
+def _log_mixture_step(transitions: tuple[Transition, ...], weights: Tensor, t: int) -> Tensor:
+    parts = [
+        chain.log_q_matrix(t).cpu() + w for chain, w in zip(transitions, weights.log(), strict=True)
+    ]
+    return torch.stack(parts).logsumexp(0)
 
 
 def _masked_step(transition: Transition, betas: Tensor, t: int) -> Tensor:
-    beta, mask_id = betas[t - 1], transition.num_classes
-    matrix = torch.zeros(mask_id + 1, mask_id + 1, dtype=torch.float64)
-    matrix[:mask_id, :mask_id] = (1 - beta) * transition.q_matrix(t).cpu()
-    matrix[:mask_id, mask_id] = beta
-    matrix[mask_id, mask_id] = 1.0
+    beta = betas[t - 1]
+    return _with_mask((1 - beta) * transition.q_matrix(t).cpu(), beta, 0.0, 1.0)
+
+
+def _log_masked_step(transition: Transition, betas: Tensor, t: int) -> Tensor:
+    beta = betas[t - 1]
+    moved = torch.log1p(-beta) + transition.log_q_matrix(t).cpu()
+    return _with_mask(moved, beta.log(), -torch.inf, 0.0)
+
+
+def _with_mask(moves: Tensor, masking: Tensor, never: float, always: float) -> Tensor:
+    mask_id = len(moves)
+    matrix = torch.full((mask_id + 1, mask_id + 1), never, dtype=torch.float64)
+    matrix[:mask_id, :mask_id] = moves
+    matrix[:mask_id, mask_id] = masking
+    matrix[mask_id, mask_id] = always
     return matrix

@@ -11,7 +11,7 @@ from .._information import divergence_terms
 from .base import running_sums
 from .factored import Form, best_form
 from .handles import RegisteredTransition
-from .products import ByteCache, Products
+from .products import Matrices
 
 __all__ = ["DenseStep", "DenseTransition"]
 
@@ -43,8 +43,8 @@ class DenseStep:
 
     @property
     def num_bytes(self) -> int:
-        """What the step holds, the parts of its form not counted where they are small."""
-        return self.columns.nbytes + self.rows.nbytes
+        """What the step holds."""
+        return self.columns.nbytes + self.spans.nbytes + self.rows.nbytes + self.form.num_bytes
 
 
 class DenseTransition(RegisteredTransition):
@@ -52,40 +52,21 @@ class DenseTransition(RegisteredTransition):
 
     Args:
         family: the name of the function that made it.
-        num_classes: K.
-        num_steps: T.
-        step: maps t in 1..T to ``Q_t``, float64 ``(K, K)``, on the CPU.
+        matrices: those of its steps, on the CPU; their cache serves all that is made of them.
         stationary: float64 ``(K,)``.
-        between: maps (s, t) to ``Q_{s->t}`` where that takes no product of steps, else None.
         mask_id: the mask's class, or -1.
-        memory_budget: bytes for products and for what is rounded from them; on a GPU as many again.
-
-    Raises:
-        ValueError: the budget holds less than about 2 sqrt(T) matrices.
     """
 
     _TABLES = ("_stationary",)
     by_row = False
 
     def __init__(
-        self,
-        family: str,
-        num_classes: int,
-        num_steps: int,
-        step: Callable[[int], Tensor],
-        stationary: Tensor,
-        *,
-        between: Callable[[int, int], Tensor] | None = None,
-        mask_id: int = -1,
-        memory_budget: int = 1 << 30,
+        self, family: str, matrices: Matrices, stationary: Tensor, mask_id: int = -1
     ) -> None:
-        super().__init__(family, num_classes, num_steps, mask_id)
+        super().__init__(family, matrices.num_classes, matrices.num_steps, mask_id)
+        self._matrices = matrices
         self._stationary = stationary
-        self.memory_budget = memory_budget
-        self._cache = ByteCache(memory_budget)
-        if between is None:
-            between = Products(step, num_classes, num_steps, self._cache).between
-        self._between = between
+        self.memory_budget = matrices.cache.budget
         self._register()
 
     @property
@@ -105,14 +86,20 @@ class DenseTransition(RegisteredTransition):
         """Return ``Q_{s->t} = Q_{s+1} ... Q_t``, float64 ``(K, K)``, 0 <= s <= t <= T."""
         if s == t:
             return torch.eye(self.num_classes, dtype=torch.float64, device=self.device)
-        return self._between(s, t).to(self.device)
+        return self._matrices.between(s, t).to(self.device)
 
-    def reach(self, x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
-        """Return ``Qbar_t[x_0, x_t]``, float64, for integers of one shape; all are trusted."""
+    def log_product(self, s: int, t: int) -> Tensor:
+        """Return ``log Q_{s->t}``, float64 ``(K, K)``, also of entries below float64's range."""
+        if s == t:
+            return self.product(s, t).log()
+        return self._matrices.log_between(s, t).to(self.device)
+
+    def log_reach(self, x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        """Return ``log Qbar_t[x_0, x_t]``, float64, for integers of one shape, all trusted."""
         found = torch.empty(t.shape, dtype=torch.float64, device=t.device)
         for time in t.unique().tolist():
             here = t == time
-            found[here] = self.product(0, time)[x0[here], x_t[here]]
+            found[here] = self.log_product(0, time)[x0[here], x_t[here]]
         return found
 
     def step(self, s: int, t: int, dtype: torch.dtype, *, rough: bool = False) -> DenseStep:
@@ -133,27 +120,27 @@ class DenseTransition(RegisteredTransition):
 
     def log_columns(self, s: int, t: int, *_tokens: Tensor | None) -> Tensor:
         """Return ``log Q_{s->t}[:, x_t]`` in row x_t, float64 ``(K, K)``."""
-        return self._table("log columns", s, t, lambda q: q.T.log().contiguous())
+        return self._table("log columns", lambda: self.log_product(s, t).T.contiguous(), s, t)
 
     def log_rows(self, s: int, *_tokens: Tensor | None) -> Tensor:
         """Return ``log Qbar_s``, float64 ``(K, K)``."""
-        return self._table("log rows", 0, s, torch.log)
+        return self._table("log rows", lambda: self.log_product(0, s), s)
 
     def log_tilt(self, t: int, dtype: torch.dtype, *_tokens: Tensor | None) -> Tensor:
         """Return ``-log Qbar_t[:, x_t]`` in row x_t, -inf where the chain never leads to x_t."""
 
-        def make(q_bar: Tensor) -> Tensor:
-            reach = q_bar.T.log()
-            return -reach.where(reach > -torch.inf, torch.inf).to(dtype).contiguous()
+        def make() -> Tensor:
+            log_reach = self.log_product(0, t).T
+            return -log_reach.where(log_reach > -torch.inf, torch.inf).to(dtype).contiguous()
 
-        return self._table(f"log tilt, {dtype}", 0, t, make)
+        return self._table("log tilt", make, t, dtype)
 
     def cdf(self, t: int) -> Tensor:
         """Return the running sums of the rows of ``Qbar_t``, float64 ``(K, K)``.
 
         They are 1 from each row's last possible class on: no number below 1 can pass it.
         """
-        return self._table("cdf", 0, t, running_sums)
+        return self._table("cdf", lambda: running_sums(self.product(0, t)), t)
 
     def _q_matrix(self, t: int) -> Tensor:
         return self.product(t - 1, t)
@@ -161,16 +148,17 @@ class DenseTransition(RegisteredTransition):
     def _q_bar_matrix(self, t: int) -> Tensor:
         return self.product(0, t)
 
-    def _table(self, name: str, s: int, t: int, make: Callable[[Tensor], Tensor]) -> Tensor:
-        found: Tensor = self._remember(
-            (name, s, t), lambda: make(self.product(s, t)), lambda table: table.nbytes
-        )
+    def _log_q_matrix(self, t: int) -> Tensor:
+        return self.log_product(t - 1, t)
+
+    def _table(self, name: str, make: Callable[[], Tensor], *of: Any) -> Tensor:
+        found: Tensor = self._remember((name, *of), make, lambda table: table.nbytes)
         return found
 
     def _remember(
         self, key: tuple[Any, ...], make: Callable[[], Any], size: Callable[[Any], int]
     ) -> Any:
-        return self._cache.get((*key, self.device), make, size)
+        return self._matrices.cache.get((*key, self.device), make, size)
 
 
 def spans(rows: Tensor) -> Tensor:

@@ -20,16 +20,21 @@ MIXED = 8.0  # the ratio of a column's entries up to which rounding leaves all o
 
 @dataclass(frozen=True)
 class Dense:
-    """The matrix itself."""
+    """The matrix itself; centred, without what all its rows have in common."""
 
     matrix: Tensor
     error: float
-    is_centred = False
+    is_centred: bool
 
     @property
     def dtype(self) -> torch.dtype:
         """Of the arithmetic."""
         return self.matrix.dtype
+
+    @property
+    def num_bytes(self) -> int:
+        """What it holds."""
+        return self.matrix.nbytes
 
     def apply(self, v: Tensor, out: Tensor) -> None:
         """Write ``v Qbar``."""
@@ -47,6 +52,7 @@ class Identity:
     dtype: torch.dtype
     error: float
     is_centred = False
+    num_bytes = 0
 
     def apply(self, v: Tensor, out: Tensor) -> None:
         """Write v."""
@@ -70,6 +76,11 @@ class Band:
     def dtype(self) -> torch.dtype:
         """Of the arithmetic."""
         return self.matrix.dtype
+
+    @property
+    def num_bytes(self) -> int:
+        """What it holds."""
+        return self.matrix.nbytes
 
     def apply(self, v: Tensor, out: Tensor) -> None:
         """Write ``v Qbar``, block of columns by block of columns."""
@@ -100,6 +111,11 @@ class LowRank:
     def dtype(self) -> torch.dtype:
         """Of the arithmetic."""
         return self.left.dtype
+
+    @property
+    def num_bytes(self) -> int:
+        """What it holds."""
+        return self.left.nbytes + self.right.nbytes
 
     def apply(self, v: Tensor, out: Tensor) -> None:
         """Write ``v Qbar`` for rows that sum to zero."""
@@ -136,7 +152,15 @@ def least_factor(dtype: torch.dtype) -> float:
 
 def _dense(q_bar: Tensor, dtype: torch.dtype) -> Dense:
     least = least_factor(dtype)
-    return Dense(q_bar.where(q_bar >= least, 0).to(dtype), (len(q_bar) + 1) * least)
+    mixed = bool(is_mixed(q_bar))
+    matrix = q_bar - q_bar.mean(0) if mixed else q_bar
+    matrix = matrix.where(matrix.abs() >= least, 0).to(dtype)
+    return Dense(matrix, (len(q_bar) + 1) * least, is_centred=mixed)
+
+
+def is_mixed(q_bar: Tensor) -> Tensor:
+    """Return whether the rows are so alike that what tells them apart is worth more digits."""
+    return (q_bar.amax(0) <= MIXED * q_bar.amin(0)).all()
 
 
 def _band(q_bar: Tensor, dtype: torch.dtype) -> Band | None:
@@ -154,15 +178,15 @@ def _low_rank(q_bar: Tensor, dtype: torch.dtype) -> LowRank | None:
     Where the entries of a column differ by more than ``MIXED``, the small ones are differences
     that only float64 keeps; a float64 chain then has no such form.
     """
-    low, high = q_bar.min(dim=0).values, q_bar.max(dim=0).values
-    mixed = bool((high <= MIXED * low).all())
+    mixed = bool(is_mixed(q_bar))
     if not mixed and dtype == torch.float64:
         return None
     work = dtype if mixed else torch.float64
     most = len(q_bar) // (4 if mixed else 8)
     pi = q_bar.mean(dim=0)
     rest = q_bar - pi
-    bound = torch.finfo(dtype).eps * float(low.min()) / 4 if mixed else 1e-13 * float(high.max())
+    eps = torch.finfo(dtype).eps
+    bound = eps * float(q_bar.min()) / 4 if mixed else 1e-13 * float(q_bar.max())
     start = torch.randn(
         len(q_bar), most, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
     )

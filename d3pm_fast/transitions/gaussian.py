@@ -1,5 +1,6 @@
 """Chains that move between neighbouring values: discretized Gaussian and band-diagonal."""
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -7,6 +8,7 @@ from torch import Tensor
 
 from .._checks import ArrayLike, check_count, check_probabilities
 from .dense import DenseTransition
+from .products import MEMORY_BUDGET, Products
 
 __all__ = ["band", "discretized_gaussian"]
 
@@ -16,7 +18,7 @@ def discretized_gaussian(
     betas: ArrayLike,
     *,
     band_limit: int | None = None,
-    memory_budget: int = 1 << 30,
+    memory_budget: int = MEMORY_BUDGET,
 ) -> DenseTransition:
     """Return the chain of a Gaussian kernel on K ordered values.
 
@@ -41,12 +43,14 @@ def discretized_gaussian(
         band_limit = num_classes - 1
     band_limit = _check_width("band_limit", band_limit, num_classes)
     betas = check_probabilities("betas", betas)
-    step = partial(_gaussian_step, num_classes, betas, band_limit)
-    return _chain("discretized_gaussian", num_classes, betas, step, memory_budget)
+    log_weights = partial(_log_weights, num_classes, betas, band_limit)
+    step, log_step = partial(_gaussian_step, log_weights), partial(_log_gaussian_step, log_weights)
+    matrices = Products(step, num_classes, len(betas), memory_budget, log_step)
+    return _chain("discretized_gaussian", matrices)
 
 
 def band(
-    num_classes: int, betas: ArrayLike, width: int, *, memory_budget: int = 1 << 30
+    num_classes: int, betas: ArrayLike, width: int, *, memory_budget: int = MEMORY_BUDGET
 ) -> DenseTransition:
     """Return ``Q_t[i, j] = beta_t / K`` for ``0 < |i - j| <= width``, the rest on the diagonal.
 
@@ -68,16 +72,12 @@ def band(
     width = _check_width("width", width, num_classes)
     betas = check_probabilities("betas", betas)
     step = partial(_band_step, num_classes, betas, width)
-    return _chain("band", num_classes, betas, step, memory_budget)
+    return _chain("band", Products(step, num_classes, len(betas), memory_budget))
 
 
-def _chain(
-    family: str, num_classes: int, betas: Tensor, step: "partial[Tensor]", memory_budget: int
-) -> DenseTransition:
-    limit = torch.full((num_classes,), 1 / num_classes, dtype=torch.float64)
-    return DenseTransition(
-        family, num_classes, len(betas), step, limit, memory_budget=memory_budget
-    )
+def _chain(family: str, matrices: Products) -> DenseTransition:
+    k = matrices.num_classes
+    return DenseTransition(family, matrices, torch.full((k,), 1 / k, dtype=torch.float64))
 
 
 def _check_width(name: str, value: int, num_classes: int) -> int:
@@ -87,10 +87,22 @@ def _check_width(name: str, value: int, num_classes: int) -> int:
     return width
 
 
-def _gaussian_step(num_classes: int, betas: Tensor, band_limit: int, t: int) -> Tensor:
+def _log_weights(num_classes: int, betas: Tensor, band_limit: int, t: int) -> Tensor:
+    """Return ``log w(n)`` for n = 1..K-1."""
     n = torch.arange(1, num_classes, dtype=torch.float64)
-    weights = torch.exp(-4 * n.square() / ((num_classes - 1) ** 2 * betas[t - 1]))
-    weights[band_limit:] = 0
+    log_weights = -4 * n.square() / ((num_classes - 1) ** 2 * betas[t - 1])
+    log_weights[band_limit:] = -torch.inf
+    return log_weights
+
+
+def _log_gaussian_step(log_weights: Callable[[int], Tensor], t: int) -> Tensor:
+    total = 1 + 2 * log_weights(t).exp().sum()
+    diagonal = _gaussian_step(log_weights, t).diagonal()
+    return _toeplitz(log_weights(t) - total.log(), diagonal.log())
+
+
+def _gaussian_step(log_weights: Callable[[int], Tensor], t: int) -> Tensor:
+    weights = log_weights(t).exp()
     total = 1 + 2 * weights.sum()
     # What a row lacks of the whole sum lies beyond its ends: tails[m] = w(m + 1) + w(m + 2) + ...
     tails = torch.cat([weights.flip(0).cumsum(0).flip(0), weights.new_zeros(1)])
@@ -110,6 +122,6 @@ def _toeplitz(off_diagonal: Tensor, diagonal: Tensor) -> Tensor:
     """Return the matrix of ``off_diagonal[|i - j| - 1]`` with this diagonal."""
     place = torch.arange(len(diagonal))
     distance = (place[:, None] - place).abs()
-    matrix = torch.cat([off_diagonal.new_zeros(1), off_diagonal])[distance]
+    matrix = torch.cat([diagonal[:1], off_diagonal])[distance]
     matrix.diagonal().copy_(diagonal)
     return matrix

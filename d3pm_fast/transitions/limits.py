@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from .logs import product_of_patterns
+
 __all__ = ["closure", "stationary_law"]
 
 
@@ -20,8 +22,7 @@ def closure(matrix: Tensor) -> tuple[Tensor, int]:
     reached = (matrix > 0).fill_diagonal_(True)
     steps = 1
     while True:
-        counts = reached.float()
-        further = counts @ counts > 0
+        further = product_of_patterns(reached, reached)
         if torch.equal(further, reached):
             return reached, steps
         reached, steps = further, 2 * steps

@@ -4,18 +4,19 @@ from functools import partial
 
 from torch import Tensor
 
-from .._checks import ArrayLike, as_float64, check_finite, check_law
+from .._checks import ArrayLike, as_float64, check_law, check_stochastic
 from .dense import DenseTransition
 from .limits import stationary_law
+from .products import MEMORY_BUDGET, Products
 
-__all__ = ["from_matrices", "keep_or_move"]
+__all__ = ["from_matrices", "keep_or_move_chain"]
 
 
 def from_matrices(
     matrices: ArrayLike,
     *,
     stationary: ArrayLike | None = None,
-    memory_budget: int = 1 << 30,
+    memory_budget: int = MEMORY_BUDGET,
 ) -> DenseTransition:
     """Return the chain of your own ``Q_1 .. Q_T``.
 
@@ -28,8 +29,14 @@ def from_matrices(
 
     Raises:
         ValueError: wrong shape, entries that are no probabilities, a row that does not sum to 1,
-            a stationary vector that is no law, or none given where ``Q_T`` keeps several.
+            a stationary vector that is no law, none given where ``Q_T`` keeps several, or
+            matrices that require a gradient.
     """
+    if isinstance(matrices, Tensor) and matrices.requires_grad:
+        raise ValueError(
+            "matrices must not require a gradient, the chain's operations have none with respect "
+            "to them: detach them, or learn them through cumulative_products"
+        )
     steps = as_float64(matrices)
     if steps.ndim != 3 or steps.shape[1] != steps.shape[2] or min(steps.shape) < 1:
         raise ValueError(
@@ -37,42 +44,31 @@ def from_matrices(
         )
     if steps.shape[1] < 2:
         raise ValueError(f"matrices must have at least 2 classes, got {steps.shape[1]}")
-    check_finite("matrices", steps)
-    if bool((steps < 0).any()):
-        t, i, j = (int(index) for index in (steps < 0).nonzero()[0])
-        raise ValueError(
-            f"matrices must not be negative, got {steps[t, i, j]:.6g} for ({i}, {j}) at t = {t + 1}"
-        )
-    sums = steps.sum(2)
-    off = (sums - 1).abs() > 1e-6
-    if bool(off.any()):
-        t, i = (int(index) for index in off.nonzero()[0])
-        raise ValueError(
-            f"rows of matrices must sum to 1 within 1e-6, row {i} at t = {t + 1} sums to "
-            f"{sums[t, i]:.9g}"
-        )
-    steps /= sums.unsqueeze(2)
+    steps = check_stochastic("matrices", steps)
     num_steps, num_classes, _ = steps.shape
     if stationary is None:
         law = stationary_law(steps[-1])
     else:
         law = check_law("stationary", stationary, num_classes)
-    return DenseTransition(
-        "from_matrices",
-        num_classes,
-        num_steps,
-        partial(_given_step, steps),
-        law,
-        memory_budget=memory_budget,
-    )
+    products = Products(partial(_given_step, steps), num_classes, num_steps, memory_budget)
+    return DenseTransition("from_matrices", products, law)
 
 
-def keep_or_move(move: Tensor, betas: Tensor, t: int) -> Tensor:
+def _keep_or_move(move: Tensor, betas: Tensor, t: int) -> Tensor:
     """Return ``(1 - beta_t) I + beta_t move``, float64 ``(K, K)``."""
     beta = betas[t - 1]
     matrix = beta * move
     matrix.diagonal().add_(1 - beta)
     return matrix
+
+
+def keep_or_move_chain(
+    family: str, move: Tensor, betas: Tensor, memory_budget: int
+) -> DenseTransition:
+    """Return the chain of ``Q_t = (1 - beta_t) I + beta_t move``."""
+    step = partial(_keep_or_move, move, betas)
+    matrices = Products(step, len(move), len(betas), memory_budget)
+    return DenseTransition(family, matrices, stationary_law(move))
 
 
 def _given_step(steps: Tensor, t: int) -> Tensor:

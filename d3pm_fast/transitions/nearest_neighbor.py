@@ -1,7 +1,5 @@
 """Chains that replace a class by a neighbour in an embedding space."""
 
-from functools import partial
-
 import torch
 from torch import Tensor
 
@@ -11,19 +9,21 @@ from .._checks import (
     check_choice,
     check_count,
     check_finite,
+    check_number,
     check_probabilities,
 )
 from .dense import DenseTransition
-from .limits import stationary_law
-from .matrices import keep_or_move
+from .jump_laws import Coins
+from .matrices import keep_or_move_chain
+from .products import MEMORY_BUDGET
 from .rates import check_rising, rate_chain
-from .sparse import SparseTransition
+from .sparse import SparseTransition, sparse_rate_chain
 
 __all__ = ["nearest_neighbor", "nearest_neighbor_rate", "nearest_neighbors"]
 
 _CHUNK = 1 << 22  # distances at a time: 32 MiB of float64
 _SINKHORN_ROUNDS = 10_000
-SPARSE_CLASSES = 1024  # above it, products with the rate are cheaper than matrices of K x K
+_MOST_CLASSES = 1024  # above it, products with the rate are cheaper than matrices of K x K
 
 
 def nearest_neighbor(
@@ -33,7 +33,7 @@ def nearest_neighbor(
     *,
     method: str = "exponential",
     mask_rate: float | None = None,
-    memory_budget: int = 1 << 30,
+    memory_budget: int = MEMORY_BUDGET,
 ) -> DenseTransition | SparseTransition:
     """Return the chain on the graph of the k nearest neighbours.
 
@@ -42,8 +42,9 @@ def nearest_neighbor(
     ``Q_t = (1 - beta_t) I + beta_t S``, where S is the symmetric adjacency matrix scaled until it
     is doubly stochastic. The limit of both is uniform, or the mask where there is one.
 
-    Above 1024 classes the exponential holds no matrix of ``K x K`` numbers: it is applied to
-    rows by products with the sparse rate, some ``tau_t`` times the most neighbours' rate of them.
+    Above 1024 classes, and where the matrices of all steps would not fit ``memory_budget``, the
+    chain holds no matrix of ``K x K`` numbers: it is applied to rows by products with the sparse
+    matrix, as many as there may be moves up to t.
 
     Source: D3PM, appendix A.2.4.
 
@@ -67,23 +68,19 @@ def nearest_neighbor(
     if method == "exponential":
         rates = _rates(embeddings, num_neighbors, mask_rate)
         mask_id = -1 if mask_rate is None else len(rates) - 1
-        if len(rates) > SPARSE_CLASSES:
-            times, law = check_rising("times", schedule), _limit(rates, mask_id)
-            return SparseTransition("nearest_neighbor", rates, times, law, mask_id)
+        times = check_rising("times", schedule)
+        if _takes_more(memory_budget, len(rates), len(times)):
+            law = _limit(rates, mask_id)
+            return sparse_rate_chain("nearest_neighbor", rates, times, law, mask_id)
         rate = _with_diagonal(rates)
-        return rate_chain("nearest_neighbor", rate, schedule, None, mask_id, memory_budget)
+        return rate_chain("nearest_neighbor", rate, times, None, mask_id, memory_budget)
     if mask_rate is not None:
         raise ValueError('mask_rate needs method="exponential"; with_mask adds a mask to any chain')
     betas = check_probabilities("schedule", schedule)
-    move = _doubly_stochastic(_adjacency(embeddings, num_neighbors).to_dense())
-    return DenseTransition(
-        "nearest_neighbor",
-        len(move),
-        len(betas),
-        partial(keep_or_move, move, betas),
-        stationary_law(move),
-        memory_budget=memory_budget,
-    )
+    move = _doubly_stochastic(_adjacency(embeddings, num_neighbors))
+    if _takes_more(memory_budget, len(move), len(betas)):
+        return SparseTransition("nearest_neighbor", move, Coins(betas), _limit(move))
+    return keep_or_move_chain("nearest_neighbor", move.to_dense(), betas, memory_budget)
 
 
 def nearest_neighbor_rate(
@@ -140,6 +137,14 @@ def nearest_neighbors(embeddings: ArrayLike, num_neighbors: int) -> Tensor:
     return torch.cat([_nearest(points, rows, num_neighbors) for rows in chunks])
 
 
+def _takes_more(memory_budget: int, num_classes: int, num_steps: int) -> bool:
+    """Return whether matrices are dearer than products with a sparse one.
+
+    Counted are ``Qbar_t``, the running sums of its rows, and the float32 tables of a step.
+    """
+    return num_classes > _MOST_CLASSES or 26 * num_steps * num_classes**2 > memory_budget
+
+
 def _nearest(points: Tensor, rows: Tensor, num_neighbors: int) -> Tensor:
     # Matrix products would round away which of two distances is the smaller.
     distances = torch.cdist(
@@ -166,8 +171,8 @@ def _rates(embeddings: ArrayLike, num_neighbors: int, mask_rate: float | None) -
     rates = _adjacency(embeddings, num_neighbors)
     if mask_rate is None:
         return rates
-    if not 0 < mask_rate < float("inf"):
-        raise ValueError(f"mask_rate must be finite and above 0, got {mask_rate}")
+    if check_number("mask_rate", mask_rate) <= 0:
+        raise ValueError(f"mask_rate must be above 0, got {mask_rate}")
     size = len(rates)
     to_mask = torch.stack([torch.arange(size), torch.full((size,), size)])
     masking = torch.full((size,), mask_rate, dtype=torch.float64)
@@ -184,7 +189,7 @@ def _with_diagonal(rates: Tensor) -> Tensor:
     return rate - torch.diag(rate.sum(1))
 
 
-def _limit(rates: Tensor, mask_id: int) -> Tensor:
+def _limit(rates: Tensor, mask_id: int = -1) -> Tensor:
     """Return the law that the chain tends to; the graph must be connected."""
     size = len(rates)
     if mask_id >= 0:
@@ -204,7 +209,7 @@ def _limit(rates: Tensor, mask_id: int) -> Tensor:
 
 
 def _doubly_stochastic(matrix: Tensor) -> Tensor:
-    """Return ``x_i matrix_ij x_j`` whose rows all sum to 1, for a symmetric matrix.
+    """Return ``x_i matrix_ij x_j`` whose rows all sum to 1, for a sparse symmetric matrix.
 
     Source: Sinkhorn and Knopp 1967; the square root, which keeps the matrix symmetric on the way,
     is Knight and Ruiz's (2013).
@@ -213,7 +218,8 @@ def _doubly_stochastic(matrix: Tensor) -> Tensor:
     for _ in range(_SINKHORN_ROUNDS):
         sums = x * (matrix @ x)
         if float((sums - 1).abs().max()) < 1e-14:
-            return x[:, None] * matrix * x
+            i, j = matrix.indices()
+            return _sparse(matrix.indices(), x[i] * matrix.values() * x[j], len(matrix))
         x = x / sums.sqrt()
     raise ValueError(
         "the graph of the nearest neighbours cannot be made doubly stochastic: take more "

@@ -1,4 +1,4 @@
-"""Products of a chain's matrices on demand, within a budget of bytes.
+"""Products of a chain's matrices on demand, within a budget of bytes, and their logarithms.
 
 ``Qbar_t`` starts from the nearest kept product below t. All of them are kept where half of the
 budget holds them, else every sqrt(T)-th (Chen et al. 2016, sublinear memory); what else was made
@@ -10,10 +10,17 @@ import math
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from threading import RLock
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+
+from .logs import LEAST, log_matmul, product_of_patterns
+
+__all__ = ["MEMORY_BUDGET", "ByteCache", "Matrices", "Products"]
+
+# All that is made of the matrices of 256 classes and 1000 steps, in float32, takes some 1.7 GB.
+MEMORY_BUDGET = 1 << 31
 
 
 class ByteCache:
@@ -61,24 +68,53 @@ class ByteCache:
         return ByteCache, (self.budget,)
 
 
-class Products:
-    """``Qbar_t`` and ``Q_{s->t}`` of ``step(t) = Q_t``, float64 ``(K, K)``, t in 1..T.
+class Matrices(Protocol):
+    """The matrices ``Q_{s->t}`` of a chain of T steps on K classes, float64 ``(K, K)``, s < t.
 
-    Args:
-        step: returns ``Q_t``; called again where a product is made again.
+    Attributes:
         num_classes: K.
         num_steps: T.
-        cache: holds what is not kept for good.
+        cache: for them, and for what else is made of them.
+    """
+
+    num_classes: int
+    num_steps: int
+    cache: ByteCache
+
+    def between(self, s: int, t: int) -> Tensor:
+        """Return ``Q_{s->t} = Q_{s+1} ... Q_t``."""
+
+    def log_between(self, s: int, t: int) -> Tensor:
+        """Return ``log Q_{s->t}``, also of entries below float64's range."""
+
+
+class Products:
+    """The matrices of a chain that is given by its steps, see :class:`Matrices`.
+
+    Args:
+        step: returns ``Q_t`` for t in 1..T; called again where a product is made again.
+        num_classes: K.
+        num_steps: T.
+        memory_budget: bytes for the products, and for what else the cache is used for.
+        log_step: returns ``log Q_t``, also of entries below float64's range; None where there are
+            none.
 
     Raises:
-        ValueError: the cache's budget holds less than 2 sqrt(T) matrices.
+        ValueError: the budget holds less than about 2 sqrt(T) matrices.
     """
 
     def __init__(
-        self, step: Callable[[int], Tensor], num_classes: int, num_steps: int, cache: ByteCache
+        self,
+        step: Callable[[int], Tensor],
+        num_classes: int,
+        num_steps: int,
+        memory_budget: int,
+        log_step: Callable[[int], Tensor] | None = None,
     ) -> None:
+        self.num_classes, self.num_steps = num_classes, num_steps
+        self.cache = cache = ByteCache(memory_budget)
         self._step = step
-        self._cache = cache
+        self._log_of = log_step
         size = 8 * num_classes**2
         everything = (num_steps + 1) * size
         self._stride = 1 if 2 * everything <= cache.budget else math.ceil(math.sqrt(num_steps))
@@ -93,7 +129,7 @@ class Products:
 
     def up_to(self, t: int) -> Tensor:
         """Return ``Qbar_t``."""
-        with self._cache.lock:
+        with self.cache.lock:
             while len(self._kept) * self._stride <= t:
                 made = len(self._kept) * self._stride
                 self._kept.append(self._from(made - self._stride, made))
@@ -102,15 +138,15 @@ class Products:
 
     def _from(self, kept: int, t: int) -> Tensor:
         """Return ``Qbar_t`` by the steps since a kept product, or since one that was made later."""
-        made = (u for u in range(t, kept, -1) if ("up to", u) in self._cache)
+        made = (u for u in range(t, kept, -1) if ("up to", u) in self.cache)
         last = next(made, kept)
-        product: Tensor = self._cache.find(("up to", last))
+        product: Tensor = self.cache.find(("up to", last))
         if product is None:
             product = self._kept[kept // self._stride]
         for u in range(last + 1, t + 1):
             product = product @ self._step(u)
             if u % self._stride:
-                self._cache.keep(("up to", u), product, product.nbytes)
+                self.cache.keep(("up to", u), product, product.nbytes)
         return product
 
     def between(self, s: int, t: int) -> Tensor:
@@ -120,10 +156,38 @@ class Products:
         if s == 0:
             return self.up_to(t)
         cut = _cut(s, t)
-        return self._remember((s, t), lambda: self.between(s, cut) @ self.between(cut, t))
+        return self._remember("product", s, t, lambda: self.between(s, cut) @ self.between(cut, t))
 
-    def _remember(self, key: Hashable, make: Callable[[], Tensor]) -> Tensor:
-        found: Tensor = self._cache.get(key, make, lambda matrix: 8 * matrix.numel())
+    def log_between(self, s: int, t: int) -> Tensor:
+        """Return ``log Q_{s->t}``, also of entries below float64's range."""
+        if t == s + 1:
+            return self._log_step(t)
+        product = self.between(s, t)
+        small = product < LEAST
+        if not bool(small.any()) or not bool((small & self._possible(s, t)).any()):
+            return product.log()
+        cut = _cut(s, t)
+        return self._remember(
+            "log", s, t, lambda: log_matmul(self.log_between(s, cut), self.log_between(cut, t))
+        )
+
+    def _log_step(self, t: int) -> Tensor:
+        return self._step(t).log() if self._log_of is None else self._log_of(t)
+
+    def _possible(self, s: int, t: int) -> Tensor:
+        """Return where ``Q_{s->t}`` is not 0, bool ``(K, K)``."""
+        if t == s + 1:
+            return self._log_step(t) > -torch.inf
+        cut = _cut(s, t)
+        return self._remember(
+            "possible",
+            s,
+            t,
+            lambda: product_of_patterns(self._possible(s, cut), self._possible(cut, t)),
+        )
+
+    def _remember(self, name: str, s: int, t: int, make: Callable[[], Tensor]) -> Tensor:
+        found: Tensor = self.cache.get((name, s, t), make, lambda matrix: matrix.nbytes)
         return found
 
 

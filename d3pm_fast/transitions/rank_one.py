@@ -137,11 +137,11 @@ class RankOneTransition(Transition):
         rows = torch.arange(t.numel(), device=t.device).view(t.shape)
         return rows, table.where(valid.flatten().unsqueeze(-1), torch.nan)
 
-    def reach(self, x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
-        """Return ``Qbar_t[x_0, x_t]``, float64, for integers of one shape; all are trusted."""
+    def log_reach(self, x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        """Return ``log Qbar_t[x_0, x_t]``, float64, for integers of one shape, all trusted."""
         keep, base, mask = self.products[t].unbind(-1)
         vector = 1 / self.num_classes if self.base is None else self.base[x_t]
-        return keep * (x0 == x_t) + base * vector + mask * (x_t == self.mask_id)
+        return (keep * (x0 == x_t) + base * vector + mask * (x_t == self.mask_id)).log()
 
     def stationary(self) -> Tensor:
         """Return the distribution of x_T, whatever x_0 was, float64 ``(K,)``.

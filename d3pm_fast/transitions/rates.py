@@ -4,7 +4,7 @@ Source: D3PM, appendix A.4.2.
 """
 
 import math
-from functools import partial
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -12,6 +12,8 @@ from torch import Tensor
 from .._checks import ArrayLike, as_float64, check_law, check_square
 from .dense import DenseTransition
 from .limits import closure, stationary_law
+from .logs import LEAST, log_matmul
+from .products import MEMORY_BUDGET, ByteCache
 
 __all__ = [
     "check_rate",
@@ -21,6 +23,8 @@ __all__ = [
     "rate_chain",
     "rate_exponential",
 ]
+
+_TERMS = 16  # of a Taylor series, a multiple of 4
 
 
 def rate_exponential(rate: ArrayLike, time: float) -> Tensor:
@@ -53,7 +57,7 @@ def from_rate(
     times: ArrayLike,
     *,
     stationary: ArrayLike | None = None,
-    memory_budget: int = 1 << 30,
+    memory_budget: int = MEMORY_BUDGET,
 ) -> DenseTransition:
     """Return ``Q_t = exp((tau_t - tau_{t-1}) R)``, so that ``Qbar_t = exp(tau_t R)``.
 
@@ -88,11 +92,44 @@ def rate_chain(
         law = stationary_law(rate)
     else:
         law = check_law("stationary", stationary, len(rate))
-    lengths = times.diff(prepend=times.new_zeros(1))
-    step = partial(_rate_step, rate, closure(rate)[1], lengths)
-    return DenseTransition(
-        family, len(rate), len(times), step, law, mask_id=mask_id, memory_budget=memory_budget
-    )
+    return DenseTransition(family, Exponentials(rate, times, memory_budget), law, mask_id)
+
+
+class Exponentials:
+    """The matrices ``Q_{s->t} = exp((tau_t - tau_s) R)``, see :class:`.products.Matrices`.
+
+    Args:
+        rate: R, checked.
+        times: ``tau_1 .. tau_T``, checked.
+        memory_budget: bytes that the cache may hold.
+    """
+
+    def __init__(self, rate: Tensor, times: Tensor, memory_budget: int) -> None:
+        self.num_classes, self.num_steps = len(rate), len(times)
+        self.cache = ByteCache(memory_budget)
+        self._rate = rate
+        self._times = torch.cat([times.new_zeros(1), times]).tolist()
+        self._possible, self._reach = closure(rate)
+
+    def between(self, s: int, t: int) -> Tensor:
+        """Return ``Q_{s->t}``."""
+        return self._remember(exponential, s, t)
+
+    def log_between(self, s: int, t: int) -> Tensor:
+        """Return ``log Q_{s->t}``, also of entries below float64's range."""
+        matrix = self.between(s, t)
+        moves = self._times[s] < self._times[t]
+        if moves and bool((self._possible & (matrix < LEAST)).any()):
+            return self._remember(log_exponential, s, t)
+        return matrix.log()
+
+    def _remember(self, make: Callable[[Tensor, int, float], Tensor], s: int, t: int) -> Tensor:
+        found: Tensor = self.cache.get(
+            (make.__name__, s, t),
+            lambda: make(self._rate, self._reach, self._times[t] - self._times[s]),
+            lambda matrix: matrix.nbytes,
+        )
+        return found
 
 
 def check_rate(rate: ArrayLike) -> Tensor:
@@ -132,22 +169,15 @@ def check_rising(name: str, values: ArrayLike) -> Tensor:
     return array
 
 
-def _rate_step(rate: Tensor, reach: int, lengths: Tensor, t: int) -> Tensor:
-    return exponential(rate, reach, float(lengths[t - 1]))
-
-
 def exponential(rate: Tensor, reach: int, time: float) -> Tensor:
     """Return ``exp(time * rate)`` where every class that is led to is within ``reach`` steps.
 
-    A path of n jumps is lost where more than 16 of them fall into one of the equal parts of the
-    time. An entry is carried by paths of some ``reach + speed * time`` jumps, half a jump for a
-    part on average, so what it loses is some 1e-20 of it for each part.
+    A path of n jumps is lost where more than ``_TERMS`` of them fall into one of the equal parts
+    of the time. An entry is carried by paths of some ``reach + speed * time`` jumps, half a jump
+    for a part on average, so what it loses is some 1e-20 of it for each part.
     """
-    speed = float(-rate.diagonal().min())
-    squarings = math.ceil(math.log2(2 * (speed * time + reach)))
-    jumps = rate.clone()
-    jumps.diagonal().add_(speed)
-    result = _taylor(jumps.mul_(time / 2**squarings))
+    jumps, squarings = _part(rate, reach, time)
+    result = _taylor(jumps)
     result /= result.sum(1, keepdim=True)
     for _ in range(squarings):
         result = result @ result
@@ -155,14 +185,44 @@ def exponential(rate: Tensor, reach: int, time: float) -> Tensor:
     return result
 
 
+def log_exponential(rate: Tensor, reach: int, time: float) -> Tensor:
+    """Return the logarithm of :func:`exponential`, also of entries below float64's range.
+
+    The time must be above 0.
+    """
+    jumps, squarings = _part(rate, reach, time)
+    nothing = torch.eye(len(rate), dtype=torch.float64).log()
+    result = nothing
+    for n in range(_TERMS, 0, -1):
+        further = log_matmul(jumps.log(), result) - math.log(n)
+        result = torch.logaddexp(nothing, further)
+    result -= result.logsumexp(1, keepdim=True)
+    for _ in range(squarings):
+        result = log_matmul(result, result)
+        result -= result.logsumexp(1, keepdim=True)
+    return result
+
+
+def _part(rate: Tensor, reach: int, time: float) -> tuple[Tensor, int]:
+    """Return ``rate + speed I`` times a part of the time, and how often it is to be doubled."""
+    speed = float(-rate.diagonal().min())
+    squarings = math.ceil(math.log2(2 * (speed * time + reach)))
+    jumps = rate.clone()
+    jumps.diagonal().add_(speed)
+    return jumps.mul_(time / 2**squarings), squarings
+
+
 def _taylor(matrix: Tensor) -> Tensor:
-    """Return the first 17 terms of ``exp(matrix)``, by six products (Paterson, Stockmeyer 1973)."""
+    """Return the terms of ``exp(matrix)`` up to the 16th power, by six products.
+
+    Source: Paterson and Stockmeyer 1973.
+    """
     square = matrix @ matrix
     powers = [torch.eye(len(matrix), dtype=torch.float64), matrix, square, matrix @ square]
     fourth = square @ square
-    result = fourth / math.factorial(16)
-    for first in (12, 8, 4, 0):
-        if first < 12:
+    result = fourth / math.factorial(_TERMS)
+    for first in range(_TERMS - 4, -1, -4):
+        if first < _TERMS - 4:
             result = fourth @ result
         for offset, power in enumerate(powers):
             result.add_(power, alpha=1 / math.factorial(first + offset))

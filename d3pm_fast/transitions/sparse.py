@@ -1,115 +1,29 @@
-"""Chains of a sparse rate matrix: nothing of K x K numbers is ever held.
+"""Chains that jump by a sparse matrix P: nothing of K x K numbers is ever held.
 
-``exp(tau R)`` is applied to rows as ``sum_n Poisson(n; speed tau) P^n`` with the jump matrix
-``P = I + R / speed`` (uniformization; Jensen 1953). Neither P nor the weights are ever negative,
-so nothing cancels, and what is left out is the known tail of the Poisson law.
+``Q_{s->t} = sum_n terms_n P^n``, where ``terms`` is the law of the number of jumps.
 """
 
-import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .._compiled import cpu
 from .._information import divergence_terms
 from .base import running_sums
 from .factored import least_factor
 from .handles import RegisteredTransition
+from .jump_laws import JumpLaw, Poisson
+from .jumps import TAIL, Columns, Polynomial, hops, log_rows
+from .products import MEMORY_BUDGET, ByteCache
 
-__all__ = ["SparseTransition"]
+__all__ = ["SparseTransition", "sparse_rate_chain"]
 
-# Of every path from x_0 to x_t, what these leave out is below the digits of dtype as long as
-# x_t is not less likely than what the kernels take on (kLeastReach in csrc/cpu/dense_target.h).
-TAIL = {torch.float32: 1e-20, torch.float64: 1e-280}
 # Where p is drawn from, and none of its entries counts by itself: in units of rounding.
 ROUGH_TAIL = 1e-6
+LEAST = 1e-270  # an entry above it has lost nothing to the tail of float64
 CHUNK = 64  # rows at a time where all K are needed
-
-
-@dataclass(frozen=True)
-class Columns:
-    """A sparse matrix by columns, as ``SparsePolynomial`` in ``csrc/cpu/kernels.h`` reads it."""
-
-    starts: Tensor
-    sources: Tensor
-    weights: dict[torch.dtype, Tensor]
-
-    @classmethod
-    def of(cls, matrix: Tensor) -> "Columns":
-        """Take them from a coalesced sparse float64 matrix."""
-        columns = matrix.t().coalesce()
-        index, sources = columns.indices()
-        values = columns.values()
-        weights = {dtype: values.to(dtype).contiguous() for dtype in TAIL}
-        return cls(_starts(index, len(matrix)), sources.int(), weights)
-
-
-@dataclass(frozen=True)
-class Polynomial:
-    """``sum_n terms[n] P^n``, a form of ``Q_{s->t}`` as those of ``factored`` are."""
-
-    dtype: torch.dtype
-    jumps: Columns
-    transposed: Columns
-    terms: Tensor
-    error: float
-    is_centred = False
-
-    def apply(self, v: Tensor, out: Tensor) -> None:
-        """Write ``v Q``."""
-        self._run(self.jumps, v, out)
-
-    def apply_transposed(self, r: Tensor, out: Tensor) -> None:
-        """Write ``r Q^T``."""
-        self._run(self.transposed, r, out)
-
-    def rows(self, classes: Tensor) -> Tensor:
-        """Return the rows of Q of these classes, ``(N, K)``."""
-        return self._of(self.jumps, classes)
-
-    def columns(self, classes: Tensor) -> Tensor:
-        """Return the columns of Q of these classes, as rows ``(N, K)``."""
-        return self._of(self.transposed, classes)
-
-    def _of(self, matrix: Columns, classes: Tensor) -> Tensor:
-        start = torch.zeros(len(classes), len(matrix.starts) - 1, dtype=self.dtype)
-        start[torch.arange(len(classes)), classes] = 1
-        out = torch.empty_like(start)
-        self._run(matrix, start, out)
-        return out
-
-    def _run(self, matrix: Columns, v: Tensor, out: Tensor) -> None:
-        if cpu is None:
-            return self._run_by_pytorch(matrix, v, out)
-        cpu.sparse_polynomial(
-            str(self.dtype),
-            *v.shape,
-            matrix.starts.data_ptr(),
-            matrix.sources.data_ptr(),
-            matrix.weights[self.dtype].data_ptr(),
-            self.terms.data_ptr(),
-            len(self.terms),
-            v.data_ptr(),
-            out.data_ptr(),
-            torch.get_num_threads(),
-        )
-
-    def _run_by_pytorch(self, matrix: Columns, v: Tensor, out: Tensor) -> None:
-        size = len(matrix.starts) - 1
-        column = torch.arange(size).repeat_interleave(matrix.starts.diff())
-        columns = torch.sparse_coo_tensor(
-            torch.stack([column, matrix.sources.long()]),
-            matrix.weights[self.dtype],
-            (size, size),
-            is_coalesced=True,
-            check_invariants=True,
-        )
-        power = v
-        torch.mul(v, float(self.terms[0]), out=out)
-        for term in self.terms[1:].tolist():
-            power = (columns @ power.T).T
-            out.add_(power, alpha=term)
 
 
 @dataclass(frozen=True)
@@ -133,43 +47,35 @@ class SparseStep:
 
 
 class SparseTransition(RegisteredTransition):
-    """``Qbar_t = exp(tau_t R)`` of a sparse rate matrix R, on the CPU.
+    """A chain of jumps by a sparse matrix, on the CPU.
 
-    Memory is that of R and of a few rows of K numbers for each thread. A product of N rows takes
-    about ``speed tau_t`` products with R, where speed is the fastest rate of leaving a class.
+    Memory is that of P and of a few rows of K numbers for each thread. A product of N rows takes
+    as many products with P as there may be jumps.
 
     Args:
         family: the name of the function that made it.
-        rates: R off the diagonal, sparse COO, float64 ``(K, K)``, coalesced, positive.
-        times: ``tau_1 .. tau_T``, float64, at least 0, never falling.
+        jumps: P, sparse COO, float64 ``(K, K)``, coalesced, rows summing to 1.
+        law: of the number of jumps.
         stationary: float64 ``(K,)``.
         mask_id: the mask's class, or -1.
     """
 
     _TABLES = ("_stationary",)
     by_row = True
-    memory_budget = 1 << 30  # of matrices on a GPU, which has no kernels for sparse ones
+    memory_budget = MEMORY_BUDGET  # of matrices on a GPU, which has no kernels for sparse ones
 
     def __init__(
-        self, family: str, rates: Tensor, times: Tensor, stationary: Tensor, mask_id: int = -1
+        self, family: str, jumps: Tensor, law: JumpLaw, stationary: Tensor, mask_id: int = -1
     ) -> None:
-        num_classes = len(rates)
-        super().__init__(family, num_classes, len(times), mask_id)
+        super().__init__(family, len(jumps), law.num_steps, mask_id)
         self._stationary = stationary
-        self._times = torch.cat([times.new_zeros(1), times]).tolist()
-        leaving = torch.sparse.sum(rates, 1).to_dense()
-        self.speed = float(leaving.max())
-        staying = torch.arange(num_classes).repeat(2, 1)
-        index = torch.cat([rates.indices(), staying], dim=1)
-        values = torch.cat([rates.values(), self.speed - leaving]) / self.speed
-        jumps = torch.sparse_coo_tensor(
-            index, values, (num_classes, num_classes), check_invariants=True
-        ).coalesce()
+        self._law = law
         self._jumps = Columns.of(jumps)
         self._transposed = Columns.of(jumps.t().coalesce())
         self._running = self._transposed.weights[torch.float64].clone()
         for row in self._running.split(self._transposed.starts.diff().tolist()):
             row.copy_(running_sums(row))
+        self._cache = ByteCache(1 << 26)  # for laws and for the prior
         self._register()
 
     @property
@@ -183,25 +89,32 @@ class SparseTransition(RegisteredTransition):
 
     def prior(self) -> Tensor:
         """Return ``KL(q(x_T | x_0) || stationary)`` in nats for each x_0, float64 ``(K,)``."""
-        form = self._form(0, self.num_steps, torch.float64)
-        chunks = torch.arange(self.num_classes).split(CHUNK)
-        stationary = self._stationary.cpu()
-        terms = (divergence_terms(form.rows(classes), stationary).sum(dim=1) for classes in chunks)
-        return torch.cat(list(terms)).to(self.device)
+
+        def make() -> Tensor:
+            form = self._form(0, self.num_steps, torch.float64)
+            stationary = self._stationary.cpu()
+            chunks = torch.arange(self.num_classes).split(CHUNK)
+            terms = (divergence_terms(form.rows(chunk), stationary).sum(dim=1) for chunk in chunks)
+            return torch.cat(list(terms))
+
+        return self._remember("prior", make).to(self.device)
 
     def product(self, s: int, t: int) -> Tensor:
         """Return ``Q_{s->t}``, float64 ``(K, K)``, for few classes; 0 <= s <= t <= T."""
         classes = torch.arange(self.num_classes)
         return self._form(s, t, torch.float64).rows(classes).to(self.device)
 
-    def reach(self, x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
-        """Return ``Qbar_t[x_0, x_t]``, float64, for integers of one shape; all are trusted."""
+    def log_product(self, s: int, t: int) -> Tensor:
+        """Return ``log Q_{s->t}``, float64 ``(K, K)``, for few classes; 0 <= s <= t <= T."""
+        return self._logs(self._jumps, s, t, torch.arange(self.num_classes)).to(self.device)
+
+    def log_reach(self, x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        """Return ``log Qbar_t[x_0, x_t]``, float64, for integers of one shape, all trusted."""
         found = torch.empty(t.numel(), dtype=torch.float64)
         starts, ends, times = (of.flatten().cpu() for of in (x0, x_t, t))
         for time in times.unique().tolist():
-            form = self._form(0, time, torch.float64)
             for part in (times == time).nonzero().squeeze(1).split(CHUNK):
-                rows = form.rows(starts[part])
+                rows = self._logs(self._jumps, 0, time, starts[part])
                 found[part] = rows.gather(1, ends[part].unsqueeze(1)).squeeze(1)
         return found.view(t.shape).to(t.device)
 
@@ -214,18 +127,18 @@ class SparseTransition(RegisteredTransition):
         if not rough:
             return SparseStep(self._form(0, s, dtype), self._form(s, t, dtype))
         tail = ROUGH_TAIL * torch.finfo(dtype).eps
-        least = tail * math.exp(-self.speed * (self._times[t] - self._times[s]))
+        least = tail * float(self._law.log_terms(s, t, 0).exp())
         form = self._form(0, s, dtype, tail)
         move = self._form(s, t, dtype, max(least, TAIL[torch.float64]))
         return SparseStep(replace(form, error=form.error + tail), move)
 
     def log_columns(self, s: int, t: int, x_t: Tensor) -> Tensor:
         """Return ``log Q_{s->t}[:, x_t]`` for each token, float64 ``(N, K)``."""
-        return self._form(s, t, torch.float64).columns(x_t).log_()
+        return self._logs(self._transposed, s, t, x_t)
 
     def log_rows(self, s: int, x0: Tensor) -> Tensor:
         """Return ``log Qbar_s[x_0, :]`` for each token, float64 ``(N, K)``."""
-        return self._form(0, s, torch.float64).rows(x0).log_()
+        return self._logs(self._jumps, 0, s, x0)
 
     def log_tilt(self, t: int, dtype: torch.dtype, x_t: Tensor) -> Tensor:
         """Return ``-log Qbar_t[:, x_t]`` for each token, -inf where the chain never leads to x_t.
@@ -245,9 +158,29 @@ class SparseTransition(RegisteredTransition):
 
     def _form(self, s: int, t: int, dtype: torch.dtype, tail: float | None = None) -> Polynomial:
         tail = TAIL[dtype] if tail is None else tail
-        terms = poisson(self.speed * (self._times[t] - self._times[s]), tail)
+        terms = self._remember("terms", lambda: self._law.terms(s, t, tail), s, t, tail)
         error = tail + (self.num_classes + 1) * least_factor(dtype)
         return Polynomial(dtype, self._jumps, self._transposed, terms, error)
+
+    def _logs(self, matrix: Columns, s: int, t: int, classes: Tensor) -> Tensor:
+        """Return ``log sum_n terms_n P^n`` in rows of P or of its transpose, ``(N, K)``."""
+        rows = self._form(s, t, torch.float64).of(matrix, classes)
+        logs, small = rows.log(), rows < LEAST
+        if not bool(small.any()):
+            return logs
+        distance = hops(matrix, classes)
+        small &= distance >= 0
+        doubted = small.any(dim=1)
+        if bool(doubted.any()):
+            # Beyond the jumps that lead to a class the terms fall as a law of jumps does.
+            most = int(distance[doubted].max()) + len(self._law.terms(s, t, TAIL[torch.float32]))
+            exact = log_rows(matrix, self._law.log_terms(s, t, most), classes[doubted])
+            logs[doubted] = logs[doubted].where(~small[doubted], exact)
+        return logs.where(small | (rows > 0), -torch.inf)
+
+    def _remember(self, name: str, make: Callable[[], Tensor], *of: Any) -> Tensor:
+        found: Tensor = self._cache.get((name, *of), make, lambda made: made.nbytes)
+        return found
 
     def _q_matrix(self, t: int) -> Tensor:
         return self.product(t - 1, t)
@@ -256,19 +189,22 @@ class SparseTransition(RegisteredTransition):
         return self.product(0, t)
 
 
-def poisson(mean: float, tail: float) -> Tensor:
-    """Return the Poisson law of a mean up to where less than ``tail`` is left, float64."""
-    if mean == 0:
-        return torch.ones(1, dtype=torch.float64)
-    digits = -math.log(tail)
-    most = math.ceil(mean + math.sqrt(2 * mean * digits) + digits) + 2  # Chernoff
-    n = torch.arange(most, dtype=torch.float64)
-    law = (n * math.log(mean) - mean - torch.lgamma(n + 1)).exp()
-    left = law.flip(0).cumsum(0).flip(0)
-    law = law[left >= tail]
-    return law / law.sum()
+def sparse_rate_chain(
+    family: str, rates: Tensor, times: Tensor, stationary: Tensor, mask_id: int = -1
+) -> SparseTransition:
+    """Return the chain ``Qbar_t = exp(tau_t R)`` of a sparse rate matrix, by uniformization.
 
-
-def _starts(index: Tensor, size: int) -> Tensor:
-    counts = torch.bincount(index, minlength=size)
-    return torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+    Args:
+        family: the name of the function that made it.
+        rates: R off the diagonal, sparse COO, float64 ``(K, K)``, coalesced, positive.
+        times: ``tau_1 .. tau_T``, float64, at least 0, never falling.
+        stationary: float64 ``(K,)``.
+        mask_id: the mask's class, or -1.
+    """
+    leaving = torch.sparse.sum(rates, 1).to_dense()
+    speed = float(leaving.max())
+    staying = torch.arange(len(rates)).repeat(2, 1)
+    index = torch.cat([rates.indices(), staying], dim=1)
+    values = torch.cat([rates.values(), speed - leaving]) / speed
+    jumps = torch.sparse_coo_tensor(index, values, rates.shape, check_invariants=True).coalesce()
+    return SparseTransition(family, jumps, Poisson(speed, times), stationary, mask_id)

@@ -1,14 +1,13 @@
 """Chains that replace a class by a similar one, by a matrix of scores."""
 
 import math
-from functools import partial
 
 import torch
 
 from .._checks import ArrayLike, check_law, check_probabilities, check_square
 from .dense import DenseTransition
-from .limits import stationary_law
-from .matrices import keep_or_move
+from .matrices import keep_or_move_chain
+from .products import MEMORY_BUDGET
 
 __all__ = ["substitution"]
 
@@ -19,7 +18,7 @@ def substitution(
     *,
     scale: float = math.log(2) / 2,
     background: ArrayLike | None = None,
-    memory_budget: int = 1 << 30,
+    memory_budget: int = MEMORY_BUDGET,
 ) -> DenseTransition:
     """Return ``Q_t = (1 - beta_t) I + beta_t P``, ``P[i, j] ~ background_j exp(scale scores_ij)``.
 
@@ -50,11 +49,4 @@ def substitution(
             raise ValueError(f"background must be above 0, class {int(law.argmin())} is not")
         weights += law.log()
     move = torch.softmax(weights, dim=1)
-    return DenseTransition(
-        "substitution",
-        len(matrix),
-        len(betas),
-        partial(keep_or_move, move, betas),
-        stationary_law(move),
-        memory_budget=memory_budget,
-    )
+    return keep_or_move_chain("substitution", move, betas, memory_budget)

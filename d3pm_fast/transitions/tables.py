@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from .dense import DenseTransition
-from .factored import MIXED
+from .factored import is_mixed
+from .logs import LEAST
 from .sparse import SparseTransition
 
 __all__ = ["StepTables", "step_tables"]
@@ -20,6 +21,8 @@ __all__ = ["StepTables", "step_tables"]
 
 class StepTables(NamedTuple):
     """The matrices of n steps ``s -> t``, float64.
+
+    What is below float64's range is there as its logarithm, see ``kernels/dense/entries.py``.
 
     Attributes:
         q: ``(n, K, K)``, ``[u, x_t, j]`` is ``Q_{s->t}[j, x_t]``.
@@ -69,9 +72,9 @@ def _every_step(transition: DenseTransition | SparseTransition, device: torch.de
     q = torch.empty(n, k, k, dtype=torch.float64, device=device)
     q_bar = torch.empty(n + 1, k, k, dtype=torch.float64, device=device)
     for t in range(n + 1):
-        q_bar[t] = transition.product(0, t)
+        q_bar[t] = _entries(transition, 0, t)
         if t > 0:
-            q[t - 1] = transition.product(t - 1, t).T
+            q[t - 1] = _entries(transition, t - 1, t).T
     times = torch.arange(n, device=device)
     return StepTables(q, q_bar[:-1], q_bar[1:], _common(q_bar[:-1]), times)
 
@@ -86,18 +89,27 @@ def _steps_of(
     q, q_bar, q_bar_t = torch.zeros(3, n, k, k, dtype=torch.float64, device=t.device)
     first = torch.zeros(n, dtype=torch.int64, device=t.device)
     for u, (start, end) in enumerate(steps):
-        q[u] = transition.product(start, end).T
-        q_bar[u] = transition.product(0, start)
-        q_bar_t[u] = transition.product(0, end)
+        q[u] = _entries(transition, start, end).T
+        q_bar[u] = _entries(transition, 0, start)
+        q_bar_t[u] = _entries(transition, 0, end)
         first[u] = start
     is_step = torch.tensor(good, dtype=torch.bool, device=t.device)
     place = (is_step.long().cumsum(0) - 1).where(is_step, n)
     return StepTables(q, q_bar, q_bar_t, _common(q_bar), first), place[which].view(t.shape)
 
 
+def _entries(transition: DenseTransition | SparseTransition, s: int, t: int) -> Tensor:
+    """Return ``Q_{s->t}`` with the logarithms of what is below float64's range in its place."""
+    matrix = transition.product(s, t)
+    small = matrix < LEAST
+    if not bool(small.any()):
+        return matrix
+    logs = transition.log_product(s, t)
+    return matrix.where(~small | (logs == -torch.inf), logs)
+
+
 def _common(q_bar: Tensor) -> Tensor:
     common = torch.zeros(q_bar.shape[::2], dtype=torch.float64, device=q_bar.device)
     for u, matrix in enumerate(q_bar):
-        is_mixed = (matrix.amax(0) <= MIXED * matrix.amin(0)).all()
-        common[u] = matrix.mean(0) * is_mixed
+        common[u] = matrix.mean(0) * is_mixed(matrix)
     return common

@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 
 from ..math import phi, tiny
+from .entries import value_of
 from .predict import (
     carry,
     common_at,
@@ -47,8 +48,8 @@ class Totals(NamedTuple):
 @triton.jit
 def entries_of(a, steps, rows, softmax, carried, j):
     """Return what is made of ``v Qbar_s``, anchored, at classes ``j [1, C]``."""
-    c = load_column(a, steps, rows, j).to(tl.float32)
-    d = load_truth(a, steps, rows, j).to(tl.float32)
+    c = value_of(load_column(a, steps, rows, j)).to(tl.float32)
+    d = value_of(load_truth(a, steps, rows, j)).to(tl.float32)
     centred = is_centred(a, steps, rows)
     f = tl.where(centred, d, softmax.anchor[:, None] * d) + carried
     change = carried - tl.where(centred, 0.0, softmax.others[:, None] * d)
@@ -61,13 +62,13 @@ def totals_of(
 ):  # fmt: skip
     """Return the sums over all classes, by ``Z = (s Qbar_t)[x_t]``."""
     anchor = rows.anchor[:, None]
-    zq = tl.load(reach_at(a, steps, rows, anchor), mask=rows.live[:, None], other=0.0)
+    zq = value_of(tl.load(reach_at(a, steps, rows, anchor), mask=rows.live[:, None], other=0.0))
     z = tl.zeros([ROWS], tl.float32)
     change = tl.zeros([ROWS], tl.float32)
     for start in range(0, a.num_classes, BLOCK):
         i = start + tl.arange(0, BLOCK)[None, :]
         reads = rows.live[:, None] & (i < a.num_classes)
-        reach = tl.load(reach_at(a, steps, rows, i), mask=reads, other=0.0)
+        reach = value_of(tl.load(reach_at(a, steps, rows, i), mask=reads, other=0.0))
         s = probabilities(a, steps, rows, softmax, i, TILTED)
         s = tl.where(i == anchor, softmax.anchor[:, None], s)
         z += tl.sum(s * reach.to(tl.float32), axis=1)

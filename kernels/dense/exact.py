@@ -15,6 +15,7 @@ from ...transitions.tables import StepTables
 from ..launch import launch
 from ..math import phi, rounded_to
 from .arguments import Arguments
+from .entries import log_of, value_of
 
 BLOCK = 32
 MOST_PROGRAMS = 2048
@@ -87,8 +88,8 @@ def load_logits(a, steps, row, classes):
     if row.tilts is not None:
         matrix = matrix_of(steps.q_bar_t, a, row.step)
         reach = tl.load(matrix + classes * a.num_classes + row.x_t, mask=reads, other=0.0)
-        possible = (reach > 0.0) & (logits > float("-inf"))
-        tilted = tl.where(possible, logits - tl.log(reach), float("-inf"))
+        possible = (reach != 0.0) & (logits > float("-inf"))
+        tilted = tl.where(possible, logits - log_of(reach), float("-inf"))
         logits = tl.where(row.tilts, tilted, logits)
     return logits
 
@@ -140,7 +141,7 @@ def cross_entropy_of(a, steps, row):
 
 @triton.jit
 def load_block(a, steps, row, i, j):
-    """Return ``Qbar_s[i, j]``."""
+    """Return the entries ``Qbar_s[i, j]``."""
     inside = (i < a.num_classes) & (j < a.num_classes)
     at = matrix_of(steps.q_bar, a, row.step) + i * a.num_classes + j
     return tl.load(at, mask=inside, other=0.0)
@@ -158,13 +159,13 @@ def carry_row(a, steps, row, BLOCK: tl.constexpr):
             i = start + tl.arange(0, BLOCK)
             log_s = log_s_of(a, steps, row, i)
             block = load_block(a, steps, row, i[:, None], j[None, :])
-            terms = log_s[:, None] + tl.log(block)
+            terms = log_s[:, None] + log_of(block)
             higher = tl.maximum(top, tl.max(terms, axis=0))
             level = tl.where(higher == float("-inf"), 0.0, higher)
             sum = sum * tl.exp(top - level) + tl.sum(tl.exp(terms - level[None, :]), axis=0)
             top = higher
             v = tl.where(i == row.anchor, -row.others, tl.exp(log_s))
-            change += tl.sum(v[:, None] * block, axis=0)
+            change += tl.sum(v[:, None] * value_of(block), axis=0)
         inside = j < a.num_classes
         tl.store(row.log_f + j, top + tl.log(sum), mask=inside)
         tl.store(row.delta + j, change, mask=inside)
@@ -178,7 +179,7 @@ def load_log_joint(a, steps, row, j):
     column = matrix_of(steps.q, a, row.step) + row.x_t * a.num_classes
     c = tl.load(column + j, mask=inside, other=0.0)
     log_f = tl.load(row.log_f + j, mask=inside, other=float("-inf"))
-    return tl.log(c), log_f
+    return log_of(c), log_f
 
 
 @triton.jit
@@ -216,7 +217,7 @@ def write_gradient(
                 log_f = tl.load(row.log_f + j, mask=inside, other=float("-inf"))
                 delta = tl.load(row.delta + j, mask=inside, other=0.0)
                 block = load_block(a, steps, row, i[:, None], j[None, :])
-                log_w = log_s[:, None] + tl.log(block) - log_f[None, :]
+                log_w = log_s[:, None] + log_of(block) - log_f[None, :]
                 w = tl.where((log_f > float("-inf"))[None, :], tl.exp(log_w), 0.0)
                 pulled += tl.sum(w * delta[None, :], axis=1)
         gradient = weight * pulled + ce_weight * tl.exp(log_s_of(a, steps, plain, i))

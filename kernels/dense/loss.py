@@ -41,7 +41,7 @@ from .tiles import load_rows, tiles_of
 def store_loss(a, steps, rows, value, sure):
     """Write each row's loss, and whether it is to be done again, an impossible pair too."""
     reach = tl.load(reach_at(a, steps, rows, rows.anchor[:, None]), mask=rows.live[:, None])
-    sure &= tl.max(reach, axis=1) > 0.0
+    sure &= tl.max(tl.abs(reach), axis=1) > 0.0
     other = tl.where(rows.counts, float("nan"), 0.0)
     tl.store(a.loss + rows.at, tl.where(rows.live, value, other), mask=rows.inside)
     again = rows.live & (sure == 0)

@@ -11,6 +11,7 @@ from ..launch import launch
 from ..random import Random, random_of, uniforms
 from .arguments import Arguments, of_prediction
 from .divergence import UNDERFLOW
+from .entries import value_of
 from .exact import (
     carry_row,
     log_s_of,
@@ -30,7 +31,7 @@ from .tiles import load_rows, tiles_of
 def load_mass(a, steps, rows, between, start, COLUMNS: tl.constexpr):
     """Return ``c_j f_j`` of some classes, and ``c_j``."""
     j = start + tl.arange(0, COLUMNS)[None, :]
-    column = load_column(a, steps, rows, j)
+    column = value_of(load_column(a, steps, rows, j))
     f = load_between(a, between, rows, j)
     return (column.to(tl.float32) * f).to(tl.float64), column
 

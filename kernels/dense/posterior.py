@@ -15,6 +15,7 @@ from ..launch import launch
 from ..math import log, rounded_to
 from .arguments import Arguments, Weights, of_prediction
 from .divergence import UNDERFLOW
+from .entries import log_of, value_of
 from .exact import (
     carry_row,
     fill,
@@ -41,12 +42,12 @@ def q_posterior_of_rows(
     rows = load_rows(a, tiles, tl.program_id(0), num_steps, ROWS)
     reach = tl.load(reach_at(a, steps, rows, rows.anchor[:, None]), mask=rows.live[:, None])
     leading = leading_of(a, steps, rows, ROWS, COLUMNS)
-    stays = (leading == 1)[:, None] & (reach > 0.0)
+    stays = (leading == 1)[:, None] & (reach != 0.0)
     for start in range(0, a.num_classes, COLUMNS):
         j = start + tl.arange(0, COLUMNS)[None, :]
         c = load_column(a, steps, rows, j)
-        log_q = tl.log(c) + tl.log(load_truth(a, steps, rows, j)) - tl.log(reach)
-        store_row(a, rows, j, tl.where(stays, tl.where(c > 0.0, 0.0, log_q), log_q))
+        log_q = log_of(c) + log_of(load_truth(a, steps, rows, j)) - log_of(reach)
+        store_row(a, rows, j, tl.where(stays, tl.where(c != 0.0, 0.0, log_q), log_q))
 
 
 @triton.jit
@@ -55,7 +56,7 @@ def leading_of(a, steps, rows, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     leading = tl.zeros([ROWS], tl.int32)
     for start in range(0, a.num_classes, COLUMNS):
         c = load_column(a, steps, rows, start + tl.arange(0, COLUMNS)[None, :])
-        leading += tl.sum((c > 0.0).to(tl.int32), axis=1)
+        leading += tl.sum((c != 0.0).to(tl.int32), axis=1)
     return leading
 
 
@@ -74,8 +75,8 @@ def weigh(a, steps, rows, between, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     for start in range(0, a.num_classes, COLUMNS):
         j = start + tl.arange(0, COLUMNS)[None, :]
         f, c = load_between(a, between, rows, j), load_column(a, steps, rows, j)
-        z += tl.sum(c.to(tl.float32) * f, axis=1)
-        low = tl.minimum(low, tl.min(tl.where(c > 0.0, f, 1.0), axis=1))
+        z += tl.sum(value_of(c).to(tl.float32) * f, axis=1)
+        low = tl.minimum(low, tl.min(tl.where(c != 0.0, f, 1.0), axis=1))
     least = a.num_classes * (UNDERFLOW * 8388608.0)
     return z, (low > least) & (z > least)
 
@@ -99,7 +100,7 @@ def p_posterior_of_rows(
     log_z = log(z)[:, None]
     for start in range(0, a.num_classes, COLUMNS):
         j = start + tl.arange(0, COLUMNS)[None, :]
-        log_c = tl.log(load_column(a, steps, rows, j))
+        log_c = log_of(load_column(a, steps, rows, j))
         log_f = log(load_between(a, between, rows, j))
         log_p = tl.where(log_c > float("-inf"), log_c + (log_f - log_z), float("-inf"))
         store_row(a, rows, j, log_p)
@@ -107,12 +108,12 @@ def p_posterior_of_rows(
 
 
 @triton.jit
-def load_upstream(a, rows, log_c, j):
+def load_upstream(a, rows, c, j):
     """Return G of some classes, 0 where p is."""
     reads = rows.live[:, None] & (j < a.num_classes)
     at = a.upstream + rows.at[:, None] * a.num_classes + j
     upstream = tl.load(at, mask=reads, other=0.0).to(tl.float32)
-    return tl.where(log_c > 0.0, upstream, 0.0)
+    return tl.where(c != 0.0, upstream, 0.0)
 
 
 @triton.jit
@@ -134,7 +135,7 @@ def turn_rows(
         c = load_column(a, steps, rows, j)
         f, upstream = load_between(a, between, rows, j), load_upstream(a, rows, c, j)
         share = tl.where(upstream != 0.0, upstream / f, 0.0)
-        store_between(a, between, rows, j, share - common * c.to(tl.float32))
+        store_between(a, between, rows, j, share - common * value_of(c).to(tl.float32))
     store_doubt(a, steps, rows, sure, DIRECT)
 
 

@@ -6,6 +6,7 @@ import triton
 import triton.language as tl
 
 from ..math import exp, log1p
+from .entries import log_of, value_of
 
 
 class Softmax(NamedTuple):
@@ -26,7 +27,7 @@ def load_logits(a, steps, rows, classes, TILTED: tl.constexpr):
     logits = tl.load(at, mask=reads, other=float("-inf")).to(tl.float32)
     if TILTED:
         reach = tl.load(reach_at(a, steps, rows, classes), mask=reads, other=1.0)
-        return tl.where(reach > 0.0, logits.to(tl.float64) - tl.log(reach), float("-inf"))
+        return tl.where(reach != 0.0, logits.to(tl.float64) - log_of(reach), float("-inf"))
     else:
         return logits
 
@@ -79,7 +80,7 @@ def load_matrix(a, steps, rows, i, j):
     matrix = steps.q_bar + rows.step.to(tl.int64) * a.num_classes * a.num_classes
     entries = tl.load(matrix + i.to(tl.int64) * a.num_classes + j, mask=inside, other=0.0)
     common = tl.load(common_at(a, steps, rows, j), mask=j < a.num_classes, other=0.0)
-    return (entries - common).to(tl.float32)
+    return (value_of(entries) - common).to(tl.float32)
 
 
 @triton.jit
@@ -122,7 +123,7 @@ def carry(
 
 @triton.jit
 def load_column(a, steps, rows, j):
-    """Return ``Q_{s->t}[j, x_t]``, float64."""
+    """Return the entries ``Q_{s->t}[j, x_t]``."""
     reads = rows.live[:, None] & (j < a.num_classes)
     matrix = steps.q + rows.step.to(tl.int64) * a.num_classes * a.num_classes
     return tl.load(matrix + rows.x_t[:, None] * a.num_classes + j, mask=reads, other=0.0)
@@ -130,7 +131,7 @@ def load_column(a, steps, rows, j):
 
 @triton.jit
 def load_truth(a, steps, rows, j):
-    """Return ``Qbar_s[anchor, j]``, float64."""
+    """Return the entries ``Qbar_s[anchor, j]``."""
     reads = rows.live[:, None] & (j < a.num_classes)
     matrix = steps.q_bar + rows.step.to(tl.int64) * a.num_classes * a.num_classes
     return tl.load(matrix + rows.anchor[:, None] * a.num_classes + j, mask=reads, other=0.0)

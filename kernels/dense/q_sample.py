@@ -10,6 +10,7 @@ from ...transitions.tables import step_tables
 from ..launch import launch
 from ..random import random_of, uniforms
 from .arguments import Arguments
+from .entries import value_of
 from .shape import SPLIT
 from .tiles import load_rows, tiles_of
 
@@ -29,7 +30,7 @@ def q_sample_of_rows(
         j = start + tl.arange(0, COLUMNS)[None, :]
         inside = rows.live[:, None] & (j < a.num_classes)
         at = matrix + rows.anchor[:, None] * a.num_classes + j
-        mass = tl.load(at, mask=inside, other=0.0)
+        mass = value_of(tl.load(at, mask=inside, other=0.0))
         running = before[:, None] + tl.cumsum(mass, axis=1)
         passed += tl.sum((inside & (running <= draw[:, None])).to(tl.int64), axis=1)
         last = tl.maximum(last, tl.max(tl.where(mass > 0.0, j, 0), axis=1).to(tl.int64))

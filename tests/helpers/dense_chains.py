@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from d3pm_fast import schedules, transitions
+from d3pm_fast.transitions.sparse import sparse_rate_chain
 
 FAMILIES = [
     "gaussian",
@@ -116,7 +117,7 @@ def make_dense_chain(family, num_classes, betas=None):
             rate[-1], rate[:, -1] = 0, 0.5
             rate[-1, -1] = 0
             law = eye[-1]
-        made = transitions.SparseTransition(
+        made = sparse_rate_chain(
             family, rate.to_sparse().coalesce(), betas.cumsum(0), law,
             k - 1 if family == "sparse_masked" else -1,
         )  # fmt: skip
