@@ -34,6 +34,8 @@ TARGETS = {
 SIZES = [27, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 32768]
 DENSE_SIZES = [27, 64, 128, 256, 1024]  # of chains of matrices; float64 has no kernels of its own
 DENSE_DTYPES = ["float32", "bfloat16"]
+PRODUCTS_SIZES = [27, 32, 64]  # more classes are multiplied by PyTorch
+PRODUCTS_DTYPES = ["float32", "float64"]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 TOKENS = 1 << 20
 
@@ -142,6 +144,17 @@ def dense_calls(num_classes: int, dtype: torch.dtype) -> list[Callable[[], Any]]
     ]
 
 
+def products_calls(num_classes: int, dtype: torch.dtype) -> dict[str, Callable[[], Any]]:
+    """Return both calls of the cumulative products' kernel, by name."""
+    from d3pm_fast.kernels.products import scan
+
+    matrices = empty(1000, num_classes, num_classes, dtype=dtype)
+    return {
+        "products": lambda: scan(matrices, None),
+        "products gradient": lambda: scan(matrices, matrices),
+    }
+
+
 def compiled(target: str, run: Callable[[], Any]) -> dict[str, Any]:
     """Return the programs that a call would start, by their kernels' names."""
     programs = {}
@@ -205,8 +218,10 @@ def resources(targets: list[str], sizes: list[int], dtypes: list[str]) -> Iterat
     for target in targets:
         for dtype in dtypes:
             for size in sizes:
-                found = {}
-                for name, run in calls(size, DTYPES[dtype]).items():
+                found, alone = {}, calls(size, DTYPES[dtype])
+                if size in PRODUCTS_SIZES and dtype in PRODUCTS_DTYPES:
+                    alone |= products_calls(size, DTYPES[dtype])
+                for name, run in alone.items():
                     (found[name],) = compiled(target, run).values()
                 if size in DENSE_SIZES and dtype in DENSE_DTYPES:
                     for run in dense_calls(size, DTYPES[dtype]):

@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-from helpers.compare import check_gradient
+from helpers import simulated
+from helpers.compare import assert_close, check_gradient, same_bits
 
 import d3pm_fast as d3
-from d3pm_fast import reference
+from d3pm_fast import _compiled, _environment, reference
 from d3pm_fast.transitions.products import ByteCache, Products
 
 SIZES = [(1, 3), (2, 4), (3, 5), (4, 2), (10, 7), (17, 16), (50, 27), (9, 96), (9, 97), (5, 130)]
@@ -37,6 +38,81 @@ def test_the_gradient_is_that_of_the_loop(num_steps, num_classes):
     check_gradient(*gradients, torch.float64, ulps=1 << 10)
 
 
+def with_gradient(impl, matrices, weights, function=d3.cumulative_products):
+    """The products by an implementation, where it runs, and the gradient of their weighted sum."""
+    on_gpu = impl in ("triton", "cuda") and torch.cuda.is_available()
+    leaf = matrices.to("cuda" if on_gpu else "cpu").requires_grad_()
+    products = function(leaf, impl=impl)
+    (gradient,) = torch.autograd.grad((products * weights.to(leaf.device)).sum(), leaf)
+    return products.detach().cpu(), gradient.cpu()
+
+
+def check_against_the_loop(impl, num_steps, num_classes, dtype):
+    matrices = stochastic(num_steps, num_classes, dtype)
+    weights = torch.randn_like(matrices)
+    products, gradient = with_gradient(impl, matrices, weights)
+    assert products.dtype == gradient.dtype == dtype
+    truth = with_gradient("reference", matrices.double(), weights.double())
+    assert_close(products, truth[0], dtype, ulps=1 if dtype == torch.float32 else 256)
+    check_gradient(gradient.flatten(1), truth[1].flatten(1), dtype, ulps=512)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("num_classes", [2, 3, 27, 33, 64])
+@pytest.mark.parametrize("num_steps", [1, 2, 5, 20])
+def test_every_implementation_gives_those_of_the_loop(kernels, num_steps, num_classes, dtype):
+    check_against_the_loop(kernels, num_steps, num_classes, dtype)
+
+
+def test_one_class_and_no_steps(kernels):
+    one = torch.full((3, 1, 1), 0.5, dtype=torch.float64)
+    products, gradient = with_gradient(kernels, one, torch.ones_like(one))
+    assert products.flatten().tolist() == [0.5, 0.25, 0.125]
+    assert gradient.flatten().tolist() == [1.75, 0.75, 0.25]
+    assert with_gradient(kernels, one[:0], one[:0])[0].shape == (0, 1, 1)
+
+
+def test_many_classes_are_left_to_torch(kernels):
+    check_against_the_loop(kernels, 3, 65, torch.float64)
+
+
+def test_the_reference_is_rounded_once_too():
+    check_against_the_loop("reference", 20, 27, torch.float32)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU orders its threads itself")
+@pytest.mark.parametrize("num_classes", [3, 33, 64])
+def test_the_order_of_threads_does_not_matter(monkeypatch, num_classes):
+    module = simulated.module()
+    monkeypatch.setattr(_compiled, "cuda", module)
+    matrices = stochastic(6, num_classes)
+    weights = torch.randn_like(matrices)
+    found = []
+    for order in range(4):
+        simulated.set_order(module.__file__, order)
+        found.append(with_gradient("cuda", matrices, weights))
+    simulated.set_order(module.__file__, 0)
+    for other in found[1:]:
+        assert all(map(same_bits, found[0], other))
+
+
+def test_opcheck_finds_nothing(kernels):
+    if kernels == "cpu":
+        pytest.skip("torch's products are no operation of ours")
+    scan = getattr(torch.ops.d3pm_fast, f"{kernels}_products_scan").default
+    matrices = stochastic(3, 5, torch.float32)
+    if torch.cuda.is_available():
+        matrices = matrices.cuda()
+    for upstream in (None, torch.randn_like(matrices)):
+        torch.library.opcheck(scan, (matrices, upstream))
+
+
+def test_the_environment_asks_for_the_reference(monkeypatch):
+    monkeypatch.setattr(_environment, "IMPL", "reference")
+    matrices = stochastic(50, 27)
+    assert torch.equal(d3.cumulative_products(matrices), reference.cumulative_products(matrices))
+
+
 def test_gradcheck_agrees():
     matrices = stochastic(5, 3).requires_grad_()
     assert torch.autograd.gradcheck(d3.cumulative_products, matrices)
@@ -57,12 +133,18 @@ def test_rows_sum_to_1_after_a_thousand_steps():
     assert float((products.sum(-1) - 1).abs().max()) < 1e-12
 
 
-def test_no_steps_and_one_graph_of_the_compiler():
+def test_no_steps():
     assert d3.cumulative_products(torch.zeros(0, 3, 3)).shape == (0, 3, 3)
+
+
+def test_one_graph_of_the_compiler(kernels):
     torch._dynamo.reset()
-    compiled = torch.compile(d3.cumulative_products, fullgraph=True, backend="aot_eager")
     matrices = stochastic(6, 4)
-    torch.testing.assert_close(compiled(matrices), d3.cumulative_products(matrices))
+    compiled = torch.compile(d3.cumulative_products, fullgraph=True, backend="aot_eager")
+    found = with_gradient(kernels, matrices, torch.ones_like(matrices), compiled)
+    expected = with_gradient(kernels, matrices, torch.ones_like(matrices))
+    for value, truth in zip(found, expected, strict=True):
+        torch.testing.assert_close(value, truth)
 
 
 def test_bad_matrices_are_named():

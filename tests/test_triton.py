@@ -29,20 +29,30 @@ def table():
     return read_table()
 
 
-def is_dense(key):
-    return key[0].startswith("dense ")
+def programs_of(table):
+    """The table's programs by what they serve: tokens alone, chains of matrices, products."""
+    found = {"tokens": set(), "dense": set(), "products": set()}
+    for key in table:
+        found.get(key[0].split()[0], found["tokens"]).add(key)
+    return found
 
 
 def test_the_table_has_every_program(table):
-    from benchmarks.triton_resources import DENSE_DTYPES, DENSE_SIZES, DTYPES, SIZES, TARGETS
+    from benchmarks import triton_resources as r
 
-    rank_one = {key[0] for key in table if not is_dense(key)}
-    expected = {(k, t, n, d) for k in rank_one for t in TARGETS for n in SIZES for d in DTYPES}
-    assert {key for key in table if not is_dense(key)} == expected
-    assert len(rank_one) == 9
-    dense = {key[1:] for key in table if is_dense(key)}
-    assert dense == {(t, n, d) for t in TARGETS for n in DENSE_SIZES for d in DENSE_DTYPES}
-    assert len({key[0] for key in table if is_dense(key)}) == 14
+    expected = {
+        "tokens": (9, r.SIZES, r.DTYPES),
+        "dense": (14, r.DENSE_SIZES, r.DENSE_DTYPES),
+        "products": (2, r.PRODUCTS_SIZES, r.PRODUCTS_DTYPES),
+    }
+    for kind, found in programs_of(table).items():
+        count, sizes, dtypes = expected[kind]
+        compiled_for = {key[1:] for key in found}
+        assert compiled_for == {(t, n, d) for t in r.TARGETS for n in sizes for d in dtypes}
+        kernels = {key[0] for key in found}
+        assert len(kernels) == count
+        if kind != "dense":  # which has others for few classes than for many
+            assert found == {(kernel, *rest) for kernel in kernels for rest in compiled_for}
 
 
 def test_no_program_keeps_anything_outside_of_registers(table):
@@ -71,7 +81,7 @@ def test_programs_take_what_the_table_says(table, tmp_path, targets, sizes, dtyp
     here = Path(__file__).parents[1]
     subprocess.run([*module, *options], check=True, cwd=here, env=environment)
     found = read_table(out)
-    assert len([key for key in found if not is_dense(key)]) == 9 * len(targets) * len(sizes)
+    assert len(programs_of(found)["tokens"]) == 9 * len(targets) * len(sizes)
     assert found == {key: table[key] for key in found}
 
 

@@ -67,6 +67,14 @@ struct PSample {
   int64_t* out;
 };
 
+// The products Q_1 ... Q_t of all t, or with `upstream`, their gradient, the adjoints
+// A_t = upstream_t + A_{t+1} Q_{t+1}^T in double. All are (T, K, K).
+struct Scan {
+  int64_t num_steps, num_classes;
+  const void *matrices, *upstream;
+  void* out;
+};
+
 // Starts a call on a stream (cudaStream_t) for logits of a type and returns what went wrong, null
 // for nothing.
 template <class Element>
@@ -76,5 +84,7 @@ const char* launch(const Posterior& call, void* stream);
 template <class Element>
 const char* launch(const PSample& call, void* stream);
 const char* launch(const QSample& call, void* stream);
+template <class Element>
+const char* launch(const Scan& call, void* stream);
 
 }  // namespace d3pm::device

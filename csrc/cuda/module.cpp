@@ -103,6 +103,14 @@ void p_sample(const std::string& dtype, const ChainArguments& chain, uintptr_t c
   start(dtype, call, stream);
 }
 
+void scan(const std::string& dtype, int64_t num_steps, int64_t num_classes, uintptr_t matrices,
+          uintptr_t upstream, uintptr_t out, uintptr_t stream) {
+  const Scan call{num_steps, num_classes, pointer<const void>(matrices),
+                  pointer<const void>(upstream), pointer<void>(out)};
+  void* const on = pointer<void>(stream);
+  check(dtype == "torch.float64" ? launch<double>(call, on) : launch<float>(call, on));
+}
+
 }  // namespace
 }  // namespace d3pm::device
 
@@ -112,4 +120,5 @@ PYBIND11_MODULE(D3PM_MODULE, m) {
   m.def("posterior", &d3pm::device::posterior);
   m.def("q_sample", &d3pm::device::q_sample);
   m.def("p_sample", &d3pm::device::p_sample);
+  m.def("scan", &d3pm::device::scan);
 }

@@ -1,12 +1,14 @@
 """The library of registered operations, ``torch.ops.d3pm_fast.*``."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from importlib import import_module
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .. import _compiled
 from ..reference.logspace import compute_dtype
 
 library = torch.library.Library("d3pm_fast", "DEF")
@@ -31,6 +33,15 @@ class Deferred:
 def pointer(tensor: Tensor | None) -> int:
     """Return where a tensor's numbers are, 0 for None."""
     return 0 if tensor is None else tensor.data_ptr()
+
+
+def start_cuda(name: str, on: Tensor, *args: Any) -> None:
+    """Call the CUDA module's function on the tensor's device and its current stream."""
+    if on.numel() == 0:
+        return
+    stream = torch.cuda.current_stream(on.device).cuda_stream if on.is_cuda else 0
+    with torch.cuda.device_of(on) if on.is_cuda else nullcontext():
+        getattr(_compiled.cuda, name)(*args, stream)
 
 
 def reduced(token_loss: Tensor, count: Tensor | None, reduction: str) -> Tensor:

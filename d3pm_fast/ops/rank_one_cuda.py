@@ -3,15 +3,13 @@
 They start work on PyTorch's current stream and wait for nothing.
 """
 
-from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .. import _compiled
 from ..reference.logspace import compute_dtype
-from .library import pointer, reduced
+from .library import pointer, reduced, start_cuda
 from .rank_one_cpu import chain_arguments
 
 
@@ -49,7 +47,7 @@ def _run_loss(
     count = mask.sum().to(token_loss.dtype) if mask is not None and mean else None
     early = mean and not late
     vector = None if base is None else base.to(token_loss.dtype)
-    _start(
+    start_cuda(
         "loss",
         logits,
         str(logits.dtype),
@@ -124,7 +122,7 @@ def _posterior(
 ) -> None:
     rows, table, base, mask_id = chain
     vector = None if base is None else base.to(compute_dtype(out.dtype))
-    _start(
+    start_cuda(
         "posterior",
         out,
         str(out.dtype),
@@ -150,7 +148,7 @@ def q_sample(
 ) -> Tensor:
     """Return a draw for each token; x itself where an index is bad."""
     out = torch.empty_like(x)
-    _start(
+    start_cuda(
         "q_sample",
         x,
         chain_arguments((x.numel(), num_classes), rows, table, None, mask_id),
@@ -179,7 +177,7 @@ def p_sample(
 ) -> Tensor:
     """Return a draw for each token; x_t itself where an index is bad."""
     out = torch.empty_like(x_t)
-    _start(
+    start_cuda(
         "p_sample",
         logits,
         str(logits.dtype),
@@ -195,12 +193,3 @@ def p_sample(
         out.data_ptr(),
     )
     return out
-
-
-def _start(name: str, on: Tensor, *args: Any) -> None:
-    """Call the module's function on the tensor's device and its current stream."""
-    if on.numel() == 0:
-        return
-    stream = torch.cuda.current_stream(on.device).cuda_stream if on.is_cuda else 0
-    with torch.cuda.device_of(on) if on.is_cuda else nullcontext():
-        getattr(_compiled.cuda, name)(*args, stream)

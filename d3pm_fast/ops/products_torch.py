@@ -1,0 +1,42 @@
+"""The scan of cumulative products by torch's matrix products."""
+
+import math
+
+import torch
+from torch import Tensor
+
+MOST_BLOCKED_CLASSES = 32  # up to here twice as many products cost less than T calls
+
+
+def scan(matrices: Tensor, upstream: Tensor | None) -> Tensor:
+    """Return the products, or of their gradient the adjoints."""
+    wide = matrices.double()
+    if upstream is None:
+        return _products(wide).to(matrices.dtype)
+    adjoint = upstream.double().clone()
+    for t in range(len(wide) - 2, -1, -1):
+        adjoint[t] += adjoint[t + 1] @ wide[t + 1].T
+    return adjoint
+
+
+def _products(matrices: Tensor) -> Tensor:
+    num_steps, num_classes, _ = matrices.shape
+    if num_classes > MOST_BLOCKED_CLASSES or num_steps < 4:
+        return _one_by_one(matrices.unsqueeze(0)).squeeze(0)
+    length = math.isqrt(num_steps)
+    whole = num_steps // length * length
+    blocks = _one_by_one(matrices[:whole].unflatten(0, (-1, length)))
+    before = _one_by_one(blocks[:-1, -1].unsqueeze(0)).squeeze(0)  # of all earlier blocks
+    products = torch.cat([blocks[0], (before.unsqueeze(1) @ blocks[1:]).flatten(0, 1)])
+    if whole == num_steps:
+        return products
+    rest = _one_by_one(matrices[whole:].unsqueeze(0)).squeeze(0)
+    return torch.cat([products, products[-1] @ rest])
+
+
+def _one_by_one(matrices: Tensor) -> Tensor:
+    """Return the products along the second dimension of ``(N, T, K, K)``."""
+    products = [matrices[:, 0]] if matrices.shape[1] else []
+    for t in range(1, matrices.shape[1]):
+        products.append(products[-1] @ matrices[:, t])
+    return torch.stack(products, dim=1) if products else matrices
