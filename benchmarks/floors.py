@@ -1,15 +1,23 @@
 """The least time of every operation on a GPU: ``python -m benchmarks.floors`` writes the table.
 
 Bytes are those of every input read once and every output written once, as the operation is
-defined. Floating-point operations are counted in the compiled Triton kernel, a multiply-add as two:
-what this way of computing it takes, not what the mathematics would need at least. The floor is the
-larger of the two times at the chip's datasheet rates.
+defined. The floor is the larger of the two times at the chip's datasheet rates, and says nothing of
+what a launch, or a step that waits for the one before, takes. Operations, a multiply-add as two:
+
+- on tokens of rank-one chains, all in float32 and float64 of the compiled Triton kernel: what this
+  way of computing it takes, not what the mathematics would need at least;
+- on tokens of chains of matrices, those of the products alone, ``2 K^2`` a product, three times
+  for three products of tf32. A matrix is no input here: what the tokens of one distinct step look
+  matrices up for, once however many they are, is ``matrix_bytes_per_step``; it comes from the
+  second-level cache and is not in the floor;
+- of cumulative products, ``2 K^3`` in float64 for each matrix of a product.
 """
 
 import csv
 import re
 import subprocess
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,11 +27,24 @@ from .triton_resources import DTYPES, calls, compiled
 
 TABLE = Path(__file__).parent / "results" / "floors.csv"
 SIZES = [32, 256, 1024]
-# Bytes and float32 operations a second, of the SXM boards' datasheets.
+DENSE_SIZES = [32, 256]
+PRODUCTS_SIZES = [32, 64]
+TOKENS, STEPS = 1_000_000, 1000
+
+
+class Chip(NamedTuple):
+    """Bytes and operations a second, of an SXM board's datasheet, without sparsity."""
+
+    bandwidth: float
+    float32: float
+    float64: float
+    tf32: float
+
+
 CHIPS = {
-    "A100 80GB": (2.039e12, 19.5e12),
-    "H100": (3.35e12, 66.9e12),
-    "H200": (4.8e12, 66.9e12),
+    "A100 80GB": Chip(2.039e12, 19.5e12, 9.7e12, 156e12),
+    "H100": Chip(3.35e12, 66.9e12, 33.5e12, 494.7e12),
+    "H200": Chip(4.8e12, 66.9e12, 33.5e12, 494.7e12),
 }
 # Rows of numbers and tokens of 8 bytes that an operation reads or writes.
 TRAFFIC = {
@@ -33,21 +54,100 @@ TRAFFIC = {
     "p_posterior": (2, 1),
     "p_posterior_grad": (3, 1),
     "p_sample": (1, 2),
+    "q_sample": (0, 2),
 }
+# Products of a row with a matrix, and which of Q, Qbar_s and Qbar_t are looked up.
+CHAIN = {
+    "loss": (1, 3),
+    "loss and gradient": (2, 3),
+    "q_posterior": (0, 3),
+    "p_posterior": (1, 2),
+    "p_posterior_grad": (2, 2),
+    "p_sample": (1, 2),
+    "q_sample": (0, 1),
+}
+# Tables (T, K, K) that are read or written, and products of two matrices for each of their steps.
+SCAN = {"products": (2, 1), "products gradient": (4, 2)}
+TF32_PRODUCTS = 3
 OPERATIONS = {"FFMA": 2, "FMUL": 1, "FADD": 1, "MUFU": 1, "DFMA": 2, "DMUL": 1, "DADD": 1}
 
 
-class Floor(NamedTuple):
-    """The least time of a million tokens, in microseconds, and which of the two it is."""
+class Work(NamedTuple):
+    """What a number of tokens or steps takes, each."""
 
     operation: str
     num_classes: int
     dtype: str
-    bytes_per_token: int
-    operations_per_token: int
+    count: int
+    bytes_each: int
+    operations_each: int
+    rate: str  # which of the chip's it is done at
+    matrix_bytes_per_step: int = 0
+
+
+class Floor(NamedTuple):
+    """The least time of a work, in microseconds, and which of the two it is."""
+
+    work: Work
     chip: str
     floor_us: float
     bound_by: str
+
+    @property
+    def row(self) -> tuple[Any, ...]:
+        """Its row of the table."""
+        return *self.work, *self[1:]
+
+
+HEAD = (*Work._fields, *Floor._fields[1:])
+
+
+def floor_of(work: Work, chip: str) -> Floor:
+    """Divide by the chip's rates."""
+    rates = CHIPS[chip]
+    times = {
+        "memory": work.count * work.bytes_each / rates.bandwidth,
+        "arithmetic": work.count * work.operations_each / getattr(rates, work.rate),
+    }
+    bound = max(times, key=times.__getitem__)
+    return Floor(work, chip, float(f"{times[bound] * 1e6:.4g}"), bound)
+
+
+def bytes_of_token(operation: str, num_classes: int, dtype: str) -> int:
+    """Return what is read and written of memory for one token."""
+    rows, tokens = TRAFFIC[operation]
+    return rows * num_classes * DTYPES[dtype].itemsize + 8 * tokens
+
+
+def work_of_chain(operation: str, num_classes: int, dtype: str, count: int = TOKENS) -> Work:
+    """Return the work of tokens of a chain of matrices."""
+    products, matrices = CHAIN[operation]
+    moved = bytes_of_token(operation, num_classes, dtype)
+    work = TF32_PRODUCTS * products * 2 * num_classes**2
+    looked_up = matrices * 8 * num_classes**2
+    return Work(f"dense {operation}", num_classes, dtype, count, moved, work, "tf32", looked_up)
+
+
+def work_of_products(operation: str, num_classes: int, dtype: str, count: int = STEPS) -> Work:
+    """Return the work of steps of cumulative products, or of their gradient."""
+    tables, products = SCAN[operation]
+    moved = tables * num_classes**2 * DTYPES[dtype].itemsize
+    return Work(
+        operation, num_classes, dtype, count, moved, products * 2 * num_classes**3, "float64"
+    )
+
+
+def work_of_rank_one(operation: str, num_classes: int, dtype: str) -> Work:
+    """Return the work of tokens of a rank-one chain, counted in the compiled kernel."""
+    from d3pm_fast.kernels.tile import tile_of
+
+    kind = DTYPES[dtype]
+    (program,) = compiled("sm_90", calls(num_classes, kind)[operation]).values()
+    copies = {"p_sample": 4, "loss": 1, "loss and gradient": 1}.get(operation, 2)
+    rows = tile_of(num_classes, kind, copies).rows
+    moved = bytes_of_token(operation, num_classes, dtype)
+    work = operations_per_token(program, rows)
+    return Work(operation, num_classes, dtype, TOKENS, moved, work, "float32")
 
 
 def operations_per_token(program: Any, rows: int) -> int:
@@ -63,33 +163,33 @@ def operations_per_token(program: Any, rows: int) -> int:
     return round(sum(OPERATIONS.get(name, 0) for name in names) * threads / rows)
 
 
-def floors() -> list[Floor]:
-    """Count, and divide by the rates."""
-    from d3pm_fast.kernels.tile import tile_of
-
-    found = []
-    for operation, (rows, tokens) in TRAFFIC.items():
-        for size in SIZES:
+def rank_one() -> Iterator[Work]:
+    """Yield the works that take a compiler to count."""
+    for operation in TRAFFIC:
+        for size in SIZES if operation != "q_sample" else []:
             for dtype in ("float32", "bfloat16"):
-                (program,) = compiled("sm_90", calls(size, DTYPES[dtype])[operation]).values()
-                copies = {"p_sample": 4, "loss": 1, "loss and gradient": 1}.get(operation, 2)
-                tile = tile_of(size, DTYPES[dtype], copies)
-                work = operations_per_token(program, tile.rows)
-                moved = rows * size * DTYPES[dtype].itemsize + 8 * tokens
-                for chip, (bandwidth, rate) in CHIPS.items():
-                    times = {"memory": moved / bandwidth, "arithmetic": work / rate}
-                    bound = max(times, key=times.__getitem__)
-                    floor = float(f"{times[bound] * 1e12:.4g}")
-                    found.append(Floor(operation, size, dtype, moved, work, chip, floor, bound))
-    return found
+                yield work_of_rank_one(operation, size, dtype)
+
+
+def written_down() -> Iterator[Work]:
+    """Yield the works that are counted in the mathematics."""
+    for operation in CHAIN:
+        for size in DENSE_SIZES:
+            for dtype in ("float32", "bfloat16"):
+                yield work_of_chain(operation, size, dtype)
+    for operation in SCAN:
+        for size in PRODUCTS_SIZES:
+            for dtype in ("float32", "float64"):
+                yield work_of_products(operation, size, dtype)
 
 
 def main() -> None:
     """Write the table."""
     with TABLE.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(Floor._fields)
-        writer.writerows(floors())
+        writer.writerow(HEAD)
+        for work in (*rank_one(), *written_down()):
+            writer.writerows(floor_of(work, chip).row for chip in CHIPS)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The benchmarks on tiny shapes: all providers agree with us, and the report says what it must."""
 
+import csv
 import json
 import subprocess
 import sys
@@ -176,3 +177,27 @@ def test_pytest_benchmark_finds_the_cases():
     for operation in program.OPERATIONS.values():
         for case in operation.cases:
             assert f"[{case.name}-{OURS}]" in found
+
+
+def test_a_dense_floor_is_that_of_two_products_of_tf32():
+    floors = pytest.importorskip("benchmarks.floors")
+    work = floors.work_of_chain("loss and gradient", 256, "float32")
+    assert work.bytes_each == 2 * 1024 + 16  # logits and gradient; x_0 and x_t
+    assert work.operations_each == 3 * 2 * (2 * 256**2)
+    assert work.matrix_bytes_per_step == 3 * 8 * 256**2
+    floor = floors.floor_of(work, "H100")
+    assert floor.bound_by == "arithmetic"
+    assert floor.floor_us == pytest.approx(1e6 * work.operations_each / 494.7e12 * 1e6, rel=1e-3)
+    small = floors.floor_of(floors.work_of_chain("loss", 32, "float32"), "H100")
+    assert small.bound_by == "memory"
+    assert small.floor_us == pytest.approx(1e6 * 144 / 3.35e12 * 1e6, rel=1e-3)
+
+
+def test_the_table_of_floors_has_what_is_counted_without_a_compiler():
+    floors = pytest.importorskip("benchmarks.floors")
+    head, *rows = csv.reader(floors.TABLE.read_text().splitlines())
+    assert tuple(head) == floors.HEAD
+    counted = [floors.floor_of(work, c).row for work in floors.written_down() for c in floors.CHIPS]
+    assert rows[-len(counted) :] == [list(map(str, row)) for row in counted]
+    compiled = 6 * len(floors.SIZES) * 2 * len(floors.CHIPS)  # in both dtypes
+    assert len(rows) == compiled + len(counted)
