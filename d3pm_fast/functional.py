@@ -117,7 +117,7 @@ def loss(
         check_mask(mask, x0.shape)
         mask = mask.contiguous()
     model = _check_model(transition, logits, x_t, t, reverse, first_step, x0=x0, mask=mask)
-    name = _choose(impl, transition, t, 1, mask, x0=x0, x_t=x_t)
+    name = _choose(impl, "loss", _dtype_of(logits), transition, t, 1, mask, x0=x0, x_t=x_t)
     kernels = ops.operations(name, transition)
     x0, x_t, t = _contiguous(x0), _contiguous(x_t), _contiguous(t)
 
@@ -173,7 +173,7 @@ def q_posterior(
     check_shape("x_t", x_t, tuple(x0.shape))
     check_times("t", t, x0.shape)
     check_same_device(x0=x0, x_t=x_t, t=t, transition=transition)
-    name = _choose(impl, transition, t, 1, x0=x0, x_t=x_t)
+    name = _choose(impl, "q_posterior", dtype, transition, t, 1, x0=x0, x_t=x_t)
     kernels = ops.operations(name, transition)
     args = _contiguous(x0), _contiguous(x_t), *kernels.chain(transition, _contiguous(t))
     return kernels.q_posterior(*args, transition.num_classes, dtype)  # type: ignore[no-any-return]
@@ -204,7 +204,7 @@ def p_posterior(
         ``(B, *S, K)`` in the dtype of the logits.
     """
     model = _check_model(transition, logits, x_t, t, reverse, first_step)
-    name = _choose(impl, transition, t, 1, x_t=x_t)
+    name = _choose(impl, "p_posterior", _dtype_of(logits), transition, t, 1, x_t=x_t)
     kernels = ops.operations(name, transition)
     x_t, t = _contiguous(x_t), _contiguous(t)
 
@@ -251,7 +251,7 @@ def q_sample(
     check_times("t", t, x0.shape)
     check_same_device(x0=x0, t=t, transition=transition)
     seeds = _check_seeds(seeds, generator, x0)
-    name = _choose(impl, transition, t, 0, x0=x0)
+    name = _choose(impl, "q_sample", None, transition, t, 0, x0=x0)
     draw = ops.operations(name, transition).q_sample
     return draw(_contiguous(x0), transition, _contiguous(t), seeds, step).to(x0.dtype)  # type: ignore[no-any-return]
 
@@ -298,7 +298,7 @@ def p_sample(
         check_same_device(t=t, s=s)
         _check_order(transition, s, t)
         s = _contiguous(s)
-    name = _choose(impl, transition, t, 1, x_t=x_t)
+    name = _choose(impl, "p_sample", _dtype_of(logits), transition, t, 1, x_t=x_t)
     kernels = ops.operations(name, transition)
     tokens, t = _contiguous(x_t), _contiguous(t)
 
@@ -489,8 +489,14 @@ def _check_seeds(seeds: Tensor | None, generator: torch.Generator | None, tokens
     return seeds.contiguous()
 
 
+def _dtype_of(logits: Prediction) -> torch.dtype | None:
+    return logits.dtype if isinstance(logits, Tensor) else None
+
+
 def _choose(
     impl: str,
+    operation: str,
+    dtype: torch.dtype | None,
     transition: Transition,
     t: Tensor,
     first_time: int,
@@ -501,7 +507,7 @@ def _choose(
 
     The CPU kernels find bad indices on their way; on a GPU looking at values would synchronize.
     """
-    name = ops.implementation(impl, t.device, transition).name
+    name = ops.implementation(impl, t.device, transition, operation=operation, dtype=dtype).name
     if _environment.CHECK or (name == "reference" and t.device.type == "cpu"):
         check_range("t", t, first_time, transition.num_steps + 1)
         for key, value in tokens.items():

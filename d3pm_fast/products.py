@@ -40,10 +40,13 @@ def cumulative_products(matrices: Tensor, impl: str = "auto") -> Tensor:
         raise TypeError(f"matrices must be float32 or float64, got {matrices.dtype}")
     if matrices.ndim != 3 or matrices.shape[1] != matrices.shape[2]:
         raise ValueError(f"matrices must have shape (T, K, K), got {tuple(matrices.shape)}")
-    name = implementation(impl, matrices.device).name
+    num_classes, dtype = matrices.shape[-1], matrices.dtype
+    name = implementation(
+        impl, matrices.device, operation="products", num_classes=num_classes, dtype=dtype
+    ).name
     if name == "reference":
-        return reference.cumulative_products(matrices.double()).to(matrices.dtype)
-    arguments = matrices.contiguous(), scan_of(name, matrices.shape[-1])
+        return reference.cumulative_products(matrices.double()).to(dtype)
+    arguments = matrices.contiguous(), scan_of(name, num_classes)
     return CumulativeProducts.apply(*arguments)  # type: ignore[no-any-return, no-untyped-call]
 
 

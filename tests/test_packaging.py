@@ -59,6 +59,9 @@ def wheel_files(wheel):
         return set(archive.namelist())
 
 
+DATA = {"d3pm_fast/py.typed", "d3pm_fast/ops/preferred.csv"}
+
+
 def python_files(root):
     return {
         path.relative_to(root).as_posix()
@@ -170,7 +173,7 @@ def test_sdist_has_what_a_build_needs_and_nothing_else(sdist, source):
     assert {path.suffix for path in code} == {".cpp", ".h", ".cu", ".cuh"}
     assert files >= {path.relative_to(ROOT).as_posix() for path in code}
     assert files >= python_files(ROOT)
-    assert files >= {"pyproject.toml", "setup.py", "LICENSE", "README.md", "d3pm_fast/py.typed"}
+    assert files >= {"pyproject.toml", "setup.py", "LICENSE", "README.md", *DATA}
     assert not files & set(JUNK)
     assert {name.partition("/")[0] for name in files if "/" in name} == {
         "csrc",
@@ -187,7 +190,7 @@ def test_wheel_has_the_package_and_its_compiled_module(wheel_and_log, source):
     stubs = {path.relative_to(source).as_posix() for path in source.glob("d3pm_fast/*.pyi")}
     binary = {name for name in compiled if name not in stubs}
     assert len(binary) == 1
-    assert files - metadata - binary == installed_files(source) | stubs | {"d3pm_fast/py.typed"}
+    assert files - metadata - binary == installed_files(source) | stubs | DATA
     assert any(name.endswith("/LICENSE") for name in metadata)
 
 

@@ -8,6 +8,7 @@ import torch
 from .. import _compiled, _environment
 from .._checks import check_choice
 from ..transitions import RankOneTransition, Transition
+from .preferred import preferred
 
 IMPLEMENTATIONS = ("auto", "reference", "cpu", "triton", "cuda")
 
@@ -33,8 +34,15 @@ def implementation(
     impl: str = "auto",
     device: torch.device | str = "cpu",
     transition: Transition | None = None,
+    *,
+    operation: str = "",
+    num_classes: int = 0,
+    dtype: torch.dtype | None = None,
 ) -> Implementation:
     """Return which implementation would serve a call, and why.
+
+    On a GPU ``"auto"`` takes whichever of Triton and CUDA C++ was measured to be faster for such a
+    call (``d3pm_fast/ops/preferred.csv``), and Triton where that was not measured.
 
     Args:
         impl: what the call asks for: ``"auto"``, ``"reference"``, ``"cpu"``, ``"triton"`` or
@@ -42,6 +50,9 @@ def implementation(
             the library was imported.
         device: where the call's tensors are.
         transition: the chain; None for a rank-one chain.
+        operation: its name, such as ``"loss"`` or ``"products"``.
+        num_classes: K, where there is no chain to ask.
+        dtype: of the logits or matrices; None where there are none, or a logistic pair.
 
     Returns:
         ``Implementation(name, reason)``.
@@ -60,7 +71,10 @@ def implementation(
         return Implementation("reference", asked)
     is_rank_one = transition is None or isinstance(transition, RankOneTransition)
     if impl == "auto":
-        return _ON_CPU if kind == "cpu" else _best_on_gpu(kind, is_rank_one)
+        if kind == "cpu":
+            return _ON_CPU
+        classes = num_classes if transition is None else transition.num_classes
+        return _best_on_gpu(kind, is_rank_one, operation, classes, dtype)
     if impl == "cpu":
         if kind != "cpu":
             raise ValueError(f"impl='cpu' needs CPU tensors, got {kind}")
@@ -86,11 +100,18 @@ def implementation(
     return Implementation("cuda", asked)
 
 
-def _best_on_gpu(kind: str, is_rank_one: bool) -> Implementation:
+def _best_on_gpu(
+    kind: str, is_rank_one: bool, operation: str, num_classes: int, dtype: torch.dtype | None
+) -> Implementation:
     if kind != "cuda":
         return Implementation("reference", f"no kernel is built for {kind} tensors")
     if _HAS_TRITON:
-        return Implementation("triton", "GPU tensors")
+        has_both = is_rank_one and _compiled.cuda is not None
+        row = preferred(operation, num_classes, dtype) if has_both and dtype else None
+        if row is None:
+            return Implementation("triton", "GPU tensors; the default")
+        measured = f"{row.operation}, {row.dtype}, up to {row.most_classes} classes"
+        return Implementation(row.implementation, f"GPU tensors; measured as faster for {measured}")
     if not is_rank_one:
         return Implementation("reference", "Triton, which serves such a chain, is not installed")
     if _compiled.cuda is not None:
