@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .bench_loss import dense_eager, distance, ours
+from .bench_loss import dense_compiled, dense_eager, distance, ours
 from .cases import GAUSSIAN, GAUSSIAN_FULL, OURS, Inputs, Operation, Provider, Run, as_pytest, cases
 from .providers import copy
 
@@ -36,6 +36,7 @@ DENSE = Operation(
         OURS: Provider(ours),
         "two products": Provider(two_products),
         "dense eager": Provider(dense_eager, tolerance=0.25),
+        "dense compiled": Provider(dense_compiled, tolerance=0.25),
         "copy": Provider(lambda i: copy(bytes_moved(i))),
     },
     bytes_moved,

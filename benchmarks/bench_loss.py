@@ -26,6 +26,14 @@ def dense_eager(i: Inputs) -> Run | None:
     return lambda: loss_and_gradient(lambda x: tables.loss(x, i.x0, i.x_t, i.t), i.logits)
 
 
+def dense_compiled(i: Inputs) -> Run | None:
+    tables = dense(i.transition)
+    if tables is None:
+        return None
+    loss = compiled(tables.loss)
+    return lambda: loss_and_gradient(lambda x: loss(x, i.x0, i.x_t, i.t), i.logits)
+
+
 def closed_eager(i: Inputs) -> Run:
     loss = closed_form(i.transition).loss
     return lambda: loss_and_gradient(lambda x: loss(x, i.x0, i.x_t, i.t), i.logits)
