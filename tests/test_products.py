@@ -7,6 +7,7 @@ from helpers.compare import assert_close, check_gradient, same_bits
 
 import d3pm_fast as d3
 from d3pm_fast import _compiled, _environment, reference
+from d3pm_fast.ops.products import scan_of
 from d3pm_fast.transitions.products import ByteCache, Products
 
 SIZES = [(1, 3), (2, 4), (3, 5), (4, 2), (10, 7), (17, 16), (50, 27), (9, 96), (9, 97), (5, 130)]
@@ -154,6 +155,76 @@ def test_bad_matrices_are_named():
         d3.cumulative_products(torch.zeros(3, 4))
     with pytest.raises(TypeError, match="matrices must be a tensor"):
         d3.cumulative_products([[1.0]])
+
+
+@pytest.fixture(params=["triton", "cuda"])
+def on_gpu(request):
+    """Products and the gradient of their sum by one implementation, and its scan."""
+    if not torch.cuda.is_available():
+        pytest.skip("needs a GPU")
+    try:
+        d3.implementation(request.param, "cuda")
+    except RuntimeError as error:
+        pytest.skip(str(error))
+
+    def both_ways(matrices):
+        leaf = matrices.detach().requires_grad_()
+        products = d3.cumulative_products(leaf, impl=request.param)
+        (gradient,) = torch.autograd.grad(products, leaf, torch.ones_like(products))
+        return products.detach(), gradient
+
+    return both_ways, scan_of(request.param, num_classes=64)
+
+
+def test_nothing_waits_for_the_device(on_gpu):
+    both_ways, _ = on_gpu
+    matrices = stochastic(20, 64).cuda()
+    both_ways(matrices)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        both_ways(matrices)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_another_stream_gives_the_same(on_gpu):
+    both_ways, _ = on_gpu
+    matrices = stochastic(20, 64).cuda()
+    expected = both_ways(matrices)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        found = both_ways(matrices)
+    torch.cuda.current_stream().wait_stream(stream)
+    assert all(map(torch.equal, found, expected))
+
+
+def test_a_graph_replays_on_new_matrices(on_gpu):
+    both_ways, _ = on_gpu
+    matrices = stochastic(20, 64).cuda()
+    both_ways(matrices)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = both_ways(matrices)
+    matrices.copy_(stochastic(20, 64))
+    graph.replay()
+    assert all(map(torch.equal, captured, both_ways(matrices)))
+
+
+@pytest.mark.slow
+def test_more_than_2_to_the_31_entries_are_all_reached(on_gpu):
+    _, scan = on_gpu
+    matrices = torch.rand((1 << 19) + 2, 64, 64, device="cuda").softmax(-1)
+    assert matrices.numel() > 1 << 31
+    products = scan(matrices, None)
+    step = products[-2].double() @ matrices[-1].double()
+    torch.testing.assert_close(products[-1].double(), step, rtol=1e-6, atol=0)
+    del products
+    adjoint = scan(matrices, matrices)
+    step = matrices[-2].double() + adjoint[-1] @ matrices[-1].double().T
+    assert torch.equal(adjoint[-1], matrices[-1].double())
+    torch.testing.assert_close(adjoint[-2], step, rtol=1e-12, atol=0)
 
 
 K, T = 6, 40

@@ -151,9 +151,18 @@ def test_auto_takes_triton_on_a_gpu_for_what_it_serves():
         d3.implementation("cuda", "cuda", gaussian)
 
 
-def problem(num_tokens=4096, num_classes=256, dtype=torch.float32):
-    """A uniform chain's tensors on the GPU."""
-    transition = d3.transitions.uniform(num_classes, d3.schedules.cosine(100)).cuda()
+FAMILIES = {
+    "uniform": lambda num_classes: d3.transitions.uniform(num_classes, d3.schedules.cosine(100)),
+    "gaussian": lambda num_classes: d3.transitions.discretized_gaussian(
+        num_classes, d3.schedules.linear(100)
+    ),
+}
+every_family = pytest.mark.parametrize("family", FAMILIES)
+
+
+def problem(family, num_tokens=4096, num_classes=256, dtype=torch.float32):
+    """A chain's tensors on the GPU; the matrices of its steps are there too."""
+    transition = FAMILIES[family](num_classes).cuda()
     x0 = torch.randint(num_classes, (8, num_tokens // 8), device="cuda")
     t = torch.arange(1, 9, device="cuda") * 12
     x_t = functional.q_sample(transition, x0, t, impl="triton")
@@ -169,14 +178,19 @@ def loss_and_gradient(transition, logits, *tokens, **options):
 
 
 @needs_gpu
-def test_nothing_waits_for_the_device():
-    transition, logits, x0, x_t, t = arguments = problem()
+@every_family
+def test_nothing_waits_for_the_device(family):
+    transition, logits, x0, x_t, t = arguments = problem(family)
     seeds = torch.arange(8, device="cuda")
+    of_tokens = t[:, None].expand_as(x0)
     loss_and_gradient(*arguments)
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
         loss_and_gradient(*arguments)
+        loss_and_gradient(transition, logits, x0, x_t, of_tokens)
+        functional.q_posterior(transition, x0, x_t, t, impl="triton")
+        functional.p_posterior(transition, logits, x_t, t, impl="triton")
         functional.q_sample(transition, x0, t, seeds=seeds, impl="triton")
         functional.p_sample(transition, logits, x_t, t, seeds=seeds, impl="triton")
     finally:
@@ -184,8 +198,9 @@ def test_nothing_waits_for_the_device():
 
 
 @needs_gpu
-def test_another_stream_gives_the_same():
-    arguments = problem()
+@every_family
+def test_another_stream_gives_the_same(family):
+    arguments = problem(family)
     expected = loss_and_gradient(*arguments)
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
@@ -196,8 +211,9 @@ def test_another_stream_gives_the_same():
 
 
 @needs_gpu
-def test_a_graph_replays_on_new_numbers():
-    transition, logits, *tokens = problem()
+@every_family
+def test_a_graph_replays_on_new_numbers(family):
+    transition, logits, *tokens = problem(family)
     loss_and_gradient(transition, logits, *tokens)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
@@ -209,8 +225,9 @@ def test_a_graph_replays_on_new_numbers():
 
 
 @needs_gpu
-def test_a_compiled_step_with_graphs_is_the_eager_step():
-    transition, logits, *tokens = problem()
+@every_family
+def test_a_compiled_step_with_graphs_is_the_eager_step(family):
+    transition, logits, *tokens = problem(family)
 
     @torch.compile(mode="reduce-overhead", fullgraph=True)
     def step(leaf):
@@ -228,21 +245,28 @@ def test_a_compiled_step_with_graphs_is_the_eager_step():
 
 @needs_gpu
 @pytest.mark.slow
-def test_more_than_2_to_the_31_numbers_are_all_reached():
-    transition, logits, x0, x_t, t = problem(num_tokens=(1 << 23) + 8192, dtype=torch.bfloat16)
+@every_family
+def test_more_than_2_to_the_31_numbers_are_all_reached(family):
+    transition, logits, x0, x_t, t = problem(
+        family, num_tokens=(1 << 23) + 8192, dtype=torch.bfloat16
+    )
     assert logits.numel() > 1 << 31
     loss = functional.loss(transition, logits, x0, x_t, t, reduction="none", impl="triton")
-    last = [value[:, -4:] for value in (logits, x0, x_t)]
+    last = [value[:, -64:] for value in (logits, x0, x_t)]
     alone = functional.loss(transition, *last, t, reduction="none", impl="triton")
-    assert torch.equal(loss[:, -4:], alone)
+    assert torch.equal(loss[:, -64:], alone)
+    _, gradient = loss_and_gradient(transition, logits, x0, x_t, t, reduction="sum")
+    _, of_last = loss_and_gradient(transition, *last, t, reduction="sum")
+    assert torch.equal(gradient[:, -64:], of_last)
 
 
 @needs_gpu
+@every_family
 @pytest.mark.parametrize("bad", ["x0", "x_t", "t"])
-def test_a_bad_index_makes_its_row_nan_and_no_other(bad):
-    transition, logits, x0, x_t, t = problem()
-    clean = functional.loss(transition, logits, x0, x_t, t, reduction="none", impl="triton")
+def test_a_bad_index_makes_its_row_nan_and_no_other(bad, family):
+    transition, logits, x0, x_t, t = problem(family)
     arguments = {"x0": x0.clone(), "x_t": x_t.clone(), "t": t[:, None].expand_as(x0).clone()}
+    clean = functional.loss(transition, logits, **arguments, reduction="none", impl="triton")
     arguments[bad][3, 5] = 1 << 40
     loss = functional.loss(transition, logits, **arguments, reduction="none", impl="triton")
     assert bool(loss[3, 5].isnan())
@@ -252,8 +276,9 @@ def test_a_bad_index_makes_its_row_nan_and_no_other(bad):
 
 @needs_gpu
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
-def test_tensors_of_a_device_that_is_not_the_current_one_are_served_there():
-    transition, logits, *tokens = problem()
+@every_family
+def test_tensors_of_a_device_that_is_not_the_current_one_are_served_there(family):
+    transition, logits, *tokens = problem(family)
     expected = loss_and_gradient(transition, logits, *tokens)
     moved = [value.to("cuda:1") for value in (transition, logits, *tokens)]
     found = loss_and_gradient(*moved)
