@@ -19,7 +19,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -34,7 +34,7 @@ TESTS = ["triton", "loss", "posterior", "p_sample", "q_sample", "dense_triton", 
 SIZES = [27, 256, 1024, 8192, 131072]
 COMPILED = [27, 256, 8192]  # sizes that torch.compile is given
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
-LOSS_DTYPES = ["float32", "bfloat16"]
+LOGITS_DTYPES = ["float32", "bfloat16"]
 DENSE_SHAPE = 8, 1024, 256
 PRODUCTS_STEPS, PRODUCTS_SIZES, PRODUCTS_DTYPES = 1000, [27, 64], ["float32", "float64"]
 BYTES_OF_LOGITS = 1 << 28  # past every second-level cache
@@ -159,10 +159,11 @@ def problems(sizes: list[int]) -> Iterator[Problem]:
     for num_classes in PRODUCTS_SIZES:
         for dtype in PRODUCTS_DTYPES:
             yield products(num_classes, dtype)
-    for num_classes in sizes:
-        for dtype in LOSS_DTYPES:
-            for family in ("uniform", "absorbing"):
-                yield rank_one_loss(family, num_classes, dtype)
+    for make in (rank_one_loss, log_probabilities, draws):
+        for num_classes in sizes:
+            for dtype in LOGITS_DTYPES:
+                for family in ("uniform", "absorbing"):
+                    yield make(rank_one_inputs(family, num_classes, dtype), dtype)
 
 
 def inputs_of(case: Any, dtype: str) -> Any:
@@ -178,31 +179,49 @@ def inputs_of(case: Any, dtype: str) -> Any:
     )
 
 
-def losses_of(inputs: Any, implementations: Sequence[str]) -> dict[str, Run]:
-    """Return forward and backward of the mean loss by each of ours that is installed."""
+def rank_one_inputs(family: str, num_classes: int, dtype: str) -> Any:
+    """Return tensors whose logits fill no cache."""
+    from .cases import Case
+
+    positions = max(BYTES_OF_LOGITS // (8 * num_classes * DTYPES[dtype].itemsize), 1)
+    return inputs_of(Case("loss", family, 8, positions, num_classes), dtype)
+
+
+def by_each(make: Callable[[str], Run], implementations: Iterable[str] = BY) -> dict[str, Run]:
+    """Return what is made for each of our implementations that is installed."""
+    return {BY[impl]: make(impl) for impl in implementations if is_installed(impl)}
+
+
+def loss_by(inputs: Any, impl: str) -> Run:
+    """Return forward and backward of the mean loss."""
     from d3pm_fast import functional
 
     from .providers import loss_and_gradient
 
-    def by(impl: str) -> Run:
-        def loss(logits: Tensor) -> Tensor:
-            tokens = inputs.x0, inputs.x_t, inputs.t
-            return functional.loss(inputs.transition, logits, *tokens, impl=impl)
+    def loss(logits: Tensor) -> Tensor:
+        tokens = inputs.x0, inputs.x_t, inputs.t
+        return functional.loss(inputs.transition, logits, *tokens, impl=impl)
 
-        return lambda: loss_and_gradient(loss, inputs.logits)
-
-    return {BY[impl]: by(impl) for impl in implementations if is_installed(impl)}
+    return lambda: loss_and_gradient(loss, inputs.logits)
 
 
-def rank_one_loss(family: str, num_classes: int, dtype: str) -> Problem:
+def of_rank_one(
+    operation: str, inputs: Any, dtype: str, runs: dict[str, Run], moved: int
+) -> Problem:
+    """Return the problem of an operation on these inputs."""
+    case = inputs.case
+    shape = case.num_tokens, case.num_classes, dtype
+    return Problem(operation, case.family, *shape, runs, moved, inputs.logits.nbytes)
+
+
+def rank_one_loss(inputs: Any, dtype: str) -> Problem:
     """Return the mean loss of a rank-one chain, forward and backward."""
     from .bench_loss import LOSS, bytes_moved
-    from .cases import OURS, Case
+    from .cases import OURS
     from .providers import loss_and_gradient
 
-    positions = max(BYTES_OF_LOGITS // (8 * num_classes * DTYPES[dtype].itemsize), 1)
-    inputs = inputs_of(Case("loss", family, 8, positions, num_classes), dtype)
-    runs = losses_of(inputs, ["triton", "cuda"])
+    num_classes = inputs.case.num_classes
+    runs = by_each(partial(loss_by, inputs))
     for name, provider in LOSS.providers.items():
         if name in (OURS, "copy") or ("compiled" in name and num_classes not in COMPILED):
             continue
@@ -219,8 +238,30 @@ def rank_one_loss(family: str, num_classes: int, dtype: str) -> Problem:
         runs["Liger cross-entropy"] = lambda: loss_and_gradient(
             lambda x: liger(x.flatten(0, 1), flat), inputs.logits.clone()
         )
-    shape = inputs.case.num_tokens, num_classes, dtype
-    return Problem("loss", family, *shape, runs, bytes_moved(inputs), inputs.logits.nbytes)
+    return of_rank_one("loss", inputs, dtype, runs, bytes_moved(inputs))
+
+
+def log_probabilities(inputs: Any, dtype: str) -> Problem:
+    """Return log p(x_{t-1} | x_t) of a rank-one chain."""
+    from d3pm_fast import functional
+
+    from .bench_posterior import bytes_moved
+
+    arguments = inputs.transition, inputs.logits, inputs.x_t, inputs.t
+    runs = by_each(lambda impl: partial(functional.p_posterior, *arguments, impl=impl))
+    return of_rank_one("p_posterior", inputs, dtype, runs, bytes_moved(inputs))
+
+
+def draws(inputs: Any, dtype: str) -> Problem:
+    """Return draws from p(x_{t-1} | x_t) of a rank-one chain."""
+    from d3pm_fast import functional
+
+    from .bench_p_sample import bytes_moved
+
+    arguments = inputs.transition, inputs.logits, inputs.x_t, inputs.t
+    seeds = torch.arange(inputs.case.batch, device=DEVICE)  # no time for sending them there
+    runs = by_each(lambda impl: partial(functional.p_sample, *arguments, seeds=seeds, impl=impl))
+    return of_rank_one("p_sample", inputs, dtype, runs, bytes_moved(inputs))
 
 
 def dense_loss() -> Problem:
@@ -230,7 +271,7 @@ def dense_loss() -> Problem:
     from .floors import work_of_chain
 
     inputs = inputs_of(Case("dense loss", GAUSSIAN, *DENSE_SHAPE), "float32")
-    runs = losses_of(inputs, ["triton"])
+    runs = by_each(partial(loss_by, inputs), ["triton"])
     others = DENSE.providers.keys() - {OURS, "copy"}
     runs |= {name: DENSE.providers[name].make(inputs) for name in sorted(others)}
     shape = inputs.case.num_tokens, inputs.case.num_classes, "float32"
@@ -259,11 +300,7 @@ def products(num_classes: int, dtype: str) -> Problem:
 
         return run
 
-    runs = {
-        BY[impl]: both_ways(partial(d3.cumulative_products, impl=impl))
-        for impl in BY
-        if is_installed(impl)
-    }
+    runs = by_each(lambda impl: both_ways(partial(d3.cumulative_products, impl=impl)))
     runs["in blocks, PyTorch"] = both_ways(
         lambda x: CumulativeProducts.apply(x, products_torch.scan)
     )
@@ -419,7 +456,7 @@ def draw(rows: list[Row], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    panels = [(family, dtype) for family in ("uniform", "absorbing") for dtype in LOSS_DTYPES]
+    panels = [(family, dtype) for family in ("uniform", "absorbing") for dtype in LOGITS_DTYPES]
     figure, axes = plt.subplots(2, math.ceil(len(panels) / 2), figsize=(10, 7), sharey=True)
     for (family, dtype), axis in zip(panels, axes.flat, strict=True):
         of_panel = [row for row in rows if (row.family, row.dtype) == (family, dtype)]

@@ -47,7 +47,8 @@ def test_every_problem_is_made_timed_and_written(tiny, tmp_path, capsys):
         found = providers.pop(("products", "any", dtype))
         assert found == [ours, "in blocks, PyTorch", "loop, PyTorch", "copy", gpu.FLOOR]
     assert providers.keys() == {
-        ("loss", family, dtype)
+        (operation, family, dtype)
+        for operation in ("loss", "p_posterior", "p_sample")
         for family in ("uniform", "absorbing")
         for dtype in ("float32", "bfloat16")
     }
