@@ -4,13 +4,13 @@ Bytes are those of every input read once and every output written once, as the o
 defined. The floor is the larger of the two times at the chip's datasheet rates, and says nothing of
 what a launch, or a step that waits for the one before, takes. Operations, a multiply-add as two:
 
-- on tokens of rank-one chains, all in float32 and float64 of the compiled Triton kernel: what this
-  way of computing it takes, not what the mathematics would need at least;
-- on tokens of chains of matrices, those of the products alone, ``2 K^2`` a product, three times
-  for three products of tf32. A matrix is no input here: what the tokens of one distinct step look
-  matrices up for, once however many they are, is ``matrix_bytes_per_step``; it comes from the
-  second-level cache and is not in the floor;
-- of cumulative products, ``2 K^3`` in float64 for each matrix of a product.
+- of rank-one chains: all of the compiled Triton kernel, at the rate of float32. It is what this way
+  of computing takes, not what the mathematics would need at least;
+- of chains of matrices: those of products of rows with ``Qbar_s`` alone, ``2 K^2`` each and three
+  times that as three products of tf32, at the rate of tf32. Matrices are not among the bytes: those
+  that one distinct step reads, in float64 and once however many its tokens are, stream from the
+  second-level cache and are a column beside, ``matrix_bytes_per_step``;
+- of cumulative products: ``2 K^3`` each, at the rate of float64.
 """
 
 import csv
