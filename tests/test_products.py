@@ -8,7 +8,7 @@ from helpers.compare import assert_close, check_gradient, same_bits
 import d3pm_fast as d3
 from d3pm_fast import _compiled, _environment, reference
 from d3pm_fast.ops.products import scan_of
-from d3pm_fast.transitions.products import ByteCache, Products
+from d3pm_fast.transitions.products import Products
 
 SIZES = [(1, 3), (2, 4), (3, 5), (4, 2), (10, 7), (17, 16), (50, 27), (9, 96), (9, 97), (5, 130)]
 
@@ -239,7 +239,7 @@ def table(budget):
         calls.append(t)
         return MATRICES[t - 1]
 
-    return Products(step, K, T, ByteCache(budget)), calls
+    return Products(step, K, T, budget), calls
 
 
 @pytest.mark.parametrize("matrices", [14, 20, 60, 82, 200])
@@ -277,7 +277,7 @@ def test_the_budget_is_kept_and_one_too_small_is_named():
         products.up_to(t)
     for s in range(0, T, 3):
         products.between(s, T)
-    held = sum(matrix.nbytes for matrix in products._kept) + products._cache.used
+    held = sum(matrix.nbytes for matrix in products._kept) + products.cache.used
     assert held <= 16 * SIZE
     with pytest.raises(ValueError, match=f"memory_budget must be at least {13 * SIZE} bytes"):
         table(10 * SIZE)
