@@ -78,18 +78,32 @@ class D3PM(nn.Module):
         return functional.q_sample(self.transition, x0, t, generator=generator, impl=self.impl)
 
     def q_posterior(
-        self, x0: Tensor, x_t: Tensor, t: Tensor, dtype: torch.dtype | None = None
+        self,
+        x0: Tensor,
+        x_t: Tensor,
+        t: Tensor,
+        dtype: torch.dtype | None = None,
+        s: Tensor | None = None,
     ) -> Tensor:
-        """Return ``log q(x_{t-1} | x_t, x_0)``; see :func:`d3pm_fast.functional.q_posterior`."""
-        return functional.q_posterior(self.transition, x0, x_t, t, dtype=dtype, impl=self.impl)
+        """Return ``log q(x_s | x_t, x_0)``, s = t - 1 unless given.
 
-    def p_posterior(self, logits: functional.Prediction, x_t: Tensor, t: Tensor) -> Tensor:
-        """Return ``log p(x_{t-1} | x_t)``; see :func:`d3pm_fast.functional.p_posterior`."""
+        See :func:`d3pm_fast.functional.q_posterior`.
+        """
+        return functional.q_posterior(self.transition, x0, x_t, t, s, dtype=dtype, impl=self.impl)
+
+    def p_posterior(
+        self, logits: functional.Prediction, x_t: Tensor, t: Tensor, s: Tensor | None = None
+    ) -> Tensor:
+        """Return ``log p(x_s | x_t)``, s = t - 1 unless given.
+
+        See :func:`d3pm_fast.functional.p_posterior`.
+        """
         return functional.p_posterior(
             self.transition,
             logits,
             x_t,
             t,
+            s,
             reverse=self.reverse,
             first_step=self.first_step,
             impl=self.impl,
@@ -105,6 +119,7 @@ class D3PM(nn.Module):
         ce_weight: float = 0.0,
         mask: Tensor | None = None,
         reduction: str = "mean",
+        s: Tensor | None = None,
     ) -> Tensor:
         """Return the hybrid loss in nats; see :func:`d3pm_fast.functional.loss`."""
         return functional.loss(
@@ -113,6 +128,7 @@ class D3PM(nn.Module):
             x0,
             x_t,
             t,
+            s,
             reverse=self.reverse,
             first_step=self.first_step,
             vb_weight=vb_weight,
@@ -122,9 +138,9 @@ class D3PM(nn.Module):
             impl=self.impl,
         )
 
-    def prior(self, x0: Tensor) -> Tensor:
+    def prior(self, x0: Tensor, mask: Tensor | None = None) -> Tensor:
         """Return the bound's prior term; see :func:`d3pm_fast.functional.prior`."""
-        return functional.prior(self.transition, x0)
+        return functional.prior(self.transition, x0, mask)
 
     def p_sample(
         self,

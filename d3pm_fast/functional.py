@@ -68,6 +68,7 @@ def loss(
     x0: Tensor,
     x_t: Tensor,
     t: Tensor,
+    s: Tensor | None = None,
     *,
     reverse: str = "joint",
     first_step: str = "logits",
@@ -77,12 +78,13 @@ def loss(
     reduction: str = "mean",
     impl: str = "auto",
 ) -> Tensor:
-    """Return ``vb_weight L_{t-1} + ce_weight (-log s[x_0])``, in nats.
+    """Return ``vb_weight L_{t-1} + ce_weight (-log softmax(logits)[x_0])``, in nats.
 
     ``L_{t-1} = KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t))`` for t >= 2 and
-    ``L_0 = -log p(x_0 | x_1)`` for t = 1 (D3PM, eq. 1 and 5); ``s = softmax(logits)``. Exact:
-    nothing is added inside a logarithm. Averaged over tokens and over t ~ U(1..T), T times the
-    term is the bound's sum.
+    ``L_0 = -log p(x_0 | x_1)`` for t = 1 (D3PM, eq. 1 and 5). Exact: nothing is added inside a
+    logarithm. Averaged over tokens and over t ~ U(1..T), T times the term is the bound's sum.
+    With ``s`` the step skips the times between: the term is
+    ``KL(q(x_s | x_t, x_0) || p(x_s | x_t))``, for s = 0 ``-log p(x_0 | x_t)``.
 
     Args:
         transition: the chain; its tables on the device of the logits.
@@ -90,10 +92,12 @@ def loss(
         x0: the data, ``(B, *S)``.
         x_t: the corrupted data, ``(B, *S)``.
         t: times, ``(B,)`` or ``(B, *S)``, in 1..T.
-        reverse: ``"joint"`` (eq. 4) or ``"posterior_mean"`` (sum over x_0 of s times the
-            posterior). Use one for the loss and the sampler.
-        first_step: ``p(x_0 | x_1)``: ``"logits"`` takes s itself, for every token, so that L_0
-            is the cross-entropy; ``"posterior"`` treats it as any other step.
+        s: times that the steps lead to, the shape of t, in 0..t-1; t - 1 unless given.
+        reverse: ``"joint"`` (eq. 4) or ``"posterior_mean"`` (the posteriors of all x_0,
+            each with its predicted weight). Use one for the loss and the sampler.
+        first_step: ``p(x_0 | x_1)``, and of every step to s = 0: ``"logits"`` takes the softmax
+            itself, for every token, so that L_0 is the cross-entropy; ``"posterior"`` treats it
+            as any other step.
         vb_weight: weight of the bound's term.
         ce_weight: weight of the cross-entropy (the paper's lambda).
         mask: bool ``(B, *S)``, True where a token counts. The other tokens have loss and
@@ -117,12 +121,13 @@ def loss(
         check_mask(mask, x0.shape)
         mask = mask.contiguous()
     model = _check_model(transition, logits, x_t, t, reverse, first_step, x0=x0, mask=mask)
+    s = _check_target(transition, s, t, x_t.shape)
     name = _choose(impl, "loss", _dtype_of(logits), transition, t, 1, mask, x0=x0, x_t=x_t)
     kernels = ops.operations(name, transition)
     x0, x_t, t = _contiguous(x0), _contiguous(x_t), _contiguous(t)
 
     def arguments(n: slice | None) -> tuple[Any, ...]:
-        chain = kernels.chain(transition, _cut(t, n))
+        chain = kernels.chain(transition, _cut(t, n), _cut(s, n))
         tokens = _cut(x0, n), _cut(mask, n), _cut(x_t, n)
         return *tokens, *chain, *model, vb_weight, ce_weight
 
@@ -147,17 +152,19 @@ def q_posterior(
     x0: Tensor,
     x_t: Tensor,
     t: Tensor,
+    s: Tensor | None = None,
     *,
     dtype: torch.dtype | None = None,
     impl: str = "auto",
 ) -> Tensor:
-    """Return ``log q(x_{t-1} | x_t, x_0)``, in nats (D3PM, eq. 3).
+    """Return ``log q(x_s | x_t, x_0)``, in nats; s = t - 1 unless given (D3PM, eq. 3).
 
     Args:
         transition: the chain.
         x0: the data, ``(B, *S)``.
         x_t: the corrupted data, ``(B, *S)``.
         t: times, ``(B,)`` or ``(B, *S)``, in 1..T.
+        s: as in :func:`loss`.
         dtype: of the result; None for PyTorch's default dtype.
         impl: which implementation serves the call.
 
@@ -173,9 +180,10 @@ def q_posterior(
     check_shape("x_t", x_t, tuple(x0.shape))
     check_times("t", t, x0.shape)
     check_same_device(x0=x0, x_t=x_t, t=t, transition=transition)
+    s = _check_target(transition, s, t, x_t.shape)
     name = _choose(impl, "q_posterior", dtype, transition, t, 1, x0=x0, x_t=x_t)
     kernels = ops.operations(name, transition)
-    args = _contiguous(x0), _contiguous(x_t), *kernels.chain(transition, _contiguous(t))
+    args = _contiguous(x0), _contiguous(x_t), *kernels.chain(transition, _contiguous(t), s)
     return kernels.q_posterior(*args, transition.num_classes, dtype)  # type: ignore[no-any-return]
 
 
@@ -184,18 +192,22 @@ def p_posterior(
     logits: Prediction,
     x_t: Tensor,
     t: Tensor,
+    s: Tensor | None = None,
     *,
     reverse: str = "joint",
     first_step: str = "logits",
     impl: str = "auto",
 ) -> Tensor:
-    """Return ``log p(x_{t-1} | x_t)``, in nats, differentiable in the logits (D3PM, eq. 4).
+    """Return ``log p(x_s | x_t)``, in nats, differentiable in the logits (D3PM, eq. 4).
+
+    s = t - 1 unless given.
 
     Args:
         transition: the chain.
         logits: the denoiser's prediction of x_0, ``(B, *S, K)``.
         x_t: the corrupted data, ``(B, *S)``.
         t: times, ``(B,)`` or ``(B, *S)``, in 1..T.
+        s: as in :func:`loss`.
         reverse: as in :func:`loss`.
         first_step: as in :func:`loss`.
         impl: which implementation serves the call.
@@ -204,12 +216,13 @@ def p_posterior(
         ``(B, *S, K)`` in the dtype of the logits.
     """
     model = _check_model(transition, logits, x_t, t, reverse, first_step)
+    s = _check_target(transition, s, t, x_t.shape)
     name = _choose(impl, "p_posterior", _dtype_of(logits), transition, t, 1, x_t=x_t)
     kernels = ops.operations(name, transition)
     x_t, t = _contiguous(x_t), _contiguous(t)
 
     def arguments(n: slice | None) -> tuple[Any, ...]:
-        return _cut(x_t, n), *kernels.chain(transition, _cut(t, n)), *model
+        return _cut(x_t, n), *kernels.chain(transition, _cut(t, n), _cut(s, n)), *model
 
     prediction = _prediction(logits, transition, name)
     both = kernels.p_posterior, getattr(kernels, "p_posterior_grad", None)
@@ -250,7 +263,7 @@ def q_sample(
     check_tokens("x0", x0)
     check_times("t", t, x0.shape)
     check_same_device(x0=x0, t=t, transition=transition)
-    seeds = _check_seeds(seeds, generator, x0)
+    seeds = check_seeds(seeds, generator, x0)
     name = _choose(impl, "q_sample", None, transition, t, 0, x0=x0)
     draw = ops.operations(name, transition).q_sample
     return draw(_contiguous(x0), transition, _contiguous(t), seeds, step).to(x0.dtype)  # type: ignore[no-any-return]
@@ -279,9 +292,9 @@ def p_sample(
         logits: the denoiser's prediction of x_0, ``(B, *S, K)``.
         x_t: the corrupted data, ``(B, *S)``.
         t: times, ``(B,)`` or ``(B, *S)``, in 1..T.
-        s: times to go to, the shape of t, in 0..t-1.
+        s: as in :func:`loss`.
         reverse: as in :func:`loss`.
-        first_step: as in :func:`loss`; it rules every step to s = 0.
+        first_step: as in :func:`loss`.
         generator: as in :func:`q_sample`.
         seeds: as in :func:`q_sample`.
         step: as in :func:`q_sample`.
@@ -291,13 +304,8 @@ def p_sample(
         ``(B, *S)`` in the dtype of x_t.
     """
     model = _check_model(transition, logits, x_t, t, reverse, first_step)
-    seeds = _check_seeds(seeds, generator, x_t)
-    if s is not None:
-        check_times("s", s, x_t.shape)
-        check_shape("s", s, tuple(t.shape))
-        check_same_device(t=t, s=s)
-        _check_order(transition, s, t)
-        s = _contiguous(s)
+    seeds = check_seeds(seeds, generator, x_t)
+    s = _check_target(transition, s, t, x_t.shape)
     name = _choose(impl, "p_sample", _dtype_of(logits), transition, t, 1, x_t=x_t)
     kernels = ops.operations(name, transition)
     tokens, t = _contiguous(x_t), _contiguous(t)
@@ -354,12 +362,13 @@ def logistic_logits(
     return kernels.logits(*args)
 
 
-def prior(transition: Transition, x0: Tensor) -> Tensor:
+def prior(transition: Transition, x0: Tensor, mask: Tensor | None = None) -> Tensor:
     """Return ``KL(q(x_T | x_0) || stationary)`` in nats, the bound's ``L_T`` (D3PM, eq. 1).
 
     Args:
         transition: the chain.
         x0: the data, ``(B, *S)``.
+        mask: as in :func:`loss`.
 
     Returns:
         float64 ``(B,)``, the sum over positions: it has no parameters, and says what the chain
@@ -367,8 +376,12 @@ def prior(transition: Transition, x0: Tensor) -> Tensor:
     """
     check_tokens("x0", x0)
     check_same_device(x0=x0, transition=transition)
+    if mask is not None:
+        check_mask(mask, x0.shape)
+        x0 = x0.where(mask, 0)
     check_range("x0", x0, 0, transition.num_classes)
-    return transition.prior()[x0.long()].reshape(len(x0), -1).sum(dim=1)
+    terms = transition.prior()[x0.long()]
+    return sum_positions(terms if mask is None else terms.where(mask, 0))
 
 
 def sample_prior(
@@ -386,6 +399,11 @@ def sample_prior(
     return draw_base(draw, running_sums(transition.stationary()), transition.num_classes).view(
         shape
     )
+
+
+def sum_positions(tokens: Tensor) -> Tensor:
+    """Return the sum of ``(B, *S)`` over the positions, ``(B,)``."""
+    return tokens if tokens.ndim == 1 else tokens.flatten(1).sum(dim=1)
 
 
 def draw_seeds(batch: int, generator: torch.Generator | None = None) -> Tensor:
@@ -415,7 +433,7 @@ def _reduced(token_loss: Tensor, mask: Tensor | None, reduction: str) -> Tensor:
     if reduction == "none":
         return token_loss
     if reduction == "batch":
-        return token_loss if token_loss.ndim == 1 else token_loss.flatten(1).sum(dim=1)
+        return sum_positions(token_loss)
     total = token_loss.sum(dtype=torch.float64).to(token_loss.dtype)
     if reduction == "sum":
         return total
@@ -478,7 +496,8 @@ def _check_model(
     return reverse == "posterior_mean", first_step == "logits"
 
 
-def _check_seeds(seeds: Tensor | None, generator: torch.Generator | None, tokens: Tensor) -> Tensor:
+def check_seeds(seeds: Tensor | None, generator: torch.Generator | None, tokens: Tensor) -> Tensor:
+    """Return the seed of each item of the tokens, drawn where none are given."""
     if seeds is None:
         return draw_seeds(len(tokens), generator).to(tokens.device)
     if generator is not None:
@@ -534,9 +553,21 @@ def _check_possible(
         )
 
 
+def _check_target(
+    transition: Transition, s: Tensor | None, t: Tensor, shape: torch.Size
+) -> Tensor | None:
+    """Return the times that steps from t lead to, contiguous; None for t - 1."""
+    if s is None:
+        return None
+    check_times("s", s, shape)
+    check_shape("s", s, tuple(t.shape))
+    check_same_device(t=t, s=s)
+    if t.device.type == "cpu":
+        _check_order(transition, s, t)
+    return _contiguous(s)
+
+
 def _check_order(transition: Transition, s: Tensor, t: Tensor) -> None:
-    if t.device.type != "cpu":
-        return
     check_range("t", t, 1, transition.num_steps + 1)
     bad = (s < 0) | (s.long() >= t.long())
     if bool(bad.any()):

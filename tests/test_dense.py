@@ -70,6 +70,31 @@ def test_every_pair_agrees_with_explicit_matrices(impl, family, reverse, first_s
     check_gradient(gradient, true_gradient, torch.float64, ulps=1 << 12, floor=0.1)
 
 
+@pytest.mark.parametrize("first_step", FIRST_STEP)
+@pytest.mark.parametrize("reverse", REVERSE)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_step_that_skips_times_agrees_with_explicit_matrices(impl, family, reverse, first_step):
+    chain = make_dense_chain(family, 4)
+    options = {"reverse": reverse, "first_step": first_step}
+    for s, t in [(0, 6), (1, 3)]:
+        x0, x_t = every_pair(chain, t)
+        times, targets = (torch.full_like(x0, time) for time in (t, s))
+        leaf = (2 * torch.randn(len(x0), 4, dtype=torch.float64)).requires_grad_()
+        truth = true_loss(chain, leaf, x0, x_t, t, s=s, **options)
+        (true_gradient,) = torch.autograd.grad(truth.sum(), leaf)
+        args = chain, leaf, x0, x_t, times, impl
+        loss, gradient = loss_and_gradient(*args, s=targets, **options)
+        assert_close(loss, truth, torch.float64, ulps=1 << 10, scale=truth.abs() + 1)
+        check_gradient(gradient, true_gradient, torch.float64, ulps=1 << 12, floor=0.1)
+        step = x_t, times, targets
+        q = functional.q_posterior(chain.transition, x0, *step, dtype=torch.float64, impl=impl)
+        truth = true_q_posterior(chain, x0, x_t, s, t)
+        assert_close(q.exp(), truth, torch.float64, ulps=1 << 10, scale=torch.ones(1))
+        p = functional.p_posterior(chain.transition, leaf, *step, impl=impl, **options)
+        truth = true_p_posterior(chain, leaf, x_t, s, t, **options)
+        assert_close(p.exp(), truth, torch.float64, ulps=1 << 10, scale=torch.ones(1))
+
+
 @pytest.mark.parametrize("reverse", REVERSE)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_gradients_are_those_of_differences(impl, family, reverse):

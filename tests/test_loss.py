@@ -27,6 +27,7 @@ from d3pm_fast import functional, schedules, transitions
 # beyond the 1024 classes summed at a time; 9001: beyond the rows that a GPU's program holds whole.
 SIZES = [2, 3, 5, 16, 17, 27, 64, 200, 201, 255, 256, 257, 1000, 4099, 9001]
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+SKIPS = [(0, 6), (1, 3)]  # s and t
 
 
 def loss_and_gradient(chain, logits, x0, x_t, t, impl, **options):
@@ -86,6 +87,24 @@ def test_every_pair_agrees_with_explicit_matrices(impl, family, reverse, first_s
     loss, gradient = loss_and_gradient(chain, logits, x0, x_t, t, impl, **options)
     assert_close(loss, truth, torch.float64, ulps=32, scale=truth.abs() + 1)
     check_gradient(gradient, true_gradient, torch.float64, ulps=64, floor=0.1)
+
+
+@pytest.mark.parametrize("first_step", FIRST_STEP)
+@pytest.mark.parametrize("reverse", REVERSE)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_step_that_skips_times_agrees_with_explicit_matrices(impl, family, reverse, first_step):
+    chain = make_chain(family, 4)
+    options = {"reverse": reverse, "first_step": first_step}
+    for s, t in SKIPS:
+        x0, x_t = every_pair(chain, t)
+        leaf = (2 * torch.randn(len(x0), 4, dtype=torch.float64)).requires_grad_()
+        truth = true_loss(chain, leaf, x0, x_t, t, s=s, **options)
+        (true_gradient,) = torch.autograd.grad(truth.sum(), leaf)
+        times, targets = (torch.full_like(x0, time) for time in (t, s))
+        args = chain, leaf, x0, x_t, times, impl
+        loss, gradient = loss_and_gradient(*args, s=targets, **options)
+        assert_close(loss, truth, torch.float64, ulps=32, scale=truth.abs() + 1)
+        check_gradient(gradient, true_gradient, torch.float64, ulps=64, floor=0.1)
 
 
 @pytest.mark.parametrize("num_classes", SIZES)

@@ -101,6 +101,27 @@ def test_p_of_every_token_agrees_with_explicit_matrices(
     check_gradient(gradient, true_gradient, torch.float64, ulps=32, floor=1)
 
 
+@pytest.mark.parametrize("reverse", REVERSE)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_step_may_skip_times(impl, family, reverse):
+    chain = make_chain(family, 4)
+    for s, t in [(0, 6), (1, 3)]:
+        x0, x_t = every_pair(chain, t)
+        times, targets = (torch.full_like(x0, time) for time in (t, s))
+        step = x_t, times, targets
+        q = functional.q_posterior(chain.transition, x0, *step, dtype=torch.float64, impl=impl)
+        assert_log_close(q, true_q_posterior(chain, x0, x_t, s, t).log(), torch.float64)
+        logits = (2 * torch.randn(len(x0), 4, dtype=torch.float64)).requires_grad_()
+        model = {"reverse": reverse, "first_step": "posterior"}
+        log_p = functional.p_posterior(chain.transition, logits, *step, impl=impl, **model)
+        truth = true_p_posterior(chain, logits, x_t, s, t, **model)
+        assert_log_close(log_p, truth.log(), torch.float64)
+        upstream = torch.randn(log_p.shape, dtype=torch.float64) * (truth > 0)
+        (gradient,) = torch.autograd.grad(log_p, logits, upstream, retain_graph=True)
+        (expected,) = torch.autograd.grad(truth.where(truth > 0, 1).log(), logits, upstream)
+        assert_gradient_close(gradient, expected, torch.float64, ulps=64, floor=1)
+
+
 @pytest.mark.parametrize(("num_classes", "dtype"), CASES)
 @pytest.mark.parametrize("family", ["uniform", "absorbing_last", "marginal_with_zeros"])
 def test_q_of_every_size_and_dtype_is_within_ulps(impl, family, num_classes, dtype):

@@ -101,10 +101,6 @@ def test_bad_options_of_the_loss_are_named(option, error, message):
 @pytest.mark.parametrize(
     ("option", "error", "message"),
     [
-        ({"s": torch.ones(B).long()}, IndexError, r"s must lie in \[0, t\), got s = 1 with t = 1"),
-        ({"s": torch.full((B,), -1)}, IndexError, r"s must lie in \[0, t\), got s = -1"),
-        ({"s": torch.zeros(B, P).long()}, ValueError, r"s must have shape \(2,\), got \(2, 3\)"),
-        ({"s": torch.zeros(B)}, TypeError, "s must be an integer tensor"),
         ({"seeds": torch.zeros(B)}, TypeError, "seeds must be an int64 tensor"),
         ({"seeds": torch.zeros(B + 1).long()}, ValueError, r"seeds.*\(2,\), got \(3,\)"),
         (
@@ -120,11 +116,21 @@ def test_bad_options_of_p_sample_are_named(option, error, message, impl):
         functional.p_sample(CHAIN, x["logits"], x["x_t"], x["t"], impl=impl, **option)
 
 
-def test_a_strided_step_from_an_impossible_time_is_named(impl):
-    x = good()
-    t, s = torch.full((B,), T + 1), torch.zeros(B).long()
-    with pytest.raises(IndexError, match=r"t must lie in \[1, 8\), got 8"):
-        functional.p_sample(CHAIN, x["logits"], x["x_t"], t, s, impl=impl)
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"s": torch.ones(B).long()}, IndexError, r"s must lie in \[0, t\), got s = 1 with t = 1"),
+        ({"s": torch.full((B,), -1)}, IndexError, r"s must lie in \[0, t\), got s = -1"),
+        ({"s": torch.zeros(B, P).long()}, ValueError, r"s must have shape \(2,\), got \(2, 3\)"),
+        ({"s": torch.zeros(B)}, TypeError, "s must be an integer tensor"),
+        ({"t": torch.full((B,), T + 1)}, IndexError, r"t must lie in \[1, 8\), got 8"),
+    ],
+)
+@pytest.mark.parametrize("call", CALLS)
+def test_bad_steps_that_skip_times_are_named(call, change, error, message, impl):
+    arguments = {**good(), "s": torch.zeros(B).long(), **change}
+    with pytest.raises(error, match=message):
+        call(CHAIN, *(arguments[n] for n in (*CALLS[call], "s")), impl=impl)
 
 
 def test_a_bad_dtype_of_q_posterior_is_named():

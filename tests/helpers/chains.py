@@ -152,11 +152,21 @@ def true_p_posterior(chain, logits, x_t, s, t, reverse="joint", first_step="logi
 
 
 def true_loss(
-    chain, logits, x0, x_t, t, reverse="joint", first_step="logits", vb_weight=1.0, ce_weight=0.0
+    chain,
+    logits,
+    x0,
+    x_t,
+    t,
+    reverse="joint",
+    first_step="logits",
+    vb_weight=1.0,
+    ce_weight=0.0,
+    s=None,
 ):
-    """``vb KL(q || p) + ce (-log s[x_0])`` of tokens at one time t, ``(N,)``, differentiable."""
-    q = true_q_posterior(chain, x0, x_t, t - 1, t)
-    p = true_p_posterior(chain, logits, x_t, t - 1, t, reverse, first_step)
+    """``vb KL(q || p) + ce CE`` of tokens at one time t, ``(N,)``, differentiable."""
+    s = t - 1 if s is None else s
+    q = true_q_posterior(chain, x0, x_t, s, t)
+    p = true_p_posterior(chain, logits, x_t, s, t, reverse, first_step)
     ratio = (q / p.where(q > 0, 1)).where(q > 0, 1)
     loss = vb_weight * (q * ratio.log()).sum(-1)
     if ce_weight == 0:
