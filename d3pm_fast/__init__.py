@@ -4,6 +4,7 @@ from importlib.metadata import version as _version
 
 from . import functional, schedules, timesteps, transitions
 from .diffusion import D3PM
+from .elbo import ELBO
 from .functional import draw_seeds
 from .ops import Implementation, implementation
 from .products import cumulative_products
@@ -12,6 +13,7 @@ __version__ = _version("d3pm_fast")
 
 __all__ = [
     "D3PM",
+    "ELBO",
     "Implementation",
     "cumulative_products",
     "draw_seeds",

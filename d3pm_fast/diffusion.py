@@ -9,6 +9,7 @@ from tqdm.auto import tqdm
 
 from . import functional, ops, timesteps
 from ._checks import check_choice, check_count
+from .elbo import ELBO, elbo
 from .transitions import Transition
 
 __all__ = ["D3PM"]
@@ -142,6 +143,32 @@ class D3PM(nn.Module):
         """Return the bound's prior term; see :func:`d3pm_fast.functional.prior`."""
         return functional.prior(self.transition, x0, mask)
 
+    def elbo(
+        self,
+        denoiser: Callable[[Tensor, Tensor], functional.Prediction],
+        x0: Tensor,
+        steps: int | None = None,
+        num_times: int | None = None,
+        mask: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        seeds: Tensor | None = None,
+        batch_size: int = 64,
+        progress: bool = False,
+    ) -> ELBO:
+        """Return the whole bound of each item; see :func:`d3pm_fast.elbo.elbo`."""
+        return elbo(
+            self,
+            denoiser,
+            x0,
+            steps=steps,
+            num_times=num_times,
+            mask=mask,
+            generator=generator,
+            seeds=seeds,
+            batch_size=batch_size,
+            progress=progress,
+        )
+
     def p_sample(
         self,
         logits: functional.Prediction,
@@ -159,7 +186,7 @@ class D3PM(nn.Module):
     @torch.no_grad()
     def sample(
         self,
-        denoiser: Callable[[Tensor, Tensor], Tensor],
+        denoiser: Callable[[Tensor, Tensor], functional.Prediction],
         shape: tuple[int, ...],
         steps: int | None = None,
         generator: torch.Generator | None = None,

@@ -112,7 +112,7 @@ def make_dense_chain(family, num_classes, betas=None):
     if family.startswith("sparse"):
         rate = torch.rand(k, k, generator=generator).double() * (1 - eye)
         rate = rate.where(rate > 0.5, 0) + torch.diag(torch.ones(k - 1).double(), 1)
-        law = torch.full((k,), 1 / k).double()
+        law = torch.full((k,), 1 / k, dtype=torch.float64)
         if family == "sparse_masked":
             rate[-1], rate[:, -1] = 0, 0.5
             rate[-1, -1] = 0
