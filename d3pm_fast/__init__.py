@@ -2,7 +2,7 @@
 
 from importlib.metadata import version as _version
 
-from . import functional, schedules, timesteps, transitions
+from . import evaluation, functional, schedules, timesteps, transitions
 from .diffusion import D3PM
 from .elbo import ELBO
 from .functional import draw_seeds
@@ -17,6 +17,7 @@ __all__ = [
     "Implementation",
     "cumulative_products",
     "draw_seeds",
+    "evaluation",
     "functional",
     "implementation",
     "schedules",

@@ -16,6 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
+import d3pm_fast as d3
 from d3pm_fast.train import checkpoint, data
 from d3pm_fast.train.cli import main
 from d3pm_fast.train.config import TrainConfig
@@ -157,6 +158,39 @@ def test_the_command_trains_and_draws_with_every_transition(transition, config, 
     first, again, other = drawn
     assert first == again
     assert first != other
+
+
+@pytest.mark.parametrize("transition", ["absorbing", "gaussian"])
+def test_the_command_reports_the_bound_of_a_checkpoint(transition, config, capsys):
+    train(replace(config, transition=transition, epochs=1))
+    out = config.out / "bound"
+    command = ["eval", str(config.out), "--data", str(config.data), "--out", str(out)]
+    main([*command, "--images", "6", "--times", "None"])
+    found = json.loads((out / "elbo.json").read_text())
+
+    trained = checkpoint.trained(config.out, torch.device("cpu"))
+    images = data.load("test", config.levels, config.data)[:6]
+    seeds = d3.draw_seeds(6, torch.Generator().manual_seed(0))
+    bits = trained.diffusion.elbo(trained.denoiser, images, seeds=seeds).bits_per_dim
+    assert found["bits_per_dim"] == pytest.approx(bits.mean().item(), rel=1e-5)
+    low, high = found["interval_95"]
+    half = 1.959964 * bits.std().item() / 6**0.5
+    assert (high - low) / 2 == pytest.approx(half, rel=1e-4)
+    assert (low + high) / 2 == pytest.approx(found["bits_per_dim"], rel=1e-9)
+    assert found["t"] == list(range(1, 11))
+    total = sum(found["terms_bits_per_dim"]) + found["prior_bits_per_dim"]
+    assert total == pytest.approx(found["bits_per_dim"], rel=1e-9)
+    assert found["images"] == 6
+    with Image.open(out / "terms.png") as picture:
+        assert picture.width > 100
+    assert f"{found['bits_per_dim']:.4f} bits/dim" in capsys.readouterr().out
+
+    main([*command, "--images", "8", "--times", "None"])
+    assert json.loads((out / "elbo.json").read_text())["images"] == 8
+    with pytest.raises(SystemExit, match="num_times = None, asked for is 3"):
+        main([*command, "--times", "3"])
+    with pytest.raises(SystemExit, match="no checkpoint"):
+        main(["eval", str(config.out / "nothing.pt")])
 
 
 def test_the_loss_goes_down(config):

@@ -1,1 +1,1 @@
-"""``d3pm-fast train``: a denoiser for Fashion-MNIST, trained with this library's loss."""
+"""The command ``d3pm-fast``: a denoiser for Fashion-MNIST, its training, samples and bound."""

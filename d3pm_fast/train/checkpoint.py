@@ -1,22 +1,32 @@
-"""Checkpoints: written whole or not at all, read without running any code in them."""
+"""Checkpoints of a training run, and the model in one."""
 
-import os
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+
+from .. import _files
+from .._files import save
+from ..diffusion import D3PM
+from .config import TrainConfig
+from .denoiser import Denoiser
+
+__all__ = ["NAME", "Trained", "load", "locate", "save", "trained"]
 
 NAME = "checkpoint.pt"
 
 
-def save(path: Path, state: dict[str, Any]) -> None:
-    """Write ``state`` to ``path`` in one step: a reader sees the old file or the new one."""
-    partial = path.with_suffix(".partial")
-    with open(partial, "wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+class Trained(NamedTuple):
+    """What a run has made: its options, the network with averaged weights, the diffusion."""
+
+    config: TrainConfig
+    denoiser: Denoiser
+    diffusion: D3PM
+
+
+def locate(path: Path) -> Path:
+    """Return the checkpoint that is meant by itself or by its run's folder."""
+    return path / NAME if path.is_dir() else path
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -26,11 +36,13 @@ def load(path: Path) -> dict[str, Any]:
         FileNotFoundError: there is none.
         ValueError: the file is no checkpoint.
     """
-    path = path / NAME if path.is_dir() else path
-    try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise FileNotFoundError(f"there is no checkpoint {path}") from None
-    except Exception as error:
-        raise ValueError(f"{path} is not a checkpoint of d3pm-fast ({error})") from error
-    return state
+    return _files.load(locate(path), "checkpoint")
+
+
+def trained(path: Path, device: torch.device) -> Trained:
+    """Return the model in a checkpoint, on a device and in evaluation mode; errors as above."""
+    state = load(path)
+    config = TrainConfig.from_dict(state["config"])
+    denoiser = config.denoiser().to(device).eval()
+    denoiser.load_state_dict(state["average"])
+    return Trained(config, denoiser, config.diffusion(state["marginals"]).to(device))

@@ -1,7 +1,8 @@
 """The command ``d3pm-fast``: one subcommand a task, its options from a dataclass."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -10,17 +11,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
         import tyro
 
         from .config import TrainConfig
+        from .evaluate import EvalConfig, evaluate
         from .generate import SampleConfig, sample
         from .loop import train
     except ModuleNotFoundError as error:
         raise SystemExit(f'd3pm-fast needs {error.name}: pip install "d3pm_fast[train]"') from error
+    tasks: dict[type, Callable[[Any], None]]
+    tasks = {TrainConfig: train, SampleConfig: sample, EvalConfig: evaluate}
     config = tyro.extras.subcommand_cli_from_dict(
-        {"train": TrainConfig, "sample": SampleConfig},
+        dict(zip(("train", "sample", "eval"), tasks, strict=True)),
         prog="d3pm-fast",
         description=__doc__,
         args=sys.argv[1:] if arguments is None else arguments,
     )
     try:
-        train(config) if isinstance(config, TrainConfig) else sample(config)
+        tasks[type(config)](config)
     except (OSError, ValueError) as error:
         raise SystemExit(f"d3pm-fast: {error}") from error

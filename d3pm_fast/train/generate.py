@@ -37,12 +37,8 @@ class SampleConfig:
 
 def sample(config: SampleConfig) -> None:
     """Write a new grid and film."""
-    state = checkpoint.load(config.checkpoint)
-    trained = TrainConfig.from_dict(state["config"])
     device = pick_device(config.device)
-    denoiser = trained.denoiser().to(device)
-    denoiser.load_state_dict(state["average"])
-    diffusion = trained.diffusion(state["marginals"]).to(device)
+    trained, denoiser, diffusion = checkpoint.trained(config.checkpoint, device)
     config.out.mkdir(parents=True, exist_ok=True)
     steps = trained.sample_steps if config.steps is None else config.steps
     draw(

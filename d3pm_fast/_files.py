@@ -1,0 +1,35 @@
+"""Files of tensors: written whole or not at all, read without running any code in them."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+__all__ = ["load", "save"]
+
+
+def save(path: Path, state: dict[str, Any]) -> None:
+    """Write ``state`` to ``path`` in one step: a reader sees the old file or the new one."""
+    partial = path.with_suffix(".partial")
+    with open(partial, "wb") as file:
+        torch.save(state, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def load(path: Path, what: str) -> dict[str, Any]:
+    """Return the state in ``path``; ``what`` it is, errors say.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: the file is none of ours.
+    """
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"there is no {what} {path}") from None
+    except Exception as error:
+        raise ValueError(f"{path} is not a {what} of d3pm-fast ({error})") from error
+    return state

@@ -1,0 +1,123 @@
+"""The bound of a test set: finished items are kept in a file, and a stopped run goes on there."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from . import _files
+from ._checks import check_count, check_tokens
+from .diffusion import D3PM
+from .elbo import ELBO
+from .functional import Prediction, draw_seeds
+
+__all__ = ["evaluate"]
+
+
+def evaluate(
+    diffusion: D3PM,
+    denoiser: Callable[[Tensor, Tensor], Prediction],
+    x0: Tensor,
+    path: Path,
+    *,
+    steps: int | None = None,
+    num_times: int | None = None,
+    mask: Tensor | None = None,
+    seed: int = 0,
+    batch_size: int = 64,
+    save_every: int = 16,
+    about: str = "",
+    progress: bool = False,
+) -> ELBO:
+    """Return the bound of every item of a test set, those from ``path`` that are finished.
+
+    The result does not depend on where a run was stopped, and more items may follow later: a
+    file of the first 100 is a part of that of the first 1000.
+
+    Args:
+        diffusion: as for :func:`d3pm_fast.elbo.elbo`.
+        denoiser: as for :func:`d3pm_fast.elbo.elbo`.
+        x0: the items, ``(N, *S)``, N at least 1; a few at a time go to the module's device.
+        path: the file; written whole or not at all.
+        steps: as for :func:`d3pm_fast.elbo.elbo`.
+        num_times: as for :func:`d3pm_fast.elbo.elbo`.
+        mask: bool ``(N, *S)``, True where a token counts.
+        seed: of all draws.
+        batch_size: the most x_t in one denoiser call.
+        save_every: items between two times that the file is written.
+        about: what else tells this evaluation from others, such as a digest of the weights.
+        progress: show a progress bar.
+
+    Returns:
+        The bounds, on the CPU.
+
+    Raises:
+        ValueError: no items, or the file is of an evaluation with other settings or items.
+    """
+    check_tokens("x0", x0)
+    check_count("number of items in x0", len(x0))
+    check_count("save_every", save_every)
+    settings = {
+        "diffusion": repr(diffusion),
+        "steps": steps,
+        "num_times": num_times,
+        "seed": seed,
+        "about": about,
+    }
+    bound = _finished(path, settings, x0, mask)
+    done = 0 if bound is None else min(len(bound.terms), len(x0))
+    seeds = draw_seeds(len(x0), torch.Generator().manual_seed(seed))
+    device = diffusion.transition.device
+    with tqdm(total=len(x0), initial=done, unit="item", disable=not progress) as bar:
+        for first in range(done, len(x0), save_every):
+            items = slice(first, first + save_every)
+            more = diffusion.elbo(
+                denoiser,
+                x0[items].to(device),
+                steps,
+                num_times,
+                None if mask is None else mask[items].to(device),
+                seeds=seeds[items].to(device),
+                batch_size=batch_size,
+            )
+            bound = _each([more] if bound is None else [bound, more], torch.cat)
+            of = {"x0": x0[: items.stop], "mask": None if mask is None else mask[: items.stop]}
+            _files.save(path, {"settings": settings, **of, "bound": vars(bound)})
+            bar.update(len(more.terms))
+    assert bound is not None
+    return _each([bound], lambda values: values[0][: len(x0)])
+
+
+def _finished(path: Path, settings: dict[str, Any], x0: Tensor, mask: Tensor | None) -> ELBO | None:
+    """Return what the file has, if it is of these items and settings."""
+    if not path.exists():
+        return None
+    state = _files.load(path, "file of bounds")
+    for name, value in settings.items():
+        if state["settings"][name] != value:
+            raise ValueError(
+                f"{path} was made with {name} = {state['settings'][name]!r}, asked for is "
+                f"{value!r}: choose another file, or remove it"
+            )
+    for name, asked in (("x0", x0), ("mask", mask)):
+        saved = state[name]
+        same = saved is asked is None
+        if saved is not None and asked is not None:
+            count = min(len(saved), len(asked))
+            same = torch.equal(saved[:count], asked[:count].cpu())
+        if not same:
+            raise ValueError(f"{path} was made with another {name}: choose another file")
+    return ELBO(**state["bound"])
+
+
+def _each(bounds: list[ELBO], make: Callable[[list[Tensor]], Tensor]) -> ELBO:
+    """Return the bound that is made of all bounds' numbers of items, field by field."""
+    fields: dict[str, Tensor | None] = {}
+    for name in ("terms", "prior", "num_tokens", "standard_error"):
+        values = [getattr(bound, name) for bound in bounds]
+        fields[name] = None if values[0] is None else make([value.cpu() for value in values])
+    return replace(bounds[0], times=bounds[0].times.cpu(), **fields)  # type: ignore[arg-type]
