@@ -77,7 +77,7 @@ def elbo(
             of different items, nor of one time. Put it in evaluation mode yourself.
         x0: the data, ``(B, *S)``, on the module's device.
         steps: how many evenly strided steps the model takes, in 1..T; None for all T. Fewer
-            steps have a bound of their own, from x_t straight to x_s (D3PM, appendix A.3).
+            steps have a bound of their own, from x_t straight to x_s (D3PM, section 3.3).
         num_times: how many of the steps are drawn for each item, without repetition, and stand
             for all of them without a bias; None takes every step. The standard error then needs
             two. It counts the chance in x_t too, and errs on the side of caution: its square is

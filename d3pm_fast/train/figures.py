@@ -48,6 +48,7 @@ def terms(path: Path, times: np.ndarray, bits: np.ndarray, steps_a_point: int = 
     axes.plot([times[g].mean() for g in groups], [bits[g].mean() for g in groups], ".-")
     axes.set(xlabel="t", ylabel="bits per dimension a step", title="Variational bound by time")
     axes.set_yscale("log")
+    axes.set_ylim(bottom=1e-8)  # a thousand such steps are nothing
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
