@@ -104,7 +104,7 @@ def elbo(
     if num_times > num_steps:
         raise ValueError(f"num_times must be at most {num_steps}, got {num_times}")
     check_count("batch_size", batch_size)
-    seeds = functional.check_seeds(seeds, generator, x0)
+    seeds = functional.check_seeds(seeds, generator, x0).to(x0.device)
 
     chance = uniforms(seeds, 0, batch * diffusion.num_steps)
     order, own = (u.view(batch, diffusion.num_steps)[:, starts - 1] for u in chance)

@@ -13,10 +13,12 @@ import torch
 from benchmarks import __main__ as program
 from benchmarks.bench_loss import LOSS
 from benchmarks.cases import GAUSSIAN_FULL, OURS, Case, Provider, cases, make_inputs, prepare
+from benchmarks.epsilon import WithEpsilon
 from benchmarks.goals import Goal, goals
 from benchmarks.memory import peak_bytes
 from benchmarks.report import Report, table, text_of_summary
 from benchmarks.timing import OtherWork, Timing, interleave, summarize
+from d3pm_fast import D3PM, schedules, transitions
 
 ROOT = Path(__file__).parents[1]
 TINY = [
@@ -201,3 +203,19 @@ def test_the_table_of_floors_has_what_is_counted_without_a_compiler():
     assert rows[-len(counted) :] == [list(map(str, row)) for row in counted]
     compiled = 6 * len(floors.SIZES) * 2 * len(floors.CHIPS)  # in both dtypes
     assert len(rows) == compiled + len(counted)
+
+
+@pytest.mark.parametrize("family", ["uniform", "gaussian"])
+def test_the_published_loss_differs_by_the_epsilon_alone(family):
+    make = {"uniform": transitions.uniform, "gaussian": transitions.discretized_gaussian}[family]
+    exact = D3PM(make(16, schedules.cosine(50)))
+    x0 = torch.randint(16, (8, 2, 3))
+    t = torch.tensor([1, 2, 3, 5, 10, 25, 49, 50])
+    x_t = exact.q_sample(x0, t)
+    args = torch.randn(8, 2, 3, 16, dtype=torch.float64), x0, x_t, t
+    expected = exact.loss(*args, reduction="none")
+    without = WithEpsilon(exact, 1e-300).loss(*args)
+    torch.testing.assert_close(without, expected, rtol=1e-9, atol=1e-12)
+    published = WithEpsilon(exact).loss(*args)
+    assert torch.equal(published[:1], without[:1])
+    assert not torch.allclose(published, expected, rtol=1e-6, atol=0)

@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 
 import d3pm_fast as d3
+from benchmarks import epsilon
 from d3pm_fast.train import checkpoint, data
 from d3pm_fast.train.cli import main
 from d3pm_fast.train.config import TrainConfig
@@ -191,6 +192,19 @@ def test_the_command_reports_the_bound_of_a_checkpoint(transition, config, capsy
         main([*command, "--times", "3"])
     with pytest.raises(SystemExit, match="no checkpoint"):
         main(["eval", str(config.out / "nothing.pt")])
+
+
+@pytest.mark.parametrize("transition", ["absorbing", "gaussian"])
+def test_the_table_of_epsilons_has_a_row_for_each_checkpoint(transition, config):
+    train(replace(config, transition=transition, epochs=1))
+    table = config.out / "epsilon.csv"
+    options = ["--images", "4", "--times", "3", "--data", str(config.data), "--out", str(table)]
+    epsilon.main([str(config.out), str(config.out), *options])
+    head, *rows = (line.split(",") for line in table.read_text().splitlines())
+    assert head[0] == "family"
+    assert [row[:3] for row in rows] == [[transition, "4", "3"]] * 2
+    exact, changed, difference = map(float, rows[0][3:])
+    assert difference == pytest.approx(100 * (changed / exact - 1), abs=0.02)
 
 
 def test_the_loss_goes_down(config):
