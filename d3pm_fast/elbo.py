@@ -93,10 +93,10 @@ def elbo(
         TypeError, ValueError, IndexError: as the functions of :mod:`d3pm_fast.functional`.
     """
     check_tokens("x0", x0)
-    data = x0.long()
+    tokens = data = x0.long()
     if mask is not None:
         check_mask(mask, x0.shape)
-        data = data.where(mask, 0)
+        data = tokens.where(mask, 0)
     times = torch.tensor(timesteps.strided(diffusion.num_steps, steps)[::-1], device=x0.device)
     starts, targets = times[1:], times[:-1]
     num_steps, batch = len(starts), len(x0)
@@ -122,7 +122,7 @@ def elbo(
             diffusion.transition, data[item], t, seeds=numbers, impl=diffusion.impl
         )
         if counts is not None:
-            x_t = x_t.where(counts, x0.long()[item])
+            x_t = x_t.where(counts, tokens[item])
         loss = diffusion.loss(
             denoiser(x_t, t),
             data[item],
