@@ -49,7 +49,8 @@ def evaluate(
         seed: of all draws.
         batch_size: the most x_t in one denoiser call.
         save_every: items between two times that the file is written.
-        about: what else tells this evaluation from others, such as a digest of the weights.
+        about: what tells this evaluation from others and ``repr(diffusion)`` does not: a digest
+            of the weights, the schedule.
         progress: show a progress bar.
 
     Returns:
