@@ -21,7 +21,7 @@ train: .venv/train data
 	$(BIN)/d3pm-fast train $(ARGS)
 
 test: lint
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=8 --dist=loadgroup $(ARGS)
 
 lint: .venv/dev
 	$(BIN)/ruff check .

@@ -127,6 +127,7 @@ def nvcc_build(tmp_path_factory):
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("nvcc")
 def test_no_kernel_spills_a_register(nvcc_build):
     _, log = nvcc_build
     spills = re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", log)
@@ -137,6 +138,7 @@ def test_no_kernel_spills_a_register(nvcc_build):
 
 @pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.xdist_group("nvcc")
 def test_the_module_is_imported_without_a_gpu_and_says_so(nvcc_build):
     module = simulated.load(nvcc_build[0])
     assert module.device == "cuda"

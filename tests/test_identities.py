@@ -138,7 +138,7 @@ def finite_bound(chain, x0):
     t = torch.arange(1, num_steps + 1).repeat_interleave(4)
     x_t = torch.arange(4).repeat(num_steps)
     token = torch.full_like(x_t, x0)
-    weight = chain.reach(token, x_t, t)
+    weight = chain.log_reach(token, x_t, t).exp()
     logits = torch.stack([prediction(i / num_steps, x) for i, x in zip(t, x_t, strict=True)])
     if chain.mask_id >= 0:
         logits[:, chain.mask_id] = -torch.inf

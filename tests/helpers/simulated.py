@@ -10,20 +10,26 @@ import tempfile
 from pathlib import Path
 
 import pybind11
+from filelock import FileLock
 
 ROOT = Path(__file__).parents[2]
 FLAGS = "-std=c++17 -O2 -fPIC -fvisibility=hidden -U_FORTIFY_SOURCE"
 WARNINGS = "-Wall -Wextra -Werror -Wno-unknown-pragmas"
+LIBRARY = "_cuda.so"
 DEFINES = ["-DD3PM_MODULE=_cuda", '-DD3PM_DEVICE="cpu"']
 
 
 @functools.cache
 def module():
-    """Build the module, once a run, and import it."""
-    folder = Path(tempfile.mkdtemp(prefix="d3pm_fast_simt_"))
-    kernels = sorted((ROOT / "csrc/cuda").glob("*.cu"))
-    sources = [*kernels, ROOT / "csrc/cuda/module.cpp", ROOT / "tests/simt/seed.cpp"]
-    return load(build(sources, folder))
+    """Build the module, once for all processes of a run, and import it."""
+    run = os.environ.get("PYTEST_XDIST_TESTRUNUID", os.getpid())
+    folder = Path(tempfile.gettempdir()) / f"d3pm_fast_simt_{run}"
+    folder.mkdir(exist_ok=True)
+    with FileLock(folder / "lock"):
+        if not (folder / LIBRARY).exists():
+            kernels = sorted((ROOT / "csrc/cuda").glob("*.cu"))
+            build([*kernels, ROOT / "csrc/cuda/module.cpp", ROOT / "tests/simt/seed.cpp"], folder)
+    return load(folder / LIBRARY)
 
 
 def load(path):
@@ -37,7 +43,7 @@ def load(path):
     return made
 
 
-def build(sources, folder, name="_cuda.so"):
+def build(sources, folder, name=LIBRARY):
     """Compile sources as C++ and link them to a library."""
     compiler = os.environ.get("CXX", "c++")
     includes = ["csrc", "tests/simt", pybind11.get_include(), sysconfig.get_paths()["include"]]
