@@ -24,7 +24,7 @@ from ..transitions.handles import of_handle
 from ..transitions.sparse import SparseStep
 from .library import pointer
 
-CHUNK_BYTES = 1 << 20
+CHUNK_BYTES = 1 << 19  # of each of three rooms, which stay in the second-level cache
 LOG_SPACE_BYTES = 1 << 26
 
 
@@ -47,6 +47,7 @@ class Chunk(NamedTuple):
     rows: tuple[Any, ...]
     v: Tensor
     f: Tensor
+    g: Tensor
     doubtful: Tensor
 
 
@@ -86,15 +87,19 @@ class Pass:
     def __iter__(self) -> Iterator[Chunk]:
         """Yield the chunks; what a kernel doubts of one is noted when the next is asked for."""
         size = max(CHUNK_BYTES // (self.num_classes * self.real.itemsize), 1)
+        size = min(size, self.x_t.numel())
+        sums = torch.empty(size, 3, dtype=self.real)
+        rooms: dict[torch.dtype, Tensor] = {}  # made once: fresh memory is slow to touch
         for s, t, tokens in self._groups():
             step = self.transition.step(s, t, self.real, rough=self.draws)
-            shape = min(size, len(tokens)), self.num_classes
-            v, f = (torch.empty(shape, dtype=step.form.dtype) for _ in range(2))
-            sums = torch.empty(shape[0], 3, dtype=self.real)
+            dtype = step.form.dtype
+            if dtype not in rooms:
+                rooms[dtype] = torch.empty(3, size, self.num_classes, dtype=dtype)
             for part in tokens.split(size):
                 n = len(part)
-                doubtful = torch.zeros(n, dtype=torch.bool)
-                yield Chunk(part, s, t, step, self._rows(part, step, sums), v[:n], f[:n], doubtful)
+                rows, doubtful = self._rows(part, step, sums), torch.zeros(n, dtype=torch.bool)
+                v, f, g = rooms[dtype][:, :n].unbind()
+                yield Chunk(part, s, t, step, rows, v, f, g, doubtful)
                 if bool(doubtful.any()):
                     self.doubted.append(part[doubtful])
 
@@ -186,10 +191,9 @@ def _run_loss(
             at = map(pointer, tables)
             cpu.dense_loss(*common, *at, f, vb_weight, form.error, loss_at, doubtful)
         if grad_at:
-            g = torch.empty_like(chunk.f)
             if diverges:
-                form.apply_transposed(chunk.f, g)
-            pull = g.data_ptr() if diverges else 0
+                form.apply_transposed(chunk.f, chunk.g)
+            pull = chunk.g.data_ptr() if diverges else 0
             cpu.dense_gradient(*common, read, v, pull, ce, scale, grad_at)
         if not diverges:
             never = chunk.tokens[run.never(x0, chunk)]
@@ -236,9 +240,8 @@ def _run_p_posterior(
         doubtful = chunk.doubtful.data_ptr()
         cpu.dense_posterior(*common, *at, f, form.error, pointer(upstream), write, doubtful)
         if upstream is not None:
-            g = torch.empty_like(chunk.f)
-            form.apply_transposed(chunk.f, g)
-            cpu.dense_gradient(*common, read, v, g.data_ptr(), 0.0, 1.0, write)
+            form.apply_transposed(chunk.f, chunk.g)
+            cpu.dense_gradient(*common, read, v, chunk.g.data_ptr(), 0.0, 1.0, write)
     if run.doubted:
         again = Again(run, logits)
         model = posterior_mean, direct
