@@ -61,7 +61,8 @@ def with_mask(
     """Return a chain of K + 1 classes, the last of them an absorbing mask.
 
     In step t a token is masked with probability ``beta_t``, and otherwise moves as ``transition``
-    does: ``Q_t = (1 - beta_t) [Q_t 0; 0 1] + beta_t 1 e_mask^T``. Its limit is the mask.
+    does: ``Q_t = (1 - beta_t) [Q_t 0; 0 1] + beta_t 1 e_mask^T``. Its limit is the mask; the
+    bound's prior term is infinite unless the last beta is 1.
 
     Source: D3PM, appendix A.2.6.
 

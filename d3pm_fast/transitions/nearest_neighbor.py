@@ -40,7 +40,8 @@ def nearest_neighbor(
     ``method="exponential"`` is the paper's, ``Qbar_t = exp(tau_t R)`` with the rate of
     :func:`nearest_neighbor_rate`. ``method="sinkhorn"`` is that of its published code:
     ``Q_t = (1 - beta_t) I + beta_t S``, where S is the symmetric adjacency matrix scaled until it
-    is doubly stochastic. The limit of both is uniform, or the mask where there is one.
+    is doubly stochastic. The limit of both is uniform, or the mask where there is one; a rate
+    never masks all at any time, so that the bound's prior term is then infinite.
 
     Above 1024 classes, and where the matrices of all steps would not fit ``memory_budget``, the
     chain holds no matrix of ``K x K`` numbers: it is applied to rows by products with the sparse
