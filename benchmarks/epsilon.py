@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from d3pm_fast import D3PM, draw_seeds
-from d3pm_fast.train import checkpoint, data
+from d3pm_fast.train import checkpoint, fashion_mnist
+from d3pm_fast.train.images import ImageConfig
 
 TABLE = Path(__file__).parent / "results" / "epsilon.csv"
 EPSILON = 1e-6
@@ -62,10 +63,12 @@ class WithEpsilon(D3PM):
 
 def measure(path: Path, images: int, times: int, folder: Path | None = None) -> Row:
     """Bound the first test images with and without the epsilon."""
-    config, denoiser, exact = checkpoint.trained(path, torch.device("cpu"))
+    config, _, denoiser, exact = checkpoint.trained(path, torch.device("cpu"))
+    if not isinstance(config, ImageConfig):
+        raise ValueError(f"{path} is of no images")
     if (exact.reverse, exact.first_step) != ("joint", "logits"):
         raise ValueError(f"{path}: the published loss has reverse='joint', first_step='logits'")
-    x0 = data.load("test", config.levels, folder)[:images]
+    x0 = fashion_mnist.load("test", config.levels, folder)[:images]
     seeds = draw_seeds(len(x0), torch.Generator().manual_seed(0))
     bounds = (
         diffusion.elbo(denoiser, x0, num_times=times, seeds=seeds, progress=True)

@@ -18,9 +18,9 @@ from PIL import Image
 
 import d3pm_fast as d3
 from benchmarks import epsilon
-from d3pm_fast.train import checkpoint, data
+from d3pm_fast.train import checkpoint, fashion_mnist
 from d3pm_fast.train.cli import main
-from d3pm_fast.train.config import TrainConfig
+from d3pm_fast.train.images import ImageConfig
 from d3pm_fast.train.loop import Run, train
 
 COUNT = 24
@@ -40,7 +40,7 @@ def folder(tmp_path_factory):
     for image in images:
         y, x = rng.integers(4, 16, 2)
         image[y : y + 8, x : x + 8] = 200
-    for name, _ in data.FILES.values():
+    for name, _ in fashion_mnist.FILES.values():
         write_idx(folder / name, images)
     return folder
 
@@ -54,7 +54,7 @@ def one_thread(monkeypatch):
 
 @pytest.fixture
 def config(folder, tmp_path):
-    return TrainConfig(
+    return ImageConfig(
         out=tmp_path / "run",
         data=folder,
         levels=4,
@@ -76,27 +76,27 @@ def losses(out):
 @pytest.mark.parametrize("levels", [2, 3, 16, 256])
 def test_quantization_uses_every_level_and_returns_within_half_a_level(levels):
     grey = torch.arange(256, dtype=torch.uint8)
-    quantized = data.quantize(grey, levels)
+    quantized = fashion_mnist.quantize(grey, levels)
     assert sorted(set(quantized.tolist())) == list(range(levels))
-    back = torch.from_numpy(data.palette(levels, masked=False)[quantized.numpy()][:, 0])
+    back = torch.from_numpy(fashion_mnist.palette(levels, masked=False)[quantized.numpy()][:, 0])
     assert (back.int() - grey.int()).abs().max() <= 256 / levels / 2 + 1
 
 
 def test_the_mask_has_a_colour_that_no_grey_level_has():
-    *greys, mask = data.palette(16, masked=True).tolist()
+    *greys, mask = fashion_mnist.palette(16, masked=True).tolist()
     assert len(set(mask)) > 1
     assert mask not in greys
 
 
 def test_images_come_from_the_named_folder(folder):
-    images = data.load("test", 4, folder)
+    images = fashion_mnist.load("test", 4, folder)
     assert images.shape == (COUNT, 28, 28)
     assert set(images.unique().tolist()) == {0, 3}
 
 
 def test_without_images_the_error_tells_the_three_ways(tmp_path, monkeypatch):
-    monkeypatch.setattr(data, "PLACES", (tmp_path / "nowhere", tmp_path / "cache"))
-    monkeypatch.setattr(data, "URL", "http://127.0.0.1:9/")
+    monkeypatch.setattr(fashion_mnist, "PLACES", (tmp_path / "nowhere", tmp_path / "cache"))
+    monkeypatch.setattr(fashion_mnist, "URL", "http://127.0.0.1:9/")
     with pytest.raises(SystemExit) as error:
         main(["train", "--out", str(tmp_path / "run")])
     for way in ("dataset-fashion-mnist", "--data", "internet"):
@@ -106,8 +106,8 @@ def test_without_images_the_error_tells_the_three_ways(tmp_path, monkeypatch):
 def test_a_download_with_another_checksum_is_refused(tmp_path, monkeypatch):
     server = tmp_path / "server"
     server.mkdir()
-    (server / data.FILES["train"][0]).write_bytes(b"not the images")
-    monkeypatch.setattr(data, "PLACES", (tmp_path / "nowhere", tmp_path / "cache"))
+    (server / fashion_mnist.FILES["train"][0]).write_bytes(b"not the images")
+    monkeypatch.setattr(fashion_mnist, "PLACES", (tmp_path / "nowhere", tmp_path / "cache"))
     handler = [sys.executable, "-m", "http.server", "0", "--bind", "127.0.0.1"]
     with subprocess.Popen(
         [*handler[:1], "-u", *handler[1:]],
@@ -118,19 +118,19 @@ def test_a_download_with_another_checksum_is_refused(tmp_path, monkeypatch):
     ) as process:
         try:
             port = process.stdout.readline().split(" port ")[1].split()[0]
-            monkeypatch.setattr(data, "URL", f"http://127.0.0.1:{port}/")
+            monkeypatch.setattr(fashion_mnist, "URL", f"http://127.0.0.1:{port}/")
             with pytest.raises(FileNotFoundError, match="hash"):
-                data.find("train")
+                fashion_mnist.find("train")
         finally:
             process.terminate()
     assert not list((tmp_path / "cache").glob("*.gz"))
 
 
 def test_a_file_that_is_no_idx_file_is_refused(tmp_path):
-    with gzip.open(tmp_path / data.FILES["train"][0], "wb") as file:
+    with gzip.open(tmp_path / fashion_mnist.FILES["train"][0], "wb") as file:
         file.write(b"\0" * 100)
     with pytest.raises(ValueError, match="not an IDX file"):
-        data.load("train", 4, tmp_path)
+        fashion_mnist.load("train", 4, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -155,7 +155,7 @@ def test_the_command_trains_and_draws_with_every_transition(transition, config, 
     for i, seed in enumerate((1, 1, 2)):
         out = config.out / str(i)
         main(["sample", str(config.out), "--out", str(out), "--count", "2", "--seed", str(seed)])
-        drawn.append((out / "grid.png").read_bytes())
+        drawn.append((out / "samples.png").read_bytes())
     first, again, other = drawn
     assert first == again
     assert first != other
@@ -170,7 +170,7 @@ def test_the_command_reports_the_bound_of_a_checkpoint(transition, config, capsy
     found = json.loads((out / "elbo.json").read_text())
 
     trained = checkpoint.trained(config.out, torch.device("cpu"))
-    images = data.load("test", config.levels, config.data)[:6]
+    images = fashion_mnist.load("test", config.levels, config.data)[:6]
     seeds = d3.draw_seeds(6, torch.Generator().manual_seed(0))
     bits = trained.diffusion.elbo(trained.denoiser, images, seeds=seeds).bits_per_dim
     assert found["bits_per_dim"] == pytest.approx(bits.mean().item(), rel=1e-5)
@@ -236,7 +236,7 @@ def test_a_killed_run_goes_on_as_if_it_never_had_been(config, tmp_path):
 
 
 def test_a_run_that_is_told_to_stop_saves_and_says_so(config, capsys):
-    run = Run(config, data.load("train", config.levels, config.data))
+    run = Run(config)
     step = run.train_step
 
     def train_step():

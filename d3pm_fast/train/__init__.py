@@ -1,1 +1,1 @@
-"""The command ``d3pm-fast``: a denoiser for Fashion-MNIST, its training, samples and bound."""
+"""``d3pm-fast``: denoisers for images and text, trained with this library's loss."""

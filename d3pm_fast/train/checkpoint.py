@@ -4,12 +4,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 
 from .. import _files
 from .._files import save
 from ..diffusion import D3PM
 from .config import TrainConfig
-from .denoiser import Denoiser
+from .tasks import from_options
 
 __all__ = ["NAME", "Trained", "load", "locate", "save", "trained"]
 
@@ -17,10 +18,18 @@ NAME = "checkpoint.pt"
 
 
 class Trained(NamedTuple):
-    """What a run has made: its options, the network with averaged weights, the diffusion."""
+    """What a run has made.
+
+    Attributes:
+        config: its options.
+        statistics: of the training data, see :meth:`TrainConfig.statistics`.
+        denoiser: the network with averaged weights.
+        diffusion: for data with these statistics.
+    """
 
     config: TrainConfig
-    denoiser: Denoiser
+    statistics: dict[str, list[float]]
+    denoiser: nn.Module
     diffusion: D3PM
 
 
@@ -42,7 +51,7 @@ def load(path: Path) -> dict[str, Any]:
 def trained(path: Path, device: torch.device) -> Trained:
     """Return the model in a checkpoint, on a device and in evaluation mode; errors as above."""
     state = load(path)
-    config = TrainConfig.from_dict(state["config"])
+    config, statistics = from_options(state["config"]), state["statistics"]
     denoiser = config.denoiser().to(device).eval()
     denoiser.load_state_dict(state["average"])
-    return Trained(config, denoiser, config.diffusion(state["marginals"]).to(device))
+    return Trained(config, statistics, denoiser, config.diffusion(statistics).to(device))

@@ -1,8 +1,7 @@
 """The command ``d3pm-fast``: one subcommand a task, its options from a dataclass."""
 
 import sys
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -10,21 +9,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         import tyro
 
-        from .config import TrainConfig
         from .evaluate import EvalConfig, evaluate
         from .generate import SampleConfig, sample
         from .loop import train
+        from .tasks import TASKS
     except ModuleNotFoundError as error:
         raise SystemExit(f'd3pm-fast needs {error.name}: pip install "d3pm_fast[train]"') from error
-    tasks: dict[type, Callable[[Any], None]]
-    tasks = {TrainConfig: train, SampleConfig: sample, EvalConfig: evaluate}
     config = tyro.extras.subcommand_cli_from_dict(
-        dict(zip(("train", "sample", "eval"), tasks, strict=True)),
+        {**TASKS, "sample": SampleConfig, "eval": EvalConfig},
         prog="d3pm-fast",
         description=__doc__,
         args=sys.argv[1:] if arguments is None else arguments,
     )
     try:
-        tasks[type(config)](config)
+        if isinstance(config, SampleConfig):
+            sample(config)
+        elif isinstance(config, EvalConfig):
+            evaluate(config)
+        else:
+            train(config)
     except (OSError, ValueError) as error:
         raise SystemExit(f"d3pm-fast: {error}") from error

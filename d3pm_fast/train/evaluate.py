@@ -13,8 +13,9 @@ from torch import Tensor
 from .. import evaluation
 from .._checks import check_count
 from ..elbo import ELBO
-from . import checkpoint, data, figures
+from . import checkpoint, fashion_mnist, figures
 from .device import autocast, pick_device
+from .images import ImageConfig
 
 NORMAL_QUANTILE = 1.959964  # of 97.5 %
 
@@ -54,8 +55,10 @@ class EvalConfig:
 def evaluate(config: EvalConfig) -> None:
     """Write the bound of the images, its terms and its interval."""
     device = pick_device(config.device)
-    trained, denoiser, diffusion = checkpoint.trained(config.checkpoint, device)
-    images = data.load("test", trained.levels, config.data)[: config.images]
+    trained, _, denoiser, diffusion = checkpoint.trained(config.checkpoint, device)
+    if not isinstance(trained, ImageConfig):
+        raise ValueError(f"{config.checkpoint} is of {trained.UNIT}s, eval bounds images")
+    images = fashion_mnist.load("test", trained.levels, config.data)[: config.images]
     with open(checkpoint.locate(config.checkpoint), "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     config.out.mkdir(parents=True, exist_ok=True)

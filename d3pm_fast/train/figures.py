@@ -53,16 +53,16 @@ def terms(path: Path, times: np.ndarray, bits: np.ndarray, steps_a_point: int = 
     plt.close(figure)
 
 
-def curve(path: Path, metrics: Sequence[dict[str, Any]]) -> None:
-    """Plot the bound of every step and its running mean, in bits per dimension."""
+def curve(path: Path, metrics: Sequence[dict[str, Any]], unit: str) -> None:
+    """Plot the bound of every step and its running mean, in bits per ``unit``."""
     steps = [m["step"] for m in metrics]
     bits = np.array([m["bits_per_dim"] for m in metrics])
     window = max(1, len(bits) // 50)
     smooth = np.convolve(bits, np.ones(window) / window, mode="valid")
     figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
-    axes.plot(steps, bits, alpha=0.25, linewidth=0.5, label="one batch, one time an image")
+    axes.plot(steps, bits, alpha=0.25, linewidth=0.5, label="one batch, one time an item")
     axes.plot(steps[window - 1 :], smooth, label=f"mean of {window} steps")
-    axes.set(xlabel="step", ylabel="bits per dimension", title="Variational bound in training")
+    axes.set(xlabel="step", ylabel=f"bits per {unit}", title="Variational bound in training")
     axes.set_ylim(0, float(np.quantile(bits, 0.99)) * 1.1 if len(bits) else 1)
     axes.legend()
     figure.savefig(path, dpi=120)

@@ -14,40 +14,42 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm.auto import tqdm
 
-from . import checkpoint, data, figures
+from . import checkpoint, figures
 from .config import TrainConfig
 from .device import autocast, pick_device
 from .generate import draw
+from .held_out import bits_per_token
+from .items import Items
+from .tasks import to_options
 
 WARM_UP = 200
 
 
 def train(config: TrainConfig) -> None:
-    """Train, or go on with, the run in ``config.out``; write checkpoints, metrics and pictures."""
-    images = data.load("train", config.levels, config.data)
-    Run(config, images).go()
+    """Train, or go on with, the run in ``config.out``; write checkpoints, metrics and samples."""
+    Run(config).go()
 
 
 class Run:
     """The state of a training run and what one step does to it."""
 
-    def __init__(self, config: TrainConfig, images: Tensor) -> None:
+    def __init__(self, config: TrainConfig) -> None:
         self.config = config
-        self.images = images
-        self.steps_per_epoch = len(images) // config.batch_size
+        self.items, self.held_out = config.load()
+        self.steps_per_epoch = len(self.items) // config.batch_size
         if self.steps_per_epoch == 0:
-            raise ValueError(f"batch_size must be at most {len(images)}, got {config.batch_size}")
+            raise ValueError(
+                f"batch_size must be at most {len(self.items)}, got {config.batch_size}"
+            )
         self.total = config.epochs * self.steps_per_epoch
         self.device = pick_device(config.device)
-        self.marginals = frequencies(images, config.levels)
-        self.diffusion = config.diffusion(self.marginals).to(self.device)
+        self.statistics = config.statistics(self.items)
+        self.diffusion = config.diffusion(self.statistics).to(self.device)
         torch.manual_seed(config.seed)
         self.denoiser = config.denoiser().to(self.device)
-        self.denoiser.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.average = AveragedModel(
             self.denoiser, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True
         )
@@ -86,8 +88,9 @@ class Run:
                     self.draw()
         self.save()
         if self.step == self.total:
-            self.draw()
-            print(f"done: {out / 'samples.png'}, {out / 'samples.gif'}, {out / 'loss.png'}")
+            files = self.draw()
+            print(f"held out: at most {self.evaluate():.3f} bits per {self.config.UNIT}")
+            print("done:", *files)
         else:
             print(f"stopped at step {self.step}; the same command goes on from here")
 
@@ -96,22 +99,23 @@ class Run:
         started = time.perf_counter()
         config = self.config
         generator = torch.Generator().manual_seed((config.seed << 32) + self.step)
-        x0 = self.batch().to(self.device).long()
+        batch = self.batch().to(self.device)
+        x0, mask = batch.x0, batch.mask
         t = self.diffusion.sample_t(len(x0), low_discrepancy=True, generator=generator)
         x_t = self.diffusion.q_sample(x0, t, generator=generator)
         for group in self.optimizer.param_groups:
             group["lr"] = config.learning_rate * self.rate()
         with autocast(config.precision, self.device):
-            logits = self.denoiser(x_t, t)
+            logits = batch.predict(self.denoiser, x_t, t)
         vb, ce = config.timesteps * config.vb_weight, config.timesteps * config.ce_weight
         self.optimizer.zero_grad(set_to_none=True)
-        loss = self.diffusion.loss(logits, x0, x_t, t, vb_weight=vb, ce_weight=ce)
+        loss = self.diffusion.loss(logits, x0, x_t, t, vb, ce, mask)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.denoiser.parameters(), config.clip)
         self.optimizer.step()
         self.average.update_parameters(self.denoiser)
         with torch.no_grad():
-            bound = config.timesteps * self.diffusion.loss(logits, x0, x_t, t)
+            bound = config.timesteps * self.diffusion.loss(logits, x0, x_t, t, mask=mask)
         self.step += 1
         seconds = time.perf_counter() - started
         return {
@@ -120,17 +124,17 @@ class Run:
             "loss": loss.item(),
             "bits_per_dim": bound.item() / math.log(2),
             "gradient_norm": norm.item(),
-            "images_per_second": len(x0) / seconds,
+            "items_per_second": len(x0) / seconds,
         }
 
-    def batch(self) -> Tensor:
-        """Return the images of this step, in an order of each epoch's own."""
+    def batch(self) -> Items:
+        """Return the items of this step, in an order of each epoch's own."""
         epoch, place = divmod(self.step, self.steps_per_epoch)
         if place == 0 or not hasattr(self, "order"):
             order = torch.Generator().manual_seed((self.config.seed << 32) + (1 << 31) + epoch)
-            self.order = torch.randperm(len(self.images), generator=order)
+            self.order = torch.randperm(len(self.items), generator=order)
         size = self.config.batch_size
-        return self.images[self.order[place * size : (place + 1) * size]]
+        return self.items[self.order[place * size : (place + 1) * size]]
 
     def rate(self) -> float:
         """Return this step's share of the peak learning rate."""
@@ -141,17 +145,17 @@ class Run:
         """Return what the progress bar says, over the last 50 steps."""
         recent = self.metrics[-50:]
         bits = sum(m["bits_per_dim"] for m in recent) / len(recent)
-        speed = sum(m["images_per_second"] for m in recent) / len(recent)
-        return f"{bits:.3f} bits/dim, {speed:.0f} images/s"
+        speed = sum(m["items_per_second"] for m in recent) / len(recent)
+        return f"{bits:.3f} bits/{self.config.UNIT}, {speed:.0f} items/s"
 
     def save(self) -> None:
         """Write the checkpoint."""
         checkpoint.save(
             self.config.out / checkpoint.NAME,
             {
-                "config": self.config.to_dict(),
+                "config": to_options(self.config),
                 "step": self.step,
-                "marginals": self.marginals,
+                "statistics": self.statistics,
                 "denoiser": self.denoiser.state_dict(),
                 "average": self.average.module.state_dict(),
                 "averaged_steps": int(self.average.n_averaged),
@@ -169,7 +173,7 @@ class Run:
         if not path.exists():
             return
         state = checkpoint.load(path)
-        check_same(state["config"], self.config.to_dict(), path)
+        check_same(state["config"], to_options(self.config), path)
         self.denoiser.load_state_dict(state["denoiser"])
         self.average.module.load_state_dict(state["average"])
         self.average.n_averaged.fill_(state["averaged_steps"])
@@ -179,20 +183,34 @@ class Run:
         lines = [json.loads(line) for line in log.read_text().splitlines() if line.endswith("}")]
         self.metrics = [line for line in lines if line["step"] <= self.step]
 
-    def draw(self) -> None:
-        """Write samples.png and samples.gif with the averaged weights, and loss.png."""
-        draw(
+    def draw(self) -> list[Path]:
+        """Show samples of the averaged weights, plot loss.png, and return the files."""
+        out = self.config.out
+        files = draw(
+            self.config,
             self.diffusion,
             self.average.module,
-            self.config,
-            self.config.out / "samples.png",
-            self.config.out / "samples.gif",
+            self.statistics,
+            out,
             self.config.sample_count,
             self.config.sample_steps,
             self.config.seed,
             self.device,
         )
-        figures.curve(self.config.out / "loss.png", self.metrics)
+        figures.curve(out / "loss.png", self.metrics, self.config.UNIT)
+        return [*files, out / "loss.png"]
+
+    def evaluate(self) -> float:
+        """Return the averaged weights' bound on the items held out, in bits a token."""
+        return bits_per_token(
+            self.diffusion,
+            self.average.module,
+            self.held_out,
+            self.config.batch_size,
+            self.config.precision,
+            self.device,
+            self.config.seed,
+        )
 
 
 # Options that may differ from those of the checkpoint a run goes on from.
@@ -201,18 +219,12 @@ FREE = {"out", "data", "device", "checkpoint_every", "sample_every", "sample_cou
 
 def check_same(saved: dict[str, Any], asked: dict[str, Any], path: Path) -> None:
     """Raise ValueError if a checkpoint's options are not the ones asked for."""
-    for name in saved.keys() - FREE:
-        if saved[name] != asked[name]:
+    for name, value in asked.items():
+        if name not in FREE and saved[name] != value:
             raise ValueError(
-                f"{path} was trained with {name} = {saved[name]!r}, asked for is "
-                f"{asked[name]!r}: choose another --out, or remove the old run"
+                f"{path} was trained with {name} = {saved[name]!r}, asked for is {value!r}: "
+                "choose another --out, or remove the old run"
             )
-
-
-def frequencies(images: Tensor, levels: int) -> list[float]:
-    """Return how often each grey level occurs."""
-    counts = torch.bincount(images.flatten(), minlength=levels).double()
-    return [count / len(images.flatten()) for count in counts.tolist()]
 
 
 @contextmanager

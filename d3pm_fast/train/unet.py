@@ -1,23 +1,23 @@
-"""The network: a small time-conditioned U-Net over categorical images."""
+"""The network for images: a small time-conditioned U-Net over categorical images."""
 
-import math
 from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["Denoiser"]
+from .layers import keep_tokens, sinusoids
+
+__all__ = ["UNet"]
 
 
-class Denoiser(nn.Module):
+class UNet(nn.Module):
     """A U-Net that maps ``(x_t, t)`` to the logits of x_0.
 
     Each level halves the image and, but for the first, doubles the width, up to 4 times the first
     one; sides that the halvings do not divide are padded with zeros. The classes come in through
     an embedding, to which classes of like grey start alike. What comes out is added to a learned,
-    time-dependent multiple of ``onehot(x_t)``: at small t most tokens are right as they are (D3PM,
-    appendix B.2, has a fixed one).
+    time-dependent multiple of ``onehot(x_t)``.
 
     Args:
         num_classes: K, the mask counted in.
@@ -40,7 +40,6 @@ class Denoiser(nn.Module):
         mask_id: int | None = None,
     ) -> None:
         super().__init__()
-        self.num_classes = num_classes
         self.num_steps = num_steps
         self.mask_id = mask_id
         widths = [width * 2**level for level in range(self.LEVELS)]
@@ -96,11 +95,7 @@ class Denoiser(nn.Module):
             h = torch.cat([h, kept[level]], 1)
             h = self.up[level](h, time)
         h = self.leave(h)[..., :height, :width].permute(0, 2, 3, 1)
-        keep = self.keep(time)[:, :, None, None]
-        logits: Tensor = h + keep * F.one_hot(x_t.long(), self.num_classes)
-        if self.mask_id is not None:
-            logits[..., self.mask_id] = -torch.inf
-        return logits
+        return keep_tokens(h, self.keep(time), x_t, self.mask_id)
 
 
 class Blocks(nn.ModuleList):
@@ -159,11 +154,3 @@ class Attention(nn.Module):
 def normalization(channels: int) -> nn.GroupNorm:
     """Return a normalization over groups of 16 channels."""
     return nn.GroupNorm(channels // 16, channels)
-
-
-def sinusoids(time: Tensor, features: int) -> Tensor:
-    """Return the sines and cosines of times in [0, 1], ``(B, features)``."""
-    half = features // 2
-    frequencies = torch.exp(torch.linspace(0, math.log(1000.0), half, device=time.device))
-    angles = time.float()[:, None] * frequencies
-    return torch.cat([angles.sin(), angles.cos()], dim=1)
