@@ -220,9 +220,9 @@ FREE = {"out", "data", "device", "checkpoint_every", "sample_every", "sample_cou
 def check_same(saved: dict[str, Any], asked: dict[str, Any], path: Path) -> None:
     """Raise ValueError if a checkpoint's options are not the ones asked for."""
     for name, value in asked.items():
-        if name not in FREE and saved[name] != value:
+        if name not in FREE and saved.get(name) != value:
             raise ValueError(
-                f"{path} was trained with {name} = {saved[name]!r}, asked for is {value!r}: "
+                f"{path} was trained with {name} = {saved.get(name)!r}, asked for is {value!r}: "
                 "choose another --out, or remove the old run"
             )
 

@@ -41,12 +41,16 @@ class TextConfig(TrainConfig):
     """The forward process."""
     first_step: Literal["logits", "posterior"] = "posterior"
     """The model of the last reverse step, p(x_0 | x_1): with logits it has to learn to copy."""
-    epochs: int = 10
+    epochs: int = 15
     """Passes over the documents."""
     width: int = 128
     """Features of a character in the Transformer, a multiple of 32."""
     depth: int = 2
     """Layers of the Transformer."""
+    learning_rate: float = 3e-3
+    """Peak learning rate: a linear rise over 200 steps, then half a cosine down to 0."""
+    ema: float = 0.99
+    """Decay of the averaged weights that the samples are drawn with."""
     sample_count: int = 8
     """Documents to draw."""
 
