@@ -226,6 +226,13 @@ def test_a_run_on_images_is_not_resumed_with_text(config):
         train(config)
 
 
+def test_a_run_is_not_resumed_with_another_text(config):
+    train(replace(config, epochs=1))
+    config.data.write_text(config.data.read_text().replace("seven", "eleven"))
+    with pytest.raises(ValueError, match="other data"):
+        train(replace(config, epochs=1))
+
+
 @pytest.mark.parametrize(
     ("option", "message"),
     [

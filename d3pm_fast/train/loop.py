@@ -167,13 +167,17 @@ class Run:
         """Take over the checkpoint and the metrics in the run's folder, if there are any.
 
         Raises:
-            ValueError: the checkpoint was trained with other options.
+            ValueError: the checkpoint was trained with other options or on other data.
         """
         path = self.config.out / checkpoint.NAME
         if not path.exists():
             return
         state = checkpoint.load(path)
         check_same(state["config"], to_options(self.config), path)
+        if state["statistics"] != self.statistics:
+            raise ValueError(
+                f"{path} was trained on other data: choose another --out, or remove the old run"
+            )
         self.denoiser.load_state_dict(state["denoiser"])
         self.average.module.load_state_dict(state["average"])
         self.average.n_averaged.fill_(state["averaged_steps"])
