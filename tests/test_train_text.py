@@ -12,7 +12,7 @@ import torch
 import d3pm_fast as d3
 from d3pm_fast.train import checkpoint, documents
 from d3pm_fast.train.cli import main
-from d3pm_fast.train.evaluate import bits_per_token
+from d3pm_fast.train.held_out import bits_per_token
 from d3pm_fast.train.items import Items
 from d3pm_fast.train.loop import Run, train
 from d3pm_fast.train.text import TextConfig, spread
