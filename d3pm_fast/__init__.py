@@ -2,7 +2,7 @@
 
 from importlib.metadata import version as _version
 
-from . import evaluation, functional, schedules, timesteps, transitions
+from . import evaluation, functional, sampling, schedules, timesteps, transitions
 from .diffusion import D3PM
 from .elbo import ELBO
 from .functional import draw_seeds
@@ -20,6 +20,7 @@ __all__ = [
     "evaluation",
     "functional",
     "implementation",
+    "sampling",
     "schedules",
     "timesteps",
     "transitions",

@@ -1,15 +1,14 @@
 """``D3PM``: a transition and the choices that its loss, posterior and sampler share."""
 
-import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from . import functional, ops, timesteps
-from ._checks import check_choice, check_count
+from ._checks import check_choice
 from .elbo import ELBO, elbo
+from .sampling import ancestral
 from .transitions import Transition
 
 __all__ = ["D3PM"]
@@ -147,7 +146,7 @@ class D3PM(nn.Module):
         self,
         denoiser: Callable[[Tensor, Tensor], functional.Prediction],
         x0: Tensor,
-        steps: int | None = None,
+        steps: int | Iterable[int] | None = None,
         num_times: int | None = None,
         mask: Tensor | None = None,
         generator: torch.Generator | None = None,
@@ -176,54 +175,54 @@ class D3PM(nn.Module):
         t: Tensor,
         s: Tensor | None = None,
         generator: torch.Generator | None = None,
+        seeds: Tensor | None = None,
+        step: int = 0,
     ) -> Tensor:
         """Draw ``x_s ~ p(x_s | x_t)``, s = t - 1 unless given.
 
         See :func:`d3pm_fast.functional.p_sample`.
         """
-        return self._p_sample(logits, x_t, t, s, functional.draw_seeds(len(x_t), generator), 0)
+        return functional.p_sample(
+            self.transition,
+            logits,
+            x_t,
+            t,
+            s,
+            reverse=self.reverse,
+            first_step=self.first_step,
+            generator=generator,
+            seeds=seeds,
+            step=step,
+            impl=self.impl,
+        )
 
-    @torch.no_grad()
     def sample(
         self,
         denoiser: Callable[[Tensor, Tensor], functional.Prediction],
         shape: tuple[int, ...],
-        steps: int | None = None,
+        steps: int | Iterable[int] | None = None,
         generator: torch.Generator | None = None,
         progress: bool = False,
         callback: Callable[[Tensor, int], None] | None = None,
+        last: str = "sample",
+        known: tuple[Tensor, Tensor] | None = None,
+        time_independent: bool = False,
+        seeds: Tensor | None = None,
     ) -> Tensor:
-        """Draw new data: x_T from the stationary distribution, then step by step down to x_0.
-
-        An item depends on its own seed alone: 5 items and then 3 more from one generator are
-        the 8 items that one call would have drawn.
-
-        Args:
-            denoiser: maps ``(x_t (B, *S) int64, t (B,) int64)`` to logits ``(B, *S, K)``, or to
-                a pair of parameters, see :class:`d3pm_fast.functional.Logistic`.
-            shape: ``(B, *S)``.
-            steps: how many evenly strided times, in 1..T; None for all T.
-            generator: where the seeds come from; None for PyTorch's default generator.
-            progress: show a progress bar.
-            callback: called with ``(x_T, T)`` and then with each ``(x_s, s)``.
-
-        Returns:
-            x_0, int64 ``(B, *S)``, on the module's device.
-        """
-        batch = check_count("shape[0]", shape[0], least=0)
-        times = timesteps.strided(self.num_steps, steps)
-        seeds = functional.draw_seeds(batch, generator).to(self._device)
-        x = self.sample_prior(shape, seeds)
-        if callback is not None:
-            callback(x, times[0])
-        pairs = list(itertools.pairwise(times))
-        for t, s in tqdm(pairs, desc="sampling", unit="step", disable=not progress):
-            t_batch, s_batch = (torch.full((batch,), v, device=x.device) for v in (t, s))
-            logits = denoiser(x, t_batch)
-            x = self._p_sample(logits, x, t_batch, s_batch if s < t - 1 else None, seeds, t)
-            if callback is not None:
-                callback(x, s)
-        return x
+        """Draw new data, int64 ``shape``; see :func:`d3pm_fast.sampling.ancestral`."""
+        return ancestral(
+            self,
+            denoiser,
+            shape,
+            steps=steps,
+            last=last,
+            known=known,
+            time_independent=time_independent,
+            generator=generator,
+            seeds=seeds,
+            progress=progress,
+            callback=callback,
+        )
 
     def sample_prior(self, shape: tuple[int, ...], seeds: Tensor) -> Tensor:
         """Draw x_T from the stationary distribution, int64 ``shape``.
@@ -233,28 +232,6 @@ class D3PM(nn.Module):
             seeds: int64 ``(B,)``, see :func:`d3pm_fast.functional.draw_seeds`.
         """
         return functional.sample_prior(self.transition, shape, seeds, self.num_steps + 1)
-
-    def _p_sample(
-        self,
-        logits: functional.Prediction,
-        x_t: Tensor,
-        t: Tensor,
-        s: Tensor | None,
-        seeds: Tensor,
-        step: int,
-    ) -> Tensor:
-        return functional.p_sample(
-            self.transition,
-            logits,
-            x_t,
-            t,
-            s,
-            reverse=self.reverse,
-            first_step=self.first_step,
-            seeds=seeds.to(x_t.device),
-            step=step,
-            impl=self.impl,
-        )
 
     @property
     def _device(self) -> torch.device:

@@ -1,7 +1,7 @@
 """The variational bound of data, all of it: every step's term and the prior (D3PM, eq. 1)."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -57,7 +57,7 @@ def elbo(
     denoiser: Callable[[Tensor, Tensor], functional.Prediction],
     x0: Tensor,
     *,
-    steps: int | None = None,
+    steps: int | Iterable[int] | None = None,
     num_times: int | None = None,
     mask: Tensor | None = None,
     generator: torch.Generator | None = None,
@@ -76,7 +76,8 @@ def elbo(
             pair of parameters, see :class:`d3pm_fast.functional.Logistic`. The n need not be
             of different items, nor of one time. Put it in evaluation mode yourself.
         x0: the data, ``(B, *S)``, on the module's device.
-        steps: how many evenly strided steps the model takes, in 1..T; None for all T. Fewer
+        steps: the steps that the model takes, see :func:`d3pm_fast.timesteps.path`: how many,
+            evenly strided, or the times that they start from; None for all T. Fewer
             steps have a bound of their own, from x_t straight to x_s (D3PM, section 3.3).
         num_times: how many of the steps are drawn for each item, without repetition, and stand
             for all of them without a bias; None takes every step. The standard error then needs
@@ -97,7 +98,7 @@ def elbo(
     if mask is not None:
         check_mask(mask, x0.shape)
         data = tokens.where(mask, 0)
-    times = torch.tensor(timesteps.strided(diffusion.num_steps, steps)[::-1], device=x0.device)
+    times = torch.tensor(timesteps.path(diffusion.num_steps, steps)[::-1], device=x0.device)
     starts, targets = times[1:], times[:-1]
     num_steps, batch = len(starts), len(x0)
     num_times = num_steps if num_times is None else check_count("num_times", num_times)

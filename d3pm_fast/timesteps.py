@@ -1,11 +1,14 @@
 """Drawing the time of a training step, and choosing the times of a sampler."""
 
+import itertools
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
-from ._checks import check_count
+from ._checks import check_count, check_integer
 
-__all__ = ["low_discrepancy", "strided", "uniform"]
+__all__ = ["low_discrepancy", "path", "strided", "uniform"]
 
 
 def uniform(
@@ -54,6 +57,32 @@ def strided(num_steps: int, steps: int | None = None) -> list[int]:
     if steps > num_steps:
         raise ValueError(f"steps must be at most T = {num_steps}, got {steps}")
     return [num_steps - num_steps * i // steps for i in range(steps + 1)]
+
+
+def path(num_steps: int, steps: int | Iterable[int] | None = None) -> list[int]:
+    """Return the times of a sampler, ``T = t_0 > t_1 > ... > 0``: strided ones, or any.
+
+    Args:
+        num_steps: T.
+        steps: a count or None, as for :func:`strided`; or the times that steps start from,
+            falling from T; the last step leads to 0.
+
+    Raises:
+        TypeError: a time is no integer.
+        ValueError: the times do not begin at T, do not fall, or go below 1; or as
+            :func:`strided`.
+    """
+    if steps is None or not isinstance(steps, Iterable):
+        return strided(num_steps, steps)
+    num_steps = check_count("num_steps", num_steps)
+    times = [check_integer("steps", t) for t in steps]
+    if not times or times[0] != num_steps:
+        raise ValueError(f"steps must begin at T = {num_steps}, got {times[:1]}")
+    times.append(0)
+    for t, s in itertools.pairwise(times):
+        if s >= t:
+            raise ValueError(f"steps must fall, and stay above 0, got {s} after {t}")
+    return times
 
 
 def _device(generator: torch.Generator | None, device: str | None) -> torch.device:

@@ -52,7 +52,7 @@ def by_time(make_logits, num_steps):
     return {t: make_logits(t) for t in range(1, num_steps + 1)}.__getitem__
 
 
-@pytest.mark.parametrize("steps", [None, 2])
+@pytest.mark.parametrize("steps", [None, 2, (4, 3, 1)])
 @pytest.mark.parametrize("first_step", FIRST_STEP)
 @pytest.mark.parametrize("reverse", REVERSE)
 @pytest.mark.parametrize(("family", "num_classes", "num_tokens"), TOYS)
@@ -73,7 +73,7 @@ def test_its_expectation_is_no_less_than_the_negative_log_likelihood(
     terms, weights, prior = found
     bound = (terms * weights).sum((1, 2)) + prior
     model = {"reverse": reverse, "first_step": first_step}
-    p = model_law(chain, logits_of, states, timesteps.strided(4, steps), **model)
+    p = model_law(chain, logits_of, states, timesteps.path(4, steps), **model)
     assert abs(p.sum() - 1) < 1e-12
     assert bool((bound >= -p.log() - 1e-12).all())
     assert bound.isfinite().any()

@@ -68,3 +68,10 @@ def test_strided_goes_from_t_to_zero_in_even_strides(num_steps, data):
 
 def test_strided_by_default_makes_every_step():
     assert timesteps.strided(4) == [4, 3, 2, 1, 0]
+
+
+def test_a_path_is_strided_or_as_given():
+    assert timesteps.path(10, 4) == timesteps.strided(10, 4)
+    assert timesteps.path(4) == [4, 3, 2, 1, 0]
+    for times in ([10, 7, 1], range(10, 0, -3), torch.tensor([10])):
+        assert timesteps.path(10, times) == [*map(int, times), 0]

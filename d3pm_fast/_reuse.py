@@ -1,0 +1,40 @@
+"""Predictions that are kept while the tokens that they were made from do not change."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from .functional import Prediction, sum_positions
+
+
+class Reuse:
+    """A denoiser that does not look at t, called again only for items whose tokens changed."""
+
+    def __init__(self, denoiser: Callable[[Tensor, Tensor], Prediction]) -> None:
+        self._denoiser = denoiser
+        self._last: tuple[Tensor, Prediction] | None = None
+
+    def __call__(self, x_t: Tensor, t: Tensor) -> Prediction:
+        """Return the prediction of x_0, ``(B, *S, K)`` or a pair of parameters."""
+        if self._last is None:
+            prediction = self._denoiser(x_t, t)
+        else:
+            tokens, prediction = self._last
+            changed = (sum_positions(x_t != tokens) > 0).nonzero().squeeze(1)
+            if len(changed):
+                part = self._denoiser(x_t[changed], t[changed])
+                prediction = _replaced(prediction, changed, part)
+        self._last = x_t, prediction
+        return prediction
+
+
+def _replaced(prediction: Prediction, items: Tensor, part: Prediction) -> Prediction:
+    """Return the prediction with that of some items replaced; it may be the denoiser's own."""
+    if isinstance(prediction, Tensor):
+        return prediction.index_copy(0, items, torch.as_tensor(part))
+    make = getattr(type(prediction), "_make", tuple)
+    return make(
+        _replaced(old, items, new) if isinstance(old, (Tensor, tuple)) else new
+        for old, new in zip(prediction, part, strict=True)
+    )

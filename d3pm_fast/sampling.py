@@ -1,0 +1,130 @@
+"""Drawing new data: from x_T, the stationary distribution, step by step down to x_0."""
+
+import itertools
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from . import functional, timesteps
+from ._checks import check_choice, check_count, check_range, check_same_device, check_shape
+from ._reuse import Reuse
+
+if TYPE_CHECKING:
+    from .diffusion import D3PM
+
+__all__ = ["ancestral"]
+
+Denoiser = Callable[[Tensor, Tensor], functional.Prediction]
+Known = tuple[Tensor, Tensor]
+LAST = ("sample", "argmax")
+
+
+@torch.no_grad()
+def ancestral(
+    diffusion: "D3PM",
+    denoiser: Denoiser,
+    shape: tuple[int, ...],
+    *,
+    steps: int | Iterable[int] | None = None,
+    last: str = "sample",
+    known: Known | None = None,
+    time_independent: bool = False,
+    generator: torch.Generator | None = None,
+    seeds: Tensor | None = None,
+    progress: bool = False,
+    callback: Callable[[Tensor, int], None] | None = None,
+) -> Tensor:
+    """Draw new data: x_T from the stationary distribution, then each ``x_s ~ p(x_s | x_t)``.
+
+    An item depends on its own seed alone, whatever the batch: 5 items and then 3 more from one
+    generator are the 8 items that one call would have drawn.
+
+    Args:
+        diffusion: the chain and the model's reverse step.
+        denoiser: maps ``(x_t (B, *S) int64, t (B,) int64)`` to logits ``(B, *S, K)``, or to
+            whatever else :func:`d3pm_fast.functional.p_sample` takes in their place. Put it in
+            evaluation mode yourself.
+        shape: ``(B, *S)``.
+        steps: how many evenly strided times, in 1..T, or the times themselves, falling from T;
+            None for all T. See :func:`d3pm_fast.timesteps.path`.
+        last: ``"sample"``, or ``"argmax"`` for the likeliest class of each token under
+            ``p(x_0 | x_t)`` in the step to 0, of equals the lowest, as the paper's code has it.
+        known: ``(tokens, mask)``, integers and bool ``(B, *S)``: where the mask is True, x is
+            held at these tokens in every step, and the others are filled in. In an absorbing
+            chain they are the tokens that were unmasked first, and the order of unmasking says
+            nothing about the data: a denoiser that knows q(x_0 | x_t) draws from the
+            conditional law. In other chains x_t has no such tokens without noise: a heuristic.
+        time_independent: the denoiser promises not to look at t. It is then called only for
+            the items that the last step has changed.
+        generator: where the seeds come from; None for PyTorch's default generator.
+        seeds: int64 ``(B,)`` in its place, see :func:`d3pm_fast.draw_seeds`.
+        progress: show a progress bar.
+        callback: called with ``(x_T, T)`` and then with each ``(x_s, s)``.
+
+    Returns:
+        x_0, int64 ``(B, *S)``, on the module's device.
+
+    Raises:
+        TypeError, ValueError, IndexError: as the functions of :mod:`d3pm_fast.functional`.
+    """
+    times = timesteps.path(diffusion.num_steps, steps)
+    check_choice("last", last, LAST)
+    x, seeds = start(diffusion, shape, known, generator, seeds)
+    if time_independent:
+        denoiser = Reuse(denoiser)
+    if callback is not None:
+        callback(x, times[0])
+    pairs = list(itertools.pairwise(times))
+    for t, s in tqdm(pairs, desc="sampling", unit="step", disable=not progress):
+        x = hold(step(diffusion, denoiser, x, t, s, seeds, last), known)
+        if callback is not None:
+            callback(x, s)
+    return x
+
+
+def start(
+    diffusion: "D3PM",
+    shape: tuple[int, ...],
+    known: Known | None,
+    generator: torch.Generator | None,
+    seeds: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Return x_T with the known tokens in it, and each item's seed, after all checks."""
+    batch = check_count("shape[0]", shape[0], least=0)
+    device = diffusion.transition.device
+    if known is not None:
+        tokens, mask = known
+        check_shape("known[0]", tokens, shape)
+        check_shape("known[1]", mask, shape)
+        if mask.dtype != torch.bool:
+            raise TypeError(f"known[1] must be a bool tensor, got {mask.dtype}")
+        check_same_device(transition=diffusion.transition, tokens=tokens, mask=mask)
+        check_range("known[0]", tokens.where(mask, 0), 0, diffusion.num_classes)
+    items = torch.empty(batch, device=device)
+    seeds = functional.check_seeds(seeds, generator, items).to(device)
+    return hold(diffusion.sample_prior(shape, seeds), known), seeds
+
+
+def step(
+    diffusion: "D3PM", denoiser: Denoiser, x_t: Tensor, t: int, s: int, seeds: Tensor, last: str
+) -> Tensor:
+    """Return x_s after one call of the denoiser; the numbers are those of step t."""
+    starts, targets = (torch.full((len(x_t),), time, device=x_t.device) for time in (t, s))
+    prediction = denoiser(x_t, starts)
+    if s == 0 and last == "argmax":
+        return diffusion.p_posterior(prediction, x_t, starts, targets).argmax(dim=-1)
+    # A step of one has its coefficients in a table.
+    return diffusion.p_sample(
+        prediction, x_t, starts, targets if s < t - 1 else None, seeds=seeds, step=t
+    )
+
+
+def hold(x: Tensor, known: Known | None) -> Tensor:
+    """Return x with the known tokens where they are known."""
+    if known is None:
+        return x
+    tokens, mask = known
+    return tokens.to(x.dtype).where(mask, x)
