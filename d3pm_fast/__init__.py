@@ -2,7 +2,7 @@
 
 from importlib.metadata import version as _version
 
-from . import evaluation, functional, sampling, schedules, timesteps, transitions
+from . import evaluation, functional, sampling, schedules, timesteps, transitions, unmasking
 from .diffusion import D3PM
 from .elbo import ELBO
 from .functional import draw_seeds
@@ -24,4 +24,5 @@ __all__ = [
     "schedules",
     "timesteps",
     "transitions",
+    "unmasking",
 ]

@@ -1,0 +1,221 @@
+"""Samplers that only absorbing chains have: a token changes once, when it is unmasked."""
+
+import math
+from collections.abc import Callable, Iterable
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from . import functional, timesteps
+from ._checks import check_choice, check_number
+from .reference.philox import uniforms
+from .sampling import LAST, Denoiser, Known, hold, start, step
+from .transitions import RankOneTransition
+
+if TYPE_CHECKING:
+    from .diffusion import D3PM
+
+__all__ = ["confidence", "first_hitting"]
+
+
+@torch.no_grad()
+def first_hitting(
+    diffusion: "D3PM",
+    denoiser: Denoiser,
+    shape: tuple[int, ...],
+    *,
+    steps: int | Iterable[int] | None = None,
+    last: str = "sample",
+    known: Known | None = None,
+    generator: torch.Generator | None = None,
+    seeds: Tensor | None = None,
+    progress: bool = False,
+    callback: Callable[[Tensor, int], None] | None = None,
+) -> Tensor:
+    """Draw by the first-hitting sampler (Zheng et al. 2024, arXiv 2409.02908), for any T.
+
+    When a token is unmasked says nothing about its class: the step from t to s unmasks a masked
+    token with probability ``(abar_s - abar_t) / (1 - abar_t)``. So these steps are drawn first,
+    each token's apart, and the denoiser is called for those alone that unmask a token of an
+    item. Every item goes its own way through time: call n serves the n-th such step of each, and
+    the number of calls is at most that of the tokens of an item, and one for the step to 0,
+    whatever T is. With a mask that is never predicted the law is that of
+    :func:`d3pm_fast.sampling.ancestral`, for the same times.
+
+    Args:
+        diffusion: an absorbing chain and the model's first step.
+        denoiser: as for :func:`d3pm_fast.sampling.ancestral`, its logit of the mask ``-inf``. It
+            is given a part of the batch, and t differs between items.
+        shape: ``(B, *S)``.
+        steps: as for :func:`d3pm_fast.sampling.ancestral`.
+        last: as for :func:`d3pm_fast.sampling.ancestral`.
+        known: as for :func:`d3pm_fast.sampling.ancestral`.
+        generator: where the seeds come from; None for PyTorch's default generator.
+        seeds: int64 ``(B,)`` in its place, see :func:`d3pm_fast.draw_seeds`.
+        progress: show a progress bar.
+        callback: called with x and how many calls are left, before the first and after each.
+
+    Returns:
+        x_0, int64 ``(B, *S)``, on the module's device.
+
+    Raises:
+        ValueError: the chain is not absorbing.
+        TypeError, ValueError, IndexError: as the functions of :mod:`d3pm_fast.functional`.
+    """
+    chain = _absorbing(diffusion)
+    times = timesteps.path(chain.num_steps, steps)
+    check_choice("last", last, LAST)
+    x, seeds = start(diffusion, shape, known, generator, seeds)
+    ends = torch.tensor(times[::-1], device=x.device)
+    hit = _draw_hits(chain, ends, seeds, x)
+    if known is not None:
+        hit = hit.where(~_rows(known[1]), 1)
+    order = _falling_ranks(hit).where(hit > 1, -1)  # the step to 0 is every item's last
+    calls = int(order.max()) + 1 if order.numel() else 0
+    if callback is not None:
+        callback(x, calls + 1)
+    for call in tqdm(range(calls + 1), desc="sampling", unit="call", disable=not progress):
+        if call < calls:
+            now = order == call
+            at = hit.where(now, 0).amax(dim=1)
+            items = at.nonzero().squeeze(1)
+            x_t, t = x[items], ends[at[items]]
+            drawn = _draw_x0(diffusion, denoiser(x_t, t), x_t, t, seeds[items], chain.num_steps + 2)
+            x = x.index_copy(0, items, drawn.where(now[items].view(x_t.shape), x_t))
+        else:
+            x = hold(step(diffusion, denoiser, x, times[-2], 0, seeds, last), known)
+        if callback is not None:
+            callback(x, calls - call)
+    return x
+
+
+@torch.no_grad()
+def confidence(
+    diffusion: "D3PM",
+    denoiser: Denoiser,
+    shape: tuple[int, ...],
+    *,
+    steps: int | Iterable[int] | None = None,
+    noise: float = 4.5,
+    remask: bool = False,
+    known: Known | None = None,
+    generator: torch.Generator | None = None,
+    seeds: Tensor | None = None,
+    progress: bool = False,
+    callback: Callable[[Tensor, int], None] | None = None,
+) -> Tensor:
+    """Unmask the tokens that the denoiser is surest of first (MaskGIT, Chang et al. 2022).
+
+    A heuristic: it does not sample the model's law. Each step draws all masked tokens and masks
+    again those drawn with the least probability, so many that the share of masked tokens is the
+    chain's, ``(1 - abar_s) / (1 - abar_T)``, rounded. More steps than tokens are of no use.
+
+    Args:
+        diffusion: an absorbing chain.
+        denoiser: as for :func:`d3pm_fast.sampling.ancestral`, its logit of the mask ``-inf``.
+        shape: ``(B, *S)``.
+        steps: as for :func:`d3pm_fast.sampling.ancestral`.
+        noise: what a Gumbel number is multiplied with before it is added to the log-probability
+            of a token, at T; it falls to 0 in proportion to s (MaskGIT's choice temperature).
+        remask: whether a token may be masked again in later steps, by the confidence with which
+            it was drawn (Mask-Predict, Ghazvininejad et al. 2019); else it stays.
+        known: as for :func:`d3pm_fast.sampling.ancestral`.
+        generator: where the seeds come from; None for PyTorch's default generator.
+        seeds: int64 ``(B,)`` in its place, see :func:`d3pm_fast.draw_seeds`.
+        progress: show a progress bar.
+        callback: called with ``(x_T, T)`` and then with each ``(x_s, s)``.
+
+    Returns:
+        x_0, int64 ``(B, *S)``, on the module's device.
+
+    Raises:
+        ValueError: the chain is not absorbing.
+        TypeError, ValueError, IndexError: as the functions of :mod:`d3pm_fast.functional`.
+    """
+    chain = _absorbing(diffusion)
+    times = timesteps.path(chain.num_steps, steps)
+    check_number("noise", noise)
+    x, seeds = start(diffusion, shape, known, generator, seeds)
+    free = (_rows(x) == chain.mask_id).sum(dim=1, keepdim=True)
+    share = chain.products[:, 2] / chain.products[-1, 2]
+    sure = torch.full(x.shape, math.inf, dtype=torch.float64, device=x.device)
+    if callback is not None:
+        callback(x, times[0])
+    pairs = list(pairwise(times))
+    for t, s in tqdm(pairs, desc="sampling", unit="step", disable=not progress):
+        starts, masked = torch.full((len(x),), t, device=x.device), x == chain.mask_id
+        prediction = denoiser(x, starts)
+        x = _draw_x0(diffusion, prediction, x, starts, seeds, step=t)
+        log_s = functional.p_posterior(
+            chain, prediction, x, starts, 0 * starts, impl=diffusion.impl
+        )
+        drawn = log_s.gather(-1, x.unsqueeze(-1)).squeeze(-1).double()
+        drawn += noise * s / times[0] * _gumbel(seeds, t, x)
+        sure = drawn.where(masked, sure if remask else math.inf)
+        rank = _rows(sure).argsort(dim=1).argsort(dim=1)
+        unsure = rank < (free * share[s]).round()
+        x = x.where(~unsure.view(x.shape), chain.mask_id)
+        if callback is not None:
+            callback(x, s)
+    return x
+
+
+def _absorbing(diffusion: "D3PM") -> RankOneTransition:
+    chain = diffusion.transition
+    if not isinstance(chain, RankOneTransition) or chain.family != "absorbing":
+        raise ValueError(f"the chain must be absorbing, got {chain.family}")
+    return chain
+
+
+def _draw_hits(chain: RankOneTransition, ends: Tensor, seeds: Tensor, x: Tensor) -> Tensor:
+    """Draw i in 1..n for each token, ``(B, P)``: it is unmasked from ``ends[i]`` to ``ends[i-1]``.
+
+    By inverse CDF: a token of x_T is masked at t with probability (1 - abar_t) / (1 - abar_T).
+    """
+    masked = chain.products[ends, 2]
+    number, _ = uniforms(seeds, chain.num_steps + 1, x.numel())
+    hit = torch.searchsorted(masked, number * masked[-1], right=True)
+    return _rows(hit.view(x.shape))
+
+
+def _falling_ranks(hit: Tensor) -> Tensor:
+    """Return how many greater values each row of ``(B, P)`` has, equal ones counted once."""
+    falling, place = hit.sort(dim=1, descending=True)
+    rank = (falling.diff(dim=1) != 0).cumsum(dim=1)
+    return torch.zeros_like(hit).scatter(1, place[:, 1:], rank)
+
+
+def _draw_x0(
+    diffusion: "D3PM",
+    prediction: functional.Prediction,
+    x_t: Tensor,
+    t: Tensor,
+    seeds: Tensor,
+    step: int,
+) -> Tensor:
+    """Draw all masked tokens from the prediction; the others stay."""
+    return functional.p_sample(
+        diffusion.transition,
+        prediction,
+        x_t,
+        t,
+        torch.zeros_like(t),
+        first_step="posterior",
+        seeds=seeds,
+        step=step,
+        impl=diffusion.impl,
+    )
+
+
+def _gumbel(seeds: Tensor, step: int, x: Tensor) -> Tensor:
+    """Return Gumbel numbers, independent of those that :func:`_draw_x0` takes in this step."""
+    number, _ = uniforms(seeds, step, x.numel(), pair=1)
+    return -torch.log(-torch.log1p(-number)).view(x.shape)
+
+
+def _rows(tokens: Tensor) -> Tensor:
+    """Return ``(B, *S)`` as ``(B, P)``."""
+    return tokens.reshape(len(tokens), math.prod(tokens.shape[1:]))
