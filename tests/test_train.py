@@ -161,6 +161,35 @@ def test_the_command_trains_and_draws_with_every_transition(transition, config, 
     assert first != other
 
 
+def test_the_command_draws_by_every_sampler(config, capsys):
+    train(replace(config, transition="absorbing", epochs=1))
+
+    def drawn(*options):
+        main(["sample", str(config.out), "--out", str(config.out), "--count", "2", *options])
+        with Image.open(config.out / "samples.gif") as film:
+            assert film.n_frames >= 2
+        return (config.out / "samples.png").read_bytes()
+
+    strided = drawn("--steps", "5")
+    assert drawn("--times", "10", "8", "6", "4", "2") == strided
+    others = [
+        drawn("--times", "10", "3"),
+        drawn("--last", "argmax"),
+        drawn("--sampler", "first-hitting", "--steps", "10"),
+        drawn("--sampler", "first-hitting", "--steps", "10", "--last", "argmax"),
+        drawn("--sampler", "confidence", "--seed", "1"),
+    ]
+    assert len({strided, *others}) == 6
+    assert "100%" in capsys.readouterr().err
+    for wrong, message in (
+        (("--steps", "2", "--times", "10"), "steps or times, not both"),
+        (("--times", "9", "3"), "steps must begin at T = 10, got"),
+        (("--sampler", "confidence", "--last", "argmax"), "argmax is not for the confidence"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            drawn(*wrong)
+
+
 @pytest.mark.parametrize("transition", ["absorbing", "gaussian"])
 def test_the_command_reports_the_bound_of_a_checkpoint(transition, config, capsys):
     train(replace(config, transition=transition, epochs=1))

@@ -1,23 +1,32 @@
 """Draw items from a trained denoiser."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import torch
 import tyro
-from torch import nn
+from torch import Tensor, nn
 
-from ..diffusion import D3PM
+from ..sampling import ancestral
+from ..unmasking import confidence, first_hitting
 from . import checkpoint
 from .config import TrainConfig
 from .device import autocast, pick_device
 
+Sampler = Callable[..., Tensor]
+SAMPLERS: dict[str, Sampler] = {
+    "ancestral": ancestral,
+    "first-hitting": first_hitting,
+    "confidence": confidence,
+}
+
 
 @dataclass(frozen=True)
 class SampleConfig:
-    """Draw from a checkpoint: a grid (PNG) and a film (GIF) of images, or text."""
+    """Draw from a trained denoiser."""
 
     checkpoint: Annotated[Path, tyro.conf.Positional]
     """The checkpoint, or the folder of its run."""
@@ -25,8 +34,15 @@ class SampleConfig:
     """Folder for samples.png and samples.gif, or samples.txt."""
     count: int | None = None
     """Items to draw; default: as in training."""
+    sampler: Literal["ancestral", "first-hitting", "confidence"] = "ancestral"
+    """The others are for absorbing chains: first-hitting has the same law and calls the denoiser
+    only for steps that unmask a token; confidence unmasks the surest tokens first, a heuristic."""
     steps: int | None = None
-    """Denoiser calls, 1..T; default: as in training."""
+    """Evenly strided steps, 1..T; default: as in training."""
+    times: tuple[int, ...] = ()
+    """In place of steps: the times that they start from, falling from T."""
+    last: Literal["sample", "argmax"] = "sample"
+    """The step to t = 0: drawn, or the likeliest class."""
     seed: int = 0
     """Of the noise."""
     device: str = "auto"
@@ -34,38 +50,41 @@ class SampleConfig:
 
 
 def sample(config: SampleConfig) -> None:
-    """Draw anew from a checkpoint."""
+    """Draw anew from a checkpoint.
+
+    Raises:
+        ValueError: options that exclude each other, or a sampler that the chain does not have.
+    """
+    if config.times and config.steps is not None:
+        raise ValueError("give steps or times, not both")
+    if config.sampler == "confidence" and config.last == "argmax":
+        raise ValueError("last = argmax is not for the confidence sampler")
     device = pick_device(config.device)
     trained, statistics, denoiser, diffusion = checkpoint.trained(config.checkpoint, device)
+    steps = trained.sample_steps if config.steps is None else config.steps
+    options: dict[str, Any] = {"steps": config.times or steps}
+    if config.sampler != "confidence":
+        options["last"] = config.last
+    sampler = partial(SAMPLERS[config.sampler], diffusion, **options)
+    count = trained.sample_count if config.count is None else config.count
     config.out.mkdir(parents=True, exist_ok=True)
-    files = draw(
-        trained,
-        diffusion,
-        denoiser,
-        statistics,
-        config.out,
-        trained.sample_count if config.count is None else config.count,
-        trained.sample_steps if config.steps is None else config.steps,
-        config.seed,
-        device,
-    )
+    files = draw(trained, sampler, denoiser, statistics, config.out, count, config.seed, device)
     print("wrote", *files)
 
 
 def draw(
     trained: TrainConfig,
-    diffusion: D3PM,
+    sampler: Sampler,
     denoiser: nn.Module,
     statistics: dict[str, list[float]],
     out: Path,
     count: int,
-    steps: int,
     seed: int,
     device: torch.device,
 ) -> list[Path]:
     """Draw ``count`` items, show them in files in ``out`` and return the files."""
     denoiser.eval()
     generator = torch.Generator().manual_seed(seed)
-    drawing = partial(diffusion.sample, steps=steps, generator=generator, progress=True)
+    drawing = partial(sampler, generator=generator, progress=True)
     with autocast(trained.precision, device):
         return trained.draw(drawing, denoiser, statistics, count, out)

@@ -10,6 +10,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -192,12 +193,11 @@ class Run:
         out = self.config.out
         files = draw(
             self.config,
-            self.diffusion,
+            partial(self.diffusion.sample, steps=self.config.sample_steps),
             self.average.module,
             self.statistics,
             out,
             self.config.sample_count,
-            self.config.sample_steps,
             self.config.seed,
             self.device,
         )
