@@ -12,6 +12,7 @@ import torch
 from tqdm import tqdm
 
 from .bench_dense import DENSE
+from .bench_elbo import ELBO
 from .bench_logistic import LOGISTIC
 from .bench_loss import LOSS
 from .bench_p_sample import P_SAMPLE
@@ -32,7 +33,7 @@ from .report import (
 )
 from .timing import OtherWork, interleave
 
-ALL = LOSS, Q_SAMPLE, P_SAMPLE, POSTERIOR, DENSE, LOGISTIC, PRODUCTS, SPARSE
+ALL = LOSS, Q_SAMPLE, P_SAMPLE, POSTERIOR, DENSE, LOGISTIC, PRODUCTS, SPARSE, ELBO
 OPERATIONS = {operation.name: operation for operation in ALL}
 CASES = [case for operation in OPERATIONS.values() for case in operation.cases]
 

@@ -5,10 +5,11 @@ from torch import Tensor
 import d3pm_fast as d3
 
 from .bench_q_sample import TOLERANCE, apart
-from .cases import OURS, Inputs, Operation, Provider, Run, as_pytest, cases
+from .cases import FEW, OURS, Inputs, Operation, Provider, Run, as_pytest, cases
 from .providers import closed_form, compiled, copy
 
 CASES = cases("p_sample", (8, 1024, 256))
+CASES += cases("p_sample", (64, 1024, 256), families=("uniform", FEW))
 
 
 def ours(i: Inputs) -> Run:

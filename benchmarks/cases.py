@@ -18,6 +18,10 @@ GAUSSIAN, GAUSSIAN_FULL = "gaussian", "gaussian, full form"
 # The graph of the 10 nearest neighbours, at these times tau; a class is left at a rate of 1 on
 # average, so tau is about the number of jumps.
 NEIGHBORS = {f"nearest neighbors, tau = {tau:g}": tau for tau in (0.1, 1.0, 10.0, 100.0)}
+# A step that unmasks 5 % of all tokens from any t: one of 20 in which as many are masked by each.
+FEW_STEPS = 20
+FEW = "absorbing, 5 % unmasked"
+LONG = "uniform, T = 1000"
 OURS = "ours"
 
 Run = Callable[[], Any]
@@ -97,6 +101,11 @@ def make_transition(family: str, num_classes: int) -> d3.transitions.Transition:
     if family == "absorbing":
         betas = d3.schedules.jsd(NUM_STEPS)
         return d3.transitions.absorbing(num_classes, betas, mask_id=num_classes - 1)
+    if family == FEW:
+        betas = d3.schedules.jsd(FEW_STEPS)
+        return d3.transitions.absorbing(num_classes, betas, mask_id=num_classes - 1)
+    if family == LONG:
+        return d3.transitions.uniform(num_classes, d3.schedules.cosine(1000))
     if family == GAUSSIAN_FULL:
         return make_transition(GAUSSIAN, num_classes)
     if family in NEIGHBORS:
@@ -112,7 +121,7 @@ def make_inputs(case: Case) -> Inputs:
     """Return random data, and its corruption at times that represent t uniform on 1..T.
 
     The times are the middles of B equal parts of 1..T (of 20..59 where a Gaussian is to have no
-    cheaper form): so the share of masked tokens is that
+    cheaper form, of 2..T where few tokens are to change): so the share of masked tokens is that
     of uniform times on average, whatever the batch. The mask is the last class and not in the
     data; its logit is finite like any other.
     """
@@ -120,7 +129,8 @@ def make_inputs(case: Case) -> Inputs:
     k, shape = case.num_classes, (case.batch, case.positions)
     transition = make_transition(case.family, k)
     x0 = torch.randint(k - 1, shape, generator=generator)
-    first, last = (20, 60) if case.family == GAUSSIAN_FULL else (1, transition.num_steps + 1)
+    parts = {GAUSSIAN_FULL: (20, 60), FEW: (2, FEW_STEPS + 1)}
+    first, last = parts.get(case.family, (1, transition.num_steps + 1))
     t = first + ((torch.arange(case.batch) + 0.5) * (last - first) / case.batch).long()
     x_t = d3.functional.q_sample(transition, x0, t, generator=generator)
     logits = torch.randn(*shape, k, generator=generator)

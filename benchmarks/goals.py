@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
-from .cases import GAUSSIAN, GAUSSIAN_FULL, NEIGHBORS, OURS, Case
+from .cases import FEW, GAUSSIAN, GAUSSIAN_FULL, LONG, NEIGHBORS, OURS, Case
 from .timing import Timing
 
 Timings = Mapping[tuple[Case, str], Timing]
@@ -25,6 +25,8 @@ LOSS_GOALS = [  # shape, provider, least (provider / ours) or greatest (ours / p
 ABSORBING_SPEEDUP = 1.8
 LOGISTIC_SHARE = 0.7
 NEIGHBORS_SHAPE = (1, 128, 8192)
+FEW_SHAPE, FEW_SPEEDUP = (64, 1024, 256), 10
+ELBO_SHAPE, ELBO_SHARE = (1, 256, 256), 1.05
 SAMPLE_GOALS = [("q_sample", (64, 1024, 256), 50), ("p_sample", (8, 1024, 256), 10)]
 
 
@@ -72,6 +74,7 @@ def _loss_goals(timings: Timings) -> Iterator[Goal]:
         (Case("sparse p_sample", family, *NEIGHBORS_SHAPE), "dense product", "least", 10)
         for family in NEIGHBORS
     ]
+    of_cases += [(Case("elbo", LONG, *ELBO_SHAPE), "denoiser alone", "greatest", ELBO_SHARE)]
     for case, provider, kind, bound in of_cases:
         times = (case, provider), (case, OURS)
         if kind == "least":
@@ -93,6 +96,9 @@ def _sample_goals(timings: Timings) -> Iterator[Goal]:
             case = Case(operation, family, *shape)
             measured = _ratio(timings, (case, "Gumbel eager"), (case, OURS))
             yield Goal(f"{case.name}: Gumbel eager / ours", bound, True, measured)
+    uniform, few = (Case("p_sample", family, *FEW_SHAPE) for family in ("uniform", FEW))
+    measured = _ratio(timings, (uniform, OURS), (few, OURS))
+    yield Goal(f"{few.name}: our uniform / ours", FEW_SPEEDUP, True, measured)
 
 
 def _memory_goals(memory: Mapping[tuple[Case, str], int]) -> Iterator[Goal]:
