@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
 from .functional import Prediction, sum_positions
@@ -32,7 +31,8 @@ class Reuse:
 def _replaced(prediction: Prediction, items: Tensor, part: Prediction) -> Prediction:
     """Return the prediction with that of some items replaced; it may be the denoiser's own."""
     if isinstance(prediction, Tensor):
-        return prediction.index_copy(0, items, torch.as_tensor(part))
+        assert isinstance(part, Tensor)
+        return prediction.index_copy(0, items, part)
     make = getattr(type(prediction), "_make", tuple)
     return make(
         _replaced(old, items, new) if isinstance(old, (Tensor, tuple)) else new

@@ -9,7 +9,14 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from . import functional, timesteps
-from ._checks import check_choice, check_count, check_range, check_same_device, check_shape
+from ._checks import (
+    check_choice,
+    check_count,
+    check_range,
+    check_same_device,
+    check_shape,
+    check_tokens,
+)
 from ._reuse import Reuse
 
 if TYPE_CHECKING:
@@ -97,6 +104,7 @@ def start(
     device = diffusion.transition.device
     if known is not None:
         tokens, mask = known
+        check_tokens("known[0]", tokens)
         check_shape("known[0]", tokens, shape)
         check_shape("known[1]", mask, shape)
         if mask.dtype != torch.bool:

@@ -271,6 +271,11 @@ def test_bad_schedules_are_named(make, error, message):
             r"known\[1\] must be a bool tensor",
         ),
         (
+            lambda d: d.sample(None, (2,), known=(torch.zeros(2), torch.ones(2).bool())),
+            TypeError,
+            r"known\[0\] must be an integer tensor",
+        ),
+        (
             lambda d: d.sample(None, (2,), known=(torch.full((2,), K), torch.ones(2).bool())),
             IndexError,
             r"known\[0\] must lie in",
