@@ -37,7 +37,8 @@ from ._checks import (
     check_tokens,
 )
 from .autograd import LogisticLogits, Loss, PPosterior
-from .logistic import Call, Logistic, LogisticLoss, LogisticPPosterior, apply
+from .chunks import Call, apply
+from .logistic import Logistic, LogisticLoss, LogisticMaker, LogisticPPosterior
 from .reference.draws import draw_base
 from .reference.philox import uniforms
 from .transitions import Transition
@@ -139,11 +140,13 @@ def loss(
         tokens = "none" if reduction == "batch" else reduction
         value = _loss(name, kernels, prediction, tokens, arguments(None), transition)
         return _reduced(value, mask, reduction) if reduction == "batch" else value
-    call = _call_of(transition, prediction, name, arguments)
+    maker = _maker_of(transition, prediction, name)
+    call = _call_of(transition, x0, maker.logits, arguments)
     if torch.is_grad_enabled() and any(p.requires_grad for p in prediction[:2]):
-        value = LogisticLoss.apply(*prediction[:2], call, kernels.loss_and_grad)  # type: ignore[no-untyped-call]
+        args = (*prediction[:2], call, maker.pull, kernels.loss_and_grad)
+        value = LogisticLoss.apply(*args)  # type: ignore[no-untyped-call]
     else:
-        value = apply(lambda *args: kernels.loss(*args, "none"), prediction, call)
+        value = apply(lambda *args: kernels.loss(*args, "none"), prediction[:2], call)
     return _reduced(value, mask, reduction)
 
 
@@ -227,8 +230,9 @@ def p_posterior(
     prediction = _prediction(logits, transition, name)
     both = kernels.p_posterior, getattr(kernels, "p_posterior_grad", None)
     if not isinstance(prediction, Tensor):
-        call = _call_of(transition, prediction, name, arguments)
-        return LogisticPPosterior.apply(*prediction[:2], call, *both)  # type: ignore[no-any-return, no-untyped-call]
+        maker = _maker_of(transition, prediction, name)
+        call = _call_of(transition, x_t, maker.logits, arguments)
+        return LogisticPPosterior.apply(*prediction[:2], call, maker.pull, *both)  # type: ignore[no-any-return, no-untyped-call]
     args = arguments(None)
     if name != "reference" and prediction.requires_grad and torch.is_grad_enabled():
         return PPosterior.apply(prediction, *both, args, transition)  # type: ignore[no-any-return, no-untyped-call]
@@ -319,8 +323,9 @@ def p_sample(
         if isinstance(prediction, Tensor):
             drawn = kernels.p_sample(prediction, *arguments(None))
         else:
-            call = _call_of(transition, prediction, name, arguments)
-            drawn = apply(kernels.p_sample, prediction, call)
+            maker = _maker_of(transition, prediction, name)
+            call = _call_of(transition, tokens, maker.logits, arguments)
+            drawn = apply(kernels.p_sample, prediction[:2], call)
     return drawn.to(x_t.dtype)  # type: ignore[no-any-return]
 
 
@@ -450,15 +455,19 @@ def _prediction(logits: Prediction, transition: Transition, name: str) -> Tensor
     return Logistic(loc.contiguous(), log_scale.contiguous(), edge_corrected)
 
 
+def _maker_of(transition: Transition, prediction: Logistic, name: str) -> LogisticMaker:
+    operations = ops.logistic.operations(name)
+    assert operations is not None
+    return LogisticMaker(transition.num_classes, prediction.edge_corrected, operations)
+
+
 def _call_of(
     transition: Transition,
-    prediction: Logistic,
-    name: str,
+    tokens: Tensor,
+    logits: Callable[..., Tensor],
     arguments: Callable[[slice | None], tuple[Any, ...]],
 ) -> Call:
-    logistic = ops.logistic.operations(name)
-    assert logistic is not None
-    return Call(transition.num_classes, prediction.edge_corrected, logistic, arguments)
+    return Call(tokens[:1].numel() * transition.num_classes * 4, logits, arguments)
 
 
 def _cut(values: Tensor | None, items: slice | None) -> Any:

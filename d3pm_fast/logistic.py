@@ -1,17 +1,17 @@
-"""A prediction of x_0 by two numbers a token; its K logits exist for a chunk of items at a time."""
+"""A prediction of x_0 by two numbers a token, in place of K logits."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from .chunks import Call, apply
 from .ops.logistic import LogisticOperations
+from .reference.logspace import compute_dtype
 
 __all__ = ["Logistic"]
-
-CHUNK_BYTES = {"cpu": 1 << 21, "cuda": 1 << 25}  # what the cache holds until it is read
 
 
 class Logistic(NamedTuple):
@@ -31,48 +31,35 @@ class Logistic(NamedTuple):
     edge_corrected: bool = False
 
 
-class Call(NamedTuple):
-    """An operation on logits, for items of a batch at a time.
+class LogisticMaker(NamedTuple):
+    """What makes logits of the parameters of some items, and of their gradient the parameters'.
+
+    Both calculate in the compute dtype of the parameters, and so are the gradients.
 
     Attributes:
         num_classes: K.
         edge_corrected: of the distribution.
-        logistic: what makes logits, and of their gradient that of the parameters.
-        items: maps a slice of the batch to the operation's arguments after the logits.
+        operations: of an implementation.
     """
 
     num_classes: int
     edge_corrected: bool
-    logistic: LogisticOperations
-    items: Callable[[slice], tuple[Any, ...]]
-
-    def chunks(self, loc: Tensor, log_scale: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
-        """Yield slices of the batch, and of both parameters, in the dtype of the calculation."""
-        a_batch = loc[:1].numel() * self.num_classes * 4
-        chunk_bytes = CHUNK_BYTES.get(loc.device.type, CHUNK_BYTES["cuda"])
-        size = max(chunk_bytes // max(a_batch, 1), 1)
-        dtype = torch.float64 if loc.dtype == torch.float64 else torch.float32
-        for first in range(0, max(len(loc), 1), size):
-            part = slice(first, first + size)
-            yield part, loc[part].to(dtype), log_scale[part].to(dtype)
+    operations: LogisticOperations
 
     def logits(self, loc: Tensor, log_scale: Tensor) -> Tensor:
-        """Return the logits of a chunk."""
-        return self.logistic.logits(loc, log_scale, self.num_classes, self.edge_corrected)
+        """Return the logits, ``(B, *S, K)``."""
+        pair = _to_compute(loc, log_scale)
+        return self.operations.logits(*pair, self.num_classes, self.edge_corrected)
 
     def pull(self, loc: Tensor, log_scale: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the gradients of a chunk's parameters from that of its logits."""
-        return self.logistic.gradient(loc, log_scale, grad, self.edge_corrected)
+        """Return the gradients of both parameters from that of the logits."""
+        pair = _to_compute(loc, log_scale)
+        return self.operations.gradient(*pair, grad, self.edge_corrected)
 
 
-def apply(operation: Callable[..., Tensor], parameters: Logistic, call: Call) -> Tensor:
-    """Return an operation's result; its first dimension is the batch."""
-    return torch.cat(
-        [
-            operation(call.logits(loc, log_scale), *call.items(part))
-            for part, loc, log_scale in call.chunks(parameters.loc, parameters.log_scale)
-        ]
-    )
+def _to_compute(loc: Tensor, log_scale: Tensor) -> tuple[Tensor, Tensor]:
+    dtype = compute_dtype(loc.dtype)
+    return loc.to(dtype), log_scale.to(dtype)
 
 
 class LogisticLoss(torch.autograd.Function):
@@ -84,15 +71,15 @@ class LogisticLoss(torch.autograd.Function):
         loc: Tensor,
         log_scale: Tensor,
         call: Call,
+        pull: Callable[..., tuple[Tensor, Tensor]],
         loss_and_grad: Callable[..., tuple[Tensor, Tensor]],
     ) -> Tensor:
         """Return the loss ``(B, *S)``; ``call`` has the arguments without the reduction."""
         losses, grads = [], []
-        for part, loc_part, log_scale_part in call.chunks(loc, log_scale):
-            logits = call.logits(loc_part, log_scale_part)
-            loss, grad = loss_and_grad(logits, *call.items(part), "none", False)
+        for part, pair in call.chunks(loc, log_scale):
+            loss, grad = loss_and_grad(call.logits(*pair), *call.items(part), "none", False)
             losses.append(loss)
-            grads.append(call.pull(loc_part, log_scale_part, grad))
+            grads.append(pull(*pair, grad))
         ctx.save_for_backward(*(torch.cat(parts) for parts in zip(*grads, strict=True)))
         ctx.dtype = loc.dtype
         return torch.cat(losses)
@@ -102,7 +89,7 @@ class LogisticLoss(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients with respect to loc and log_scale."""
         loc, log_scale = ((grad * upstream).to(ctx.dtype) for grad in ctx.saved_tensors)
-        return loc, log_scale, None, None
+        return loc, log_scale, None, None, None
 
 
 class LogisticPPosterior(torch.autograd.Function):
@@ -114,24 +101,24 @@ class LogisticPPosterior(torch.autograd.Function):
         loc: Tensor,
         log_scale: Tensor,
         call: Call,
+        pull: Callable[..., tuple[Tensor, Tensor]],
         p_posterior: Callable[..., Tensor],
         p_posterior_grad: Callable[..., Tensor],
     ) -> Tensor:
         """Return the log-probabilities."""
         ctx.save_for_backward(loc, log_scale)
-        ctx.call, ctx.p_posterior_grad = call, p_posterior_grad
-        return apply(p_posterior, Logistic(loc, log_scale), call)
+        ctx.call, ctx.pull, ctx.p_posterior_grad = call, pull, p_posterior_grad
+        return apply(p_posterior, (loc, log_scale), call)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients with respect to loc and log_scale."""
         pulled = []
-        for part, loc, log_scale in ctx.call.chunks(*ctx.saved_tensors):
-            logits = ctx.call.logits(loc, log_scale)
-            pull = upstream[part].contiguous()
-            grad = ctx.p_posterior_grad(logits, pull, *ctx.call.items(part))
-            pulled.append(ctx.call.pull(loc, log_scale, grad))
+        for part, pair in ctx.call.chunks(*ctx.saved_tensors):
+            logits, above = ctx.call.logits(*pair), upstream[part].contiguous()
+            grad = ctx.p_posterior_grad(logits, above, *ctx.call.items(part))
+            pulled.append(ctx.pull(*pair, grad))
         dtype = ctx.saved_tensors[0].dtype
         loc, log_scale = (torch.cat(parts).to(dtype) for parts in zip(*pulled, strict=True))
-        return loc, log_scale, None, None, None
+        return loc, log_scale, None, None, None, None

@@ -4,7 +4,8 @@ import pytest
 import torch
 from helpers.compare import assert_close, check_gradient
 
-from d3pm_fast import functional, logistic, schedules, transitions
+from d3pm_fast import chunks as of_chunks
+from d3pm_fast import functional, schedules, transitions
 from d3pm_fast.functional import Logistic
 
 K, T, SHAPE = 17, 12, (5, 3, 4)
@@ -18,7 +19,7 @@ DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 
 @pytest.fixture(params=[1, 1 << 21], ids=["an item a chunk", "one chunk"])
 def chunks(request, monkeypatch):
-    monkeypatch.setitem(logistic.CHUNK_BYTES, "cpu", request.param)
+    monkeypatch.setitem(of_chunks.CHUNK_BYTES, "cpu", request.param)
 
 
 @pytest.fixture(params=CHAINS)
