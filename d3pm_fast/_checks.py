@@ -203,6 +203,37 @@ def check_logistic(parameters: tuple[Any, ...]) -> None:
     check_same_device(loc=loc, log_scale=log_scale)
 
 
+def check_shaped(
+    logits: Tensor,
+    unconditional: Tensor | None,
+    guidance: float,
+    temperature: float,
+    top_k: int | None,
+    top_p: float | None,
+) -> None:
+    """Raise unless the fields of Shaped are what it documents; its shape is not looked at."""
+    check_float("logits", logits)
+    if unconditional is not None:
+        check_shape("unconditional", unconditional, tuple(logits.shape))
+        if unconditional.dtype != logits.dtype:
+            raise TypeError(
+                f"unconditional must be {logits.dtype} as logits is, got {unconditional.dtype}"
+            )
+        check_same_device(logits=logits, unconditional=unconditional)
+    elif check_number("guidance", guidance) != 1:
+        raise ValueError(f"guidance {guidance} needs unconditional logits, got None")
+    check_number("guidance", guidance)
+    if check_number("temperature", temperature) <= 0:
+        raise ValueError(
+            f"temperature must be positive, got {temperature}; for its limit, the argmax, "
+            "take top_k=1"
+        )
+    if top_k is not None:
+        check_count("top_k", top_k)
+    if top_p is not None and not 0 < check_number("top_p", top_p) <= 1:
+        raise ValueError(f"top_p must lie in (0, 1], got {top_p}")
+
+
 def check_shape(name: str, value: Tensor, shape: tuple[int, ...]) -> None:
     """Raise unless ``value`` has this shape."""
     if not isinstance(value, Tensor):

@@ -3,8 +3,8 @@
 Shapes: tokens ``(B, *S)`` of any integer dtype with values in [0, K), S any number of position
 axes, also none; ``t`` ``(B,)`` or, per token, ``(B, *S)``, in 1..T; ``logits`` ``(B, *S, K)``,
 float32, float64, bfloat16 or float16, ``-inf`` for a forbidden class; or in their place a pair
-``(loc, log_scale)``, see :class:`Logistic`. float64 logits are
-calculated in float64, all others in float32.
+``(loc, log_scale)``, see :class:`Logistic`, or, to draw from, :class:`Shaped` logits. float64
+logits are calculated in float64, all others in float32.
 
 All functions take ``impl``, see :func:`d3pm_fast.implementation`, and raise
 
@@ -33,6 +33,7 @@ from ._checks import (
     check_range,
     check_same_device,
     check_shape,
+    check_shaped,
     check_times,
     check_tokens,
 )
@@ -41,11 +42,13 @@ from .chunks import Call, apply
 from .logistic import Logistic, LogisticLoss, LogisticMaker, LogisticPPosterior
 from .reference.draws import draw_base
 from .reference.philox import uniforms
+from .shaped import Shaped, maker_of
 from .transitions import Transition
 from .transitions.base import running_sums
 
 __all__ = [
     "Logistic",
+    "Shaped",
     "draw_seeds",
     "logistic_logits",
     "loss",
@@ -111,6 +114,8 @@ def loss(
         float64 for float64 logits, float32 for all others. NaN for a pair ``(x_0, x_t)`` that
         the chain cannot make.
     """
+    if isinstance(logits, Shaped):
+        raise TypeError("logits must be those of the model in a loss, got Shaped ones")
     check_choice("reduction", reduction, REDUCTIONS)
     vb_weight, ce_weight = (
         check_number(name, weight)
@@ -140,7 +145,7 @@ def loss(
         tokens = "none" if reduction == "batch" else reduction
         value = _loss(name, kernels, prediction, tokens, arguments(None), transition)
         return _reduced(value, mask, reduction) if reduction == "batch" else value
-    maker = _maker_of(transition, prediction, name)
+    maker = _logistic_maker(transition, prediction, name)
     call = _call_of(transition, x0, maker.logits, arguments)
     if torch.is_grad_enabled() and any(p.requires_grad for p in prediction[:2]):
         args = (*prediction[:2], call, maker.pull, kernels.loss_and_grad)
@@ -227,10 +232,13 @@ def p_posterior(
     def arguments(n: slice | None) -> tuple[Any, ...]:
         return _cut(x_t, n), *kernels.chain(transition, _cut(t, n), _cut(s, n)), *model
 
+    if isinstance(logits, Shaped):
+        _check_no_gradient(logits)
+        return _apply(kernels.p_posterior, transition, logits, x_t, name, arguments)
     prediction = _prediction(logits, transition, name)
     both = kernels.p_posterior, getattr(kernels, "p_posterior_grad", None)
     if not isinstance(prediction, Tensor):
-        maker = _maker_of(transition, prediction, name)
+        maker = _logistic_maker(transition, prediction, name)
         call = _call_of(transition, x_t, maker.logits, arguments)
         return LogisticPPosterior.apply(*prediction[:2], call, maker.pull, *both)  # type: ignore[no-any-return, no-untyped-call]
     args = arguments(None)
@@ -319,14 +327,8 @@ def p_sample(
         return _cut(tokens, n), *chain, *model, _cut(seeds, n), step
 
     with torch.no_grad():
-        prediction = _prediction(logits, transition, name)
-        if isinstance(prediction, Tensor):
-            drawn = kernels.p_sample(prediction, *arguments(None))
-        else:
-            maker = _maker_of(transition, prediction, name)
-            call = _call_of(transition, tokens, maker.logits, arguments)
-            drawn = apply(kernels.p_sample, prediction[:2], call)
-    return drawn.to(x_t.dtype)  # type: ignore[no-any-return]
+        drawn = _apply(kernels.p_sample, transition, logits, tokens, name, arguments)
+    return drawn.to(x_t.dtype)
 
 
 def logistic_logits(
@@ -445,6 +447,28 @@ def _reduced(token_loss: Tensor, mask: Tensor | None, reduction: str) -> Tensor:
     return total / (token_loss.numel() if mask is None else mask.sum())
 
 
+def _apply(
+    operation: Callable[..., Tensor],
+    transition: Transition,
+    logits: Prediction,
+    tokens: Tensor,
+    name: str,
+    arguments: Callable[[slice | None], tuple[Any, ...]],
+) -> Tensor:
+    """Return an operation's result, without a gradient, on whatever is predicted."""
+    if isinstance(logits, Shaped):
+        other = logits.unconditional
+        parameters = logits.logits.contiguous(), None if other is None else other.contiguous()
+        shape = maker_of(logits, ops.shaped.operation(name))
+        return apply(operation, parameters, _call_of(transition, tokens, shape, arguments))
+    prediction = _prediction(logits, transition, name)
+    if isinstance(prediction, Tensor):
+        return operation(prediction, *arguments(None))
+    maker = _logistic_maker(transition, prediction, name)
+    call = _call_of(transition, tokens, maker.logits, arguments)
+    return apply(operation, prediction[:2], call)
+
+
 def _prediction(logits: Prediction, transition: Transition, name: str) -> Tensor | Logistic:
     """Return what is predicted, contiguous: logits where nothing takes other than them."""
     if isinstance(logits, Tensor):
@@ -455,7 +479,7 @@ def _prediction(logits: Prediction, transition: Transition, name: str) -> Tensor
     return Logistic(loc.contiguous(), log_scale.contiguous(), edge_corrected)
 
 
-def _maker_of(transition: Transition, prediction: Logistic, name: str) -> LogisticMaker:
+def _logistic_maker(transition: Transition, prediction: Logistic, name: str) -> LogisticMaker:
     operations = ops.logistic.operations(name)
     assert operations is not None
     return LogisticMaker(transition.num_classes, prediction.edge_corrected, operations)
@@ -493,6 +517,9 @@ def _check_model(
     check_choice("reverse", reverse, REVERSE)
     check_choice("first_step", first_step, FIRST_STEP)
     check_tokens("x_t", x_t)
+    if isinstance(logits, Shaped):
+        check_shaped(*logits)
+        logits = logits.logits
     if isinstance(logits, tuple):
         check_logistic(logits)
         prediction = logits[0]
@@ -503,6 +530,15 @@ def _check_model(
     check_times("t", t, x_t.shape)
     check_same_device(logits=prediction, x_t=x_t, t=t, transition=transition, **others)
     return reverse == "posterior_mean", first_step == "logits"
+
+
+def _check_no_gradient(shaped: Shaped) -> None:
+    tensors = (tensor for tensor in shaped[:2] if tensor is not None)
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+        raise ValueError(
+            "p_posterior of Shaped logits has no gradient: give detached ones, "
+            "or call it under torch.no_grad()"
+        )
 
 
 def check_seeds(seeds: Tensor | None, generator: torch.Generator | None, tokens: Tensor) -> Tensor:

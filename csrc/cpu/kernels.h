@@ -153,6 +153,17 @@ struct LogisticGradient {
   void *loc, *log_scale;
 };
 
+// Guidance, temperature and truncation of logits; top_k = num_classes and top_p = 1 keep all.
+struct ShapedLogits {
+  int64_t num_tokens, num_classes;
+  const void *logits, *unconditional;  // null for no guidance
+  double guidance, temperature;
+  int64_t top_k;
+  double top_p;
+  void* out;  // in the type of the calculation
+  int num_threads;
+};
+
 // Tokens of one step of a dense chain. Each has a row of K numbers in buffers of the caller, in
 // double where they are `wide`, else in the type of the calculation.
 //
@@ -295,6 +306,7 @@ bool run(const SparseQSample& call);
 // These have no index to look at and return false.
 bool run(Type type, const LogisticLogits& call);
 bool run(Type type, const LogisticGradient& call);
+bool run(Type type, const ShapedLogits& call);
 
 // Memory of one thread's own, aligned for any vector.
 template <class Real>

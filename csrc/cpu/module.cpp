@@ -149,6 +149,22 @@ void logistic_gradient(const std::string& dtype, int64_t num_tokens, int64_t num
   run_unlocked(call, parse(dtype));
 }
 
+void shaped_logits(const std::string& dtype, int64_t num_tokens, int64_t num_classes,
+                   uintptr_t logits, uintptr_t unconditional, double guidance, double temperature,
+                   int64_t top_k, double top_p, uintptr_t out, int num_threads) {
+  const ShapedLogits call{num_tokens,
+                          num_classes,
+                          pointer<void>(logits),
+                          pointer<void>(unconditional),
+                          guidance,
+                          temperature,
+                          top_k,
+                          top_p,
+                          pointer<void>(out),
+                          num_threads};
+  run_unlocked(call, parse(dtype));
+}
+
 // As the members of DenseRows.
 using DenseTuple = std::tuple<int64_t, int64_t, int64_t, uintptr_t, uintptr_t, uintptr_t, bool,
                               bool, bool, bool, uintptr_t, int>;
@@ -302,6 +318,7 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("p_sample", &d3pm::p_sample);
   m.def("logistic_logits", &d3pm::logistic_logits);
   m.def("logistic_gradient", &d3pm::logistic_gradient);
+  m.def("shaped_logits", &d3pm::shaped_logits);
   m.def("dense_predict", &d3pm::dense_predict);
   m.def("dense_loss", &d3pm::dense_loss);
   m.def("dense_posterior", &d3pm::dense_posterior);

@@ -9,10 +9,17 @@ from typing import Any
 
 from .. import reference
 from ..transitions import RankOneTransition, Transition
-from . import dense, logistic, rank_one
+from . import dense, logistic, rank_one, shaped
 from .implementations import IMPLEMENTATIONS, Implementation, implementation
 
-__all__ = ["IMPLEMENTATIONS", "Implementation", "implementation", "logistic", "operations"]
+__all__ = [
+    "IMPLEMENTATIONS",
+    "Implementation",
+    "implementation",
+    "logistic",
+    "operations",
+    "shaped",
+]
 
 
 def operations(name: str, transition: Transition) -> Any:

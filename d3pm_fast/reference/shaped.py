@@ -1,0 +1,54 @@
+"""Guidance, temperature and truncation of a prediction, for sampling."""
+
+import torch
+from torch import Tensor
+
+from .logspace import compute_dtype
+
+
+def shaped_logits(
+    logits: Tensor,
+    unconditional: Tensor | None,
+    guidance: float,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+) -> Tensor:
+    """Return logits ``(B, *S, K)`` of the compute dtype, up to a number a row.
+
+    In this order: ``unconditional + guidance (logits - unconditional)``, -inf where either is;
+    divided by the temperature; -inf but for the ``top_k`` largest; of these -inf but for the
+    fewest, largest first, whose probability reaches ``top_p``. Of equal logits the class of the
+    lower index comes first.
+
+    Args:
+        logits: ``(B, *S, K)``.
+        unconditional: of the shape and the dtype of the logits; None for no guidance.
+        guidance: the weight of the logits; 1 leaves them as they are, 0 takes the others.
+        temperature: positive; 1 leaves them as they are.
+        top_k: at least 1; K keeps all classes.
+        top_p: in (0, 1]; 1 keeps all classes.
+    """
+    made = logits.to(compute_dtype(logits.dtype))
+    if unconditional is not None:
+        other = unconditional.to(made.dtype)
+        forbidden = (made == -torch.inf) | (other == -torch.inf)
+        made = torch.lerp(other, made, guidance).masked_fill(forbidden, -torch.inf)
+    if temperature != 1:
+        top = made.amax(dim=-1, keepdim=True).clamp(min=torch.finfo(made.dtype).min)
+        made = (made - top) / temperature  # no digit is lost near the largest, and none overflows
+    if top_k < made.shape[-1]:
+        made = _keep(made, torch.ones_like(made), top_k)
+    if top_p < 1:
+        probabilities = torch.softmax(made.double(), dim=-1)
+        made = _keep(made, probabilities, top_p)
+    return made
+
+
+def _keep(logits: Tensor, weights: Tensor, target: float) -> Tensor:
+    """Forbid all but the fewest classes, largest first, whose weights reach the target."""
+    ranked = logits.argsort(dim=-1, descending=True, stable=True)
+    weights = weights.gather(-1, ranked)
+    before = weights.cumsum(dim=-1) - weights
+    forbidden = torch.empty_like(logits, dtype=torch.bool).scatter(-1, ranked, before >= target)
+    return logits.masked_fill(forbidden, -torch.inf)
