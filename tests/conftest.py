@@ -51,7 +51,7 @@ HAS_CUDA = _compiled.cuda is not None or not torch.cuda.is_available()
 RANK_ONE = ["test_loss", "test_posterior", "test_p_sample", "test_q_sample"]
 # Whoever acts a GPU is too slow for the tests that draw many numbers.
 ON_GPU = RANK_ONE if torch.cuda.is_available() else RANK_ONE[:2]
-ALSO_BY_TRITON = ["test_logistic", "test_underflow"]
+ALSO_BY_TRITON = ["test_logistic", "test_shaped", "test_underflow"]
 
 
 def pytest_generate_tests(metafunc):
