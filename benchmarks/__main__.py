@@ -19,6 +19,7 @@ from .bench_p_sample import P_SAMPLE
 from .bench_posterior import POSTERIOR
 from .bench_products import PRODUCTS
 from .bench_q_sample import Q_SAMPLE
+from .bench_shaped import SHAPED
 from .bench_sparse import SPARSE
 from .cases import OURS, Case, Run, make_inputs, prepare
 from .memory import peak_bytes
@@ -33,7 +34,7 @@ from .report import (
 )
 from .timing import OtherWork, interleave
 
-ALL = LOSS, Q_SAMPLE, P_SAMPLE, POSTERIOR, DENSE, LOGISTIC, PRODUCTS, SPARSE, ELBO
+ALL = LOSS, Q_SAMPLE, P_SAMPLE, SHAPED, POSTERIOR, DENSE, LOGISTIC, PRODUCTS, SPARSE, ELBO
 OPERATIONS = {operation.name: operation for operation in ALL}
 CASES = [case for operation in OPERATIONS.values() for case in operation.cases]
 

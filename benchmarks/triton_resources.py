@@ -92,7 +92,7 @@ def empty(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
 
 def calls(num_classes: int, dtype: torch.dtype) -> dict[str, Callable[[], Any]]:
     """Return a call of every kernel, by name."""
-    from d3pm_fast.kernels import logistic
+    from d3pm_fast.kernels import logistic, shaped
     from d3pm_fast.kernels import rank_one_ops as ops
 
     logits, tokens = empty(TOKENS, num_classes, dtype=dtype), empty(TOKENS)
@@ -117,6 +117,7 @@ def calls(num_classes: int, dtype: torch.dtype) -> dict[str, Callable[[], Any]]:
         "p_sample": lambda: ops.p_sample(logits, tokens, *marginal, *mean, *draw),
         "logistic logits": lambda: logistic.logits(loc, loc, num_classes, True),
         "logistic gradient": lambda: logistic.gradient(loc, loc, made, True),
+        "shaped logits": lambda: shaped.shaped_logits(logits, logits, 3.0, 0.5, 5, 0.9),
     }
 
 

@@ -211,7 +211,7 @@ def check_shaped(
     top_k: int | None,
     top_p: float | None,
 ) -> None:
-    """Raise unless the fields of Shaped are what it documents; its shape is not looked at."""
+    """Raise unless the fields of Shaped are what it documents, for logits of any shape."""
     check_float("logits", logits)
     if unconditional is not None:
         check_shape("unconditional", unconditional, tuple(logits.shape))
@@ -220,9 +220,8 @@ def check_shaped(
                 f"unconditional must be {logits.dtype} as logits is, got {unconditional.dtype}"
             )
         check_same_device(logits=logits, unconditional=unconditional)
-    elif check_number("guidance", guidance) != 1:
+    if check_number("guidance", guidance) != 1 and unconditional is None:
         raise ValueError(f"guidance {guidance} needs unconditional logits, got None")
-    check_number("guidance", guidance)
     if check_number("temperature", temperature) <= 0:
         raise ValueError(
             f"temperature must be positive, got {temperature}; for its limit, the argmax, "

@@ -212,7 +212,8 @@ def p_posterior(
 
     Args:
         transition: the chain.
-        logits: the denoiser's prediction of x_0, ``(B, *S, K)``.
+        logits: the denoiser's prediction of x_0, ``(B, *S, K)``. Of :class:`Shaped` ones nothing
+            is differentiable, and a gradient asked of them is a ``ValueError``.
         x_t: the corrupted data, ``(B, *S)``.
         t: times, ``(B,)`` or ``(B, *S)``, in 1..T.
         s: as in :func:`loss`.

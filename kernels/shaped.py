@@ -97,58 +97,88 @@ def made(
 
 
 @triton.jit
-def weight_of(
+def weigh(
     a, rows, before, cut, BY_MASS: tl.constexpr, FAR: tl.constexpr, DIVIDES: tl.constexpr,
     WHOLE: tl.constexpr, REAL: tl.constexpr,
     ROWS: tl.constexpr, HIGH: tl.constexpr, LOW: tl.constexpr,
 ):  # fmt: skip
-    """Return the weight in float64 of what an earlier cut and this one keep."""
+    """Return what an earlier cut and this one keep: its weight in float64, and its least key.
+
+    And the largest key of what this one does not keep.
+    """
     total = tl.zeros([ROWS], tl.float64)
+    least = key_of(tl.full([ROWS], float("inf"), REAL))
+    most = key_of(tl.full([ROWS], float("-inf"), REAL))
     for start in range(0, a.num_classes, HIGH * LOW):
         classes = classes_from(start, ROWS, HIGH, LOW)
         x = made(a, rows, classes, FAR, DIVIDES, WHOLE, REAL)
-        kept = is_kept(x, classes, before) & is_kept(x, classes, cut) & (classes < a.num_classes)
+        is_class = is_kept(x, classes, before) & (classes < a.num_classes)
+        kept = is_class & is_kept(x, classes, cut)
         weight = tl.full([HIGH, ROWS, LOW], 1.0, REAL)
         if BY_MASS:
             weight = exp(x - on_tile(rows.top))
         total += row_sum(tl.where(kept, weight, 0.0)).to(tl.float64)
-    return total
+        key = key_of(x)
+        least = tl.minimum(least, -row_max(tl.where(kept, -key, on_tile(-least))))
+        most = tl.maximum(most, row_max(tl.where(is_class & (kept == 0), key, on_tile(most))))
+    return total, least, most
+
+
+@triton.jit
+def classes_of(
+    a, rows, key, FAR: tl.constexpr, DIVIDES: tl.constexpr, WHOLE: tl.constexpr,
+    REAL: tl.constexpr, ROWS: tl.constexpr, HIGH: tl.constexpr, LOW: tl.constexpr,
+):  # fmt: skip
+    """Return the first and the last class of a key."""
+    first = tl.full([ROWS], a.num_classes, tl.int32)
+    last = tl.zeros([ROWS], tl.int32)
+    for start in range(0, a.num_classes, HIGH * LOW):
+        classes = classes_from(start, ROWS, HIGH, LOW)
+        x = made(a, rows, classes, FAR, DIVIDES, WHOLE, REAL)
+        equal = (key_of(x) == on_tile(key)) & (classes < a.num_classes)
+        first = tl.minimum(first, -row_max(tl.where(equal, -classes, on_tile(-first))))
+        last = tl.maximum(last, row_max(tl.where(equal, classes, 0)))
+    return first, last
 
 
 @triton.jit
 def find_cut(
     a, rows, before, share, BY_MASS: tl.constexpr, FAR: tl.constexpr, DIVIDES: tl.constexpr,
-    WHOLE: tl.constexpr, REAL: tl.constexpr, BITS: tl.constexpr, STEPS: tl.constexpr,
+    WHOLE: tl.constexpr, REAL: tl.constexpr,
     ROWS: tl.constexpr, HIGH: tl.constexpr, LOW: tl.constexpr,
 ):  # fmt: skip
-    """Return the first cut whose weight reaches the target: share, by mass times that of all."""
+    """Return the first cut whose weight reaches the target: share, by mass times that of all.
+
+    Each turn takes a bound to the next logit of the row.
+    """
     everything = tl.full([ROWS], a.num_classes, tl.int32)
     low = key_of(tl.full([ROWS], float("-inf"), REAL))
     high = key_of(rows.top)
     target = tl.full([ROWS], share, tl.float64)
     if BY_MASS:
-        target *= weight_of(
+        total, least, most = weigh(
             a, rows, before, Cut(low, everything), BY_MASS, FAR, DIVIDES, WHOLE, REAL,
             ROWS, HIGH, LOW,
         )  # fmt: skip
-    for _ in range(BITS):
+        target *= total
+    while tl.max((low < high).to(tl.int32), axis=0) > 0:
         middle = (low | high) - ((low ^ high) >> 1)  # half of the sum, rounded up
-        reached = weight_of(
+        total, least, most = weigh(
             a, rows, before, Cut(middle, everything), BY_MASS, FAR, DIVIDES, WHOLE, REAL,
             ROWS, HIGH, LOW,
         )  # fmt: skip
-        low = tl.where(reached >= target, middle, low)
-        high = tl.where(reached >= target, high, middle - 1)
-    first = tl.zeros([ROWS], tl.int32)
-    last = everything
-    for _ in range(STEPS):
+        goes_on, reached = low < high, total >= target
+        low = tl.where(goes_on & reached, least, low)
+        high = tl.where(goes_on & (reached == 0), most, high)
+    first, last = classes_of(a, rows, low, FAR, DIVIDES, WHOLE, REAL, ROWS, HIGH, LOW)
+    while tl.max((first < last).to(tl.int32), axis=0) > 0:
         middle = (first + last) // 2
-        reached = weight_of(
-            a, rows, before, Cut(low, middle), BY_MASS, FAR, DIVIDES, WHOLE, REAL,
-            ROWS, HIGH, LOW,
-        )  # fmt: skip
-        last = tl.where(reached >= target, middle, last)
-        first = tl.where(reached >= target, first, middle + 1)
+        total, least, most = weigh(
+            a, rows, before, Cut(low, middle), BY_MASS, FAR, DIVIDES, WHOLE, REAL, ROWS, HIGH, LOW
+        )
+        goes_on, reached = first < last, total >= target
+        last = tl.where(goes_on & reached, middle, last)
+        first = tl.where(goes_on & (reached == 0), middle + 1, first)
     return Cut(low, last)
 
 
@@ -156,7 +186,7 @@ def find_cut(
 def shape_rows(
     a, share: tl.float64, temperature: tl.float64, top_k, top_p: tl.float64,
     FAR: tl.constexpr, DIVIDES: tl.constexpr, COUNTS: tl.constexpr, BY_MASS: tl.constexpr,
-    WHOLE: tl.constexpr, REAL: tl.constexpr, BITS: tl.constexpr, STEPS: tl.constexpr,
+    WHOLE: tl.constexpr, REAL: tl.constexpr,
     ROWS: tl.constexpr, HIGH: tl.constexpr, LOW: tl.constexpr,
 ):  # fmt: skip
     """Write the shaped logits: COUNTS and BY_MASS say which cuts are made."""
@@ -186,23 +216,21 @@ def shape_rows(
     by_count = everything
     if COUNTS:
         by_count = find_cut(
-            a, rows, everything, top_k, False, FAR, DIVIDES, WHOLE, REAL, BITS, STEPS,
-            ROWS, HIGH, LOW,
-        )  # fmt: skip
+            a, rows, everything, top_k, False, FAR, DIVIDES, WHOLE, REAL, ROWS, HIGH, LOW
+        )
     by_mass = everything
     if BY_MASS:
         by_mass = find_cut(
-            a, rows, by_count, top_p, True, FAR, DIVIDES, WHOLE, REAL, BITS, STEPS,
-            ROWS, HIGH, LOW,
-        )  # fmt: skip
+            a, rows, by_count, top_p, True, FAR, DIVIDES, WHOLE, REAL, ROWS, HIGH, LOW
+        )
     for start in range(0, a.num_classes, HIGH * LOW):
         classes = classes_from(start, ROWS, HIGH, LOW)
         x = made(a, rows, classes, FAR, DIVIDES, WHOLE, REAL)
         if COUNTS or BY_MASS:
             kept = is_kept(x, classes, by_count) & is_kept(x, classes, by_mass)
             x = tl.where(kept, x, float("-inf"))
-        inside = on_tile(rows.inside) & (classes < a.num_classes)
-        tl.store(a.out + on_tile(rows.at) * a.num_classes + classes, x, mask=inside)
+        writes = on_tile(inside) & (classes < a.num_classes)
+        tl.store(a.out + on_tile(at) * a.num_classes + classes, x, mask=writes)
 
 
 def shaped_logits(
@@ -219,13 +247,13 @@ def shaped_logits(
     num_classes = logits.shape[-1]
     num_tokens = logits.numel() // num_classes
     far = abs(guidance) >= 0.5
-    tile = tile_of(num_classes, real, copies=4)
+    tile = tile_of(num_classes, logits.dtype, copies=2)
     launch(
         shape_rows, triton.cdiv(num_tokens, tile.rows), logits,
         Arguments(logits, unconditional, out, num_tokens, num_classes),
         guidance - 1 if far else guidance, temperature, top_k, top_p,
         far, temperature != 1, top_k < num_classes, top_p < 1,
-        tile.num_classes >= num_classes, triton_type(real), 8 * real.itemsize,
-        num_classes.bit_length(), tile.rows, tile.high, tile.low, num_warps=tile.num_warps,
+        tile.num_classes >= num_classes, triton_type(real),
+        tile.rows, tile.high, tile.low, num_warps=tile.num_warps,
     )  # fmt: skip
     return out

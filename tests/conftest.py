@@ -102,6 +102,8 @@ def on_gpu(function):
             return value.cuda()
         if isinstance(value, transitions.Transition):
             return copy.deepcopy(value).cuda()
+        if isinstance(value, functional.Shaped):
+            return functional.Shaped(*map(move, value))
         return value
 
     def call(*args, impl="auto", **options):

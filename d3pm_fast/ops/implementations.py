@@ -52,7 +52,7 @@ def implementation(
         transition: the chain; None for a rank-one chain.
         operation: its name, such as ``"loss"`` or ``"products"``.
         num_classes: K, where there is no chain to ask.
-        dtype: of the logits or matrices; None where there are none, or a logistic pair.
+        dtype: of the logits or matrices; None where there are none, or a tuple in place of logits.
 
     Returns:
         ``Implementation(name, reason)``.

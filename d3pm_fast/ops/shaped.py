@@ -58,7 +58,7 @@ _by_triton = _register(
 
 
 def operation(name: str) -> Callable[..., Tensor]:
-    """Return the operation of an implementation; CUDA's is plain PyTorch's."""
+    """Return the operation of an implementation; that of "cuda" is plain PyTorch's."""
     if name == "triton":
         return _by_triton
     return _on_cpu if name == "cpu" else reference.shaped_logits
