@@ -178,8 +178,11 @@ def test_the_command_draws_by_every_sampler(config, capsys):
         drawn("--sampler", "first-hitting", "--steps", "10"),
         drawn("--sampler", "first-hitting", "--steps", "10", "--last", "argmax"),
         drawn("--sampler", "confidence", "--seed", "1"),
+        drawn("--steps", "5", "--temperature", "0.2"),
+        drawn("--steps", "5", "--top-p", "0.2"),
+        drawn("--last", "argmax", "--top-k", "2"),
     ]
-    assert len({strided, *others}) == 6
+    assert len({strided, *others}) == 9
     assert "100%" in capsys.readouterr().err
     for wrong, message in (
         (("--steps", "2", "--times", "10"), "steps or times, not both"),

@@ -10,12 +10,14 @@ import torch
 import tyro
 from torch import Tensor, nn
 
+from ..functional import Shaped
 from ..sampling import ancestral
 from ..unmasking import confidence, first_hitting
 from . import checkpoint
 from .config import TrainConfig
 from .device import autocast, pick_device
 
+Denoiser = Callable[[Tensor, Tensor], Tensor]
 Sampler = Callable[..., Tensor]
 SAMPLERS: dict[str, Sampler] = {
     "ancestral": ancestral,
@@ -43,6 +45,12 @@ class SampleConfig:
     """In place of steps: the times that they start from, falling from T."""
     last: Literal["sample", "argmax"] = "sample"
     """The step to t = 0: drawn, or the likeliest class."""
+    temperature: float = 1.0
+    """Of the predictions, above 0; below 1 the likelier classes gain."""
+    top_k: int | None = None
+    """Draw from the k likeliest classes of each prediction."""
+    top_p: float | None = None
+    """Draw from the fewest classes of each prediction that come to this probability."""
     seed: int = 0
     """Of the noise."""
     device: str = "auto"
@@ -65,7 +73,14 @@ def sample(config: SampleConfig) -> None:
     options: dict[str, Any] = {"steps": config.times or steps}
     if config.sampler != "confidence":
         options["last"] = config.last
-    sampler = partial(SAMPLERS[config.sampler], diffusion, **options)
+    shaped = partial(Shaped, temperature=config.temperature, top_k=config.top_k, top_p=config.top_p)
+
+    def sampler(denoiser: Denoiser, *args: Any, **more: Any) -> Tensor:
+        def shaping(x_t: Tensor, t: Tensor) -> Shaped:
+            return shaped(denoiser(x_t, t))
+
+        return SAMPLERS[config.sampler](diffusion, shaping, *args, **options, **more)
+
     count = trained.sample_count if config.count is None else config.count
     config.out.mkdir(parents=True, exist_ok=True)
     files = draw(trained, sampler, denoiser, statistics, config.out, count, config.seed, device)
