@@ -9,8 +9,10 @@ import torch
 from helpers.chains import FAMILIES, likely_pairs, make_chain
 from helpers.compare import assert_close, assert_gradient_close
 from helpers.dense_chains import make_dense_chain
+from helpers.shaped import make
 
 from d3pm_fast import functional
+from d3pm_fast.functional import Shaped
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 
@@ -44,6 +46,7 @@ def results():
                 "log_p": functional.p_posterior(*model, impl="cpu"),
                 "drawn": functional.p_sample(*model, seeds=torch.arange(len(t)), impl="cpu"),
                 "logistic": functional.logistic_logits(*pair, k, impl="cpu"),
+                "shaped": make("cpu", Shaped(leaf.detach(), -leaf.detach(), 2.0, 0.7, k - 1, 0.9)),
             }
     return found
 
@@ -71,7 +74,8 @@ def test_lesser_instruction_sets_agree(instructions, cpu, tmp_path):
         ulps = 16 + (rounding if dtype.itemsize == 2 else 0)
         compute = torch.float64 if dtype == torch.float64 else torch.float32
         assert_close(found["log_p"].double(), truth["log_p"], compute, ulps=ulps, scale=scale)
-        truth = truth["logistic"]
-        assert_close(found["logistic"].double(), truth, compute, ulps=16, scale=truth.abs() + 1)
+        for key in ("logistic", "shaped"):
+            scale = truth[key].abs().nan_to_num(0, 0, 0) + 1
+            assert_close(found[key].double(), truth[key], compute, ulps=16, scale=scale)
         different += int((found["drawn"] != expected["drawn"]).sum())
     assert different <= 1
