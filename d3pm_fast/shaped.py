@@ -54,11 +54,12 @@ def maker_of(
     """Return what makes logits of some items of both tensors, by an implementation's operation."""
     num_classes = shaped.logits.shape[-1]
     range_of = torch.finfo(compute_dtype(shaped.logits.dtype))
-    temperature = min(max(shaped.temperature, range_of.tiny), range_of.max)
-    top_k = num_classes if shaped.top_k is None else min(shaped.top_k, num_classes)
-    top_p = 1.0 if shaped.top_p is None else shaped.top_p
+    guidance = float(shaped.guidance)
+    temperature = min(max(float(shaped.temperature), range_of.tiny), range_of.max)
+    top_k = num_classes if shaped.top_k is None else min(int(shaped.top_k), num_classes)
+    top_p = 1.0 if shaped.top_p is None else float(shaped.top_p)
 
     def make(logits: Tensor, unconditional: Tensor | None) -> Tensor:
-        return shaped_logits(logits, unconditional, shaped.guidance, temperature, top_k, top_p)
+        return shaped_logits(logits, unconditional, guidance, temperature, top_k, top_p)
 
     return make

@@ -42,8 +42,6 @@ def chunks(request, monkeypatch):
 @pytest.mark.parametrize("reverse", ["joint", "posterior_mean"])
 @pytest.mark.parametrize("name", chains())
 def test_posteriors_and_draws_are_those_of_the_made_logits(name, reverse, impl, chunks):
-    if impl == "cuda" and name == "gaussian":
-        pytest.skip("it serves rank-one chains")
     chain, shaped, x_t, t = problem(name)
     made = make("reference", shaped)
     seeds = torch.arange(len(t))
