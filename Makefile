@@ -1,5 +1,6 @@
 # make train   trains on Fashion-MNIST; options in ARGS, as in: make train ARGS="--epochs 20"
 # make test    checks the style and types and runs every test
+# make docs    builds the documentation into docs/_build/html
 # make lint | format | bench | data | clean
 # PYTHON chooses the interpreter that the environment in .venv is made from.
 
@@ -15,13 +16,16 @@ FASHION_MNIST = /usr/share/datasets/fashion-mnist/train-images-idx3-ubyte.gz
 # A failed build of the kernels stops development, where for a user it means pure Python.
 test .venv/dev: export D3PM_FAST_REQUIRE_CPU = 1
 
-.PHONY: train test lint format bench data clean
+.PHONY: train test docs lint format bench data clean
 
 train: .venv/train data
 	$(BIN)/d3pm-fast train $(ARGS)
 
 test: lint
 	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=8 --dist=loadgroup $(ARGS)
+
+docs: .venv/dev
+	$(BIN)/python -m sphinx -W --keep-going -q docs docs/_build/html
 
 lint: .venv/dev
 	$(BIN)/ruff check .
@@ -50,7 +54,7 @@ data:
 	fi
 
 clean:
-	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf .venv build dist docs/_build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks
 	find . -name __pycache__ -prune -exec rm -rf {} +
 	rm -f d3pm_fast/_cpu*.so
 

@@ -1,0 +1,53 @@
+"""The code of the pages runs, and says what they say it does; the pages build without a warning."""
+
+import doctest
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[1]
+BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+PAGES = [page for page in sorted(ROOT.glob("docs/*.md")) if BLOCK.search(page.read_text())]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_the_code_of_a_page_runs_from_top_to_bottom(page):
+    """A block in ``{code-block} python`` is only shown; one with prompts is compared."""
+    torch.set_num_threads(1)
+    text, names = page.read_text(), {"__name__": page.stem}
+    runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE)
+    for block in BLOCK.finditer(text):
+        line = text.count("\n", 0, block.start(1))
+        if block[1].startswith(">>>"):
+            case = doctest.DocTestParser().get_doctest(block[1], {}, page.name, str(page), line)
+            case.globs = names  # not a copy: later blocks see what this one names
+            runner.run(case, clear_globs=False)
+        else:
+            exec(compile("\n" * line + block[1], str(page), "exec"), names)
+    assert runner.summarize(verbose=False).failed == 0
+
+
+def test_the_pages_build_without_a_warning(tmp_path):
+    if importlib.util.find_spec("sphinx") is None:
+        pytest.skip("Sphinx is not installed")
+    build = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "docs", tmp_path]
+    environment = os.environ | {"PYTHONWARNINGS": "ignore"}
+    done = subprocess.run(build, cwd=ROOT, env=environment, text=True, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "index.html").exists()
+
+
+def test_every_environment_variable_has_its_line():
+    folders = [ROOT / name for name in ("d3pm_fast", "kernels", "csrc")]
+    files = [ROOT / "setup.py", *(file for folder in folders for file in folder.rglob("*"))]
+    texts = [file.read_text() for file in files if file.suffix in (".py", ".cpp", ".h")]
+    found = {name for text in texts for name in re.findall(r"D3PM_FAST_[A-Z_]+", text)}
+    page = (ROOT / "docs/install.md").read_text()
+    assert found
+    assert not {name for name in found if f"`{name}`" not in page}
