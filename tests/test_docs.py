@@ -45,6 +45,7 @@ def test_the_code_of_a_page_runs_from_top_to_bottom(page, request):
     assert runner.summarize(verbose=False).failed == 0
 
 
+@pytest.mark.slow
 def test_the_pages_build_without_a_warning(tmp_path):
     if importlib.util.find_spec("sphinx") is None:
         pytest.skip("Sphinx is not installed")
