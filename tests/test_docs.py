@@ -20,9 +20,11 @@ MODULES = [
     "d3pm_fast.evaluation",
     "d3pm_fast.functional",
     "d3pm_fast.reference",
+    "d3pm_fast.sampling",
     "d3pm_fast.schedules",
     "d3pm_fast.timesteps",
     "d3pm_fast.transitions",
+    "d3pm_fast.unmasking",
 ]
 
 
