@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 from .functional import Prediction, sum_positions
@@ -18,6 +19,9 @@ class Reuse:
         """Return the prediction of x_0, ``(B, *S, K)`` or a pair of parameters."""
         if self._last is None:
             prediction = self._denoiser(x_t, t)
+            # A copy: the denoiser may write into the same tensors again.
+            items = torch.arange(len(x_t), device=x_t.device)
+            prediction = _replaced(prediction, items, prediction)
         else:
             tokens, prediction = self._last
             changed = (sum_positions(x_t != tokens) > 0).nonzero().squeeze(1)

@@ -82,7 +82,7 @@ def elbo(
         num_times: how many of the steps are drawn for each item, without repetition, and stand
             for all of them without a bias; None takes every step. The standard error then needs
             two. It counts the chance in x_t too, and errs on the side of caution: its square is
-            too large by at most the share ``num_times / steps``.
+            up to ``1 / (1 - num_times / steps)`` times what it should be.
         mask: bool ``(B, *S)``, True where a token counts. The denoiser sees the others as they
             are in x0.
         generator: where the seeds come from; None for PyTorch's default generator.

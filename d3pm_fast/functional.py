@@ -222,7 +222,7 @@ def p_posterior(
         impl: which implementation serves the call.
 
     Returns:
-        ``(B, *S, K)`` in the dtype of the logits.
+        ``(B, *S, K)`` in the dtype of the logits; of parameters in their place, float32 or float64.
     """
     model = _check_model(transition, logits, x_t, t, reverse, first_step)
     s = _check_target(transition, s, t, x_t.shape)

@@ -123,11 +123,19 @@ def step(
     starts, targets = (torch.full((len(x_t),), time, device=x_t.device) for time in (t, s))
     prediction = denoiser(x_t, starts)
     if s == 0 and last == "argmax":
-        return diffusion.p_posterior(prediction, x_t, starts, targets).argmax(dim=-1)
+        return diffusion.p_posterior(widened(prediction), x_t, starts, targets).argmax(dim=-1)
     # A step of one has its coefficients in a table.
     return diffusion.p_sample(
         prediction, x_t, starts, targets if s < t - 1 else None, seeds=seeds, step=t
     )
+
+
+def widened(prediction: functional.Prediction) -> functional.Prediction:
+    """Return a prediction in float64: log-probabilities that are rounded have ties of their own."""
+    if isinstance(prediction, Tensor):
+        return prediction.double()
+    make = getattr(type(prediction), "_make", tuple)
+    return make(v.double() if isinstance(v, Tensor) else v for v in prediction)
 
 
 def hold(x: Tensor, known: Known | None) -> Tensor:

@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 from . import functional, timesteps
 from ._checks import check_choice, check_number
 from .reference.philox import uniforms
-from .sampling import LAST, Denoiser, Known, hold, start, step
+from .sampling import LAST, Denoiser, Known, hold, start, step, widened
 from .transitions import RankOneTransition
 
 if TYPE_CHECKING:
@@ -150,9 +150,9 @@ def confidence(
         prediction = denoiser(x, starts)
         x = _draw_x0(diffusion, prediction, x, starts, seeds, step=t)
         log_s = functional.p_posterior(
-            chain, prediction, x, starts, 0 * starts, impl=diffusion.impl
+            chain, widened(prediction), x, starts, 0 * starts, impl=diffusion.impl
         )
-        drawn = log_s.gather(-1, x.unsqueeze(-1)).squeeze(-1).double()
+        drawn = log_s.gather(-1, x.unsqueeze(-1)).squeeze(-1)
         drawn += noise * s / times[0] * _gumbel(seeds, t, x)
         sure = drawn.where(masked, sure if remask else math.inf)
         rank = _rows(sure).argsort(dim=1).argsort(dim=1)

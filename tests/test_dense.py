@@ -584,3 +584,13 @@ def test_a_few_classes_near_the_end_keep_the_digits_of_the_gradient(cpu):
     (gradient,) = torch.autograd.grad(loss.sum(), leaf)
     assert_close(loss, truth, torch.float32, ulps=1 << 11)
     check_gradient(gradient, true_gradient, torch.float32, ulps=1 << 13)
+
+
+def test_draws_need_no_room_in_the_cache(cpu):
+    """A table that nothing keeps is alive as long as the kernel reads it."""
+    rate = torch.diag(torch.ones(15), 1) + 2 * torch.diag(torch.ones(15), -1)
+    rate -= torch.diag(rate.sum(1))
+    chain = transitions.from_rate(rate, torch.linspace(0.1, 3, 8), memory_budget=1000)
+    x0, t, seeds = torch.randint(16, (5000,)), torch.randint(1, 9, (5000,)), torch.arange(5000)
+    drawn = [functional.q_sample(chain, x0, t, seeds=seeds, impl=i) for i in (cpu, "reference")]
+    assert torch.equal(*drawn)

@@ -187,3 +187,30 @@ def test_shapes_without_positions_or_items(shape):
             lambda x_t, t: torch.zeros(*x_t.shape, K), shape, time_independent=time_independent
         )
         assert x.shape == shape
+
+
+@pytest.mark.parametrize("first_step", FIRST_STEP)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_likeliest_class_is_that_of_the_logits_also_where_probabilities_round(
+    dtype, first_step
+):
+    chain = d3.transitions.uniform(256, d3.schedules.cosine(10))
+    logits = (torch.randn(500, 256) * 0.1).to(dtype)
+    diffusion = d3.D3PM(chain, first_step=first_step)
+    x = diffusion.sample(lambda x_t, t: logits, (500,), steps=[10], last="argmax")
+    assert torch.equal(logits.gather(1, x[:, None])[:, 0], logits.amax(1))
+
+
+def test_a_denoiser_may_write_into_the_same_tensor_again():
+    room = torch.empty(4, 6, K)
+
+    def denoiser(x_t, t):
+        made = room[: len(x_t)]
+        made.copy_(one_hot(x_t, K) * (1 + torch.arange(6.0)[:, None]))
+        return made
+
+    diffusion = d3.D3PM(make("absorbing_middle").transition)
+    seeds = torch.arange(4)
+    expected = diffusion.sample(denoiser, (4, 6), seeds=seeds)
+    again = diffusion.sample(denoiser, (4, 6), seeds=seeds, time_independent=True)
+    assert torch.equal(again, expected)

@@ -125,6 +125,15 @@ def test_of_equal_logits_exactly_k_are_kept_the_first(impl):
         assert kept == sorted([7, *(j for j in range(21) if j != 7)][:k])
 
 
+@pytest.mark.parametrize("num_classes", [12, 14, 20, 24, 58])
+def test_of_equal_logits_half_the_probability_is_half_of_the_classes(impl, num_classes):
+    shaped = Shaped(torch.zeros(1, num_classes), top_p=0.5)
+    x_t, t = torch.tensor([0]), torch.tensor([1])
+    chain = transitions.uniform(num_classes, [0.5, 1.0])
+    log_p = functional.p_posterior(chain, shaped, x_t, t, impl=impl)
+    assert log_p.isfinite().tolist() == [[j < num_classes // 2 for j in range(num_classes)]]
+
+
 @pytest.mark.parametrize(
     ("temperature", "size", "expected"),
     [(1e-300, 3e38, [0, 0.5, 0, 0, 0.5]), (1e300, 1e5, [0.25, 0.25, 0, 0.25, 0.25])],

@@ -162,3 +162,29 @@ def test_impossible_is_not_small():
         for t in (1, 2, 6):
             logs = chain.transition.log_product(0, t)
             assert torch.equal(logs > -torch.inf, chain.product(0, t) > 0)
+
+
+@pytest.mark.parametrize("budget", [1, 1 << 24])
+def test_chains_of_sparse_and_of_dense_chains_agree(budget):
+    """A path of 30 classes, 15 jumps from end to end, each as rare as 1e-30."""
+    times = torch.tensor([1e-30, 1.0], dtype=torch.float64)
+    points = torch.arange(30.0)[:, None]
+    inner = transitions.nearest_neighbor(points, 2, times, memory_budget=budget)
+    assert isinstance(inner, transitions.SparseTransition) == (budget == 1)
+    rate = transitions.nearest_neighbor_rate(points, 2)
+    truth = transitions.from_rate(rate, times).log_product(0, 1)
+    assert truth[0, 29] < -800
+    assert_logs_agree(inner.log_q_matrix(1), truth)
+    masked = transitions.with_mask(inner, [0.5, 1.0]).log_product(0, 1)
+    assert_logs_agree(masked[:30, :30], truth + math.log(0.5))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("beta", [1e-4, 1e-3])
+def test_what_p_excludes_costs_infinity_however_unlikely_it_is(impl, beta, dtype):
+    chain = transitions.discretized_gaussian(12, [beta] * 3, band_limit=2)
+    logits = torch.full((1, 12), -torch.inf, dtype=dtype)
+    logits[0, 8] = 0
+    x = torch.tensor([6])
+    loss = functional.loss(chain, logits, x, x, torch.tensor([2]), impl=impl)
+    assert loss == torch.inf

@@ -386,8 +386,8 @@ def q_sample(x: Tensor, t: Tensor, handle: int, seeds: Tensor, step: int) -> Ten
             where = counts.data_ptr(), len(counts), *map(pointer, rows)
             cpu.sparse_q_sample(len(tokens), *at, *where, *rest)
         else:
-            cdf = transition.cdf(time).data_ptr()
-            cpu.dense_q_sample(len(tokens), transition.num_classes, *at, cdf, *rest)
+            cdf = transition.cdf(time)  # by its name: the cache may drop it at any time
+            cpu.dense_q_sample(len(tokens), transition.num_classes, *at, cdf.data_ptr(), *rest)
     return out
 
 

@@ -41,6 +41,8 @@ def loss(
 
     possible = log_q > -torch.inf  # 0 log 0 = 0; NaN, an impossible pair, must go through
     terms = log_q.exp() * (log_q - log_p.where(possible | log_q.isnan(), 0))
+    # Where p is 0 and q below the range of exp, too.
+    terms = terms.masked_fill(possible & (log_p == -torch.inf), torch.inf)
     divergence = terms.where(possible | log_q.isnan(), 0).sum(dim=-1)
     cross_entropy = -at(log_x0, x0).squeeze(-1)
 

@@ -40,12 +40,13 @@ def shaped_logits(
     if top_k < made.shape[-1]:
         made = _keep(made, torch.ones_like(made), top_k)
     if top_p < 1:
-        probabilities = torch.softmax(made.double(), dim=-1)
-        made = _keep(made, probabilities, top_p)
+        # Not divided by their sum: weights of 1 have exact sums.
+        weights = (made - made.amax(dim=-1, keepdim=True)).double().exp()
+        made = _keep(made, weights, top_p * weights.sum(dim=-1, keepdim=True))
     return made
 
 
-def _keep(logits: Tensor, weights: Tensor, target: float) -> Tensor:
+def _keep(logits: Tensor, weights: Tensor, target: Tensor | float) -> Tensor:
     """Forbid all but the fewest classes, largest first, whose weights reach the target."""
     ranked = logits.argsort(dim=-1, descending=True, stable=True)
     weights = weights.gather(-1, ranked)

@@ -188,6 +188,9 @@ class SparseTransition(RegisteredTransition):
     def _q_bar_matrix(self, t: int) -> Tensor:
         return self.product(0, t)
 
+    def _log_q_matrix(self, t: int) -> Tensor:
+        return self.log_product(t - 1, t)
+
 
 def sparse_rate_chain(
     family: str, rates: Tensor, times: Tensor, stationary: Tensor, mask_id: int = -1
