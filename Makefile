@@ -15,6 +15,8 @@ FASHION_MNIST = /usr/share/datasets/fashion-mnist/train-images-idx3-ubyte.gz
 
 # A failed build of the kernels stops development, where for a user it means pure Python.
 test .venv/dev: export D3PM_FAST_REQUIRE_CPU = 1
+# A process for each core, and none that waits for the threads of another.
+test: export OMP_NUM_THREADS = 1
 
 .PHONY: train test docs lint format bench data clean
 
