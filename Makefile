@@ -24,7 +24,7 @@ train: .venv/train data
 	$(BIN)/d3pm-fast train $(ARGS)
 
 test: lint
-	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=8 --dist=loadgroup $(ARGS)
+	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=8 $(ARGS)
 
 docs: .venv/dev
 	$(BIN)/python -m sphinx -W --keep-going -q docs docs/_build/html

@@ -16,6 +16,7 @@ import torch
 from helpers import simulated
 from helpers.chains import likely_pairs, make_chain
 from helpers.compare import same_bits
+from helpers.once import once
 
 from d3pm_fast import _compiled, functional
 
@@ -105,11 +106,16 @@ def test_a_barrier_taken_out_of_the_loss_shows(monkeypatch, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def nvcc_build(tmp_path_factory):
+def nvcc_build():
     """The real module for all GPUs, and what the assembler said."""
     if shutil.which("nvcc") is None:
         pytest.skip("nvcc is not installed")
-    folder = tmp_path_factory.mktemp("cuda")
+    folder = once("nvcc", run_nvcc)
+    (built,) = (folder / "d3pm_fast").glob("_cuda*.so")
+    return built, (folder / "log.txt").read_text()
+
+
+def run_nvcc(folder):
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     environment = os.environ | {"D3PM_FAST_CUDA": "1", "PATH": path}
     environment["NVCC_APPEND_FLAGS"] = "-Xptxas -v"
@@ -122,12 +128,10 @@ def nvcc_build(tmp_path_factory):
         capture_output=True,
         text=True,
     )
-    (built,) = (folder / "d3pm_fast").glob("_cuda*.so")
-    return built, done.stdout + done.stderr
+    (folder / "log.txt").write_text(done.stdout + done.stderr)
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("nvcc")
 def test_no_kernel_spills_a_register(nvcc_build):
     _, log = nvcc_build
     spills = re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", log)
@@ -138,7 +142,6 @@ def test_no_kernel_spills_a_register(nvcc_build):
 
 @pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-@pytest.mark.xdist_group("nvcc")
 def test_the_module_is_imported_without_a_gpu_and_says_so(nvcc_build):
     module = simulated.load(nvcc_build[0])
     assert module.device == "cuda"

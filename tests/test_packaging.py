@@ -9,11 +9,13 @@ import sysconfig
 import tarfile
 import tomllib
 import zipfile
+from functools import partial
 from pathlib import Path
 
 import pytest
+from helpers.once import once
 
-pytestmark = [pytest.mark.packaging, pytest.mark.slow, pytest.mark.xdist_group("packaging")]
+pytestmark = [pytest.mark.packaging, pytest.mark.slow]
 
 ROOT = Path(__file__).parent.parent
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
@@ -100,25 +102,16 @@ def source(sdist, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def wheel_and_log(sdist, tmp_path_factory):
+def wheel_and_log(sdist):
     """The wheel that a user's pip builds from the sdist, alone with what the build requires."""
-    out = tmp_path_factory.mktemp("wheel")
-    done = run(
-        *(
-            "-m",
-            "pip",
-            "wheel",
-            "--verbose",
-            "--no-deps",
-            "--no-cache-dir",
-            "--wheel-dir",
-            out,
-            sdist,
-        ),
-        cwd=out,
-        D3PM_FAST_REQUIRE_CPU=1,
-    )
-    return only(out, "*.whl"), done.stdout
+    out = once("wheel", partial(build_wheel, sdist))
+    return only(out, "*.whl"), (out / "log.txt").read_text()
+
+
+def build_wheel(sdist, out):
+    command = "-m", "pip", "wheel", "--verbose", "--no-deps", "--no-cache-dir", "--wheel-dir"
+    done = run(*command, out, sdist, cwd=out, D3PM_FAST_REQUIRE_CPU=1)
+    (out / "log.txt").write_text(done.stdout)
 
 
 @pytest.fixture(scope="module")

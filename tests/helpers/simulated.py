@@ -6,11 +6,11 @@ import importlib.util
 import os
 import subprocess
 import sysconfig
-import tempfile
 from pathlib import Path
 
 import pybind11
-from filelock import FileLock
+
+from .once import once
 
 ROOT = Path(__file__).parents[2]
 FLAGS = "-std=c++17 -O2 -fPIC -fvisibility=hidden -U_FORTIFY_SOURCE"
@@ -21,15 +21,10 @@ DEFINES = ["-DD3PM_MODULE=_cuda", '-DD3PM_DEVICE="cpu"']
 
 @functools.cache
 def module():
-    """Build the module, once for all processes of a run, and import it."""
-    run = os.environ.get("PYTEST_XDIST_TESTRUNUID", os.getpid())
-    folder = Path(tempfile.gettempdir()) / f"d3pm_fast_simt_{run}"
-    folder.mkdir(exist_ok=True)
-    with FileLock(folder / "lock"):
-        if not (folder / LIBRARY).exists():
-            kernels = sorted((ROOT / "csrc/cuda").glob("*.cu"))
-            build([*kernels, ROOT / "csrc/cuda/module.cpp", ROOT / "tests/simt/seed.cpp"], folder)
-    return load(folder / LIBRARY)
+    """Build the module, once a run, and import it."""
+    kernels = sorted((ROOT / "csrc/cuda").glob("*.cu"))
+    sources = [*kernels, ROOT / "csrc/cuda/module.cpp", ROOT / "tests/simt/seed.cpp"]
+    return load(once("simt", functools.partial(build, sources)) / LIBRARY)
 
 
 def load(path):
