@@ -10,6 +10,7 @@ import torch
 import tyro
 from torch import Tensor, nn
 
+from .._checks import check_count
 from ..functional import Shaped
 from ..sampling import ancestral
 from ..unmasking import confidence, first_hitting
@@ -67,6 +68,8 @@ def sample(config: SampleConfig) -> None:
         raise ValueError("give steps or times, not both")
     if config.sampler == "confidence" and config.last == "argmax":
         raise ValueError("last = argmax is not for the confidence sampler")
+    if config.count is not None:
+        check_count("count", config.count)
     device = pick_device(config.device)
     trained, statistics, denoiser, diffusion = checkpoint.trained(config.checkpoint, device)
     steps = trained.sample_steps if config.steps is None else config.steps
