@@ -418,6 +418,7 @@ def test_a_budget_of_memory_changes_no_result(cpu):
     x0, t = torch.randint(32, (50, 4)), torch.arange(1, 51)
     x_t = functional.q_sample(large, x0, t)
     logits = torch.randn(50, 4, 32)
+    assert small.memory_budget == 8 * 32 * 32 * 17
     losses = [functional.loss(c, logits, x0, x_t, t, impl=cpu) for c in (large, small)]
     torch.testing.assert_close(*losses)
     with pytest.raises(ValueError, match="memory_budget must be at least"):

@@ -3,7 +3,6 @@
 import gzip
 import json
 import os
-import signal
 import struct
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.training import go_until, losses
 from PIL import Image
 
 import d3pm_fast as d3
@@ -67,10 +67,6 @@ def config(folder, tmp_path):
         sample_steps=5,
         precision="float32",
     )
-
-
-def losses(out):
-    return [json.loads(line)["loss"] for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
 @pytest.mark.parametrize("levels", [2, 3, 16, 256])
@@ -268,17 +264,7 @@ def test_a_killed_run_goes_on_as_if_it_never_had_been(config, tmp_path):
 
 
 def test_a_run_that_is_told_to_stop_saves_and_says_so(config, capsys):
-    run = Run(config)
-    step = run.train_step
-
-    def train_step():
-        line = step()
-        if run.step == 3:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return line
-
-    run.train_step = train_step
-    run.go()
+    go_until(Run(config), step=3)
     assert checkpoint.load(config.out)["step"] == 3
     assert "stopped at step 3" in capsys.readouterr().out
 

@@ -2,12 +2,11 @@
 
 import json
 import math
-import os
-import signal
 from dataclasses import replace
 
 import pytest
 import torch
+from helpers.training import go_until
 
 import d3pm_fast as d3
 from d3pm_fast.train import checkpoint, documents
@@ -198,17 +197,7 @@ def test_a_stopped_run_goes_on_as_if_it_never_had_been(config, tmp_path):
     whole = replace(config, out=tmp_path / "whole")
     train(whole)
 
-    run = Run(config)
-    step = run.train_step
-
-    def train_step():
-        line = step()
-        if run.step == 3:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return line
-
-    run.train_step = train_step
-    run.go()
+    go_until(Run(config), step=3)
     assert checkpoint.load(config.out)["step"] == 3
     train(config)
     broken, unbroken = (checkpoint.load(out)["average"] for out in (config.out, whole.out))

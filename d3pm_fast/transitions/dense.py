@@ -66,7 +66,7 @@ class DenseTransition(RegisteredTransition):
         super().__init__(family, matrices.num_classes, matrices.num_steps, mask_id)
         self._matrices = matrices
         self._stationary = stationary
-        self.memory_budget = matrices.cache.budget
+        self.memory_budget = matrices.memory_budget
         self._register()
 
     @property

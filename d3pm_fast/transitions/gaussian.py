@@ -96,17 +96,22 @@ def _log_weights(num_classes: int, betas: Tensor, band_limit: int, t: int) -> Te
 
 
 def _log_gaussian_step(log_weights: Callable[[int], Tensor], t: int) -> Tensor:
-    total = 1 + 2 * log_weights(t).exp().sum()
-    diagonal = _gaussian_step(log_weights, t).diagonal()
-    return _toeplitz(log_weights(t) - total.log(), diagonal.log())
+    off_diagonal = log_weights(t)
+    diagonal, total = _diagonal_and_total(off_diagonal.exp())
+    return _toeplitz(off_diagonal, diagonal.log()) - total.log()
 
 
 def _gaussian_step(log_weights: Callable[[int], Tensor], t: int) -> Tensor:
     weights = log_weights(t).exp()
-    total = 1 + 2 * weights.sum()
+    diagonal, total = _diagonal_and_total(weights)
+    return _toeplitz(weights, diagonal) / total
+
+
+def _diagonal_and_total(weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the diagonal and the whole sum over n, before one is divided by the other."""
     # What a row lacks of the whole sum lies beyond its ends: tails[m] = w(m + 1) + w(m + 2) + ...
     tails = torch.cat([weights.flip(0).cumsum(0).flip(0), weights.new_zeros(1)])
-    return _toeplitz(weights, 1 + tails + tails.flip(0)) / total
+    return 1 + tails + tails.flip(0), 1 + 2 * weights.sum()
 
 
 def _band_step(num_classes: int, betas: Tensor, width: int, t: int) -> Tensor:

@@ -74,11 +74,13 @@ class Matrices(Protocol):
     Attributes:
         num_classes: K.
         num_steps: T.
+        memory_budget: bytes for all that is kept.
         cache: for them, and for what else is made of them.
     """
 
     num_classes: int
     num_steps: int
+    memory_budget: int
     cache: ByteCache
 
     def between(self, s: int, t: int) -> Tensor:
@@ -112,6 +114,7 @@ class Products:
         log_step: Callable[[int], Tensor] | None = None,
     ) -> None:
         self.num_classes, self.num_steps = num_classes, num_steps
+        self.memory_budget = memory_budget
         self.cache = cache = ByteCache(memory_budget)
         self._step = step
         self._log_of = log_step

@@ -106,6 +106,7 @@ class Exponentials:
 
     def __init__(self, rate: Tensor, times: Tensor, memory_budget: int) -> None:
         self.num_classes, self.num_steps = len(rate), len(times)
+        self.memory_budget = memory_budget
         self.cache = ByteCache(memory_budget)
         self._rate = rate
         self._times = torch.cat([times.new_zeros(1), times]).tolist()

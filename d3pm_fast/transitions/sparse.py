@@ -173,7 +173,7 @@ class SparseTransition(RegisteredTransition):
         doubted = small.any(dim=1)
         if bool(doubted.any()):
             # Beyond the jumps that lead to a class the terms fall as a law of jumps does.
-            most = int(distance[doubted].max()) + len(self._law.terms(s, t, TAIL[torch.float32]))
+            most = int(distance[doubted].max()) + len(self._form(s, t, torch.float32).terms)
             exact = log_rows(matrix, self._law.log_terms(s, t, most), classes[doubted])
             logs[doubted] = logs[doubted].where(~small[doubted], exact)
         return logs.where(small | (rows > 0), -torch.inf)
