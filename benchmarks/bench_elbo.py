@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 import d3pm_fast as d3
-from d3pm_fast.train.unet import UNet
+from d3pm_fast.train.unet import CategoricalUNet
 
 from .cases import LONG, OURS, Inputs, Operation, Provider, Run, as_pytest, cases
 
@@ -16,9 +16,9 @@ BATCH_SIZE = 64
 
 
 @lru_cache
-def denoiser(num_classes: int, num_steps: int) -> UNet:
+def denoiser(num_classes: int, num_steps: int) -> CategoricalUNet:
     """Return the network that ``d3pm-fast train`` trains, as it begins."""
-    return UNet(num_classes, num_steps).eval()
+    return CategoricalUNet(num_classes, num_steps).eval()
 
 
 def ours(i: Inputs) -> Run:

@@ -4,13 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
+from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
 
 ZOOM = 3
 
@@ -44,13 +41,13 @@ def terms(path: Path, times: np.ndarray, bits: np.ndarray, steps_a_point: int = 
     """
     groups = [slice(0, 1)]
     groups += [slice(i, i + steps_a_point) for i in range(1, len(times), steps_a_point)]
-    figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.subplots()
     axes.plot([times[g].mean() for g in groups], [bits[g].mean() for g in groups], ".-")
     axes.set(xlabel="t", ylabel="bits per dimension a step", title="Variational bound by time")
     axes.set_yscale("log")
     axes.set_ylim(bottom=1e-8)  # a thousand such steps are nothing
     figure.savefig(path, dpi=120)
-    plt.close(figure)
 
 
 def curve(path: Path, metrics: Sequence[dict[str, Any]], unit: str) -> None:
@@ -59,11 +56,11 @@ def curve(path: Path, metrics: Sequence[dict[str, Any]], unit: str) -> None:
     bits = np.array([m["bits_per_dim"] for m in metrics])
     window = max(1, len(bits) // 50)
     smooth = np.convolve(bits, np.ones(window) / window, mode="valid")
-    figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.subplots()
     axes.plot(steps, bits, alpha=0.25, linewidth=0.5, label="one batch, one time an item")
     axes.plot(steps[window - 1 :], smooth, label=f"mean of {window} steps")
     axes.set(xlabel="step", ylabel=f"bits per {unit}", title="Variational bound in training")
     axes.set_ylim(0, float(np.quantile(bits, 0.99)) * 1.1 if len(bits) else 1)
     axes.legend()
     figure.savefig(path, dpi=120)
-    plt.close(figure)

@@ -13,7 +13,7 @@ from ..transitions import Transition
 from . import fashion_mnist, figures
 from .config import TrainConfig
 from .items import Items
-from .unet import UNet
+from .unet import CategoricalUNet
 
 FILM_FRAMES = 60
 FILM_IMAGES = 18
@@ -79,7 +79,9 @@ class ImageConfig(TrainConfig):
 
     def denoiser(self) -> nn.Module:
         """Return a fresh U-Net."""
-        unet = UNet(self.num_classes, self.timesteps, self.width, self.depth, mask_id=self.mask_id)
+        unet = CategoricalUNet(
+            self.num_classes, self.timesteps, self.width, self.depth, mask_id=self.mask_id
+        )
         return unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
     def draw(

@@ -1,4 +1,4 @@
-"""The network for images: a small time-conditioned U-Net over categorical images."""
+"""The network for images: a small time-conditioned U-Net, and the one over categorical images."""
 
 from itertools import pairwise
 
@@ -8,47 +8,43 @@ from torch import Tensor, nn
 
 from .layers import keep_tokens, sinusoids
 
-__all__ = ["UNet"]
+__all__ = ["CategoricalUNet", "UNet"]
 
 
 class UNet(nn.Module):
-    """A U-Net that maps ``(x_t, t)`` to the logits of x_0.
+    """A U-Net that maps ``(x_t, t)``, x_t an image of any channels, to an image.
 
     Each level halves the image and, but for the first, doubles the width, up to 4 times the first
-    one; sides that the halvings do not divide are padded with zeros. The classes come in through
-    an embedding, to which classes of like grey start alike. What comes out is added to a learned,
-    time-dependent multiple of ``onehot(x_t)``.
+    one; sides that the halvings do not divide are padded with zeros.
 
     Args:
-        num_classes: K, the mask counted in.
+        inside: channels of x_t.
+        outside: channels of what comes out.
         num_steps: T.
-        width: channels at full resolution, a multiple of 8.
+        width: channels at full resolution, a multiple of 16.
         depth: residual blocks a level, on the way down and again on the way up.
         attention: self-attention at the lowest resolution.
-        mask_id: a class that is never predicted (its logit is -inf), or None.
     """
 
     LEVELS = 3
 
     def __init__(
         self,
-        num_classes: int,
+        inside: int,
+        outside: int,
         num_steps: int,
         width: int = 32,
         depth: int = 1,
         attention: bool = True,
-        mask_id: int | None = None,
     ) -> None:
         super().__init__()
         self.num_steps = num_steps
-        self.mask_id = mask_id
         widths = [width * 2**level for level in range(self.LEVELS)]
         self.features = features = 4 * width
         self.time = nn.Sequential(
             nn.Linear(features, features), nn.SiLU(), nn.Linear(features, features), nn.SiLU()
         )
-        self.embed = nn.Embedding(num_classes, width)
-        self.enter = nn.Conv2d(width, width, 3, padding=1)
+        self.enter = nn.Conv2d(inside, width, 3, padding=1)
         self.down = nn.ModuleList(
             Blocks(ResidualBlock(w, w, features) for _ in range(depth)) for w in widths
         )
@@ -61,24 +57,20 @@ class UNet(nn.Module):
             Blocks(ResidualBlock(2 * w if i == 0 else w, w, features) for i in range(depth))
             for w in widths
         )
-        self.leave = nn.Sequential(
-            normalization(width), nn.SiLU(), nn.Conv2d(width, num_classes, 1)
-        )
-        self.keep = nn.Linear(features, 1)
+        self.leave = nn.Sequential(normalization(width), nn.SiLU(), nn.Conv2d(width, outside, 1))
 
     def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
-        """Return the logits of x_0.
+        """Return ``(B, outside, H, W)`` from ``(B, inside, H, W)`` and t, ``(B,)`` in 1..T."""
+        return self.image(x_t, self.time_features(t))
 
-        Args:
-            x_t: integers ``(B, H, W)`` in [0, K).
-            t: ``(B,)`` in 1..T.
+    def time_features(self, t: Tensor) -> Tensor:
+        """Return what the blocks know of the time, ``(B, features)``."""
+        features: Tensor = self.time(sinusoids(t / self.num_steps, self.features))
+        return features
 
-        Returns:
-            ``(B, H, W, K)``, contiguous.
-        """
-        time = self.time(sinusoids(t / self.num_steps, self.features))
-        h = self.embed(x_t.long()).permute(0, 3, 1, 2)
-        height, width = x_t.shape[1:]
+    def image(self, h: Tensor, time: Tensor) -> Tensor:
+        """Return ``(B, outside, H, W)`` from ``(B, inside, H, W)`` and ``(B, features)``."""
+        height, width = h.shape[2:]
         multiple = 2 ** (self.LEVELS - 1)
         h = F.pad(h, (0, -width % multiple, 0, -height % multiple))
         h = self.enter(h)
@@ -94,7 +86,51 @@ class UNet(nn.Module):
                 h = F.interpolate(self.grow[level](h), scale_factor=2)
             h = torch.cat([h, kept[level]], 1)
             h = self.up[level](h, time)
-        h = self.leave(h)[..., :height, :width].permute(0, 2, 3, 1)
+        padded: Tensor = self.leave(h)
+        return padded[..., :height, :width]
+
+
+class CategoricalUNet(UNet):
+    """The U-Net that maps ``(x_t, t)``, x_t an image of classes, to the logits of x_0.
+
+    The classes come in through an embedding. What comes out is added to a learned,
+    time-dependent multiple of ``onehot(x_t)``.
+
+    Args:
+        num_classes: K, the mask counted in.
+        num_steps: T.
+        width: channels at full resolution, a multiple of 16.
+        depth: residual blocks a level, on the way down and again on the way up.
+        attention: self-attention at the lowest resolution.
+        mask_id: a class that is never predicted (its logit is -inf), or None.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        num_steps: int,
+        width: int = 32,
+        depth: int = 1,
+        attention: bool = True,
+        mask_id: int | None = None,
+    ) -> None:
+        super().__init__(width, num_classes, num_steps, width, depth, attention)
+        self.mask_id = mask_id
+        self.embed = nn.Embedding(num_classes, width)
+        self.keep = nn.Linear(self.features, 1)
+
+    def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """Return the logits of x_0.
+
+        Args:
+            x_t: integers ``(B, H, W)`` in [0, K).
+            t: ``(B,)`` in 1..T.
+
+        Returns:
+            ``(B, H, W, K)``, contiguous.
+        """
+        time = self.time_features(t)
+        h = self.image(self.embed(x_t.long()).permute(0, 3, 1, 2), time).permute(0, 2, 3, 1)
         return keep_tokens(h, self.keep(time), x_t, self.mask_id)
 
 
