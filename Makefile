@@ -1,6 +1,7 @@
 # make train   trains on Fashion-MNIST; options in ARGS, as in: make train ARGS="--epochs 20"
 # make test    checks the style and types and runs every test
 # make docs    builds the documentation into docs/_build/html
+# make notebooks   runs all notebooks in full, which takes hours, and keeps what they show
 # make lint | format | bench | data | clean
 # PYTHON chooses the interpreter that the environment in .venv is made from.
 
@@ -18,7 +19,7 @@ test .venv/dev: export D3PM_FAST_REQUIRE_CPU = 1
 # A process for each core, and none that waits for the threads of another.
 test: export OMP_NUM_THREADS = 1
 
-.PHONY: train test docs lint format bench data clean
+.PHONY: train test docs notebooks lint format bench data clean
 
 train: .venv/train data
 	$(BIN)/d3pm-fast train $(ARGS)
@@ -28,6 +29,9 @@ test: lint
 
 docs: .venv/dev
 	$(BIN)/python -m sphinx -W --keep-going -q docs docs/_build/html
+
+notebooks: .venv/dev data
+	for notebook in notebooks/*.ipynb; do $(BIN)/papermill $$notebook $$notebook --cwd notebooks || exit 1; done
 
 lint: .venv/dev
 	$(BIN)/ruff check .
@@ -56,7 +60,7 @@ data:
 	fi
 
 clean:
-	rm -rf .venv build dist docs/_build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf .venv build dist docs/_build docs/notebooks *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks
 	find . -name __pycache__ -prune -exec rm -rf {} +
 	rm -f d3pm_fast/_cpu*.so
 

@@ -1,13 +1,14 @@
 """Sphinx's settings; `make docs` builds the pages into docs/_build/html."""
 
 from importlib.metadata import version as installed_version
+from pathlib import Path
 
 project = "d3pm_fast"
 author = "The d3pm_fast authors"
 copyright = "the d3pm_fast authors"
 release = version = installed_version("d3pm_fast")
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.mathjax", "sphinx.ext.napoleon"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.mathjax", "sphinx.ext.napoleon"]
 exclude_patterns = ["_build"]
 html_theme = "furo"
 html_title = f"d3pm_fast {release}"
@@ -16,6 +17,7 @@ html_css_files = ["pages.css"]
 html_copy_source = False
 html_show_sourcelink = False
 
+nb_execution_mode = "off"  # the notebooks come with what they showed
 myst_enable_extensions = ["amsmath", "colon_fence", "dollarmath"]
 myst_heading_anchors = 3
 math_eqref_format = "({number})"
@@ -35,3 +37,17 @@ nitpick_ignore_regex = [
     # Classes of the library that signatures of the reference and of a chain's insides name.
     (r"py:class", r"d3pm_fast\.(reference\.step|transitions\.[a-z_]+)\.[A-Z][A-Za-z]+"),
 ]
+
+
+def setup(app):
+    """Bring the notebooks to where Sphinx reads pages."""
+    app.connect("config-inited", copy_notebooks)
+
+
+def copy_notebooks(app, config):
+    """Copy the notebooks; their links to these pages led out of their own folder."""
+    copies = Path(app.srcdir, "notebooks")
+    copies.mkdir(exist_ok=True)
+    for notebook in Path(app.srcdir, "../notebooks").glob("*.ipynb"):
+        text = notebook.read_text().replace("](../docs/", "](../")
+        (copies / notebook.name).write_text(text)

@@ -12,10 +12,10 @@ from torch import Tensor
 ZOOM = 3
 
 
-def grid(images: Tensor, colours: np.ndarray) -> Image.Image:
-    """Return ``(N, H, W)`` class images as one picture, about twice as wide as high."""
+def grid(images: Tensor, colours: np.ndarray, columns: int | None = None) -> Image.Image:
+    """Return ``(N, H, W)`` class images as one picture; by itself about twice as wide as high."""
     count, height, width = images.shape
-    columns = min(count, int(np.ceil(np.sqrt(2 * count))))
+    columns = columns or min(count, int(np.ceil(np.sqrt(2 * count))))
     rows = -(-count // columns)
     tiles = np.full((rows * columns, height + 2, width + 2, 3), 255, np.uint8)
     tiles[:count, 1:-1, 1:-1] = colours[images.cpu().numpy()]
