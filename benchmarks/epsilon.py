@@ -85,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add = parser.add_argument
     add("checkpoints", type=Path, nargs="+", metavar="CHECKPOINT", help="of d3pm-fast train")
     add("--images", type=int, default=200, help="test images, the first ones (default: 200)")
-    add("--times", type=int, default=20, help="random times an image (default: 20)")
+    add("--times", type=int, default=20, help="times an image, see D3PM.elbo (default: 20)")
     add("--data", type=Path, help="folder of the images' IDX files")
     add("--out", type=Path, default=TABLE, help="where the table goes")
     options = parser.parse_args(arguments)

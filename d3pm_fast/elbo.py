@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from tqdm.auto import tqdm
 
 from . import functional, timesteps
@@ -27,7 +28,7 @@ class ELBO:
 
     Attributes:
         terms: ``(B, n)``, nats: each step's term, the sum over positions. Of an estimate, what
-            each step adds to it: 0 for a step that was not drawn.
+            each step adds to it: 0 for a step that was not taken.
         times: int64 ``(n,)``: the times that the steps start from, ascending; 1..T, or strided.
         prior: ``(B,)``, nats: the term of x_T.
         num_tokens: int64 ``(B,)``: how many tokens count.
@@ -65,7 +66,7 @@ def elbo(
     batch_size: int = 64,
     progress: bool = False,
 ) -> ELBO:
-    """Return the bound of every item, each x_t drawn once.
+    """Return the bound of every item, each x_t drawn once, or an estimate of it.
 
     What is drawn for an item and a time depends on the item's seed and the time alone. Beside
     the terms there are only the tensors of one denoiser call.
@@ -79,10 +80,13 @@ def elbo(
         steps: the steps that the model takes, see :func:`d3pm_fast.timesteps.path`: how many,
             evenly strided, or the times that they start from; None for all T. Fewer
             steps have a bound of their own, from x_t straight to x_s (D3PM, section 3.3).
-        num_times: how many of the steps are drawn for each item, without repetition, and stand
-            for all of them without a bias; None takes every step. The standard error then needs
-            two. It counts the chance in x_t too, and errs on the side of caution: its square is
-            up to ``1 / (1 - num_times / steps)`` times what it should be.
+        num_times: how many of the steps are taken for each item, at least 3, to stand for all of
+            them without a bias; None takes every step. The step to 0 is always among them, for
+            it may hold most of the bound, as the mean over two x_t. The others are cut into
+            ``num_times - 1`` runs, as equal in length as can be, and one step is drawn from each.
+            The standard error counts the chance in x_t too, and errs on the side of caution: its
+            square is too large by half the squared differences between what neighbouring runs
+            hold, the last being the first one's neighbour.
         mask: bool ``(B, *S)``, True where a token counts. The denoiser sees the others as they
             are in x0.
         generator: where the seeds come from; None for PyTorch's default generator.
@@ -101,26 +105,30 @@ def elbo(
     times = torch.tensor(timesteps.path(diffusion.num_steps, steps)[::-1], device=x0.device)
     starts, targets = times[1:], times[:-1]
     num_steps, batch = len(starts), len(x0)
-    num_times = num_steps if num_times is None else check_count("num_times", num_times)
-    if num_times > num_steps:
+    if num_times is None:
+        num_times = num_steps
+    elif check_count("num_times", num_times, least=min(3, num_steps)) > num_steps:
         raise ValueError(f"num_times must be at most {num_steps}, got {num_times}")
     check_count("batch_size", batch_size)
     seeds = functional.check_seeds(seeds, generator, x0).to(x0.device)
 
     chance = uniforms(seeds, 0, batch * diffusion.num_steps)
-    order, own = (u.view(batch, diffusion.num_steps)[:, starts - 1] for u in chance)
-    chosen = order.argsort(dim=1)[:, :num_times].sort(dim=1).values
-    terms = torch.zeros(batch, num_steps, dtype=torch.float64, device=x0.device)
+    spare, own = (u.view(batch, diffusion.num_steps)[:, starts - 1] for u in chance)
+    chosen = torch.arange(num_steps, device=x0.device).expand(batch, num_steps)
+    shares = torch.ones(num_steps, dtype=torch.float64, device=x0.device)
+    if num_times < num_steps:
+        chosen, shares, own = _draw_steps(spare, own, num_times)
+    numbers = (own * 2.0**53).long()
+    parts = torch.zeros_like(own)
     # By time first: chains of matrices take tokens of one step together.
-    calls = torch.arange(batch * num_times, device=x0.device).split(batch_size)
+    calls = torch.arange(parts.numel(), device=x0.device).split(batch_size)
     for call in tqdm(calls, desc="bound", unit="call", disable=not progress):
         item, place = call % batch, call // batch
         step = chosen[item, place]
         t, s = starts[step], targets[step]
-        numbers = (own[item, step] * 2.0**53).long()
         counts = None if mask is None else mask[item]
         x_t = functional.q_sample(
-            diffusion.transition, data[item], t, seeds=numbers, impl=diffusion.impl
+            diffusion.transition, data[item], t, seeds=numbers[item, place], impl=diffusion.impl
         )
         if counts is not None:
             x_t = x_t.where(counts, tokens[item])
@@ -133,19 +141,40 @@ def elbo(
             reduction="none",
             s=s if num_steps < diffusion.num_steps else None,
         )
-        terms[item, step] = functional.sum_positions(loss.double())
+        parts[item, place] = shares[place] * functional.sum_positions(loss.double())
 
     standard_error = None
     if num_times < num_steps:
-        drawn = terms.gather(1, chosen)
-        squares = (drawn - drawn.mean(dim=1, keepdim=True)).square().sum(dim=1)
-        standard_error = num_steps * (squares / (num_times - 1) / num_times).sqrt()
-        terms *= num_steps / num_times
+        standard_error = (_variance(parts[:, :2]) + _variance(parts[:, 2:])).sqrt()
     counted = torch.ones_like(data) if mask is None else mask.long()
     return ELBO(
-        terms=terms,
+        terms=torch.zeros_like(spare).scatter_add_(1, chosen, parts),
         times=starts,
         prior=diffusion.prior(data, mask),
         num_tokens=functional.sum_positions(counted),
         standard_error=standard_error,
     )
+
+
+def _draw_steps(spare: Tensor, own: Tensor, num_times: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the steps that an estimate takes, ``(B, num_times + 1)``, the first of them twice.
+
+    With them how many steps each stands for, and the numbers to draw x_t by. ``spare`` and
+    ``own`` are uniform numbers in [0, 1) for each step, ``(B, n)``; the latter draw the x_t of a
+    whole bound.
+    """
+    num_runs, num_others = num_times - 1, own.shape[1] - 1
+    ends = 1 + torch.arange(num_times, device=own.device) * num_others // num_runs
+    lengths = ends.diff()
+    others = ends[:-1] + (spare[:, 1:num_times] * lengths).long()
+    numbers = torch.cat([own[:, :1], spare[:, :1], own.gather(1, others)], dim=1)
+    return pad(others, (2, 0)), pad(lengths.double(), (2, 0), value=0.5), numbers
+
+
+def _variance(parts: Tensor) -> Tensor:
+    """Return an estimate of the variance of the sum of independent parts ``(B, n)``, n above 1.
+
+    Each part, drawn once, is compared with its neighbours in a circle. In the mean it is the
+    variance and half the squared differences between the means of neighbours.
+    """
+    return (parts - parts.roll(1, dims=1)).square().sum(dim=1) / 2

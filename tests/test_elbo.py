@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import sys
 
 import pytest
 import torch
@@ -133,34 +134,85 @@ def test_each_x_t_follows_its_law_whatever_the_others(family):
     assert_follows(pairs, torch.cat(products).flatten(1))
 
 
-def test_an_estimate_is_unbiased_and_knows_its_error(monkeypatch):
-    chain, states = make("uniform", 3), every_state(3, 1)
-    denoiser, logits_of = look_up(4, 3, 1)
+def long_chain():
+    betas = torch.linspace(0.05, 0.4, 10, dtype=torch.float64)
+    return make_chain("uniform", 3, betas)
+
+
+@pytest.mark.parametrize(
+    ("steps", "num_times", "runs"),
+    [
+        (None, 3, [4, 5]),
+        (None, 5, [2, 2, 2, 3]),
+        (None, 9, [1, 1, 1, 1, 1, 1, 1, 2]),
+        (6, 4, [1, 2, 2]),
+        ((10, 7, 6, 2), 3, [1, 2]),
+    ],
+)
+def test_an_estimate_is_unbiased_and_knows_its_error(steps, num_times, runs, monkeypatch):
+    chain, states = long_chain(), every_state(3, 1)
+    _, random_logits = look_up(10, 3, 1)
+
+    def logits_of(t):
+        """So that neighbouring steps are more alike than others."""
+        return (2 if t < 6 else 0.1) * random_logits(t)
+
+    denoiser = as_denoiser(logits_of, 3)
     diffusion = d3.D3PM(chain.transition, first_step="posterior")
     terms, weights, prior = terms_of_every_state(
-        diffusion, chain, logits_of, states, None, monkeypatch
+        diffusion, chain, logits_of, states, steps, monkeypatch
     )
     terms, weights = terms[1], weights[1]
     mean = (terms * weights).sum(0)
     within = (weights * (terms - mean).square()).sum(0)
+    cut = list(zip(mean[1:].split(runs), within[1:].split(runs), strict=True))
+    held = torch.stack([m.sum() for m, _ in cut])
+    variance = within[0] / 2 + sum(
+        len(m) * (m.square() + w).sum() - m.sum().square() for m, w in cut
+    )
+    reported = variance + (held - held.roll(1)).square().sum() / 2
 
-    count, drawn = 20_000, 2
+    count = 20_000
     x0 = torch.ones(count, 1, dtype=torch.int64)
     generator = torch.Generator().manual_seed(1)
-    found = diffusion.elbo(denoiser, x0, num_times=drawn, generator=generator, batch_size=2 * count)
-    one_term = mean.var() + within.mean()
-    variance = 16 / drawn * one_term - 4 * mean.var()
+    found = diffusion.elbo(
+        denoiser, x0, steps, num_times, generator=generator, batch_size=2 * count
+    )
     critical = stats.norm.isf(FALSE_ALARM / 2 / 3)
-    error = found.nats.mean() - mean.sum() - prior[1]
-    assert abs(error) < critical * (variance / count).sqrt()
-    squares = found.standard_error.square()
-    assert abs(squares.mean() - 16 / drawn * one_term) < critical * squares.std() / count**0.5
-    spread = (found.nats - mean.sum() - prior[1]).square()
-    assert abs(spread.mean() - variance) < critical * spread.std() / count**0.5
-    pairs = (found.terms != 0).long() @ torch.tensor([1, 2, 4, 8])
-    law = torch.zeros(16)
-    law[[3, 5, 6, 9, 10, 12]] = 1 / 6
-    assert_follows(pairs[:, None], law[None])
+    error = found.nats - mean.sum() - prior[1]
+    for sample, expected in (
+        (error, 0),
+        (error.square(), variance),
+        (found.standard_error.square(), reported),
+    ):
+        assert abs(sample.mean() - expected) < critical * sample.std() / count**0.5
+    taken = (found.terms != 0).long()
+    assert taken[:, 0].all()
+    for run in taken[:, 1:].split(runs, dim=1):
+        assert (run.sum(1) == 1).all()
+        assert_follows(run.argmax(1)[:, None], torch.full((1, run.shape[1]), 1 / run.shape[1]))
+
+
+@pytest.mark.parametrize(("steps", "num_times"), [(None, 3), (None, 6), (None, 9), (7, 4)])
+def test_an_estimate_is_the_bound_on_average_over_all_choices_of_steps(
+    steps, num_times, monkeypatch
+):
+    diffusion = d3.D3PM(long_chain().transition)
+    denoiser, _ = look_up(10, 3, 2)
+    number = ((torch.arange(20, dtype=torch.float64) + 0.5) / 20)[:, None].repeat(1, 10)
+    number[:, timesteps.path(10, steps)[-2] - 1] = 0.3  # the x_t of the whole bound, twice
+    same = torch.full_like(number, 0.3)
+    x0 = torch.tensor([[2, 0]]).expand(20, 2)
+
+    def estimate(num_times):
+        uniforms = number.flatten(), same.flatten()
+        monkeypatch.setattr(sys.modules["d3pm_fast.elbo"], "uniforms", lambda *_: uniforms)
+        return diffusion.elbo(denoiser, x0, steps, num_times)
+
+    whole, some = estimate(None), estimate(num_times)
+    for name in ("terms", "nats"):
+        expected, found = getattr(whole, name), getattr(some, name).mean(0)
+        torch.testing.assert_close(found, expected[0], rtol=1e-12, atol=0)
 
 
 def test_an_item_depends_on_neither_the_batch_nor_the_calls():
@@ -179,18 +231,20 @@ def test_an_item_depends_on_neither_the_batch_nor_the_calls():
 
 
 def test_an_estimate_takes_its_terms_from_the_whole_sum():
-    diffusion = d3.D3PM(make("uniform", 3).transition)
-    denoiser, _ = look_up(4, 3, 2)
+    diffusion = d3.D3PM(long_chain().transition)
+    denoiser, _ = look_up(10, 3, 2)
     x0, seeds = torch.randint(3, (5, 2)), torch.arange(5)
     whole = diffusion.elbo(denoiser, x0, seeds=seeds)
-    some = diffusion.elbo(denoiser, x0, seeds=seeds, num_times=3)
+    some = diffusion.elbo(denoiser, x0, seeds=seeds, num_times=4)
     drawn = some.terms != 0
+    drawn[:, 0] = False
     assert (drawn.sum(1) == 3).all()
-    torch.testing.assert_close(some.terms[drawn], whole.terms[drawn] * 4 / 3)
+    torch.testing.assert_close(some.terms[drawn], whole.terms[drawn] * 3, rtol=1e-12, atol=0)
+    torch.testing.assert_close(some.nats, some.terms.sum(1) + some.prior, rtol=1e-12, atol=0)
     assert whole.standard_error is None
     assert some.standard_error.shape == (5,)
-    assert diffusion.elbo(denoiser, x0, num_times=1).standard_error.isnan().all()
-    assert diffusion.elbo(denoiser, x0, num_times=4).standard_error is None
+    assert diffusion.elbo(denoiser, x0, num_times=10).standard_error is None
+    assert diffusion.elbo(denoiser, x0, steps=2, num_times=2).standard_error is None
 
 
 def test_padding_changes_nothing_and_is_not_counted():
@@ -262,6 +316,8 @@ def test_position_axes_and_integer_dtypes_are_all_alike(positions):
     assert found.num_tokens.tolist() == [math.prod(positions)] * 2
     empty = diffusion.elbo(lambda x_t, t: one_hot(x_t, 3), x0[:0])
     assert empty.terms.shape == (0, 4)
+    estimate = diffusion.elbo(lambda x_t, t: one_hot(x_t, 3), x0[:0], num_times=3)
+    assert estimate.standard_error.shape == (0,)
 
 
 def test_it_keeps_no_graph():
@@ -288,7 +344,8 @@ def bad_calls():
     seeds = torch.zeros(2, dtype=torch.int64)
     yield {"num_times": 5}, x0, ValueError, "num_times must be at most 4, got 5"
     yield {"num_times": 3, "steps": 2}, x0, ValueError, "num_times must be at most 2, got 3"
-    yield {"num_times": 0}, x0, ValueError, "num_times must be at least 1, got 0"
+    yield {"num_times": 2}, x0, ValueError, "num_times must be at least 3, got 2"
+    yield {"num_times": 1, "steps": 2}, x0, ValueError, "num_times must be at least 2, got 1"
     yield {"steps": 5}, x0, ValueError, "steps must be at most T = 4, got 5"
     yield {"batch_size": 0}, x0, ValueError, "batch_size must be at least 1, got 0"
     yield {"mask": x0}, x0, TypeError, "mask must be a bool tensor"

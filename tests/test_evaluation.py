@@ -1,11 +1,16 @@
 """The bound of a test set, and what its file keeps."""
 
+import math
+
 import pytest
 import torch
 from helpers.chains import make_chain, one_hot
+from helpers.laws import FALSE_ALARM
+from scipy import stats
 
 import d3pm_fast as d3
 from d3pm_fast import _files, evaluation
+from d3pm_fast.train.evaluate import summary
 
 DIFFUSION = d3.D3PM(make_chain("marginal", 4).transition)
 FIELDS = ("terms", "prior", "num_tokens", "standard_error")
@@ -40,7 +45,7 @@ def mask():
     return torch.arange(3) < 1 + items()[:, :1] % 3
 
 
-@pytest.mark.parametrize("num_times", [None, 2])
+@pytest.mark.parametrize("num_times", [None, 3])
 @pytest.mark.parametrize("masked", [False, True])
 def test_a_stopped_evaluation_goes_on_as_if_it_never_had_been(tmp_path, num_times, masked):
     options = {"num_times": num_times, "mask": mask() if masked else None, "save_every": 2}
@@ -57,6 +62,35 @@ def test_a_stopped_evaluation_goes_on_as_if_it_never_had_been(tmp_path, num_time
     assert torch.equal(broken.bits_per_dim, whole.bits_per_dim)
     done = evaluation.evaluate(DIFFUSION, stopping(0), items(), path, **options)
     assert torch.equal(done.terms, whole.terms)
+
+
+def test_the_interval_of_an_estimate_holds_the_bound_where_one_step_is_half_of_it():
+    chain = make_chain("uniform", 3, [0.04] * 100)
+    diffusion = d3.D3PM(chain.transition)
+    generator = torch.Generator().manual_seed(0)
+    table = 0.6 * torch.randn(3, 3, dtype=torch.float64, generator=generator)
+    axes = torch.arange(3), torch.arange(3), torch.arange(1, 101)
+    x0, x_t, t = torch.meshgrid(*axes, indexing="ij")
+    loss = diffusion.loss(table[x_t], x0, x_t, t, reduction="none")
+    law = torch.stack([chain.product(0, time) for time in range(1, 101)], dim=-1)
+    terms = (loss * law).sum(1).mean(0)
+    assert 0.5 < terms[0] / terms.sum() < 0.55
+    nats = terms.sum() + diffusion.prior(axes[0]).mean()
+
+    repeats, count, tokens = 200, 50, 64
+    images = torch.randint(3, (repeats * count, tokens), generator=generator)
+    found = diffusion.elbo(
+        lambda x_t, t: table[x_t], images, num_times=10, generator=generator, batch_size=10_000
+    )
+    held, widths = 0, []
+    for some in torch.arange(len(images)).split(count):
+        part = evaluation._each([found], lambda values, some=some: values[0][some])
+        low, high = summary(part)["interval_95"]
+        held += low <= nats / math.log(2) <= high
+        widths.append(high - low)
+    # Rather less than 95 %: of 50 images the normal interval has 94 %, and they are skewed.
+    assert stats.binomtest(held, repeats, 0.935).pvalue > FALSE_ALARM
+    assert sum(widths) / repeats < 0.1 * nats / math.log(2)
 
 
 def test_it_is_the_bound_of_all_items_at_once(tmp_path):
@@ -84,7 +118,7 @@ def test_more_or_fewer_items_may_be_asked_for_later(tmp_path):
     [
         ({"seed": 1}, "seed = 0, asked for is 1"),
         ({"steps": 2}, "steps = None, asked for is 2"),
-        ({"num_times": 2}, "num_times = None, asked for is 2"),
+        ({"num_times": 3}, "num_times = None, asked for is 3"),
         ({"about": "other weights"}, "about = '', asked for is 'other weights'"),
         ({"diffusion": d3.D3PM(DIFFUSION.transition, "posterior_mean")}, "reverse='joint'"),
         ({"x0": 3 - items()}, "made with another x0"),
