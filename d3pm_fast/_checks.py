@@ -60,16 +60,20 @@ def check_probability(name: str, value: float) -> float:
     return value
 
 
-def as_float64(values: ArrayLike) -> Tensor:
+def as_float64(name: str, values: ArrayLike) -> Tensor:
     """Return a float64 CPU copy; Python's floats do not pass through PyTorch's default dtype."""
     if not isinstance(values, Tensor):
-        values = torch.tensor(np.asarray(values, dtype=np.float64))
+        try:
+            values = torch.tensor(np.asarray(values, dtype=np.float64))
+        except (TypeError, ValueError):
+            got = repr(values) if isinstance(values, str) else type(values).__name__
+            raise TypeError(f"{name} must be a tensor or an array of numbers, got {got}") from None
     return values.detach().to("cpu", torch.float64, copy=True)
 
 
 def check_probabilities(name: str, values: ArrayLike) -> Tensor:
     """Return ``values`` as a float64 CPU copy of shape (T,), every entry in [0, 1]."""
-    array = as_float64(values)
+    array = as_float64(name, values)
     if array.ndim != 1 or array.numel() == 0:
         raise ValueError(f"{name} must have shape (T,) with T >= 1, got {tuple(array.shape)}")
     bad = ~((array >= 0) & (array <= 1))
@@ -81,7 +85,7 @@ def check_probabilities(name: str, values: ArrayLike) -> Tensor:
 
 def check_law(name: str, values: ArrayLike, num_classes: int) -> Tensor:
     """Return a distribution over K classes as a float64 CPU copy, divided by its sum."""
-    law = as_float64(values)
+    law = as_float64(name, values)
     if law.shape != (num_classes,):
         raise ValueError(f"{name} must have shape ({num_classes},), got {tuple(law.shape)}")
     if not bool((law >= 0).all() & law.isfinite().all()):
@@ -95,7 +99,7 @@ def check_law(name: str, values: ArrayLike, num_classes: int) -> Tensor:
 
 def check_square(name: str, values: ArrayLike) -> Tensor:
     """Return a finite matrix as a float64 CPU copy of shape (K, K), K at least 2."""
-    matrix = as_float64(values)
+    matrix = as_float64(name, values)
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or len(matrix) < 2:
         raise ValueError(f"{name} must have shape (K, K) with K >= 2, got {tuple(matrix.shape)}")
     check_finite(name, matrix)
@@ -246,6 +250,24 @@ def check_mask(mask: Tensor, shape: torch.Size) -> None:
     check_shape("mask", mask, shape)
     if mask.dtype != torch.bool:
         raise TypeError(f"mask must be a bool tensor (True where a token counts), got {mask.dtype}")
+
+
+def check_no_nan(name: str, value: Tensor | tuple[Any, ...]) -> None:
+    """Raise if a tensor, or one in a tuple, has a NaN; reads the values."""
+    for part in value if isinstance(value, tuple) else (value,):
+        if isinstance(part, Tensor) and bool(part.isnan().any()):
+            where = tuple(int(i) for i in part.isnan().nonzero()[0])
+            raise ValueError(f"{name} must not be NaN, got one at index {where}")
+
+
+def check_sizes(name: str, value: Sequence[int]) -> None:
+    """Raise unless ``value`` is the shape of a tensor with a batch axis."""
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        raise TypeError(f"{name} must be a tuple of integers (B, *S), got {type(value).__name__}")
+    if len(value) == 0:
+        raise ValueError(f"{name} must be (B, *S), got ()")
+    for axis, size in enumerate(value):
+        check_count(f"{name}[{axis}]", size, least=0)
 
 
 def check_same_device(**tensors: HasDevice | None) -> None:

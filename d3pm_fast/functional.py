@@ -29,6 +29,7 @@ from ._checks import (
     check_logistic,
     check_logits,
     check_mask,
+    check_no_nan,
     check_number,
     check_range,
     check_same_device,
@@ -225,6 +226,8 @@ def p_posterior(
         ``(B, *S, K)`` in the dtype of the logits; of parameters in their place, float32 or float64.
     """
     model = _check_model(transition, logits, x_t, t, reverse, first_step)
+    if _environment.CHECK:
+        check_no_nan("logits", logits)
     s = _check_target(transition, s, t, x_t.shape)
     name = _choose(impl, "p_posterior", _dtype_of(logits), transition, t, 1, x_t=x_t)
     kernels = ops.operations(name, transition)
@@ -317,6 +320,8 @@ def p_sample(
         ``(B, *S)`` in the dtype of x_t.
     """
     model = _check_model(transition, logits, x_t, t, reverse, first_step)
+    if _environment.CHECK:
+        check_no_nan("logits", logits)
     seeds = check_seeds(seeds, generator, x_t)
     s = _check_target(transition, s, t, x_t.shape)
     name = _choose(impl, "p_sample", _dtype_of(logits), transition, t, 1, x_t=x_t)

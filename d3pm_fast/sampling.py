@@ -11,10 +11,10 @@ from tqdm.auto import tqdm
 from . import functional, timesteps
 from ._checks import (
     check_choice,
-    check_count,
     check_range,
     check_same_device,
     check_shape,
+    check_sizes,
     check_tokens,
 )
 from ._reuse import Reuse
@@ -100,7 +100,7 @@ def start(
     seeds: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """Return x_T with the known tokens in it, and each item's seed, after all checks."""
-    batch = check_count("shape[0]", shape[0], least=0)
+    check_sizes("shape", shape)
     device = diffusion.transition.device
     if known is not None:
         tokens, mask = known
@@ -111,7 +111,7 @@ def start(
             raise TypeError(f"known[1] must be a bool tensor, got {mask.dtype}")
         check_same_device(transition=diffusion.transition, tokens=tokens, mask=mask)
         check_range("known[0]", tokens.where(mask, 0), 0, diffusion.num_classes)
-    items = torch.empty(batch, device=device)
+    items = torch.empty(shape[0], device=device)
     seeds = functional.check_seeds(seeds, generator, items).to(device)
     return hold(diffusion.sample_prior(shape, seeds), known), seeds
 

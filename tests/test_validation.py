@@ -162,6 +162,66 @@ def test_the_full_checks_pass_good_input(impl, monkeypatch):
     assert functional.loss(CHAIN, *good().values(), impl=impl).isfinite()
 
 
+def predictions_with_a_nan():
+    nan = torch.zeros(B, P, K)
+    nan[1, 2, 0] = torch.nan
+    yield nan, r"\(1, 2, 0\)"
+    yield functional.Shaped(nan, temperature=0.5), r"\(1, 2, 0\)"
+    yield functional.Shaped(torch.zeros(B, P, K), nan, 2.0), r"\(1, 2, 0\)"
+    yield (torch.zeros(B, P), nan[..., 0]), r"\(1, 2\)"
+
+
+@pytest.mark.parametrize(("prediction", "where"), list(predictions_with_a_nan()))
+@pytest.mark.parametrize("function", [functional.p_sample, functional.p_posterior])
+def test_the_full_checks_find_a_nan_to_draw_from(function, prediction, where, impl, monkeypatch):
+    x = good()
+    arguments = (CHAIN, prediction, x["x_t"], x["t"])
+    function(*arguments, impl=impl)
+    monkeypatch.setattr(_environment, "CHECK", True)
+    with pytest.raises(ValueError, match=f"logits must not be NaN, got one at index {where}"):
+        function(*arguments, impl=impl)
+
+
+@pytest.mark.parametrize("last", ["sample", "argmax"])
+def test_the_full_checks_find_a_nan_of_a_denoiser(last, monkeypatch):
+    diffusion = d3.D3PM(CHAIN)
+
+    def denoiser(x_t, t):
+        return torch.full((*x_t.shape, K), torch.nan if t[0] == 1 else 0.0)
+
+    diffusion.sample(denoiser, (B, P), last=last)
+    monkeypatch.setattr(_environment, "CHECK", True)
+    with pytest.raises(ValueError, match="logits must not be NaN"):
+        diffusion.sample(denoiser, (B, P), last=last)
+
+
+@pytest.mark.parametrize(
+    ("shape", "error", "message"),
+    [
+        (4, TypeError, r"shape must be a tuple of integers \(B, \*S\), got int"),
+        ("44", TypeError, "shape must be a tuple of integers .* got str"),
+        ((), ValueError, r"shape must be \(B, \*S\), got \(\)"),
+        ((2, -1), ValueError, r"shape\[1\] must be at least 0, got -1"),
+        ((2, 1.5), TypeError, r"shape\[1\] must be an integer, got float"),
+    ],
+)
+def test_bad_shapes_of_samples_are_named(shape, error, message):
+    diffusion = d3.D3PM(CHAIN)
+    for sample in (d3.sampling.ancestral, d3.unmasking.first_hitting, d3.unmasking.confidence):
+        with pytest.raises(error, match=message):
+            sample(diffusion, lambda x_t, t: torch.zeros(*x_t.shape, K), shape)
+
+
+@pytest.mark.parametrize("instructions", ["foo", "", "AVX2"])
+def test_an_unknown_instruction_set_is_named(instructions):
+    command = [sys.executable, "-c", "import d3pm_fast"]
+    environment = {**os.environ, "D3PM_FAST_ISA": instructions}
+    run = subprocess.run(command, env=environment, capture_output=True, text=True)
+    expected = f"D3PM_FAST_ISA must be one of 'baseline', 'avx2', 'avx512', got {instructions!r}"
+    assert run.returncode == 1
+    assert run.stderr.splitlines()[-1] == f"ValueError: {expected}"
+
+
 def test_the_environment_is_read_at_import():
     settings = {"D3PM_FAST_IMPL": "reference", "D3PM_FAST_CHECK": "1"}
     code = "from d3pm_fast import _environment as e; print(e.IMPL, e.CHECK)"
@@ -187,6 +247,16 @@ def test_the_environment_chooses_the_implementation(monkeypatch):
         (lambda b: d3.transitions.uniform(3, 2 * b), ValueError, r"betas must lie in \[0, 1\]"),
         (lambda b: d3.transitions.uniform(3, b[None]), ValueError, r"betas must have shape \(T,\)"),
         (lambda b: d3.transitions.uniform(3, b * torch.nan), ValueError, "betas must lie in"),
+        (
+            lambda b: d3.transitions.uniform(27, "cosine"),
+            TypeError,
+            "betas must be a tensor or an array of numbers, got 'cosine'",
+        ),
+        (
+            lambda b: d3.transitions.discretized_gaussian(3, S.cosine),
+            TypeError,
+            "betas must be a tensor or an array of numbers, got function",
+        ),
         (lambda b: d3.transitions.absorbing(3, b, 3), IndexError, r"mask_id.*\[0, 3\), got 3"),
         (lambda b: d3.transitions.absorbing(3, b, -1), ValueError, "mask_id must be at least 0"),
         (lambda b: d3.transitions.marginal(3, b, [0.5, 0.5]), ValueError, r"pi.*\(3,\), got \(2,"),

@@ -37,7 +37,7 @@ def from_matrices(
             "matrices must not require a gradient, the chain's operations have none with respect "
             "to them: detach them, or learn them through cumulative_products"
         )
-    steps = as_float64(matrices)
+    steps = as_float64("matrices", matrices)
     if steps.ndim != 3 or steps.shape[1] != steps.shape[2] or min(steps.shape) < 1:
         raise ValueError(
             f"matrices must have shape (T, K, K) with T >= 1, got {tuple(steps.shape)}"

@@ -123,7 +123,7 @@ def nearest_neighbors(embeddings: ArrayLike, num_neighbors: int) -> Tensor:
     Raises:
         ValueError: not a finite matrix, or k outside 1..K-1.
     """
-    points = as_float64(embeddings)
+    points = as_float64("embeddings", embeddings)
     if points.ndim != 2 or len(points) < 2 or points.shape[1] < 1:
         raise ValueError(
             f"embeddings must have shape (K, D) with K >= 2, got {tuple(points.shape)}"

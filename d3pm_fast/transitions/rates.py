@@ -155,7 +155,7 @@ def check_rate(rate: ArrayLike) -> Tensor:
 
 def check_rising(name: str, values: ArrayLike) -> Tensor:
     """Return finite times, at least 0 and never falling, as float64 ``(T,)``."""
-    array = as_float64(values)
+    array = as_float64(name, values)
     if array.ndim != 1 or array.numel() == 0:
         raise ValueError(f"{name} must have shape (T,) with T >= 1, got {tuple(array.shape)}")
     if not bool(array.isfinite().all()):
