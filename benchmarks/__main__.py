@@ -11,16 +11,19 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from .bench_dense import DENSE
-from .bench_elbo import ELBO
-from .bench_logistic import LOGISTIC
-from .bench_loss import LOSS
-from .bench_p_sample import P_SAMPLE
-from .bench_posterior import POSTERIOR
-from .bench_products import PRODUCTS
-from .bench_q_sample import Q_SAMPLE
-from .bench_shaped import SHAPED
-from .bench_sparse import SPARSE
+try:
+    from .bench_dense import DENSE
+    from .bench_elbo import ELBO
+    from .bench_logistic import LOGISTIC
+    from .bench_loss import LOSS
+    from .bench_p_sample import P_SAMPLE
+    from .bench_posterior import POSTERIOR
+    from .bench_products import PRODUCTS
+    from .bench_q_sample import Q_SAMPLE
+    from .bench_shaped import SHAPED
+    from .bench_sparse import SPARSE
+except ModuleNotFoundError as error:
+    sys.exit(f'the benchmarks need {error.name}: pip install -e ".[dev]"')
 from .cases import OURS, Case, Run, make_inputs, prepare
 from .memory import peak_bytes
 from .report import (

@@ -173,6 +173,14 @@ def test_tables_are_aligned():
     assert table(["a", "bb"], [["ccc", "d"]]) == "a    bb\n---  --\nccc   d"
 
 
+def test_without_what_development_needs_the_extra_is_named():
+    code = "import runpy, sys; sys.modules['pytest'] = None; runpy.run_module('benchmarks')"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr == 'the benchmarks need pytest: pip install -e ".[dev]"\n'
+
+
 def test_pytest_benchmark_finds_the_cases():
     command = [sys.executable, "-m", "pytest", "benchmarks", "--benchmark-only"]
     command += ["--collect-only", "-q"]
