@@ -19,17 +19,21 @@ def save(path: Path, state: dict[str, Any]) -> None:
     os.replace(partial, path)
 
 
-def load(path: Path, what: str) -> dict[str, Any]:
-    """Return the state in ``path``; ``what`` it is, errors say.
+def load(path: Path, what: str, keys: set[str]) -> dict[str, Any]:
+    """Return the state in ``path``, which has these keys; ``what`` it is, errors say.
 
     Raises:
-        FileNotFoundError: there is none.
+        OSError: there is none, or it cannot be read.
         ValueError: the file is none of ours.
     """
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise FileNotFoundError(f"there is no {what} {path}") from None
+    except OSError:
+        raise
     except Exception as error:
-        raise ValueError(f"{path} is not a {what} of d3pm-fast ({error})") from error
+        raise ValueError(f"{path} is not a {what} of d3pm-fast") from error
+    if not isinstance(state, dict) or not keys <= state.keys():
+        raise ValueError(f"{path} is not a {what} of d3pm-fast")
     return state

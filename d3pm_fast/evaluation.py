@@ -97,12 +97,13 @@ def _finished(path: Path, settings: dict[str, Any], x0: Tensor, mask: Tensor | N
     """Return what the file has, if it is of these items and settings."""
     if not path.exists():
         return None
-    state = _files.load(path, "file of bounds")
+    state = _files.load(path, "file of bounds", {"settings", "x0", "mask", "bound"})
     for name, value in settings.items():
-        if state["settings"][name] != value:
+        was = state["settings"].get(name)
+        if was != value:
             raise ValueError(
-                f"{path} was made with {name} = {state['settings'][name]!r}, asked for is "
-                f"{value!r}: choose another file, or remove it"
+                f"{path} was made with {name} = {was!r}, asked for is {value!r}: "
+                "choose another file, or remove it"
             )
     for name, asked in (("x0", x0), ("mask", mask)):
         saved = state[name]

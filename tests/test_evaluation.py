@@ -54,7 +54,7 @@ def test_a_stopped_evaluation_goes_on_as_if_it_never_had_been(tmp_path, num_time
     for calls in (3, 0, 2):
         with pytest.raises(Stopped):
             evaluation.evaluate(DIFFUSION, stopping(calls), items(), path, **options)
-    assert len(_files.load(path, "file of bounds")["bound"]["terms"]) == 10
+    assert len(_files.load(path, "file of bounds", {"bound"})["bound"]["terms"]) == 10
     broken = evaluation.evaluate(DIFFUSION, denoiser, items(), path, **options)
     for name in FIELDS:
         found, expected = getattr(broken, name), getattr(whole, name)
@@ -138,6 +138,9 @@ def test_bad_arguments_are_named(tmp_path):
         evaluation.evaluate(DIFFUSION, denoiser, items()[:0], path)
     with pytest.raises(ValueError, match="save_every must be at least 1, got 0"):
         evaluation.evaluate(DIFFUSION, denoiser, items(), path, save_every=0)
-    path.write_bytes(b"nothing")
-    with pytest.raises(ValueError, match="x is not a file of bounds"):
-        evaluation.evaluate(DIFFUSION, denoiser, items(), path)
+    for write in (lambda: path.write_bytes(b"nothing"), lambda: _files.save(path, {"step": 1})):
+        write()
+        with pytest.raises(ValueError, match=r"x is not a file of bounds of d3pm-fast$"):
+            evaluation.evaluate(DIFFUSION, denoiser, items(), path)
+    with pytest.raises(IsADirectoryError):
+        evaluation.evaluate(DIFFUSION, denoiser, items(), tmp_path)

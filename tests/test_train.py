@@ -18,6 +18,7 @@ from PIL import Image
 
 import d3pm_fast as d3
 from benchmarks import epsilon
+from d3pm_fast import _environment
 from d3pm_fast.train import checkpoint, fashion_mnist
 from d3pm_fast.train.cli import main
 from d3pm_fast.train.images import ImageConfig
@@ -167,9 +168,9 @@ def test_the_command_draws_by_every_sampler(config, capsys):
         return (config.out / "samples.png").read_bytes()
 
     strided = drawn("--steps", "5")
-    assert drawn("--times", "10", "8", "6", "4", "2") == strided
+    assert drawn("--times", "10,8,6,4,2") == strided
     others = [
-        drawn("--times", "10", "3"),
+        drawn("--times", "10,3"),
         drawn("--last", "argmax"),
         drawn("--sampler", "first-hitting", "--steps", "10"),
         drawn("--sampler", "first-hitting", "--steps", "10", "--last", "argmax"),
@@ -182,7 +183,7 @@ def test_the_command_draws_by_every_sampler(config, capsys):
     assert "100%" in capsys.readouterr().err
     for wrong, message in (
         (("--steps", "2", "--times", "10"), "steps or times, not both"),
-        (("--times", "9", "3"), "steps must begin at T = 10, got"),
+        (("--times", "9,3"), "steps must begin at T = 10, got"),
         (("--sampler", "confidence", "--last", "argmax"), "argmax is not for the confidence"),
     ):
         with pytest.raises(SystemExit, match=message):
@@ -216,10 +217,124 @@ def test_the_command_reports_the_bound_of_a_checkpoint(transition, config, capsy
 
     main([*command, "--images", "8", "--times", "None"])
     assert json.loads((out / "elbo.json").read_text())["images"] == 8
-    with pytest.raises(SystemExit, match="num_times = None, asked for is 3"):
+    with pytest.raises(SystemExit, match=r"with times = None, asked for is 3"):
         main([*command, "--times", "3"])
     with pytest.raises(SystemExit, match="no checkpoint"):
         main(["eval", str(config.out / "nothing.pt")])
+
+
+def test_an_evaluation_takes_all_steps_where_they_are_few(config, capsys):
+    train(replace(config, epochs=1))
+    command = ["eval", str(config.out), "--data", str(config.data), "--images", "4"]
+    found = []
+    for name, times in (("some", []), ("all", ["--times", "None"])):
+        out = config.out / name
+        main([*command, "--steps", "4", *times, "--out", str(out)])
+        found.append(json.loads((out / "elbo.json").read_text()))
+    assert found[0]["t"] == [3, 5, 8, 10]
+    assert found[0]["terms_bits_per_dim"] == found[1]["terms_bits_per_dim"]
+    out = config.out / "refused"
+    for wrong, message in (
+        (["--times", "2"], "d3pm-fast: times must be at least 3, got 2"),
+        (["--steps", "11"], "d3pm-fast: steps must be at most T = 10, got 11"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            main([*command, *wrong, "--out", str(out)])
+        assert not out.exists()
+
+
+def test_a_stopped_evaluation_says_that_the_same_command_goes_on(config, monkeypatch, capsys):
+    train(replace(config, epochs=1))
+    command = ["eval", str(config.out), "--data", str(config.data), "--times", "3"]
+    whole, broken = config.out / "whole", config.out / "broken"
+    main([*command, "--out", str(whole)])
+    load = checkpoint.trained
+
+    def stopping(*args):
+        trained = load(*args)
+        calls = iter(range(1))
+
+        def denoise(x_t, t):
+            if next(calls, None) is None:
+                raise KeyboardInterrupt
+            return trained.denoiser(x_t, t)
+
+        return trained._replace(denoiser=denoise)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "trained", stopping)
+        with pytest.raises(SystemExit) as stopped:
+            main([*command, "--out", str(broken)])
+    assert stopped.value.code == "d3pm-fast: stopped; the same command goes on"
+    assert [path.name for path in broken.iterdir()] == ["elbo.pt"]
+    main([*command, "--out", str(broken)])
+    first, second = (json.loads((out / "elbo.json").read_text()) for out in (whole, broken))
+    assert first["terms_bits_per_dim"] == second["terms_bits_per_dim"]
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (["--device", "gpu"], "d3pm-fast: --device gpu is not to be had here: .*gpu"),
+        (["--device", "cuda:99"], "d3pm-fast: --device cuda:99 is not to be had here: "),
+        (["--device", "cpu", "--impl", "cuda"], "d3pm-fast: impl='cuda' needs"),
+    ],
+)
+def test_what_this_machine_lacks_is_said_in_a_line(option, message, config):
+    command = ["train", "--data", str(config.data), "--out", str(config.out), "--batch-size", "8"]
+    with pytest.raises(SystemExit, match=message) as error:
+        main([*command, *option])
+    assert "\n" not in error.value.code
+    assert not config.out.exists()
+
+
+def test_a_checkpoint_may_be_of_a_machine_with_more(config, monkeypatch, capsys):
+    train(replace(config, epochs=1))
+    state = checkpoint.load(config.out)
+    state["config"]["impl"] = "cuda"
+    checkpoint.save(config.out / checkpoint.NAME, state)
+    out = config.out / "out"
+    options = [str(config.out), "--device", "cpu", "--out", str(out)]
+    draw, bound = ["sample", *options], ["eval", *options, "--data", str(config.data)]
+    monkeypatch.setattr(_environment, "IMPL", "cuda")
+    for command in (draw, bound):
+        with pytest.raises(SystemExit, match="d3pm-fast: impl='cuda' needs"):
+            main(command)
+        with pytest.raises(SystemExit, match="--device gpu is not to be had here"):
+            main([*command, "--device", "gpu"])
+    assert not out.exists()
+    monkeypatch.setattr(_environment, "IMPL", "")
+    main(draw)
+    main([*bound, "--images", "2"])
+
+
+def test_the_times_of_a_sample_do_not_take_its_checkpoint(config, capsys):
+    train(replace(config, epochs=1))
+    out = config.out / "out"
+    main(["sample", "--times", "10,4", str(config.out), "--count", "2", "--out", str(out)])
+    assert (out / "samples.png").exists()
+    with pytest.raises(SystemExit):
+        main(["sample", str(config.out), "--times", "10,x"])
+    assert "must be integers with commas between, got '10,x'" in capsys.readouterr().err
+
+
+def test_a_run_of_few_steps_goes_on_with_more(config, tmp_path, capsys):
+    whole = replace(config, out=tmp_path / "whole")
+    train(whole)
+    train(replace(config, max_steps=2))
+    printed = capsys.readouterr().out
+    assert "stopped at step 2; with more --max-steps it goes on from here" in printed
+    assert (config.out / "samples.png").exists()
+    assert checkpoint.load(config.out)["step"] == 2
+    train(replace(config, max_steps=7))
+    assert checkpoint.load(config.out)["step"] == 7
+    train(config)
+    assert losses(config.out) == losses(whole.out)
+    broken, unbroken = (checkpoint.load(out)["average"] for out in (config.out, whole.out))
+    assert all(torch.equal(broken[name], unbroken[name]) for name in unbroken)
+    assert "held out: at most" in capsys.readouterr().out
+    train(replace(config, max_steps=3))
+    assert losses(config.out) == losses(whole.out)
 
 
 @pytest.mark.parametrize("transition", ["absorbing", "gaussian"])
@@ -271,15 +386,16 @@ def test_a_run_that_is_told_to_stop_saves_and_says_so(config, capsys):
 
 def test_a_checkpoint_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
     path = tmp_path / checkpoint.NAME
-    checkpoint.save(path, {"step": 1})
+    states = [{"config": {}, "statistics": {}, "average": {}, "step": step} for step in (1, 2)]
+    checkpoint.save(path, states[0])
 
     def fail(*_):
         raise OSError("disk full")
 
     monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(OSError, match="disk full"):
-        checkpoint.save(path, {"step": 2})
-    assert checkpoint.load(path) == {"step": 1}
+        checkpoint.save(path, states[1])
+    assert checkpoint.load(path) == states[0]
 
 
 def test_a_run_with_other_options_is_not_resumed(config):
@@ -294,6 +410,8 @@ def test_a_run_with_other_options_is_not_resumed(config):
         ({"levels": 1}, r"levels must lie in \[2, 256\], got 1"),
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
         ({"sample_steps": 11}, r"sample_steps must lie in \[1, 10\], got 11"),
+        ({"timesteps": 0, "sample_steps": None}, "timesteps must be at least 1, got 0"),
+        ({"max_steps": 0}, "max_steps must be at least 1, got 0"),
         ({"width": 20}, "width must be a multiple of 16, got 20"),
     ],
 )
@@ -302,10 +420,60 @@ def test_bad_options_are_named(config, option, message):
         replace(config, **option)
 
 
+@pytest.mark.parametrize(("timesteps", "calls"), [(1000, 100), (100, 100), (7, 7)])
+def test_a_sample_takes_100_steps_or_all(timesteps, calls, config):
+    assert replace(config, timesteps=timesteps, sample_steps=None).steps_to_sample == calls
+    assert replace(config, timesteps=timesteps).steps_to_sample == 5
+
+
 def test_a_file_that_is_no_checkpoint_is_named(tmp_path):
     path = Path(tmp_path / "x.pt")
-    path.write_bytes(b"nothing")
-    with pytest.raises(SystemExit, match="not a checkpoint"):
-        main(["sample", str(path), "--out", str(tmp_path)])
+    for write in (
+        lambda: path.write_bytes(b"nothing"),
+        lambda: path.write_text('{"step": 1}\n'),
+        lambda: torch.save({"step": 1}, path),
+        lambda: torch.save(torch.zeros(2), path),
+    ):
+        write()
+        with pytest.raises(SystemExit) as error:
+            main(["sample", str(path), "--out", str(tmp_path)])
+        assert error.value.code == f"d3pm-fast: {path} is not a checkpoint of d3pm-fast"
     with pytest.raises(SystemExit, match="no checkpoint"):
         main(["sample", str(tmp_path / "missing.pt"), "--out", str(tmp_path)])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda state: state["config"].update(colour="red"),
+        lambda state: state["config"].pop("command"),
+        lambda state: state["config"].update(command="train-sound"),
+        lambda state: state["statistics"].clear(),
+        lambda state: state["average"].popitem(),
+    ],
+)
+def test_a_checkpoint_of_another_version_is_named(change, config, tmp_path):
+    run = Run(config)
+    config.out.mkdir()
+    run.save()
+    path = config.out / checkpoint.NAME
+    state = checkpoint.load(path)
+    change(state)
+    checkpoint.save(path, state)
+    message = f"d3pm-fast: {path} was written by another version of d3pm-fast"
+    with pytest.raises(SystemExit) as error:
+        main(["sample", str(config.out), "--out", str(tmp_path / "out")])
+    assert error.value.code == message
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_of_another_version_is_not_resumed(config):
+    run = Run(config)
+    config.out.mkdir()
+    run.save()
+    state = checkpoint.load(config.out)
+    state["denoiser"].popitem()
+    checkpoint.save(config.out / checkpoint.NAME, state)
+    with pytest.raises(ValueError, match="was written by another version of d3pm-fast"):
+        train(config)
+    assert [path.name for path in config.out.iterdir()] == [checkpoint.NAME]

@@ -237,7 +237,39 @@ def test_bad_options_are_named(config, option, message):
 
 def test_a_file_without_text_is_named(config, tmp_path):
     config.data.write_text("1, 2, 3\n")
-    with pytest.raises(SystemExit, match="two documents or more, got 0"):
+    with pytest.raises(SystemExit, match="two documents or more, got 0; --alphabet bytes is for"):
         main(["train-text", str(config.data), "--out", str(config.out)])
     with pytest.raises(SystemExit, match=r"missing\.txt"):
         main(["train-text", str(tmp_path / "missing.txt"), "--out", str(config.out)])
+
+
+def test_letters_of_another_alphabet_are_bytes(config):
+    config.data.write_text("привет\n\nмир\n\nкак дела", encoding="utf-8")
+    command = ["train-text", str(config.data), "--out", str(config.out), "--batch-size", "1"]
+    with pytest.raises(SystemExit, match="got 0; --alphabet bytes is for other letters than a"):
+        main(command)
+    config.data.write_text("мир", encoding="utf-8")
+    with pytest.raises(SystemExit, match=r"two documents or more, got 1$"):
+        main([*command, "--alphabet", "bytes"])
+    assert not config.out.exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"\x89PNG\r\n\n\nabc\n\ndef", "'utf-8' codec can't decode byte 0x89 in position 0"),
+        (b"abc\n\n\0def\n\nghi", "it has zero bytes"),
+    ],
+)
+@pytest.mark.parametrize("alphabet", ["letters", "bytes"])
+def test_a_file_that_is_no_text_is_refused(content, reason, alphabet, config):
+    config.data.write_bytes(content)
+    with pytest.raises(SystemExit, match=f"text.txt is not text in UTF-8: {reason}"):
+        main(["train-text", str(config.data), "--alphabet", alphabet, "--out", str(config.out)])
+
+
+def test_too_large_a_batch_is_named_as_the_option_is(config):
+    command = ["train-text", str(config.data), "--out", str(config.out), "--batch-size", "1000"]
+    with pytest.raises(SystemExit, match=r"d3pm-fast: --batch-size must be at most \d+, .* 1000"):
+        main(command)
+    assert not config.out.exists()

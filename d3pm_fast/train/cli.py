@@ -30,3 +30,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
             train(config)
     except (OSError, ValueError) as error:
         raise SystemExit(f"d3pm-fast: {error}") from error
+    except KeyboardInterrupt:
+        then = "" if isinstance(config, SampleConfig) else "; the same command goes on"
+        raise SystemExit(f"d3pm-fast: stopped{then}") from None

@@ -77,7 +77,7 @@ class TrainConfig(ABC):
     first_step: Literal["logits", "posterior"] = "logits"
     """The model of the last reverse step, p(x_0 | x_1)."""
     impl: Literal["auto", "reference", "cpu", "triton", "cuda"] = "auto"
-    """The implementation of loss and sampler."""
+    """The implementation of loss and sampler in training; all draw the same samples."""
     batch_size: int = 64
     """Items a step."""
     learning_rate: float = 1e-3
@@ -96,16 +96,21 @@ class TrainConfig(ABC):
     """Of the weights, the order of the items and the noise."""
     checkpoint_every: int = 500
     """Steps between two checkpoints."""
+    max_steps: int | None = None
+    """Stop after so many steps, and draw, as for a first try; the same command with more goes on.
+    Default: none, to the end of the last epoch."""
     sample_every: int = 2
     """Epochs between two sets of samples; there is always one at the end."""
-    sample_steps: int = 100
-    """Denoiser calls a sample takes, at most T."""
+    sample_steps: int | None = None
+    """Denoiser calls a sample takes, at most T; default: 100, or T where that is less."""
 
     def __post_init__(self) -> None:
         """Check what does not check itself further down."""
-        for name in ("epochs", "batch_size", "checkpoint_every", "sample_every", "sample_count"):
-            check_count(name, getattr(self, name))
-        if not 1 <= self.sample_steps <= self.timesteps:
+        counts = "epochs", "timesteps", "batch_size", "checkpoint_every", "sample_every"
+        for name in (*counts, "sample_count", "max_steps"):
+            if getattr(self, name) is not None:
+                check_count(name, getattr(self, name))
+        if not 1 <= self.steps_to_sample <= self.timesteps:
             raise ValueError(
                 f"sample_steps must lie in [1, {self.timesteps}], got {self.sample_steps}"
             )
@@ -145,6 +150,11 @@ class TrainConfig(ABC):
     @abstractmethod
     def num_symbols(self) -> int:
         """How many values a token of the data has."""
+
+    @property
+    def steps_to_sample(self) -> int:
+        """How many denoiser calls a sample takes."""
+        return min(100, self.timesteps) if self.sample_steps is None else self.sample_steps
 
     @property
     def mask_id(self) -> int | None:

@@ -2,12 +2,36 @@
 
 import torch
 
+from ..diffusion import D3PM
+from ..ops import implementation
+
 
 def pick_device(name: str) -> torch.device:
-    """Return the named device; ``"auto"`` is the GPU where there is one."""
+    """Return the named device; ``"auto"`` is the GPU where there is one.
+
+    Raises:
+        ValueError: PyTorch has no such device here.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
+    try:
+        return torch.empty(0, device=name).device
+    except (AssertionError, ImportError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"--device {name} is not to be had here: {reason}") from error
+
+
+def place(diffusion: D3PM, device: torch.device) -> D3PM:
+    """Return the diffusion on a device.
+
+    Raises:
+        ValueError: its implementation does not serve there.
+    """
+    try:
+        implementation(diffusion.impl, device, diffusion.transition)
+    except RuntimeError as error:
+        raise ValueError(str(error)) from error
+    return diffusion.to(device)
 
 
 def autocast(precision: str, device: torch.device) -> torch.autocast:

@@ -31,9 +31,9 @@ def load(path: Path, alphabet: Alphabet, separator: str, length: int) -> Items:
         length: the longest document.
 
     Raises:
-        ValueError: there are fewer than two documents in the file.
+        ValueError: the file is no text, or there are fewer than two documents in it.
     """
-    text = path.read_text(encoding="utf-8", errors="replace")
+    text = read(path)
     documents = [encode(part, alphabet) for part in re.split(SEPARATORS[separator], text)]
     pieces = [
         piece
@@ -42,8 +42,24 @@ def load(path: Path, alphabet: Alphabet, separator: str, length: int) -> Items:
         for piece in np.array_split(document, -(-len(document) // length))
     ]
     if len(pieces) < 2:
-        raise ValueError(f"{path} must have two documents or more, got {len(pieces)}")
+        hint = "" if alphabet == "bytes" else "; --alphabet bytes is for other letters than a to z"
+        raise ValueError(f"{path} must have two documents or more, got {len(pieces)}{hint}")
     return pad(pieces, length)
+
+
+def read(path: Path) -> str:
+    """Return the text of a file in UTF-8.
+
+    Raises:
+        ValueError: it is not UTF-8, or has zero bytes, as no text has.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not text in UTF-8: {error}") from error
+    if "\0" in text:
+        raise ValueError(f"{path} is not text in UTF-8: it has zero bytes")
+    return text
 
 
 def encode(text: str, alphabet: Alphabet) -> np.ndarray:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import tyro
 from torch import Tensor
 
-from .. import evaluation
+from .. import evaluation, timesteps
 from .._checks import check_count
 from ..elbo import ELBO
 from . import checkpoint, fashion_mnist, figures
@@ -36,7 +36,8 @@ class EvalConfig:
     images: int | None = None
     """How many test images, the first ones; default: all 10,000."""
     times: int | None = 10
-    """Random steps an image, an estimate without a bias; None for every step."""
+    """Steps taken for an image, 3 or more: the one to t = 0 and random others, an estimate without
+    a bias. None, or no fewer than the model has, for every step."""
     steps: int | None = None
     """Denoiser calls of the model, 1..T, each with a bound of its own; default: all T."""
     seed: int = 0
@@ -47,9 +48,10 @@ class EvalConfig:
     """A PyTorch device; auto takes the GPU where there is one."""
 
     def __post_init__(self) -> None:
-        """Check what an interval needs."""
+        """Check what an interval needs, and what does not check itself before files are written."""
         if self.images is not None:
             check_count("images", self.images, least=2)
+        check_count("batch_size", self.batch_size)
 
 
 def evaluate(config: EvalConfig) -> None:
@@ -58,23 +60,29 @@ def evaluate(config: EvalConfig) -> None:
     trained, _, denoiser, diffusion = checkpoint.trained(config.checkpoint, device)
     if not isinstance(trained, ImageConfig):
         raise ValueError(f"{config.checkpoint} is of {trained.UNIT}s, eval bounds images")
+    times, steps = config.times, len(timesteps.strided(diffusion.num_steps, config.steps)) - 1
+    if times is not None:
+        times = None if times >= steps else check_count("times", times, least=3)
     images = fashion_mnist.load("test", trained.levels, config.data)[: config.images]
     with open(checkpoint.locate(config.checkpoint), "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     config.out.mkdir(parents=True, exist_ok=True)
-    with autocast(trained.precision, device):
-        bound = evaluation.evaluate(
-            diffusion,
-            denoiser,
-            images,
-            config.out / "elbo.pt",
-            steps=config.steps,
-            num_times=config.times,
-            seed=config.seed,
-            batch_size=config.batch_size,
-            about=f"checkpoint {digest}",
-            progress=True,
-        )
+    try:
+        with autocast(trained.precision, device):
+            bound = evaluation.evaluate(
+                diffusion,
+                denoiser,
+                images,
+                config.out / "elbo.pt",
+                steps=config.steps,
+                num_times=times,
+                seed=config.seed,
+                batch_size=config.batch_size,
+                about=f"checkpoint {digest}",
+                progress=True,
+            )
+    except ValueError as error:
+        raise ValueError(str(error).replace("num_times", "times")) from error
     found = summary(bound)
     options = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(config).items()}
     about = {"diffusion": repr(diffusion), "sha256": digest, **options, "images": len(images)}

@@ -27,6 +27,24 @@ SAMPLERS: dict[str, Sampler] = {
 }
 
 
+def parse_times(text: list[str]) -> tuple[int, ...]:
+    """Return the integers between the commas of a single word."""
+    try:
+        return tuple(int(time) for time in text[0].split(","))
+    except ValueError:
+        raise ValueError(f"must be integers with commas between, got {text[0]!r}") from None
+
+
+# One word: of several the last could be the checkpoint.
+COMMAS = tyro.constructors.PrimitiveConstructorSpec[tuple[int, ...]](
+    nargs=1,
+    metavar="INT,INT,...",
+    instance_from_str=parse_times,
+    is_instance=lambda times: isinstance(times, tuple),
+    str_from_instance=lambda times: [",".join(map(str, times))],
+)
+
+
 @dataclass(frozen=True)
 class SampleConfig:
     """Draw from a trained denoiser."""
@@ -42,8 +60,8 @@ class SampleConfig:
     only for steps that unmask a token; confidence unmasks the surest tokens first, a heuristic."""
     steps: int | None = None
     """Evenly strided steps, 1..T; default: as in training."""
-    times: tuple[int, ...] = ()
-    """In place of steps: the times that they start from, falling from T."""
+    times: Annotated[tuple[int, ...], COMMAS] = ()
+    """In place of steps: the times that they start from, falling from T, with commas between."""
     last: Literal["sample", "argmax"] = "sample"
     """The step to t = 0: drawn, or the likeliest class."""
     temperature: float = 1.0
@@ -72,7 +90,7 @@ def sample(config: SampleConfig) -> None:
         check_count("count", config.count)
     device = pick_device(config.device)
     trained, statistics, denoiser, diffusion = checkpoint.trained(config.checkpoint, device)
-    steps = trained.sample_steps if config.steps is None else config.steps
+    steps = trained.steps_to_sample if config.steps is None else config.steps
     options: dict[str, Any] = {"steps": config.times or steps}
     if config.sampler != "confidence":
         options["last"] = config.last

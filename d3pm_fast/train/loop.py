@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 
 from . import checkpoint, figures
 from .config import TrainConfig
-from .device import autocast, pick_device
+from .device import autocast, pick_device, place
 from .generate import draw
 from .held_out import bits_per_token
 from .items import Items
@@ -39,16 +39,18 @@ class Run:
 
     def __init__(self, config: TrainConfig) -> None:
         self.config = config
+        self.device = pick_device(config.device)
         self.items, self.held_out = config.load()
         self.steps_per_epoch = len(self.items) // config.batch_size
         if self.steps_per_epoch == 0:
             raise ValueError(
-                f"batch_size must be at most {len(self.items)}, got {config.batch_size}"
+                f"--batch-size must be at most {len(self.items)}, as many items as there are to "
+                f"learn from, got {config.batch_size}"
             )
         self.total = config.epochs * self.steps_per_epoch
-        self.device = pick_device(config.device)
+        self.end = self.total if config.max_steps is None else min(config.max_steps, self.total)
         self.statistics = config.statistics(self.items)
-        self.diffusion = config.diffusion(self.statistics).to(self.device)
+        self.diffusion = place(config.diffusion(self.statistics), self.device)
         torch.manual_seed(config.seed)
         self.denoiser = config.denoiser().to(self.device)
         self.average = AveragedModel(
@@ -73,10 +75,10 @@ class Run:
         with (
             stop_requested() as stopped,
             open(out / "metrics.jsonl", "w") as log,
-            tqdm(total=self.total, initial=self.step, unit="step", smoothing=0.05) as bar,
+            tqdm(total=self.end, initial=self.step, unit="step", smoothing=0.05) as bar,
         ):
             log.writelines(json.dumps(line) + "\n" for line in self.metrics)
-            while self.step < self.total and not stopped():
+            while self.step < self.end and not stopped():
                 line = self.train_step()
                 self.metrics.append(line)
                 log.write(json.dumps(line) + "\n")
@@ -88,12 +90,15 @@ class Run:
                 if self.step % (self.config.sample_every * self.steps_per_epoch) == 0:
                     self.draw()
         self.save()
-        if self.step == self.total:
-            files = self.draw()
-            print(f"held out: at most {self.evaluate():.3f} bits per {self.config.UNIT}")
-            print("done:", *files)
-        else:
+        if self.step < self.end:
             print(f"stopped at step {self.step}; the same command goes on from here")
+            return
+        files = self.draw()
+        if self.step < self.total:
+            print(f"stopped at step {self.step}; with more --max-steps it goes on from here")
+        else:
+            print(f"held out: at most {self.evaluate():.3f} bits per {self.config.UNIT}")
+        print("done:", *files)
 
     def train_step(self) -> dict[str, Any]:
         """Take one step and return its metrics."""
@@ -179,11 +184,12 @@ class Run:
             raise ValueError(
                 f"{path} was trained on other data: choose another --out, or remove the old run"
             )
-        self.denoiser.load_state_dict(state["denoiser"])
-        self.average.module.load_state_dict(state["average"])
-        self.average.n_averaged.fill_(state["averaged_steps"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.step = state["step"]
+        with checkpoint.of_this_version(path):
+            self.denoiser.load_state_dict(state["denoiser"])
+            self.average.module.load_state_dict(state["average"])
+            self.average.n_averaged.fill_(state["averaged_steps"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.step = state["step"]
         log = self.config.out / "metrics.jsonl"
         lines = [json.loads(line) for line in log.read_text().splitlines() if line.endswith("}")]
         self.metrics = [line for line in lines if line["step"] <= self.step]
@@ -193,7 +199,7 @@ class Run:
         out = self.config.out
         files = draw(
             self.config,
-            partial(self.diffusion.sample, steps=self.config.sample_steps),
+            partial(self.diffusion.sample, steps=self.config.steps_to_sample),
             self.average.module,
             self.statistics,
             out,
@@ -218,7 +224,16 @@ class Run:
 
 
 # Options that may differ from those of the checkpoint a run goes on from.
-FREE = {"out", "data", "device", "checkpoint_every", "sample_every", "sample_count", "sample_steps"}
+FREE = {
+    "out",
+    "data",
+    "device",
+    "max_steps",
+    "checkpoint_every",
+    "sample_every",
+    "sample_count",
+    "sample_steps",
+}
 
 
 def check_same(saved: dict[str, Any], asked: dict[str, Any], path: Path) -> None:
