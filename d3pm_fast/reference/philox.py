@@ -4,8 +4,12 @@ A token's numbers depend on its item's seed, the step and its position in the it
 nothing else: not on the batch, the number of threads, the device or the implementation.
 """
 
+from typing import TypeVar
+
 import torch
 from torch import Tensor
+
+IntOrTensor = TypeVar("IntOrTensor", int, Tensor)
 
 _LOW = 0xFFFFFFFF
 
@@ -26,8 +30,8 @@ def uniforms(seeds: Tensor, step: int, num_tokens: int, pair: int = 0) -> tuple[
     key = seeds.repeat_interleave(positions, output_size=num_tokens)
     position = torch.arange(positions, device=seeds.device).repeat(len(seeds)) + (pair << 40)
     words = philox(
-        (position & _LOW, position >> 32, *(torch.full_like(position, w) for w in _halves(step))),
-        (key & _LOW, key >> 32 & _LOW),
+        (*_halves(position), *(torch.full_like(position, w) for w in _halves(step))),
+        _halves(key),
     )
     return _to_unit(words[0], words[1]), _to_unit(words[2], words[3])
 
@@ -50,7 +54,7 @@ def _multiply(constant: int, word: Tensor) -> tuple[Tensor, Tensor]:
     return product >> 32 & _LOW, product & _LOW
 
 
-def _halves(value: int) -> tuple[int, int]:
+def _halves(value: IntOrTensor) -> tuple[IntOrTensor, IntOrTensor]:
     return value & _LOW, value >> 32 & _LOW
 
 
