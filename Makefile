@@ -10,7 +10,7 @@ ARGS ?=
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
-CXX_FILES = $(shell find csrc tests/simt -type f)
+CXX_FILES = $(shell find csrc tests/simt tests/cpu -type f)
 BUILD_INPUTS = pyproject.toml setup.py MANIFEST.in constraints.txt $(shell find csrc)
 FASHION_MNIST = /usr/share/datasets/fashion-mnist/train-images-idx3-ubyte.gz
 

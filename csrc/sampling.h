@@ -1,9 +1,31 @@
 // A token's random numbers, and draws from pi.
 #pragma once
 
-#include "philox.h"
+#include <cstdint>
+
+#include "rank_one.h"
 
 namespace d3pm {
+
+D3PM_HOST_DEVICE inline void split(uint64_t value, uint32_t& low, uint32_t& high) {
+  low = static_cast<uint32_t>(value);
+  high = static_cast<uint32_t>(value >> 32);
+}
+
+D3PM_HOST_DEVICE inline void multiply(uint32_t a, uint32_t b, uint32_t& high, uint32_t& low) {
+  split(uint64_t{a} * b, low, high);
+}
+
+#include "philox.h"
+
+struct Uniforms {
+  double choice, draw;
+};
+
+D3PM_HOST_DEVICE inline double to_unit(uint32_t low, uint32_t high) {
+  const uint64_t bits = static_cast<uint64_t>(high) << 21 | low >> 11;
+  return static_cast<double>(bits) * 0x1p-53;
+}
 
 // One seed for every item of the batch, and the counter of the step.
 struct Random {
@@ -15,9 +37,12 @@ struct Random {
 D3PM_HOST_DEVICE inline Uniforms token_uniforms(const Random& random, int64_t num_tokens,
                                                 int64_t token, int64_t pair = 0) {
   const int64_t positions = num_tokens / random.num_seeds;
-  return uniforms(static_cast<uint64_t>(random.seeds[token / positions]),
-                  static_cast<uint64_t>(random.step),
-                  static_cast<uint64_t>(token % positions + (pair << 40)));
+  uint32_t words[4], key[2];
+  split(static_cast<uint64_t>(token % positions + (pair << 40)), words[0], words[1]);
+  split(static_cast<uint64_t>(random.step), words[2], words[3]);
+  split(static_cast<uint64_t>(random.seeds[token / positions]), key[0], key[1]);
+  philox(words, key[0], key[1]);
+  return {to_unit(words[0], words[1]), to_unit(words[2], words[3])};
 }
 
 // The class in which the uniform `draw` falls: cdf[j - 1] <= draw < cdf[j].

@@ -1,4 +1,4 @@
-"""A token's random numbers, the same as in ``csrc/philox.h``, and draws from pi."""
+"""A token's random numbers, the same as in ``csrc/sampling.h``, and draws from pi."""
 
 from typing import Any, NamedTuple
 

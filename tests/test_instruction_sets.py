@@ -45,6 +45,9 @@ def results():
                 "gradient": leaf.grad,
                 "log_p": functional.p_posterior(*model, impl="cpu"),
                 "drawn": functional.p_sample(*model, seeds=torch.arange(len(t)), impl="cpu"),
+                "noised": functional.q_sample(
+                    chain.transition, x0, t, seeds=torch.arange(len(t)), impl="cpu"
+                ),
                 "logistic": functional.logistic_logits(*pair, k, impl="cpu"),
                 "shaped": make("cpu", Shaped(leaf.detach(), -leaf.detach(), 2.0, 0.7, k - 1, 0.9)),
             }
@@ -77,5 +80,6 @@ def test_lesser_instruction_sets_agree(instructions, cpu, tmp_path):
         for key in ("logistic", "shaped"):
             scale = truth[key].abs().nan_to_num(0, 0, 0) + 1
             assert_close(found[key].double(), truth[key], compute, ulps=16, scale=scale)
+        assert torch.equal(found["noised"], expected["noised"])
         different += int((found["drawn"] != expected["drawn"]).sum())
     assert different <= 1

@@ -99,6 +99,23 @@ def test_rows_of_any_length_are_drawn_alike(family, num_classes, kernels):
     assert torch.equal(*drawn)
 
 
+@pytest.mark.parametrize("by_token", [False, True])
+@pytest.mark.parametrize("share", [0.0, 0.02, 0.6, 1.0])
+@pytest.mark.parametrize("family", ["absorbing_first", "mask_and_uniform_by_step"])
+def test_any_share_of_masked_tokens_is_drawn_as_by_the_reference(family, share, by_token, cpu):
+    """In runs of tokens that begin and end within an item, some at t = 1 and some later."""
+    chain = make_chain(family, K).transition
+    x_t = (chain.mask_id + torch.randint(1, K, (4, 150))) % K
+    logits = 2 * torch.randn(4, 150, K, dtype=torch.float64)
+    x_t = torch.where(torch.rand(x_t.shape) < share, chain.mask_id, x_t)
+    t = torch.randint(1, 7, x_t.shape) if by_token else torch.tensor([1, 2, 4, 6])
+    drawn = [
+        functional.p_sample(chain, logits, x_t, t, generator=generator(), impl=impl)
+        for impl in ("reference", cpu)
+    ]
+    assert torch.equal(*drawn)
+
+
 def test_forbidden_classes_are_never_drawn(impl):
     chain = make_chain("absorbing_last", K)
     logits = torch.tensor([0.0, -torch.inf, 1.0, 0.5, -torch.inf])

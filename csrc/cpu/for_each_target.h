@@ -3,6 +3,7 @@
 // the platform's baseline, so no code outside these namespaces can hold an illegal instruction.
 
 #if defined(__x86_64__)
+#include <immintrin.h>
 #define D3PM_HAS_X86_TARGETS 1
 #endif
 

@@ -67,6 +67,9 @@ class StepCursor {
     return step_;
   }
 
+  // The first token behind those that share the step looked up last.
+  int64_t end() const { return end_; }
+
  private:
   const Chain& chain_;
   const int64_t run_;

@@ -1,10 +1,12 @@
 // Draws x_s ~ p(x_s | x_t) for a run of tokens, for one set of vector instructions.
 //
 // With u = u[x_t], p(j) Z = u A s_j + u ub_j + a f[x_t] [j = x_t]: one number chooses among the
-// model (mass u A), pi (u W), the mask (u M) and staying; the other draws the class. Since
-// Z >= u + a ub[x_t], most tokens are seen to stay before their row is read.
+// model (mass u A), pi (u W), the mask (u M) and staying; the other draws the class. Where u = 0
+// a token stays without a number, and since Z >= u + a ub[x_t], most others are seen to stay
+// before their row is read.
 
 #include "row.h"
+#include "uniforms_cursor.h"
 
 template <class Element>
 class RowSampler {
@@ -12,7 +14,8 @@ class RowSampler {
   using V = typename VectorOf<Real>::Type;
   using Wide = typename VectorOf<Real>::Wide;
   static constexpr int kWidth = kLanes<Real>;
-  static constexpr int kSpan = 64;  // classes between two entries of the running sum
+  static constexpr int kSpan = 64;        // classes between two entries of the running sum
+  static constexpr int64_t kTokens = 64;  // that are looked at before the first row is read
 
  public:
   explicit RowSampler(const PSample& call)
@@ -20,46 +23,93 @@ class RowSampler {
         row_(call.chain),
         vector_(call.chain.template vector<double>()),
         step_of_(call.chain),
+        uniforms_of_(call.random, call.chain.num_tokens),
         e_(row_.padded),
         running_(row_.padded / kSpan + 1) {}
 
-  bool draw(int64_t token) {
-    const Chain& chain = call_.chain;
-    const int64_t x_t = call_.x_t[token];
-    int64_t& out = call_.out[token];
-    out = x_t;
-    const StepCoefficients* step = step_of_(token);
-    if (!step || !chain.is_class(x_t)) return true;
-
-    const double u = vector_(step->base, step->mask, x_t);
-    const double bar_xt = vector_(step->bar_base, step->bar_mask, x_t);
-    const Uniforms random = token_uniforms(call_.random, chain.num_tokens, token);
-    const bool direct = call_.model.predicts_x0(*step);
-    const double model = u * step->bar_keep;
-    if (!direct) {
-      const double least = random.choice * (u + step->keep * bar_xt);
-      if (least >= model + u * step->bar_base + u * step->bar_mask) return false;
-      if (least >= model && step->bar_base == 0 && x_t == chain.mask_id) return false;
+  bool draw(int64_t begin, int64_t end) {
+    bool bad = false;
+    for (int64_t first = begin, last; first < end; first = last) {
+      step_ = step_of_(first);
+      last = std::min({end, first + kTokens, step_of_.end()});
+      const int count = settle(collect(first, last, bad));
+      for (int i = 0; i < count; ++i) call_.out[moving_[i].token] = draw_from_row(moving_[i]);
     }
-
-    read_row(token);
-    if (!direct && call_.model.posterior_mean)
-      e_.data()[x_t] *=
-          static_cast<Real>(posterior_mean_tilt(step->keep, u, step->bar_keep, bar_xt));
-    const double total = running_sums();
-    const double here = step->bar_keep * e_.data()[x_t] / total + bar_xt;
-    const double threshold = random.choice * (u + step->keep * here);
-    const double base = model + u * step->bar_base;
-    if (direct || threshold < model)
-      out = draw_class(random.draw * total);
-    else if (threshold < base)
-      out = draw_base(random.draw, call_.cdf, chain.num_classes);
-    else if (chain.mask_id >= 0 && threshold < base + u * step->bar_mask)
-      out = chain.mask_id;
-    return false;
+    return bad;
   }
 
  private:
+  // A token that may move.
+  struct Moving {
+    int64_t token, x_t;
+    double u, bar_xt;
+    Uniforms random;
+  };
+
+  // Lets all tokens stay, and takes note of those that can be left; returns how many.
+  int collect(int64_t begin, int64_t end, bool& bad) {
+    const Chain& chain = call_.chain;
+    const bool any = step_ && (step_->base > 0 || is_direct());
+    int count = 0;
+    for (int64_t token = begin; token < end; ++token) {
+      const int64_t x_t = call_.out[token] = call_.x_t[token];
+      const bool good = step_ && chain.is_class(x_t);
+      bad |= !good;
+      moving_[count].token = token;
+      count += good & (any | (x_t == chain.mask_id));  // no branch: it would be a guess
+    }
+    return count;
+  }
+
+  // Keeps those whose rows have to be read, and returns how many.
+  int settle(int collected) {
+    int count = 0;
+    for (int i = 0; i < collected; ++i) {
+      const int64_t token = moving_[i].token, x_t = call_.x_t[token];
+      const Moving moving{token, x_t, vector_(step_->base, step_->mask, x_t),
+                          vector_(step_->bar_base, step_->bar_mask, x_t), uniforms_of_(token)};
+      if (stays(moving)) continue;
+      prefetch_row(token);
+      moving_[count++] = moving;
+    }
+    return count;
+  }
+
+  bool is_direct() const { return call_.model.predicts_x0(*step_); }
+
+  bool stays(const Moving& moving) const {
+    if (is_direct()) return false;
+    const double u = moving.u, model = u * step_->bar_keep;
+    const double least = moving.random.choice * (u + step_->keep * moving.bar_xt);
+    const bool only_mask = step_->bar_base == 0 && moving.x_t == call_.chain.mask_id;
+    return least >= model + u * step_->bar_base + u * step_->bar_mask ||
+           (least >= model && only_mask);
+  }
+
+  int64_t draw_from_row(const Moving& moving) {
+    const Chain& chain = call_.chain;
+    const auto& [token, x_t, u, bar_xt, random] = moving;
+    read_row(token);
+    if (!is_direct() && call_.model.posterior_mean)
+      e_.data()[x_t] *=
+          static_cast<Real>(posterior_mean_tilt(step_->keep, u, step_->bar_keep, bar_xt));
+    const double total = running_sums();
+    const double here = step_->bar_keep * e_.data()[x_t] / total + bar_xt;
+    const double threshold = random.choice * (u + step_->keep * here);
+    const double model = u * step_->bar_keep, base = model + u * step_->bar_base;
+    if (is_direct() || threshold < model) return draw_class(random.draw * total);
+    if (threshold < base) return draw_base(random.draw, call_.cdf, chain.num_classes);
+    return chain.mask_id >= 0 && threshold < base + u * step_->bar_mask ? chain.mask_id : x_t;
+  }
+
+  // Has the row's first page on its way into the cache; the processor itself reads on from there.
+  void prefetch_row(int64_t token) const {
+    const int64_t size = row_.classes * static_cast<int64_t>(sizeof(Element));
+    const char* row = static_cast<const char*>(call_.logits) + token * size;
+    for (int64_t at = 0; at < std::min<int64_t>(size, 4096); at += 64)
+      __builtin_prefetch(row + at, 0, 2);
+  }
+
   void read_row(int64_t token) {
     row_.exponentials(static_cast<const Element*>(call_.logits) + token * row_.classes, token,
                       e_.data());
@@ -103,14 +153,14 @@ class RowSampler {
   const RowReader<Element> row_;
   const Vector<double> vector_;
   StepCursor step_of_;
+  const StepCoefficients* step_ = nullptr;
+  UniformsCursor uniforms_of_;
   const Scratch<Real> e_;
   const Scratch<double> running_;
+  Moving moving_[kTokens];
 };
 
 template <class Element>
 static bool p_sample(const PSample& call, int64_t begin, int64_t end) {
-  RowSampler<Element> sampler(call);
-  bool bad = false;
-  for (int64_t token = begin; token < end; ++token) bad |= sampler.draw(token);
-  return bad;
+  return RowSampler<Element>(call).draw(begin, end);
 }
