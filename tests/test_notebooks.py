@@ -23,7 +23,10 @@ def test_it_runs_from_top_to_bottom(notebook, tmp_path):
     run = [sys.executable, "-m", "papermill", "--no-progress-bar", "-p", "QUICK", "True"]
     environment = os.environ | {"PYTHONWARNINGS": "ignore"}
     done = subprocess.run(
-        [*run, "--cwd", tmp_path, notebook, out], env=environment, text=True, capture_output=True
+        [*run, "--cwd", notebook.parent, notebook, out],
+        env=environment,
+        text=True,
+        capture_output=True,
     )
     assert done.returncode == 0, done.stderr
 
