@@ -1,5 +1,7 @@
 """Drawing x_{t-1} from the nucleus of a prediction at a temperature, beside sorting its rows."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -7,16 +9,29 @@ import d3pm_fast as d3
 
 from .bench_p_sample import distance
 from .bench_q_sample import TOLERANCE
-from .cases import OURS, Inputs, Operation, Provider, Run, as_pytest, cases
+from .cases import FEW, OURS, Inputs, Operation, Provider, Run, as_pytest, cases
 from .providers import closed_form, copy
 
 CASES = cases("shaped", (8, 1024, 256), (1, 512, 8192))
-TEMPERATURE, TOP_P = 0.8, 0.9
+CASES += cases("shaped", (64, 1024, 256), families=("uniform", FEW))
+TEMPERATURE, TOP_K, TOP_P = 0.8, 50, 0.9
+
+
+def draw(i: Inputs, **options: Any) -> Run:
+    shaped = d3.functional.Shaped(i.logits, **options)
+    return lambda: d3.functional.p_sample(i.transition, shaped, i.x_t, i.t)
 
 
 def ours(i: Inputs) -> Run:
-    shaped = d3.functional.Shaped(i.logits, temperature=TEMPERATURE, top_p=TOP_P)
-    return lambda: d3.functional.p_sample(i.transition, shaped, i.x_t, i.t)
+    return draw(i, temperature=TEMPERATURE, top_p=TOP_P)
+
+
+def temperature_alone(i: Inputs) -> Run:
+    return draw(i, temperature=TEMPERATURE)
+
+
+def largest(i: Inputs) -> Run:
+    return draw(i, top_k=TOP_K)
 
 
 def nucleus(logits: Tensor) -> Tensor:
@@ -53,6 +68,8 @@ SHAPED = Operation(
         OURS: Provider(ours),
         "sorted first": Provider(sorted_first, TOLERANCE),
         "sorted, Gumbel eager": Provider(sorted_gumbel, TOLERANCE),
+        "temperature alone": Provider(temperature_alone),
+        f"top {TOP_K}": Provider(largest),
         "p_sample as predicted": Provider(as_predicted),
         "copy": Provider(lambda i: copy(bytes_moved(i))),
     },

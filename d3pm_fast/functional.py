@@ -43,7 +43,7 @@ from .chunks import Call, apply
 from .logistic import Logistic, LogisticLoss, LogisticMaker, LogisticPPosterior
 from .reference.draws import draw_base
 from .reference.philox import uniforms
-from .shaped import Shaped, maker_of
+from .shaped import Shaped, arguments_of
 from .transitions import Transition
 from .transitions.base import running_sums
 
@@ -332,9 +332,13 @@ def p_sample(
         chain = kernels.chain(transition, _cut(t, n), _cut(s, n))
         return _cut(tokens, n), *chain, *model, _cut(seeds, n), step
 
+    fused = getattr(kernels, "shaped_p_sample", None)
     with torch.no_grad():
-        drawn = _apply(kernels.p_sample, transition, logits, tokens, name, arguments)
-    return drawn.to(x_t.dtype)
+        if isinstance(logits, Shaped) and fused is not None:
+            drawn = fused(*arguments_of(logits), *arguments(None))
+        else:
+            drawn = _apply(kernels.p_sample, transition, logits, tokens, name, arguments)
+    return drawn.to(x_t.dtype)  # type: ignore[no-any-return]
 
 
 def logistic_logits(
@@ -463,10 +467,10 @@ def _apply(
 ) -> Tensor:
     """Return an operation's result, without a gradient, on whatever is predicted."""
     if isinstance(logits, Shaped):
-        other = logits.unconditional
-        parameters = logits.logits.contiguous(), None if other is None else other.contiguous()
-        shape = maker_of(logits, ops.shaped.operation(name))
-        return apply(operation, parameters, _call_of(transition, tokens, shape, arguments))
+        first, second, *options = arguments_of(logits)
+        make = ops.shaped.operation(name)
+        call = _call_of(transition, tokens, lambda *both: make(*both, *options), arguments)
+        return apply(operation, (first, second), call)
     prediction = _prediction(logits, transition, name)
     if isinstance(prediction, Tensor):
         return operation(prediction, *arguments(None))

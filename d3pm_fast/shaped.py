@@ -1,6 +1,5 @@
 """A prediction of x_0 shaped for sampling: guided, at a temperature, truncated."""
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -28,7 +27,8 @@ class Shaped(NamedTuple):
        ``top_p`` become -inf: the nucleus (Holtzman et al. 2020). One class at least is left.
 
     Of equal logits the class of the lower index counts as the larger one. float64 logits are
-    changed in float64, all others in float32, for a chunk of items at a time.
+    changed in float64, all others in float32: on the CPU, for draws of rank-one chains, while a
+    row is read, which that of a token that stays is not; else for a chunk of items at a time.
 
     Attributes:
         logits: ``(B, *S, K)``, float32, float64, bfloat16 or float16.
@@ -48,18 +48,16 @@ class Shaped(NamedTuple):
     top_p: float | None = None
 
 
-def maker_of(
-    shaped: Shaped, shaped_logits: Callable[..., Tensor]
-) -> Callable[[Tensor, Tensor | None], Tensor]:
-    """Return what makes logits of some items of both tensors, by an implementation's operation."""
-    num_classes = shaped.logits.shape[-1]
-    range_of = torch.finfo(compute_dtype(shaped.logits.dtype))
-    guidance = float(shaped.guidance)
-    temperature = min(max(float(shaped.temperature), range_of.tiny), range_of.max)
-    top_k = num_classes if shaped.top_k is None else min(int(shaped.top_k), num_classes)
-    top_p = 1.0 if shaped.top_p is None else float(shaped.top_p)
-
-    def make(logits: Tensor, unconditional: Tensor | None) -> Tensor:
-        return shaped_logits(logits, unconditional, guidance, temperature, top_k, top_p)
-
-    return make
+def arguments_of(shaped: Shaped) -> tuple[Tensor, Tensor | None, float, float, int, float]:
+    """Return what an operation takes for shaped logits: neutral numbers for what is not asked."""
+    logits, unconditional = shaped.logits, shaped.unconditional
+    num_classes = logits.shape[-1]
+    range_of = torch.finfo(compute_dtype(logits.dtype))
+    return (
+        logits.contiguous(),
+        None if unconditional is None else unconditional.contiguous(),
+        float(shaped.guidance),
+        min(max(float(shaped.temperature), range_of.tiny), range_of.max),
+        num_classes if shaped.top_k is None else min(int(shaped.top_k), num_classes),
+        1.0 if shaped.top_p is None else max(float(shaped.top_p), range_of.tiny),
+    )

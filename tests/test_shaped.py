@@ -24,6 +24,7 @@ OPTIONS = {
     "all": {"top_p": 1.0},
     "nucleus": {"top_p": 0.9},
     "tiny nucleus": {"top_p": 1e-9},
+    "nucleus of no float32 number": {"top_p": 1e-60},
     "cold top 9 and nucleus": {"temperature": 0.7, "top_k": 9, "top_p": 0.8},
 }
 

@@ -1,6 +1,9 @@
 """The operations on shaped logits: as on the logits that are made, whatever the chunks."""
 
 import math
+import signal
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -14,6 +17,9 @@ from d3pm_fast import functional, schedules, transitions
 from d3pm_fast.functional import Shaped
 
 T = 6
+DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+MODELS = [{}, {"reverse": "posterior_mean"}, {"first_step": "posterior"}]
+SLOW_CASES = [(67, torch.bfloat16), (67, torch.float64), (8192, torch.float32)]
 
 
 def chains():
@@ -55,6 +61,72 @@ def test_posteriors_and_draws_are_those_of_the_made_logits(name, reverse, impl, 
             for logits in (shaped, made)
         ]
         assert torch.equal(*drawn)
+
+
+OPTIONS = {
+    "temperature": {"temperature": 0.7},
+    "top 50": {"top_k": 50},
+    "nucleus": {"top_p": 0.9},
+    "all": {"guidance": 2.5, "temperature": 0.8, "top_k": 20, "top_p": 0.95},
+}
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize("num_classes", [2, 3, 67, 256, 8192])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_draws_are_those_of_rows_shaped_first(dtype, num_classes, options, kernels):
+    if kernels != "cpu" and (num_classes, dtype) not in SLOW_CASES:
+        pytest.skip("too slow here")
+    count = 60 if kernels == "cpu" and num_classes < 1000 else 3
+    rows = 3 * torch.randn(2, T, count, num_classes, dtype=torch.float64)
+    t, seeds = torch.arange(T) + 1, torch.arange(T)
+    x0 = torch.randint(num_classes - 1, (T, count))
+    for mask_id, chain in (
+        (None, transitions.uniform(num_classes, schedules.cosine(T))),
+        (num_classes - 1, transitions.absorbing(num_classes, schedules.jsd(T), num_classes - 1)),
+    ):
+        if mask_id is not None:
+            rows[..., mask_id] = -torch.inf
+        logits, other = rows.to(dtype)
+        shaped = Shaped(logits, other if "guidance" in options else None, **options)
+        made = make(kernels, shaped)
+        x_t = functional.q_sample(chain, x0, t, seeds=seeds)
+        for model in MODELS:
+            drawn, expected = (
+                functional.p_sample(chain, given, x_t, t, seeds=seeds, impl=kernels, **model)
+                for given in (shaped, made)
+            )
+            assert torch.equal(drawn, expected)
+            assert not torch.equal(drawn, x_t)
+
+
+DRAW_BESIDE_MEMORY_OF_NO_ONE = """
+import ctypes, mmap, sys
+import torch
+import d3pm_fast as d3
+from d3pm_fast.functional import Shaped, p_sample
+
+impl, time = sys.argv[1], int(sys.argv[2])
+num_classes, tokens = mmap.PAGESIZE // 4, 32
+chain = d3.transitions.absorbing(num_classes, d3.schedules.jsd(4), mask_id=0)
+x_t = torch.arange(tokens).view(1, tokens) % 4
+memory = mmap.mmap(-1, tokens * mmap.PAGESIZE)
+logits = torch.frombuffer(memory, dtype=torch.float32).view(1, tokens, num_classes)
+for n in x_t[0].nonzero().flatten().tolist():
+    at, size = ctypes.c_void_p(logits[0, n].data_ptr()), ctypes.c_size_t(mmap.PAGESIZE)
+    assert ctypes.CDLL(None).mprotect(at, size, 0) == 0
+shaped = Shaped(logits, logits, 2.0, 0.5, 9, 0.9)
+drawn = p_sample(chain, shaped, x_t, torch.tensor([time]), impl=impl)
+assert torch.equal(drawn[x_t > 0], x_t[x_t > 0])
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="protects memory by Linux's call")
+def test_rows_of_tokens_that_stay_are_not_read(cpu):
+    """They lie in pages that cannot be; the step to t = 0 reads all rows, and must fail."""
+    for time, status in ((3, 0), (1, -signal.SIGSEGV)):
+        command = [sys.executable, "-c", DRAW_BESIDE_MEMORY_OF_NO_ONE, cpu, str(time)]
+        assert subprocess.run(command).returncode == status
 
 
 @pytest.mark.parametrize("options", [{}, {"top_k": 3}, {"temperature": 0.5, "top_p": 0.8}])

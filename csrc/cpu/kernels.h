@@ -126,12 +126,21 @@ struct QSample {
   int num_threads;
 };
 
+// Guidance, temperature and truncation of logits; top_k = num_classes and top_p = 1 keep all.
+struct Shaping {
+  const void* unconditional;  // in the type of the logits; null for no guidance
+  double guidance, temperature;
+  int64_t top_k;
+  double top_p;
+};
+
 struct PSample {
   Chain chain;
   const double* cdf;
   Model model;
   Random random;
   const void* logits;
+  Shaping shaping;
   const int64_t* x_t;
   int64_t* out;
   int num_threads;
@@ -156,13 +165,10 @@ struct LogisticGradient {
   void *loc, *log_scale;
 };
 
-// Guidance, temperature and truncation of logits; top_k = num_classes and top_p = 1 keep all.
 struct ShapedLogits {
   int64_t num_tokens, num_classes;
-  const void *logits, *unconditional;  // null for no guidance
-  double guidance, temperature;
-  int64_t top_k;
-  double top_p;
+  const void* logits;
+  Shaping shaping;
   void* out;  // in the type of the calculation
   int num_threads;
 };

@@ -60,6 +60,14 @@ Chain make_chain(const ChainTuple& of) {
           std::get<7>(of)};
 }
 
+// As the members of Shaping.
+using ShapingTuple = std::tuple<uintptr_t, double, double, int64_t, double>;
+
+Shaping make_shaping(const ShapingTuple& of) {
+  return {pointer<void>(std::get<0>(of)), std::get<1>(of), std::get<2>(of), std::get<3>(of),
+          std::get<4>(of)};
+}
+
 template <class Call, class... Types>
 bool run_unlocked(const Call& call, Types... type) {
   py::gil_scoped_release release;
@@ -121,11 +129,16 @@ bool q_sample(const ChainTuple& chain, uintptr_t cdf, uintptr_t seeds, int64_t n
 
 bool p_sample(const std::string& dtype, const ChainTuple& chain, uintptr_t cdf, bool posterior_mean,
               bool direct, uintptr_t seeds, int64_t num_seeds, int64_t step, uintptr_t logits,
-              uintptr_t x_t, uintptr_t out, int num_threads) {
-  const PSample call{make_chain(chain),        pointer<double>(cdf),
-                     {posterior_mean, direct}, {pointer<int64_t>(seeds), num_seeds, step},
-                     pointer<void>(logits),    pointer<int64_t>(x_t),
-                     pointer<int64_t>(out),    num_threads};
+              const ShapingTuple& shaping, uintptr_t x_t, uintptr_t out, int num_threads) {
+  const PSample call{make_chain(chain),
+                     pointer<double>(cdf),
+                     {posterior_mean, direct},
+                     {pointer<int64_t>(seeds), num_seeds, step},
+                     pointer<void>(logits),
+                     make_shaping(shaping),
+                     pointer<int64_t>(x_t),
+                     pointer<int64_t>(out),
+                     num_threads};
   return run_unlocked(call, parse(dtype));
 }
 
@@ -150,18 +163,10 @@ void logistic_gradient(const std::string& dtype, int64_t num_tokens, int64_t num
 }
 
 void shaped_logits(const std::string& dtype, int64_t num_tokens, int64_t num_classes,
-                   uintptr_t logits, uintptr_t unconditional, double guidance, double temperature,
-                   int64_t top_k, double top_p, uintptr_t out, int num_threads) {
-  const ShapedLogits call{num_tokens,
-                          num_classes,
-                          pointer<void>(logits),
-                          pointer<void>(unconditional),
-                          guidance,
-                          temperature,
-                          top_k,
-                          top_p,
-                          pointer<void>(out),
-                          num_threads};
+                   uintptr_t logits, const ShapingTuple& shaping, uintptr_t out, int num_threads) {
+  const ShapedLogits call{
+      num_tokens,         num_classes, pointer<void>(logits), make_shaping(shaping),
+      pointer<void>(out), num_threads};
   run_unlocked(call, parse(dtype));
 }
 

@@ -5,7 +5,7 @@
 // a token stays without a number, and since Z >= u + a ub[x_t], most others are seen to stay
 // before their row is read.
 
-#include "row.h"
+#include "shaped_row.h"
 #include "uniforms_cursor.h"
 
 template <class Element>
@@ -21,6 +21,7 @@ class RowSampler {
   explicit RowSampler(const PSample& call)
       : call_(call),
         row_(call.chain),
+        shaped_(row_, call.logits, call.shaping),
         vector_(call.chain.template vector<double>()),
         step_of_(call.chain),
         uniforms_of_(call.random, call.chain.num_tokens),
@@ -111,8 +112,8 @@ class RowSampler {
   }
 
   void read_row(int64_t token) {
-    row_.exponentials(static_cast<const Element*>(call_.logits) + token * row_.classes, token,
-                      e_.data());
+    const Real top = shaped_.make(token, e_.data());
+    exponentiate(e_.data(), row_.padded / kWidth, splat<Real>(top));
   }
 
   // In double, so that a class of probability 1e-9 keeps its share beside one of 1.
@@ -151,6 +152,7 @@ class RowSampler {
 
   const PSample& call_;
   const RowReader<Element> row_;
+  const ShapedRow<Element> shaped_;
   const Vector<double> vector_;
   StepCursor step_of_;
   const StepCoefficients* step_ = nullptr;

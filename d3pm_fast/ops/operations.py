@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.compiler import is_compiling
 
-from .library import empty_loss, library
+from .library import SHAPED, empty_loss, library
 
 
 def _fake_loss(logits: Tensor, x0: Tensor, *args: Any) -> Tensor:
@@ -35,6 +35,19 @@ def _fake_p_sample(logits: Tensor, x_t: Tensor, *args: Any) -> Tensor:
     return torch.empty_like(x_t)
 
 
+def _fake_shaped_p_sample(
+    logits: Tensor,
+    unconditional: Tensor | None,
+    guidance: float,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    x_t: Tensor,
+    *args: Any,
+) -> Tensor:
+    return torch.empty_like(x_t)
+
+
 _FAKES: dict[str, Callable[..., Any]] = {
     "loss": _fake_loss,
     "loss_and_grad": _fake_loss_and_grad,
@@ -43,6 +56,7 @@ _FAKES: dict[str, Callable[..., Any]] = {
     "p_posterior_grad": _fake_p_posterior,
     "q_sample": _fake_q_sample,
     "p_sample": _fake_p_sample,
+    "shaped_p_sample": _fake_shaped_p_sample,
 }
 
 
@@ -63,6 +77,7 @@ def _signatures(chain: str, q_chain: str) -> dict[str, str]:
         "p_posterior_grad": f"(Tensor logits, Tensor grad, Tensor x_t, {chain}, {model}) -> Tensor",
         "q_sample": f"(Tensor x, {q_chain}, {random}) -> Tensor",
         "p_sample": f"(Tensor logits, Tensor x_t, {chain}, {model}, {random}) -> Tensor",
+        "shaped_p_sample": f"({SHAPED}, Tensor x_t, {chain}, {model}, {random}) -> Tensor",
     }
 
 
@@ -75,13 +90,23 @@ class Operations:
         dispatch_key: of PyTorch's dispatcher.
         chain: the parameters that a chain's step has in an operation.
         q_chain: the parameters that a chain has in ``q_sample``.
+        shapes: whether there is a ``shaped_p_sample``; without it that is None.
     """
 
     def __init__(
-        self, prefix: str, kernels: Any, dispatch_key: str, chain: str, q_chain: str
+        self,
+        prefix: str,
+        kernels: Any,
+        dispatch_key: str,
+        chain: str,
+        q_chain: str,
+        shapes: bool = False,
     ) -> None:
         self._kernels = kernels
-        for name, signature in _signatures(chain, q_chain).items():
+        signatures = _signatures(chain, q_chain)
+        if not shapes:
+            del signatures["shaped_p_sample"]
+        for name, signature in signatures.items():
             library.define(f"{prefix}{name}{signature}")
             library.impl(f"{prefix}{name}", getattr(kernels, name), dispatch_key)
             torch.library.register_fake(f"d3pm_fast::{prefix}{name}", _FAKES[name], lib=library)
@@ -92,6 +117,7 @@ class Operations:
         )
         self._loss_and_grad = getattr(ops, f"{prefix}loss_and_grad")
         self._q_sample = getattr(ops, f"{prefix}q_sample")
+        self.shaped_p_sample = getattr(ops, f"{prefix}shaped_p_sample") if shapes else None
 
     def loss_and_grad(self, logits: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
         """Call the operation; past PyTorch's dispatcher where there is nothing for it to do."""

@@ -19,11 +19,11 @@ from .operations import Operations
 class RankOneOperations(Operations):
     """Those of one implementation."""
 
-    def __init__(self, prefix: str, kernels: Any, dispatch_key: str) -> None:
+    def __init__(self, prefix: str, kernels: Any, dispatch_key: str, shapes: bool) -> None:
         shared = "Tensor rows, Tensor table"
         chain = f"{shared}, Tensor? base, Tensor? base_cdf, int mask_id"
         q_chain = f"{shared}, Tensor? base_cdf, int mask_id, int num_classes"
-        super().__init__(prefix, kernels, dispatch_key, chain, q_chain)
+        super().__init__(prefix, kernels, dispatch_key, chain, q_chain, shapes)
 
     @staticmethod
     def chain(
@@ -39,8 +39,11 @@ class RankOneOperations(Operations):
         return self._q_sample(x, t, *table, *args)  # type: ignore[no-any-return]
 
 
-cpu = RankOneOperations("", rank_one_cpu, "CPU")
-cuda = RankOneOperations("cuda_", rank_one_cuda, "CompositeExplicitAutograd")
+cpu = RankOneOperations("", rank_one_cpu, "CPU", shapes=True)
+cuda = RankOneOperations("cuda_", rank_one_cuda, "CompositeExplicitAutograd", shapes=False)
 triton = RankOneOperations(
-    "triton_", Deferred("d3pm_fast.kernels.rank_one_ops"), "CompositeExplicitAutograd"
+    "triton_",
+    Deferred("d3pm_fast.kernels.rank_one_ops"),
+    "CompositeExplicitAutograd",
+    shapes=False,
 )

@@ -184,8 +184,18 @@ def q_sample(
     return out
 
 
-def p_sample(
+def p_sample(logits: Tensor, *args: Any) -> Tensor:
+    """Return a draw for each token."""
+    return shaped_p_sample(logits, None, 1.0, 1.0, logits.shape[-1], 1.0, *args)
+
+
+def shaped_p_sample(
     logits: Tensor,
+    unconditional: Tensor | None,
+    guidance: float,
+    temperature: float,
+    top_k: int,
+    top_p: float,
     x_t: Tensor,
     rows: Tensor,
     table: Tensor,
@@ -197,7 +207,7 @@ def p_sample(
     seeds: Tensor,
     step: int,
 ) -> Tensor:
-    """Return a draw for each token."""
+    """Return a draw for each token; only rows of tokens that may move are shaped."""
     out = torch.empty_like(x_t)
     bad = cpu.p_sample(
         str(logits.dtype),
@@ -209,6 +219,7 @@ def p_sample(
         len(seeds),
         step,
         logits.data_ptr(),
+        (pointer(unconditional), guidance, temperature, top_k, top_p),
         x_t.data_ptr(),
         out.data_ptr(),
         torch.get_num_threads(),

@@ -8,7 +8,7 @@ from torch import Tensor
 from .. import reference
 from .._compiled import cpu
 from ..reference.logspace import compute_dtype
-from .library import Deferred, library, pointer
+from .library import SHAPED, Deferred, library, pointer
 
 
 def _shaped_logits(
@@ -26,11 +26,7 @@ def _shaped_logits(
         logits.numel() // num_classes,
         num_classes,
         logits.data_ptr(),
-        pointer(unconditional),
-        guidance,
-        temperature,
-        top_k,
-        top_p,
+        (pointer(unconditional), guidance, temperature, top_k, top_p),
         out.data_ptr(),
         torch.get_num_threads(),
     )
@@ -42,8 +38,7 @@ def _empty(logits: Tensor, *args: object) -> Tensor:
 
 
 def _register(name: str, kernel: Callable[..., Tensor], dispatch_key: str) -> Callable[..., Tensor]:
-    signature = "(Tensor logits, Tensor? unconditional, float guidance, float temperature, "
-    library.define(f"{name}{signature}int top_k, float top_p) -> Tensor")
+    library.define(f"{name}({SHAPED}) -> Tensor")
     library.impl(name, kernel, dispatch_key)
     torch.library.register_fake(f"d3pm_fast::{name}", _empty, lib=library)
     return getattr(torch.ops.d3pm_fast, name)  # type: ignore[no-any-return]

@@ -5,7 +5,8 @@ import math
 import torch
 
 from d3pm_fast import ops
-from d3pm_fast.shaped import maker_of
+from d3pm_fast.functional import Shaped
+from d3pm_fast.shaped import arguments_of
 
 
 def grid(*shape, forbidden=0.1, seed=0):
@@ -22,7 +23,8 @@ def make(impl, shaped):
     """The shaped logits by an implementation, where its tensors have to be."""
     device = "cuda" if impl == "triton" and torch.cuda.is_available() else "cpu"
     tensors = (None if tensor is None else tensor.to(device) for tensor in shaped[:2])
-    return maker_of(shaped, ops.shaped.operation(impl))(*tensors).cpu()
+    arguments = arguments_of(Shaped(*tensors, *shaped[2:]))
+    return ops.shaped.operation(impl)(*arguments).cpu()
 
 
 def naive_row(row, other, shaped):
