@@ -103,6 +103,7 @@ def calls(num_classes: int, dtype: torch.dtype) -> dict[str, Callable[[], Any]]:
     weights = (1.0, 0.01, "sum")
     loc, made = empty(TOKENS, dtype=dtype), empty(TOKENS, num_classes, dtype=compute_dtype(dtype))
     draw = (empty(TOKENS // 1024), 3)
+    shaping = (3.0, 0.5, 5, 0.9)
     model, mean = (False, True), (True, True)
     of_loss = (logits, tokens, None, tokens)
     return {
@@ -115,9 +116,12 @@ def calls(num_classes: int, dtype: torch.dtype) -> dict[str, Callable[[], Any]]:
         "p_posterior": lambda: ops.p_posterior(logits, tokens, *marginal, *mean),
         "p_posterior_grad": lambda: ops.p_posterior_grad(logits, logits, tokens, *marginal, *mean),
         "p_sample": lambda: ops.p_sample(logits, tokens, *marginal, *mean, *draw),
+        "p_sample, shaped": lambda: ops.shaped_p_sample(
+            logits, logits, *shaping, tokens, *marginal, *mean, *draw
+        ),
         "logistic logits": lambda: logistic.logits(loc, loc, num_classes, True),
         "logistic gradient": lambda: logistic.gradient(loc, loc, made, True),
-        "shaped logits": lambda: shaped.shaped_logits(logits, logits, 3.0, 0.5, 5, 0.9),
+        "shaped logits": lambda: shaped.shaped_logits(logits, logits, *shaping),
     }
 
 

@@ -27,8 +27,8 @@ class Shaped(NamedTuple):
        ``top_p`` become -inf: the nucleus (Holtzman et al. 2020). One class at least is left.
 
     Of equal logits the class of the lower index counts as the larger one. float64 logits are
-    changed in float64, all others in float32: on the CPU, for draws of rank-one chains, while a
-    row is read, which that of a token that stays is not; else for a chunk of items at a time.
+    changed in float64, all others in float32: for draws of rank-one chains while a row is read,
+    which that of a token that stays is not; else for a chunk of items at a time.
 
     Attributes:
         logits: ``(B, *S, K)``, float32, float64, bfloat16 or float16.

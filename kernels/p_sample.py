@@ -2,7 +2,8 @@
 
 With ``u = u[x_t]``, ``p(j) Z = u A s_j + u ub_j + a f[x_t] [j = x_t]``: one number chooses among
 the model (mass u A), pi, the mask and staying, the other draws the class. Since
-``Z >= u + a ub[x_t]``, most tokens are seen to stay before their row is read.
+``Z >= u + a ub[x_t]``, most tokens are seen to stay before their row is read, and shaped where
+that is asked for.
 """
 
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ from .launch import launch, triton_type
 from .math import exp
 from .random import draw_base, random_of, uniforms
 from .rank_one import chain_of, load_class, load_step, pi_at, posterior_mean_tilt
+from .shaped import after_cuts, are_inside, made, made_tile, options_of, shape_of
 from .tile import classes_from, on_tile, row_max, row_sum, tile_of
 
 
@@ -23,6 +25,7 @@ class Arguments(NamedTuple):
     """The tensors of all tokens."""
 
     logits: Any  # (N, K)
+    unconditional: Any  # None for no guidance
     x_t: Any
     out: Any
     cdf: Any  # of pi; None where all are 1/K
@@ -31,43 +34,39 @@ class Arguments(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """What a program reads: its tokens, whether to, and s[x_t]'s tilt."""
+    """What a program reads: logits of a shape, in rows of these tokens, and s[x_t]'s tilt."""
 
-    at: Any
-    reads: Any
+    shape: Any
     x_t: Any
     tilt: Any
 
 
 @triton.jit
-def load_logits(a, rows, classes, REAL: tl.constexpr):
-    """Return the logits of some classes, -inf for what is not read."""
-    inside = on_tile(rows.reads) & (classes < a.num_classes)
-    at = a.logits + on_tile(rows.at) * a.num_classes + classes
-    return tl.load(at, mask=inside, other=float("-inf")).to(REAL)
-
-
-@triton.jit
-def masses(a, rows, top, classes, REAL: tl.constexpr):
+def masses(a, rows, classes):
     """Return s of some classes times a number a row, in float64: 1e-9 keeps its share beside 1."""
-    e = exp(load_logits(a, rows, classes, REAL) - on_tile(top))
+    of = rows.shape.rows
+    e = exp(after_cuts(made_tile(a, of, classes), rows.shape, classes) - on_tile(of.top))
     tilted = tl.where(classes == on_tile(rows.x_t), e * on_tile(rows.tilt), e)
-    inside = on_tile(rows.reads) & (classes < a.num_classes)
-    return tl.where(inside, tilted, 0.0).to(tl.float64)
+    return tl.where(are_inside(a, of, classes), tilted, 0.0).to(tl.float64)
 
 
 @triton.jit
-def draw_class(
-    a, rows, top, target, REAL: tl.constexpr, ROWS: tl.constexpr,
-    HIGH: tl.constexpr, LOW: tl.constexpr,
-):  # fmt: skip
+def mass_of_x_t(a, rows):
+    """Return that of x_t, where its row is read."""
+    of, at = rows.shape.rows, on_tile(rows.x_t)
+    x = row_max(after_cuts(made(a, of, at, on_tile(of.inside)), rows.shape, at))
+    return (exp(x - of.top) * rows.tilt).to(tl.float64)
+
+
+@triton.jit
+def draw_class(a, rows, target, ROWS: tl.constexpr, HIGH: tl.constexpr, LOW: tl.constexpr):
     """Return the first class whose running sum passes the target, or the last with any mass."""
     passed = tl.zeros([ROWS], tl.int32)
     last = tl.zeros([ROWS], tl.int32)
     before = tl.zeros([ROWS], tl.float64)
     for start in range(0, a.num_classes, HIGH * LOW):
         classes = classes_from(start, ROWS, HIGH, LOW)
-        mass = masses(a, rows, top, classes, REAL)
+        mass = masses(a, rows, classes)
         parts = tl.sum(mass, axis=2)
         earlier = before[None, :] + tl.cumsum(parts, axis=0) - parts
         running = earlier[:, :, None] + tl.cumsum(mass, axis=2)
@@ -80,7 +79,9 @@ def draw_class(
 
 @triton.jit
 def p_sample_of_tokens(
-    a, chain, random,
+    a, chain, random, share: tl.float64, temperature: tl.float64, top_k, top_p: tl.float64,
+    FAR: tl.constexpr, DIVIDES: tl.constexpr, COUNTS: tl.constexpr, BY_MASS: tl.constexpr,
+    WHOLE: tl.constexpr,
     POSTERIOR_MEAN: tl.constexpr, DIRECT: tl.constexpr, REAL: tl.constexpr, STEPS: tl.constexpr,
     ROWS: tl.constexpr, HIGH: tl.constexpr, LOW: tl.constexpr,
 ):  # fmt: skip
@@ -107,24 +108,23 @@ def p_sample_of_tokens(
     tilt = tl.full([ROWS], 1.0, tl.float64)
     if POSTERIOR_MEAN:
         tilt = posterior_mean_tilt(step, u, bar_xt)
-    rows = Rows(at, reads, x_t, tilt.to(REAL))
+    tilt = tilt.to(REAL)
 
     chosen = x_t
     if tl.max(reads.to(tl.int32), axis=0) > 0:
-        top = tl.full([ROWS], float("-inf"), REAL)
-        for start in range(0, a.num_classes, HIGH * LOW):
-            logits = load_logits(a, rows, classes_from(start, ROWS, HIGH, LOW), REAL)
-            top = tl.maximum(top, row_max(logits))
+        shape = shape_of(
+            a, at, reads, share, temperature, top_k, top_p,
+            FAR, DIVIDES, COUNTS, BY_MASS, WHOLE, REAL, ROWS, HIGH, LOW,
+        )  # fmt: skip
+        rows = Rows(shape, x_t, tilt)
         total = tl.zeros([ROWS], tl.float64)
         for start in range(0, a.num_classes, HIGH * LOW):
-            mass = masses(a, rows, top, classes_from(start, ROWS, HIGH, LOW), REAL)
-            total += row_sum(mass)
-        logit_xt = tl.load(a.logits + at * a.num_classes + x_t, mask=reads, other=0.0).to(REAL)
-        mass_xt = (exp(logit_xt - top) * rows.tilt).to(tl.float64)
+            total += row_sum(masses(a, rows, classes_from(start, ROWS, HIGH, LOW)))
+        mass_xt = mass_of_x_t(a, rows)
         here = step.bar_keep * mass_xt + bar_xt * total
         threshold = choice * (u * total + step.keep * here)  # times total, as all it is held to
         from_model = step.predicts_x0 | (threshold < model * total)
-        drawn = draw_class(a, rows, top, draw * total, REAL, ROWS, HIGH, LOW).to(tl.int64)
+        drawn = draw_class(a, rows, draw * total, ROWS, HIGH, LOW).to(tl.int64)
         redrawn = draw_base(draw, a.cdf, a.num_classes, STEPS)
         from_mask = (mask_id >= 0) & (threshold < (base + u * step.bar_to_mask) * total)
         other = tl.where(threshold < base * total, redrawn, tl.where(from_mask, mask_id, x_t))
@@ -133,8 +133,18 @@ def p_sample_of_tokens(
     tl.store(a.out + at, tl.where(good, chosen, as_it_came), mask=inside)
 
 
-def p_sample(
+def p_sample(logits: Tensor, *args: Any) -> Tensor:
+    """Return a draw for each token; x_t itself where an index is bad."""
+    return shaped_p_sample(logits, None, 1.0, 1.0, logits.shape[-1], 1.0, *args)
+
+
+def shaped_p_sample(
     logits: Tensor,
+    unconditional: Tensor | None,
+    guidance: float,
+    temperature: float,
+    top_k: int,
+    top_p: float,
     x_t: Tensor,
     rows: Tensor,
     table: Tensor,
@@ -146,17 +156,19 @@ def p_sample(
     seeds: Tensor,
     step: int,
 ) -> Tensor:
-    """Return a draw for each token; x_t itself where an index is bad."""
+    """Return a draw for each token; only rows of tokens that may move are shaped."""
     real = torch.float64 if logits.dtype == torch.float64 else torch.float32
     out = torch.empty_like(x_t)
     num_tokens, num_classes = x_t.numel(), logits.shape[-1]
-    arguments = Arguments(logits, x_t, out, base_cdf, num_tokens, num_classes)
+    arguments = Arguments(logits, unconditional, x_t, out, base_cdf, num_tokens, num_classes)
     chain = chain_of(num_tokens, rows, table, base, mask_id)
+    options = options_of(num_classes, guidance, temperature, top_k, top_p)
     tile = tile_of(num_classes, logits.dtype, copies=4)
+    held = (options.counts or options.by_mass) and tile.num_classes >= num_classes
     launch(
         p_sample_of_tokens, triton.cdiv(num_tokens, tile.rows), logits,
         arguments, chain, random_of(seeds, step, num_tokens),
-        posterior_mean, direct, triton_type(real), num_classes.bit_length(),
+        *options, held, posterior_mean, direct, triton_type(real), num_classes.bit_length(),
         tile.rows, tile.high, tile.low, num_warps=tile.num_warps,
     )  # fmt: skip
     return out

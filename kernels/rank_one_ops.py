@@ -1,7 +1,7 @@
 """The kernels for rank-one chains, gathered."""
 
 from .loss import loss, loss_and_grad
-from .p_sample import p_sample
+from .p_sample import p_sample, shaped_p_sample
 from .posterior import p_posterior, p_posterior_grad, q_posterior
 from .q_sample import q_sample
 
@@ -13,4 +13,5 @@ __all__ = [
     "p_sample",
     "q_posterior",
     "q_sample",
+    "shaped_p_sample",
 ]

@@ -32,11 +32,12 @@ class Rows(NamedTuple):
 
     at: Any
     inside: Any
-    share: Any  # of the guidance
-    temperature: Any
+    share: Any  # of the guidance, which starts from the logits where it is FAR
+    far: Any
+    temperature: Any  # None for 1
     shift: Any  # the largest mixed logit
     top: Any  # the largest logit that is made
-    held: Any  # the logits that are made, where a tile holds them whole
+    held: Any  # the logits that are made, where a tile holds them whole; else None
 
 
 class Cut(NamedTuple):
@@ -44,6 +45,14 @@ class Cut(NamedTuple):
 
     key: Any
     last: Any
+
+
+class Shape(NamedTuple):
+    """What any shaped logit of a program's rows is made of; a cut that is not made is None."""
+
+    rows: Any
+    by_count: Any
+    by_mass: Any
 
 
 @triton.jit
@@ -65,41 +74,49 @@ def is_kept(x, classes, cut):
 
 
 @triton.jit
-def mixed(a, rows, classes, FAR: tl.constexpr, REAL: tl.constexpr):
-    """Return guided logits, -inf where there is no class.
+def are_inside(a, rows, classes):
+    """Return which numbers of a tile there are."""
+    return on_tile(rows.inside) & (classes < a.num_classes)
 
-    The interpolation starts from the end that is not FAR, so that it is exact at both.
+
+@triton.jit
+def mixed(a, rows, classes, inside):
+    """Return guided logits, -inf where they are not inside.
+
+    The interpolation starts from the nearer end, so that it is exact at both.
     """
-    at = on_tile(rows.at) * a.num_classes + classes
-    inside = on_tile(rows.inside) & (classes < a.num_classes)
-    x = tl.load(a.logits + at, mask=inside, other=float("-inf")).to(REAL)
+    row = on_tile(rows.at) * a.num_classes
+    x = tl.load(a.logits + row + classes, mask=inside, other=float("-inf")).to(rows.share.dtype)
     if a.unconditional is not None:
-        other = tl.load(a.unconditional + at, mask=inside, other=float("-inf")).to(REAL)
+        at = a.unconditional + row + classes
+        other = tl.load(at, mask=inside, other=float("-inf")).to(x.dtype)
         forbidden = (x == float("-inf")) | (other == float("-inf"))
-        start = x if FAR else other
+        start = x if rows.far else other
         x = tl.where(forbidden, float("-inf"), start + rows.share * (x - other))
     return x
 
 
 @triton.jit
-def made(
-    a, rows, classes, FAR: tl.constexpr, DIVIDES: tl.constexpr, WHOLE: tl.constexpr,
-    REAL: tl.constexpr,
-):  # fmt: skip
+def made(a, rows, classes, inside):
     """Return the logits before any cut."""
-    if WHOLE:
-        return rows.held
+    x = mixed(a, rows, classes, inside)
+    if rows.temperature is not None:
+        x = (x - on_tile(rows.shift)) / rows.temperature
+    return x
+
+
+@triton.jit
+def made_tile(a, rows, classes):
+    """Return the logits before any cut, of a whole tile of classes."""
+    if rows.held is None:
+        return made(a, rows, classes, are_inside(a, rows, classes))
     else:
-        x = mixed(a, rows, classes, FAR, REAL)
-        if DIVIDES:
-            x = (x - on_tile(rows.shift)) / rows.temperature
-        return x
+        return rows.held
 
 
 @triton.jit
 def weigh(
-    a, rows, before, cut, BY_MASS: tl.constexpr, FAR: tl.constexpr, DIVIDES: tl.constexpr,
-    WHOLE: tl.constexpr, REAL: tl.constexpr,
+    a, rows, before, cut, BY_MASS: tl.constexpr,
     ROWS: tl.constexpr, HIGH: tl.constexpr, LOW: tl.constexpr,
 ):  # fmt: skip
     """Return what an earlier cut and this one keep: its weight in float64, and its least key.
@@ -107,14 +124,16 @@ def weigh(
     And the largest key of what this one does not keep.
     """
     total = tl.zeros([ROWS], tl.float64)
-    least = key_of(tl.full([ROWS], float("inf"), REAL))
-    most = key_of(tl.full([ROWS], float("-inf"), REAL))
+    least = key_of(tl.full([ROWS], float("inf"), rows.top.dtype))
+    most = key_of(tl.full([ROWS], float("-inf"), rows.top.dtype))
     for start in range(0, a.num_classes, HIGH * LOW):
         classes = classes_from(start, ROWS, HIGH, LOW)
-        x = made(a, rows, classes, FAR, DIVIDES, WHOLE, REAL)
-        is_class = is_kept(x, classes, before) & (classes < a.num_classes)
+        x = made_tile(a, rows, classes)
+        is_class = classes < a.num_classes
+        if before is not None:
+            is_class &= is_kept(x, classes, before)
         kept = is_class & is_kept(x, classes, cut)
-        weight = tl.full([HIGH, ROWS, LOW], 1.0, REAL)
+        weight = tl.full([HIGH, ROWS, LOW], 1.0, x.dtype)
         if BY_MASS:
             weight = exp(x - on_tile(rows.top))
         total += row_sum(tl.where(kept, weight, 0.0)).to(tl.float64)
@@ -125,16 +144,13 @@ def weigh(
 
 
 @triton.jit
-def classes_of(
-    a, rows, key, FAR: tl.constexpr, DIVIDES: tl.constexpr, WHOLE: tl.constexpr,
-    REAL: tl.constexpr, ROWS: tl.constexpr, HIGH: tl.constexpr, LOW: tl.constexpr,
-):  # fmt: skip
+def classes_of(a, rows, key, ROWS: tl.constexpr, HIGH: tl.constexpr, LOW: tl.constexpr):
     """Return the first and the last class of a key."""
     first = tl.full([ROWS], a.num_classes, tl.int32)
     last = tl.zeros([ROWS], tl.int32)
     for start in range(0, a.num_classes, HIGH * LOW):
         classes = classes_from(start, ROWS, HIGH, LOW)
-        x = made(a, rows, classes, FAR, DIVIDES, WHOLE, REAL)
+        x = made_tile(a, rows, classes)
         equal = (key_of(x) == on_tile(key)) & (classes < a.num_classes)
         first = tl.minimum(first, -row_max(tl.where(equal, -classes, on_tile(-first))))
         last = tl.maximum(last, row_max(tl.where(equal, classes, 0)))
@@ -143,8 +159,7 @@ def classes_of(
 
 @triton.jit
 def find_cut(
-    a, rows, before, share, BY_MASS: tl.constexpr, FAR: tl.constexpr, DIVIDES: tl.constexpr,
-    WHOLE: tl.constexpr, REAL: tl.constexpr,
+    a, rows, before, share, BY_MASS: tl.constexpr,
     ROWS: tl.constexpr, HIGH: tl.constexpr, LOW: tl.constexpr,
 ):  # fmt: skip
     """Return the first cut whose weight reaches the target: share, by mass times that of all.
@@ -152,34 +167,71 @@ def find_cut(
     Each turn takes a bound to the next logit of the row.
     """
     everything = tl.full([ROWS], a.num_classes, tl.int32)
-    low = key_of(tl.full([ROWS], float("-inf"), REAL))
+    low = key_of(tl.full([ROWS], float("-inf"), rows.top.dtype))
     high = key_of(rows.top)
     target = tl.full([ROWS], share, tl.float64)
     if BY_MASS:
-        total, least, most = weigh(
-            a, rows, before, Cut(low, everything), BY_MASS, FAR, DIVIDES, WHOLE, REAL,
-            ROWS, HIGH, LOW,
-        )  # fmt: skip
+        total, least, most = weigh(a, rows, before, Cut(low, everything), BY_MASS, ROWS, HIGH, LOW)
         target *= total
     while tl.max((low < high).to(tl.int32), axis=0) > 0:
         middle = (low | high) - ((low ^ high) >> 1)  # half of the sum, rounded up
         total, least, most = weigh(
-            a, rows, before, Cut(middle, everything), BY_MASS, FAR, DIVIDES, WHOLE, REAL,
-            ROWS, HIGH, LOW,
-        )  # fmt: skip
+            a, rows, before, Cut(middle, everything), BY_MASS, ROWS, HIGH, LOW
+        )
         goes_on, reached = low < high, total >= target
         low = tl.where(goes_on & reached, least, low)
         high = tl.where(goes_on & (reached == 0), most, high)
-    first, last = classes_of(a, rows, low, FAR, DIVIDES, WHOLE, REAL, ROWS, HIGH, LOW)
+    first, last = classes_of(a, rows, low, ROWS, HIGH, LOW)
     while tl.max((first < last).to(tl.int32), axis=0) > 0:
         middle = (first + last) // 2
-        total, least, most = weigh(
-            a, rows, before, Cut(low, middle), BY_MASS, FAR, DIVIDES, WHOLE, REAL, ROWS, HIGH, LOW
-        )
+        total, least, most = weigh(a, rows, before, Cut(low, middle), BY_MASS, ROWS, HIGH, LOW)
         goes_on, reached = first < last, total >= target
         last = tl.where(goes_on & reached, middle, last)
         first = tl.where(goes_on & (reached == 0), middle + 1, first)
     return Cut(low, last)
+
+
+@triton.jit
+def shape_of(
+    a, at, inside, share, temperature, top_k, top_p,
+    FAR: tl.constexpr, DIVIDES: tl.constexpr, COUNTS: tl.constexpr, BY_MASS: tl.constexpr,
+    WHOLE: tl.constexpr, REAL: tl.constexpr,
+    ROWS: tl.constexpr, HIGH: tl.constexpr, LOW: tl.constexpr,
+):  # fmt: skip
+    """Look at the rows that are inside and return their shape."""
+    share = tl.full([1, 1, 1], share, REAL)
+    # The least number, not -inf: a row of nothing but -inf keeps them.
+    top = tl.full([ROWS], -1.7976931348623157e308 if REAL == tl.float64 else -3.4028235e38, REAL)
+    rows = Rows(at, inside, share, FAR, None, top, top, None)
+    for start in range(0, a.num_classes, HIGH * LOW):
+        classes = classes_from(start, ROWS, HIGH, LOW)
+        x = mixed(a, rows, classes, are_inside(a, rows, classes))
+        top = tl.maximum(top, row_max(x))
+    rows = Rows(at, inside, share, FAR, None, top, top, None)
+    if DIVIDES:
+        temperature = tl.full([1, 1, 1], temperature, REAL)
+        rows = Rows(at, inside, share, FAR, temperature, top, tl.zeros([ROWS], REAL), None)
+    if WHOLE:
+        held = made_tile(a, rows, classes_from(0, ROWS, HIGH, LOW))
+        rows = Rows(at, inside, share, FAR, rows.temperature, top, rows.top, held)
+
+    by_count = None
+    if COUNTS:
+        by_count = find_cut(a, rows, None, top_k, False, ROWS, HIGH, LOW)
+    by_mass = None
+    if BY_MASS:
+        by_mass = find_cut(a, rows, by_count, top_p, True, ROWS, HIGH, LOW)
+    return Shape(rows, by_count, by_mass)
+
+
+@triton.jit
+def after_cuts(x, shape, classes):
+    """Return logits that are made, -inf where a cut does not keep them."""
+    if shape.by_count is not None:
+        x = tl.where(is_kept(x, classes, shape.by_count), x, float("-inf"))
+    if shape.by_mass is not None:
+        x = tl.where(is_kept(x, classes, shape.by_mass), x, float("-inf"))
+    return x
 
 
 @triton.jit
@@ -192,67 +244,51 @@ def shape_rows(
     """Write the shaped logits: COUNTS and BY_MASS say which cuts are made."""
     at = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     inside = at < a.num_tokens
-    share = tl.full([1, 1, 1], share, REAL)
-    temperature = tl.full([1, 1, 1], temperature, REAL)
-    # The least number, not -inf: a row of nothing but -inf keeps them.
-    top = tl.full([ROWS], -1.7976931348623157e308 if REAL == tl.float64 else -3.4028235e38, REAL)
-    rows = Rows(at, inside, share, temperature, top, top, top)
-    for start in range(0, a.num_classes, HIGH * LOW):
-        top = tl.maximum(
-            top, row_max(mixed(a, rows, classes_from(start, ROWS, HIGH, LOW), FAR, REAL))
-        )
-    shift = top
-    if DIVIDES:
-        top = tl.zeros([ROWS], REAL)
-    rows = Rows(at, inside, share, temperature, shift, top, top)
-    if WHOLE:
-        classes = classes_from(0, ROWS, HIGH, LOW)
-        held = made(a, rows, classes, FAR, DIVIDES, False, REAL)
-        rows = Rows(at, inside, share, temperature, shift, top, held)
-
-    everything = Cut(
-        key_of(tl.full([ROWS], float("-inf"), REAL)), tl.full([ROWS], a.num_classes, tl.int32)
-    )
-    by_count = everything
-    if COUNTS:
-        by_count = find_cut(
-            a, rows, everything, top_k, False, FAR, DIVIDES, WHOLE, REAL, ROWS, HIGH, LOW
-        )
-    by_mass = everything
-    if BY_MASS:
-        by_mass = find_cut(
-            a, rows, by_count, top_p, True, FAR, DIVIDES, WHOLE, REAL, ROWS, HIGH, LOW
-        )
+    shape = shape_of(
+        a, at, inside, share, temperature, top_k, top_p,
+        FAR, DIVIDES, COUNTS, BY_MASS, WHOLE, REAL, ROWS, HIGH, LOW,
+    )  # fmt: skip
     for start in range(0, a.num_classes, HIGH * LOW):
         classes = classes_from(start, ROWS, HIGH, LOW)
-        x = made(a, rows, classes, FAR, DIVIDES, WHOLE, REAL)
-        if COUNTS or BY_MASS:
-            kept = is_kept(x, classes, by_count) & is_kept(x, classes, by_mass)
-            x = tl.where(kept, x, float("-inf"))
-        writes = on_tile(inside) & (classes < a.num_classes)
-        tl.store(a.out + on_tile(at) * a.num_classes + classes, x, mask=writes)
+        x = after_cuts(made_tile(a, shape.rows, classes), shape, classes)
+        to = a.out + on_tile(at) * a.num_classes + classes
+        tl.store(to, x, mask=are_inside(a, shape.rows, classes))
 
 
-def shaped_logits(
-    logits: Tensor,
-    unconditional: Tensor | None,
-    guidance: float,
-    temperature: float,
-    top_k: int,
-    top_p: float,
-) -> Tensor:
+class Options(NamedTuple):
+    """What kernels take of how to shape rows."""
+
+    share: float
+    temperature: float
+    top_k: int
+    top_p: float
+    far: bool
+    divides: bool
+    counts: bool
+    by_mass: bool
+
+
+def options_of(
+    num_classes: int, guidance: float, temperature: float, top_k: int, top_p: float
+) -> Options:
+    """Return what an operation's arguments ask for."""
+    far = abs(guidance) >= 0.5
+    share = guidance - 1 if far else guidance
+    made = far, temperature != 1, top_k < num_classes, top_p < 1
+    return Options(share, temperature, top_k, top_p, *made)
+
+
+def shaped_logits(logits: Tensor, unconditional: Tensor | None, *shaping: Any) -> Tensor:
     """Return the shaped logits, of the type of the calculation."""
     real = torch.float64 if logits.dtype == torch.float64 else torch.float32
     out = torch.empty_like(logits, dtype=real)
     num_classes = logits.shape[-1]
     num_tokens = logits.numel() // num_classes
-    far = abs(guidance) >= 0.5
     tile = tile_of(num_classes, logits.dtype, copies=2)
     launch(
         shape_rows, triton.cdiv(num_tokens, tile.rows), logits,
         Arguments(logits, unconditional, out, num_tokens, num_classes),
-        guidance - 1 if far else guidance, temperature, top_k, top_p,
-        far, temperature != 1, top_k < num_classes, top_p < 1,
+        *options_of(num_classes, *shaping),
         tile.num_classes >= num_classes, triton_type(real),
         tile.rows, tile.high, tile.low, num_warps=tile.num_warps,
     )  # fmt: skip

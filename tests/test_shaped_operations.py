@@ -19,7 +19,7 @@ from d3pm_fast.functional import Shaped
 T = 6
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 MODELS = [{}, {"reverse": "posterior_mean"}, {"first_step": "posterior"}]
-SLOW_CASES = [(67, torch.bfloat16), (67, torch.float64), (8192, torch.float32)]
+SLOW_CASES = [(67, torch.bfloat16), (67, torch.float64), (3000, torch.float32)]
 
 
 def chains():
@@ -72,12 +72,12 @@ OPTIONS = {
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-@pytest.mark.parametrize("num_classes", [2, 3, 67, 256, 8192])
+@pytest.mark.parametrize("num_classes", [2, 3, 67, 256, 3000, 8192])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_draws_are_those_of_rows_shaped_first(dtype, num_classes, options, kernels):
     if kernels != "cpu" and (num_classes, dtype) not in SLOW_CASES:
         pytest.skip("too slow here")
-    count = 60 if kernels == "cpu" and num_classes < 1000 else 3
+    count = 60 if kernels == "cpu" and num_classes < 1000 else 1 if num_classes == 3000 else 3
     rows = 3 * torch.randn(2, T, count, num_classes, dtype=torch.float64)
     t, seeds = torch.arange(T) + 1, torch.arange(T)
     x0 = torch.randint(num_classes - 1, (T, count))
@@ -102,10 +102,11 @@ def test_draws_are_those_of_rows_shaped_first(dtype, num_classes, options, kerne
 
 DRAW_BESIDE_MEMORY_OF_NO_ONE = """
 import ctypes, mmap, sys
-import torch
+import numpy, torch
 import d3pm_fast as d3
 from d3pm_fast.functional import Shaped, p_sample
 
+numpy.seterr(all="ignore")
 impl, time = sys.argv[1], int(sys.argv[2])
 num_classes, tokens = mmap.PAGESIZE // 4, 32
 chain = d3.transitions.absorbing(num_classes, d3.schedules.jsd(4), mask_id=0)
@@ -122,10 +123,12 @@ assert torch.equal(drawn[x_t > 0], x_t[x_t > 0])
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="protects memory by Linux's call")
-def test_rows_of_tokens_that_stay_are_not_read(cpu):
+def test_rows_of_tokens_that_stay_are_not_read(kernels):
     """They lie in pages that cannot be; the step to t = 0 reads all rows, and must fail."""
+    if kernels == "cuda" or (kernels == "triton" and torch.cuda.is_available()):
+        pytest.skip("reads all rows, or not this machine's memory")
     for time, status in ((3, 0), (1, -signal.SIGSEGV)):
-        command = [sys.executable, "-c", DRAW_BESIDE_MEMORY_OF_NO_ONE, cpu, str(time)]
+        command = [sys.executable, "-c", DRAW_BESIDE_MEMORY_OF_NO_ONE, kernels, str(time)]
         assert subprocess.run(command).returncode == status
 
 

@@ -45,5 +45,5 @@ triton = RankOneOperations(
     "triton_",
     Deferred("d3pm_fast.kernels.rank_one_ops"),
     "CompositeExplicitAutograd",
-    shapes=False,
+    shapes=True,
 )
