@@ -45,9 +45,9 @@ def setup(app):
 
 
 def copy_notebooks(app, config):
-    """Copy the notebooks; their links to these pages led out of their own folder."""
+    """Copy the notebooks; their links to other folders change with the place."""
     copies = Path(app.srcdir, "notebooks")
     copies.mkdir(exist_ok=True)
     for notebook in Path(app.srcdir, "../notebooks").glob("*.ipynb"):
-        text = notebook.read_text().replace("](../docs/", "](../")
+        text = notebook.read_text().replace("](../", "](../../").replace("](../../docs/", "](../")
         (copies / notebook.name).write_text(text)
