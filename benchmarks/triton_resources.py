@@ -117,7 +117,7 @@ def calls(num_classes: int, dtype: torch.dtype) -> dict[str, Callable[[], Any]]:
         "p_posterior_grad": lambda: ops.p_posterior_grad(logits, logits, tokens, *marginal, *mean),
         "p_sample": lambda: ops.p_sample(logits, tokens, *marginal, *mean, *draw),
         "p_sample, shaped": lambda: ops.shaped_p_sample(
-            logits, logits, *shaping, tokens, *marginal, *mean, *draw
+            logits, tokens, *marginal, *mean, *draw, logits, *shaping
         ),
         "logistic logits": lambda: logistic.logits(loc, loc, num_classes, True),
         "logistic gradient": lambda: logistic.gradient(loc, loc, made, True),

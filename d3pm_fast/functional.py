@@ -335,7 +335,8 @@ def p_sample(
     fused = getattr(kernels, "shaped_p_sample", None)
     with torch.no_grad():
         if isinstance(logits, Shaped) and fused is not None:
-            drawn = fused(*arguments_of(logits), *arguments(None))
+            given, *shaping = arguments_of(logits)
+            drawn = fused(given, *arguments(None), *shaping)
         else:
             drawn = _apply(kernels.p_sample, transition, logits, tokens, name, arguments)
     return drawn.to(x_t.dtype)  # type: ignore[no-any-return]

@@ -133,18 +133,8 @@ def p_sample_of_tokens(
     tl.store(a.out + at, tl.where(good, chosen, as_it_came), mask=inside)
 
 
-def p_sample(logits: Tensor, *args: Any) -> Tensor:
-    """Return a draw for each token; x_t itself where an index is bad."""
-    return shaped_p_sample(logits, None, 1.0, 1.0, logits.shape[-1], 1.0, *args)
-
-
-def shaped_p_sample(
+def p_sample(
     logits: Tensor,
-    unconditional: Tensor | None,
-    guidance: float,
-    temperature: float,
-    top_k: int,
-    top_p: float,
     x_t: Tensor,
     rows: Tensor,
     table: Tensor,
@@ -155,13 +145,22 @@ def shaped_p_sample(
     direct: bool,
     seeds: Tensor,
     step: int,
+    unconditional: Tensor | None = None,
+    guidance: float = 1.0,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float = 1.0,
 ) -> Tensor:
-    """Return a draw for each token; only rows of tokens that may move are shaped."""
+    """Return a draw for each token; x_t itself where an index is bad.
+
+    Rows of tokens that may move are read, and shaped by the last five arguments.
+    """
     real = torch.float64 if logits.dtype == torch.float64 else torch.float32
     out = torch.empty_like(x_t)
     num_tokens, num_classes = x_t.numel(), logits.shape[-1]
     arguments = Arguments(logits, unconditional, x_t, out, base_cdf, num_tokens, num_classes)
     chain = chain_of(num_tokens, rows, table, base, mask_id)
+    top_k = num_classes if top_k is None else top_k
     options = options_of(num_classes, guidance, temperature, top_k, top_p)
     tile = tile_of(num_classes, logits.dtype, copies=4)
     held = (options.counts or options.by_mass) and tile.num_classes >= num_classes
@@ -172,3 +171,6 @@ def shaped_p_sample(
         tile.rows, tile.high, tile.low, num_warps=tile.num_warps,
     )  # fmt: skip
     return out
+
+
+shaped_p_sample = p_sample

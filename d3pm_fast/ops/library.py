@@ -13,11 +13,8 @@ from ..reference.logspace import compute_dtype
 
 library = torch.library.Library("d3pm_fast", "DEF")
 
-# The parameters of shaped logits: see d3pm_fast.shaped.arguments_of.
-SHAPED = (
-    "Tensor logits, Tensor? unconditional, float guidance, float temperature, int top_k, "
-    "float top_p"
-)
+# How logits are shaped: see d3pm_fast.shaped.arguments_of.
+SHAPING = "Tensor? unconditional, float guidance, float temperature, int top_k, float top_p"
 
 
 class Deferred:

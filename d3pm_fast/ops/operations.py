@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.compiler import is_compiling
 
-from .library import SHAPED, empty_loss, library
+from .library import SHAPING, empty_loss, library
 
 
 def _fake_loss(logits: Tensor, x0: Tensor, *args: Any) -> Tensor:
@@ -35,19 +35,6 @@ def _fake_p_sample(logits: Tensor, x_t: Tensor, *args: Any) -> Tensor:
     return torch.empty_like(x_t)
 
 
-def _fake_shaped_p_sample(
-    logits: Tensor,
-    unconditional: Tensor | None,
-    guidance: float,
-    temperature: float,
-    top_k: int,
-    top_p: float,
-    x_t: Tensor,
-    *args: Any,
-) -> Tensor:
-    return torch.empty_like(x_t)
-
-
 _FAKES: dict[str, Callable[..., Any]] = {
     "loss": _fake_loss,
     "loss_and_grad": _fake_loss_and_grad,
@@ -56,7 +43,7 @@ _FAKES: dict[str, Callable[..., Any]] = {
     "p_posterior_grad": _fake_p_posterior,
     "q_sample": _fake_q_sample,
     "p_sample": _fake_p_sample,
-    "shaped_p_sample": _fake_shaped_p_sample,
+    "shaped_p_sample": _fake_p_sample,
 }
 
 
@@ -77,7 +64,9 @@ def _signatures(chain: str, q_chain: str) -> dict[str, str]:
         "p_posterior_grad": f"(Tensor logits, Tensor grad, Tensor x_t, {chain}, {model}) -> Tensor",
         "q_sample": f"(Tensor x, {q_chain}, {random}) -> Tensor",
         "p_sample": f"(Tensor logits, Tensor x_t, {chain}, {model}, {random}) -> Tensor",
-        "shaped_p_sample": f"({SHAPED}, Tensor x_t, {chain}, {model}, {random}) -> Tensor",
+        "shaped_p_sample": (
+            f"(Tensor logits, Tensor x_t, {chain}, {model}, {random}, {SHAPING}) -> Tensor"
+        ),
     }
 
 
@@ -90,7 +79,7 @@ class Operations:
         dispatch_key: of PyTorch's dispatcher.
         chain: the parameters that a chain's step has in an operation.
         q_chain: the parameters that a chain has in ``q_sample``.
-        shapes: whether there is a ``shaped_p_sample``; without it that is None.
+        shapes: whether there is a ``shaped_p_sample``.
     """
 
     def __init__(
@@ -117,7 +106,8 @@ class Operations:
         )
         self._loss_and_grad = getattr(ops, f"{prefix}loss_and_grad")
         self._q_sample = getattr(ops, f"{prefix}q_sample")
-        self.shaped_p_sample = getattr(ops, f"{prefix}shaped_p_sample") if shapes else None
+        if shapes:
+            self.shaped_p_sample = getattr(ops, f"{prefix}shaped_p_sample")
 
     def loss_and_grad(self, logits: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
         """Call the operation; past PyTorch's dispatcher where there is nothing for it to do."""

@@ -184,18 +184,8 @@ def q_sample(
     return out
 
 
-def p_sample(logits: Tensor, *args: Any) -> Tensor:
-    """Return a draw for each token."""
-    return shaped_p_sample(logits, None, 1.0, 1.0, logits.shape[-1], 1.0, *args)
-
-
-def shaped_p_sample(
+def p_sample(
     logits: Tensor,
-    unconditional: Tensor | None,
-    guidance: float,
-    temperature: float,
-    top_k: int,
-    top_p: float,
     x_t: Tensor,
     rows: Tensor,
     table: Tensor,
@@ -206,9 +196,18 @@ def shaped_p_sample(
     direct: bool,
     seeds: Tensor,
     step: int,
+    unconditional: Tensor | None = None,
+    guidance: float = 1.0,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float = 1.0,
 ) -> Tensor:
-    """Return a draw for each token; only rows of tokens that may move are shaped."""
+    """Return a draw for each token.
+
+    Rows of tokens that may move are read, and shaped by the last five arguments.
+    """
     out = torch.empty_like(x_t)
+    top_k = logits.shape[-1] if top_k is None else top_k
     bad = cpu.p_sample(
         str(logits.dtype),
         chain_arguments((x_t.numel(), logits.shape[-1]), rows, table, base, mask_id),
@@ -227,3 +226,6 @@ def shaped_p_sample(
     if bad:
         _raise_bad_index(logits.shape[-1], rows, table, x_t=x_t)
     return out
+
+
+shaped_p_sample = p_sample

@@ -8,7 +8,7 @@ from torch import Tensor
 from .. import reference
 from .._compiled import cpu
 from ..reference.logspace import compute_dtype
-from .library import SHAPED, Deferred, library, pointer
+from .library import SHAPING, Deferred, library, pointer
 
 
 def _shaped_logits(
@@ -38,7 +38,7 @@ def _empty(logits: Tensor, *args: object) -> Tensor:
 
 
 def _register(name: str, kernel: Callable[..., Tensor], dispatch_key: str) -> Callable[..., Tensor]:
-    library.define(f"{name}({SHAPED}) -> Tensor")
+    library.define(f"{name}(Tensor logits, {SHAPING}) -> Tensor")
     library.impl(name, kernel, dispatch_key)
     torch.library.register_fake(f"d3pm_fast::{name}", _empty, lib=library)
     return getattr(torch.ops.d3pm_fast, name)  # type: ignore[no-any-return]
