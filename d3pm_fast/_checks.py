@@ -40,9 +40,21 @@ def check_number(name: str, value: float) -> float:
     """Return ``value`` if it is a finite number."""
     if not isinstance(value, numbers.Real):
         raise TypeError(f"{name} must be a number, got {type(value).__name__}")
-    if not math.isfinite(value):
+    if not -math.inf < value < math.inf:
         raise ValueError(f"{name} must be finite, got {value}")
     return float(value)
+
+
+def check_weight(name: str, value: float | Tensor) -> float | Tensor:
+    """Return ``value`` if it is a finite number, or a tensor that holds one and is not read."""
+    if not isinstance(value, Tensor):
+        return check_number(name, value)
+    check_float(name, value)
+    if value.ndim > 0:
+        raise ValueError(
+            f"{name} must be a number or a tensor of shape (), got {tuple(value.shape)}"
+        )
+    return value
 
 
 def check_count(name: str, value: int, least: int = 1) -> int:

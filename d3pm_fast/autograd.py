@@ -1,16 +1,92 @@
 """The differentiable operations: each gradient comes from a kernel, nothing is saved but inputs."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.compiler import is_compiling
 
-from .ops.logistic import LogisticOperations
+from . import derivatives
+from .derivatives import Differentiable, Gradient, Inputs, Items, split
 from .ops.scale import scale_
-from .transitions import Transition
+
+
+class LossOperation(NamedTuple):
+    """A loss of tokens; its items begin with x_0 and the mask.
+
+    Attributes:
+        value: the loss, with a reduction: "none", "sum" or "mean".
+        with_gradient: the loss and the gradient of each input in the type of the calculation or
+            its own; late, a mean's gradient is left undivided. None where the value is plain
+            PyTorch.
+        reference: the loss of each token by plain PyTorch.
+    """
+
+    value: Callable[[Inputs, Items, str], Tensor]
+    with_gradient: Callable[[Inputs, Items, str, bool], tuple[Tensor, ...]] | None
+    reference: Callable[[Inputs, Items], Tensor]
+
+    def of_tokens(self) -> Differentiable:
+        """Return the loss of each token."""
+        with_gradient = self.with_gradient
+
+        def value(inputs: Inputs, items: Items) -> Tensor:
+            return self.value(inputs, items, "none")
+
+        def gradient(inputs: Inputs, items: Items, upstream: Tensor) -> Inputs:
+            assert with_gradient is not None
+            _, *grads = with_gradient(inputs, items, "none", False)
+            return tuple(scale_(grad, upstream).to(inputs[0].dtype) for grad in grads)
+
+        return Differentiable(value, None if with_gradient is None else gradient, self.reference)
+
+
+def differentiable(operation: Differentiable, inputs: Inputs, items: Items = ()) -> Tensor:
+    """Return an operation's value, with a graph where one is wanted."""
+    if derivatives.are_asked(*inputs):
+        return derivatives.Transformed.apply(operation, len(inputs), *inputs, *items)  # type: ignore[no-any-return, no-untyped-call]
+    if operation.gradient is not None and _needs_graph(inputs):
+        return Value.apply(operation, len(inputs), *inputs, *items)  # type: ignore[no-any-return, no-untyped-call]
+    return operation.value(inputs, items)
+
+
+def loss(operation: LossOperation, reduction: str, inputs: Inputs, items: Items) -> Tensor:
+    """Return the loss of each token, their sum or mean, with a graph where one is wanted."""
+    if derivatives.are_asked(*inputs):
+        tokens = differentiable(operation.of_tokens(), inputs, items)
+        if reduction == "none":
+            return tokens
+        total = tokens.sum(dtype=torch.float64).to(tokens.dtype)
+        return total if reduction == "sum" else total / _count(items, least=0)
+    if operation.with_gradient is not None and _needs_graph(inputs):
+        return Loss.apply(operation, reduction, len(inputs), *inputs, *items)  # type: ignore[no-any-return, no-untyped-call]
+    return operation.value(inputs, items, reduction)
+
+
+def _needs_graph(inputs: Inputs) -> bool:
+    return torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
+
+
+class Value(torch.autograd.Function):
+    """An operation whose backward pass reads the inputs again."""
+
+    @staticmethod
+    def forward(ctx: Any, operation: Differentiable, count: int, *tensors: Tensor | None) -> Tensor:
+        """Return the value; the first ``count`` tensors are the inputs."""
+        ctx.operation, ctx.count, ctx.is_compiled = operation, count, is_compiling()
+        ctx.save_for_backward(*tensors)
+        return operation.value(*split(tensors, count))
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients of the inputs."""
+        inputs, items = split(ctx.saved_tensors, ctx.count)
+        if torch.is_grad_enabled() and not ctx.is_compiled:
+            grads = Gradient.apply(ctx.operation, ctx.count, upstream, *inputs, *items)  # type: ignore[no-untyped-call]
+        else:
+            grads = ctx.operation.gradient(inputs, items, upstream)
+        return None, None, *grads, *(None for _ in items)
 
 
 class Loss(torch.autograd.Function):
@@ -22,101 +98,68 @@ class Loss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        logits: Tensor,
-        loss_and_grad: Callable[..., tuple[Tensor, Tensor]],
-        reduction: str,
-        args: tuple[Any, ...],
-        transition: Transition,
+        ctx: Any, operation: LossOperation, reduction: str, count: int, *tensors: Tensor | None
     ) -> Tensor:
-        """Return the loss; ``args`` are those of the op between logits and reduction."""
+        """Return the loss; the first ``count`` tensors are the inputs."""
+        inputs, items = split(tensors, count)
         # float16 has too few exponents for a gradient divided by N: backward divides, once the
         # gradient scaler's factor is in.
-        late = reduction == "mean" and logits.dtype == torch.float16
-        args = (*args, reduction, late)
-        loss, grad = loss_and_grad(logits, *args)
-        mask = args[1]
-        ctx.late_count = (logits[..., 0].numel() if mask is None else mask.sum()) if late else None
+        late = reduction == "mean" and inputs[0].dtype == torch.float16
+        assert operation.with_gradient is not None
+        loss, *grads = operation.with_gradient(inputs, items, reduction, late)
+        ctx.late_count = _count(items, least=1) if late else None
+        ctx.operation, ctx.reduction, ctx.count = operation, reduction, count
+        ctx.dtype, ctx.num_items = inputs[0].dtype, len(items)
         ctx.is_compiled = is_compiling()
         if ctx.is_compiled:
-            ctx.save_for_backward(grad)
+            ctx.save_for_backward(*grads)
         else:
-            ctx.save_for_backward(logits)
-            ctx.args, ctx.grad, ctx.loss_and_grad = args, grad, loss_and_grad
-            ctx.transition = transition  # which an op knows by a number alone
+            ctx.save_for_backward(*tensors)
+            ctx.grads = grads
         return loss
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        """Return the gradient with respect to the logits."""
-        if ctx.late_count is not None:
-            upstream = upstream / ctx.late_count
-        if ctx.is_compiled:
-            (grad,) = ctx.saved_tensors
-            return _scaled(grad, upstream, in_place=False), None, None, None, None
-        (logits,) = ctx.saved_tensors
-        grad, ctx.grad = ctx.grad, None
-        if grad is None:
-            _, grad = ctx.loss_and_grad(logits, *ctx.args)
-        return _scaled(grad, upstream, in_place=True), None, None, None, None
+        """Return the gradients of the inputs."""
+        if torch.is_grad_enabled() and not ctx.is_compiled:
+            grads = _with_a_graph(ctx, upstream)
+        else:
+            factor = upstream if ctx.late_count is None else upstream / ctx.late_count
+            if ctx.is_compiled:
+                scaled = (grad * _of_rows(factor, grad) for grad in ctx.saved_tensors)
+            else:
+                scaled = (scale_(grad, factor) for grad in _made_once(ctx))
+            grads = tuple(grad.to(ctx.dtype) for grad in scaled)
+        return None, None, None, *grads, *[None] * ctx.num_items
 
 
-class PPosterior(torch.autograd.Function):
-    """``log p(x_s | x_t)``; the backward pass reads the logits again."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        logits: Tensor,
-        p_posterior: Callable[..., Tensor],
-        p_posterior_grad: Callable[..., Tensor],
-        args: tuple[Any, ...],
-        transition: Transition,
-    ) -> Tensor:
-        """Return the log-probabilities; ``args`` are those of the op after the logits."""
-        ctx.save_for_backward(logits)
-        ctx.args, ctx.p_posterior_grad = args, p_posterior_grad
-        ctx.transition = transition  # which an op knows by a number alone
-        return p_posterior(logits, *args)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        """Return the gradient with respect to the logits."""
-        (logits,) = ctx.saved_tensors
-        grad = ctx.p_posterior_grad(logits, upstream.contiguous(), *ctx.args)
-        return grad, None, None, None, None
+def _made_once(ctx: Any) -> Any:
+    """Return the gradients that the forward pass made; once they are handed out, new ones."""
+    grads, ctx.grads = ctx.grads, None
+    if grads is None:
+        inputs, items = split(ctx.saved_tensors, ctx.count)
+        late = ctx.late_count is not None
+        _, *grads = ctx.operation.with_gradient(inputs, items, ctx.reduction, late)
+    return grads
 
 
-class LogisticLogits(torch.autograd.Function):
-    """The logits of the discretized logistic; the backward pass makes its edges again."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        loc: Tensor,
-        log_scale: Tensor,
-        num_classes: int,
-        edge_corrected: bool,
-        logistic: LogisticOperations,
-    ) -> Tensor:
-        """Return the log of each bin's mass."""
-        ctx.save_for_backward(loc, log_scale)
-        ctx.edge_corrected, ctx.logistic = edge_corrected, logistic
-        return logistic.logits(loc, log_scale, num_classes, edge_corrected)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        """Return the gradients with respect to loc and log_scale."""
-        args = (*ctx.saved_tensors, upstream.contiguous(), ctx.edge_corrected)
-        return *ctx.logistic.gradient(*args), None, None, None
+def _with_a_graph(ctx: Any, upstream: Tensor) -> tuple[Tensor, ...]:
+    """Return gradients that can be differentiated: those of the losses of all tokens."""
+    _, items = split(ctx.saved_tensors, ctx.count)
+    if ctx.reduction == "mean":
+        upstream = upstream / _count(items, least=1)
+    upstream = upstream.expand(items[0].shape)
+    operation = ctx.operation.of_tokens()
+    return Gradient.apply(operation, ctx.count, upstream, *ctx.saved_tensors)  # type: ignore[no-any-return, no-untyped-call]
 
 
-def _scaled(grad: Tensor, upstream: Tensor, in_place: bool) -> Tensor:
-    if upstream.ndim > 0:  # one factor a token
-        upstream = upstream.unsqueeze(-1)
-    elif in_place:
-        return scale_(grad, upstream)
-    return grad.mul_(upstream) if in_place else (grad * upstream).to(grad.dtype)
+def _of_rows(factor: Tensor, grad: Tensor) -> Tensor:
+    """Return factors of tokens for the classes of their rows."""
+    return factor.unsqueeze(-1) if 0 < factor.ndim < grad.ndim else factor
+
+
+def _count(items: Items, least: int) -> Tensor | int:
+    """Return how many tokens count."""
+    x0, mask = items[:2]
+    assert x0 is not None
+    return max(x0.numel(), least) if mask is None else mask.sum().clamp(min=least)

@@ -9,37 +9,35 @@ from torch import Tensor
 CHUNK_BYTES = {"cpu": 1 << 21, "cuda": 1 << 25}  # what the cache holds until it is read
 
 
-class Call(NamedTuple):
-    """An operation on logits that are made of parameters, for items of a batch at a time.
+class Chunks(NamedTuple):
+    """How logits are made of parameters, for items of a batch at a time.
 
     Attributes:
-        item_bytes: the size of an item's logits.
         logits: makes the logits of some items from their parameters.
-        items: maps a slice of the batch to the operation's arguments after the logits.
+        item_bytes: the size of an item's logits.
     """
 
-    item_bytes: int
     logits: Callable[..., Tensor]
-    items: Callable[[slice], tuple[Any, ...]]
+    item_bytes: int
 
-    def chunks(
-        self, first: Tensor, second: Tensor | None
-    ) -> Iterator[tuple[slice, tuple[Tensor, Any]]]:
-        """Yield slices of the batch, and of both parameters; None stays."""
+    def cut(self, *tensors: Tensor | None) -> Iterator[tuple[Any, ...]]:
+        """Yield the tensors of a chunk of items, then of the next; the first one is not None."""
+        first = tensors[0]
+        assert first is not None
         chunk_bytes = CHUNK_BYTES.get(first.device.type, CHUNK_BYTES["cuda"])
         size = max(chunk_bytes // max(self.item_bytes, 1), 1)
         for start in range(0, max(len(first), 1), size):
             part = slice(start, start + size)
-            yield part, (first[part], None if second is None else second[part])
+            yield tuple(None if x is None else x[part] for x in tensors)
 
-
-def apply(
-    operation: Callable[..., Tensor], parameters: tuple[Tensor, Tensor | None], call: Call
-) -> Tensor:
-    """Return an operation's result; its first dimension is the batch."""
-    return torch.cat(
-        [
-            operation(call.logits(*chunk), *call.items(part))
-            for part, chunk in call.chunks(*parameters)
-        ]
-    )
+    def apply(
+        self, operation: Callable[..., Tensor], parameters: tuple[Any, ...], items: tuple[Any, ...]
+    ) -> Tensor:
+        """Return an operation's result on logits and items; its first dimension is the batch."""
+        count = len(parameters)
+        return torch.cat(
+            [
+                operation(self.logits(*part[:count]), *part[count:])
+                for part in self.cut(*parameters, *items)
+            ]
+        )

@@ -16,12 +16,13 @@ All functions take ``impl``, see :func:`d3pm_fast.implementation`, and raise
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import _environment, ops, reference
+from . import _environment, autograd, derivatives, ops, predicted, reference
 from ._checks import (
     FLOAT_DTYPES,
     check_choice,
@@ -37,10 +38,11 @@ from ._checks import (
     check_shaped,
     check_times,
     check_tokens,
+    check_weight,
 )
-from .autograd import LogisticLogits, Loss, PPosterior
-from .chunks import Call, apply
-from .logistic import Logistic, LogisticLoss, LogisticMaker, LogisticPPosterior
+from ._random import of_generator
+from .chunks import Chunks
+from .logistic import Logistic, LogisticMaker
 from .reference.draws import draw_base
 from .reference.philox import uniforms
 from .shaped import Shaped, arguments_of
@@ -62,6 +64,7 @@ __all__ = [
 ]
 
 Prediction = Tensor | tuple[Any, ...]
+ChainOf = Callable[[Transition, Tensor, Tensor | None], tuple[Any, ...]]
 REVERSE = ("joint", "posterior_mean")
 FIRST_STEP = ("logits", "posterior")
 REDUCTIONS = ("mean", "sum", "none", "batch")
@@ -77,8 +80,8 @@ def loss(
     *,
     reverse: str = "joint",
     first_step: str = "logits",
-    vb_weight: float = 1.0,
-    ce_weight: float = 0.0,
+    vb_weight: float | Tensor = 1.0,
+    ce_weight: float | Tensor = 0.0,
     mask: Tensor | None = None,
     reduction: str = "mean",
     impl: str = "auto",
@@ -104,7 +107,9 @@ def loss(
             itself, for every token, so that L_0 is the cross-entropy; ``"posterior"`` treats it
             as any other step.
         vb_weight: weight of the bound's term.
-        ce_weight: weight of the cross-entropy (the paper's lambda).
+        ce_weight: weight of the cross-entropy (the paper's lambda). A tensor of shape ``()`` in
+            place of either number is not read, so that it may change in compiled code and may
+            be learned; the two terms then take a pass over the logits each.
         mask: bool ``(B, *S)``, True where a token counts. The other tokens have loss and
             gradient 0, and their x0 and x_t may hold anything.
         reduction: ``"mean"`` over the tokens that count, ``"sum"``, ``"none"`` for ``(B, *S)``,
@@ -117,6 +122,17 @@ def loss(
     """
     if isinstance(logits, Shaped):
         raise TypeError("logits must be those of the model in a loss, got Shaped ones")
+    if isinstance(vb_weight, Tensor) or isinstance(ce_weight, Tensor):
+        options: dict[str, Any] = {
+            "reverse": reverse,
+            "first_step": first_step,
+            "mask": mask,
+            "impl": impl,
+        }
+        term = partial(loss, transition, logits, x0, x_t, t, s, reduction=reduction, **options)
+        return check_weight("vb_weight", vb_weight) * term(vb_weight=1.0, ce_weight=0.0) + (
+            check_weight("ce_weight", ce_weight) * term(vb_weight=0.0, ce_weight=1.0)
+        )
     check_choice("reduction", reduction, REDUCTIONS)
     vb_weight, ce_weight = (
         check_number(name, weight)
@@ -131,29 +147,25 @@ def loss(
     s = _check_target(transition, s, t, x_t.shape)
     name = _choose(impl, "loss", _dtype_of(logits), transition, t, 1, mask, x0=x0, x_t=x_t)
     kernels = ops.operations(name, transition)
-    x0, x_t, t = _contiguous(x0), _contiguous(x_t), _contiguous(t)
+    items = _contiguous(x0), mask, _contiguous(x_t), _contiguous(t), s
 
-    def arguments(n: slice | None) -> tuple[Any, ...]:
-        chain = kernels.chain(transition, _cut(t, n), _cut(s, n))
-        tokens = _cut(x0, n), _cut(mask, n), _cut(x_t, n)
-        return *tokens, *chain, *model, vb_weight, ce_weight
+    def arguments(chain: ChainOf, *items: Any) -> tuple[Any, ...]:
+        x0, mask, x_t, t, s = items
+        return x0, mask, x_t, *chain(transition, t, s), *model, vb_weight, ce_weight
 
     if mask is not None and not isinstance(logits, Tensor):
         # No gradient of what does not count, whatever it is.
         logits = tuple(p.where(mask, 0) if isinstance(p, Tensor) else p for p in logits)
     prediction = _prediction(logits, transition, name)
     if isinstance(prediction, Tensor):
-        tokens = "none" if reduction == "batch" else reduction
-        value = _loss(name, kernels, prediction, tokens, arguments(None), transition)
+        operation = predicted.loss_of_logits(kernels, arguments)
+        fused = "none" if reduction == "batch" else reduction
+        value = autograd.loss(operation, fused, (prediction,), items)
         return _reduced(value, mask, reduction) if reduction == "batch" else value
     maker = _logistic_maker(transition, prediction, name)
-    call = _call_of(transition, x0, maker.logits, arguments)
-    if torch.is_grad_enabled() and any(p.requires_grad for p in prediction[:2]):
-        args = (*prediction[:2], call, maker.pull, kernels.loss_and_grad)
-        value = LogisticLoss.apply(*args)  # type: ignore[no-untyped-call]
-    else:
-        value = apply(lambda *args: kernels.loss(*args, "none"), prediction[:2], call)
-    return _reduced(value, mask, reduction)
+    chunks = _chunks_of(transition, x0, maker.logits)
+    operation = predicted.loss_of_logistic(kernels, arguments, maker, chunks)
+    return _reduced(autograd.loss(operation, "none", prediction[:2], items), mask, reduction)
 
 
 def q_posterior(
@@ -231,24 +243,23 @@ def p_posterior(
     s = _check_target(transition, s, t, x_t.shape)
     name = _choose(impl, "p_posterior", _dtype_of(logits), transition, t, 1, x_t=x_t)
     kernels = ops.operations(name, transition)
-    x_t, t = _contiguous(x_t), _contiguous(t)
+    items = _contiguous(x_t), _contiguous(t), s
 
-    def arguments(n: slice | None) -> tuple[Any, ...]:
-        return _cut(x_t, n), *kernels.chain(transition, _cut(t, n), _cut(s, n)), *model
+    def arguments(chain: ChainOf, *items: Any) -> tuple[Any, ...]:
+        x_t, t, s = items
+        return x_t, *chain(transition, t, s), *model
 
     if isinstance(logits, Shaped):
         _check_no_gradient(logits)
-        return _apply(kernels.p_posterior, transition, logits, x_t, name, arguments)
+        return _apply(kernels.p_posterior, transition, logits, name, arguments, kernels, items)
     prediction = _prediction(logits, transition, name)
-    both = kernels.p_posterior, getattr(kernels, "p_posterior_grad", None)
-    if not isinstance(prediction, Tensor):
-        maker = _logistic_maker(transition, prediction, name)
-        call = _call_of(transition, x_t, maker.logits, arguments)
-        return LogisticPPosterior.apply(*prediction[:2], call, maker.pull, *both)  # type: ignore[no-any-return, no-untyped-call]
-    args = arguments(None)
-    if name != "reference" and prediction.requires_grad and torch.is_grad_enabled():
-        return PPosterior.apply(prediction, *both, args, transition)  # type: ignore[no-any-return, no-untyped-call]
-    return kernels.p_posterior(prediction, *args)  # type: ignore[no-any-return]
+    if isinstance(prediction, Tensor):
+        operation = predicted.p_posterior_of_logits(kernels, arguments)
+        return autograd.differentiable(operation, (prediction,), items)
+    maker = _logistic_maker(transition, prediction, name)
+    chunks = _chunks_of(transition, x_t, maker.logits)
+    operation = predicted.p_posterior_of_logistic(kernels, arguments, maker, chunks)
+    return autograd.differentiable(operation, prediction[:2], items)
 
 
 def q_sample(
@@ -326,19 +337,19 @@ def p_sample(
     s = _check_target(transition, s, t, x_t.shape)
     name = _choose(impl, "p_sample", _dtype_of(logits), transition, t, 1, x_t=x_t)
     kernels = ops.operations(name, transition)
-    tokens, t = _contiguous(x_t), _contiguous(t)
+    items = _contiguous(x_t), _contiguous(t), s, seeds
 
-    def arguments(n: slice | None) -> tuple[Any, ...]:
-        chain = kernels.chain(transition, _cut(t, n), _cut(s, n))
-        return _cut(tokens, n), *chain, *model, _cut(seeds, n), step
+    def arguments(chain: ChainOf, *items: Any) -> tuple[Any, ...]:
+        x_t, t, s, seeds = items
+        return x_t, *chain(transition, t, s), *model, seeds, step
 
     fused = getattr(kernels, "shaped_p_sample", None)
     with torch.no_grad():
         if isinstance(logits, Shaped) and fused is not None:
             given, *shaping = arguments_of(logits)
-            drawn = fused(given, *arguments(None), *shaping)
+            drawn = fused(given, *arguments(kernels.chain, *items), *shaping)
         else:
-            drawn = _apply(kernels.p_sample, transition, logits, tokens, name, arguments)
+            drawn = _apply(kernels.p_sample, transition, logits, name, arguments, kernels, items)
     return drawn.to(x_t.dtype)  # type: ignore[no-any-return]
 
 
@@ -371,13 +382,11 @@ def logistic_logits(
     check_logistic((loc, log_scale))
     num_classes = check_count("num_classes", num_classes, least=2)
     name = ops.implementation(impl, loc.device).name
-    args = (loc.contiguous(), log_scale.contiguous(), num_classes, edge_corrected)
     kernels = ops.logistic.operations(name)
     if kernels is None:
-        return reference.logistic_logits(*args)
-    if (loc.requires_grad or log_scale.requires_grad) and torch.is_grad_enabled():
-        return LogisticLogits.apply(*args, kernels)  # type: ignore[no-any-return, no-untyped-call]
-    return kernels.logits(*args)
+        return reference.logistic_logits(loc, log_scale, num_classes, edge_corrected)
+    operation = predicted.logistic_logits(kernels, num_classes, edge_corrected)
+    return autograd.differentiable(operation, (loc.contiguous(), log_scale.contiguous()))
 
 
 def prior(transition: Transition, x0: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -431,20 +440,8 @@ def draw_seeds(batch: int, generator: torch.Generator | None = None) -> Tensor:
     """
     device = "cpu" if generator is None else generator.device
     bounds = torch.iinfo(torch.int64)
-    return torch.randint(bounds.min, bounds.max, (batch,), generator=generator, device=device)
-
-
-def _loss(
-    name: str,
-    kernels: Any,
-    logits: Tensor,
-    reduction: str,
-    args: tuple[Any, ...],
-    transition: Transition,
-) -> Tensor:
-    if name != "reference" and logits.requires_grad and torch.is_grad_enabled():
-        return Loss.apply(logits, kernels.loss_and_grad, reduction, args, transition)  # type: ignore[no-any-return, no-untyped-call]
-    return kernels.loss(logits, *args, reduction)  # type: ignore[no-any-return]
+    options = of_generator(generator)
+    return torch.randint(bounds.min, bounds.max, (batch,), device=device, **options)
 
 
 def _reduced(token_loss: Tensor, mask: Tensor | None, reduction: str) -> Tensor:
@@ -462,22 +459,27 @@ def _apply(
     operation: Callable[..., Tensor],
     transition: Transition,
     logits: Prediction,
-    tokens: Tensor,
     name: str,
-    arguments: Callable[[slice | None], tuple[Any, ...]],
+    arguments: Callable[..., tuple[Any, ...]],
+    kernels: Any,
+    items: tuple[Any, ...],
 ) -> Tensor:
     """Return an operation's result, without a gradient, on whatever is predicted."""
+
+    def on_logits(logits: Tensor, *items: Any) -> Tensor:
+        return operation(logits, *arguments(kernels.chain, *items))
+
     if isinstance(logits, Shaped):
         first, second, *options = arguments_of(logits)
         make = ops.shaped.operation(name)
-        call = _call_of(transition, tokens, lambda *both: make(*both, *options), arguments)
-        return apply(operation, (first, second), call)
+        chunks = _chunks_of(transition, items[0], lambda *both: make(*both, *options))
+        return chunks.apply(on_logits, (first, second), items)
     prediction = _prediction(logits, transition, name)
     if isinstance(prediction, Tensor):
-        return operation(prediction, *arguments(None))
+        return on_logits(prediction, *items)
     maker = _logistic_maker(transition, prediction, name)
-    call = _call_of(transition, tokens, maker.logits, arguments)
-    return apply(operation, prediction[:2], call)
+    chunks = _chunks_of(transition, items[0], maker.logits)
+    return chunks.apply(on_logits, prediction[:2], items)
 
 
 def _prediction(logits: Prediction, transition: Transition, name: str) -> Tensor | Logistic:
@@ -485,7 +487,7 @@ def _prediction(logits: Prediction, transition: Transition, name: str) -> Tensor
     if isinstance(logits, Tensor):
         return logits.contiguous()
     loc, log_scale, edge_corrected = Logistic(*logits)
-    if ops.logistic.operations(name) is None:
+    if ops.logistic.operations(name) is None or derivatives.are_asked(loc, log_scale):
         return reference.logistic_logits(loc, log_scale, transition.num_classes, edge_corrected)
     return Logistic(loc.contiguous(), log_scale.contiguous(), edge_corrected)
 
@@ -496,18 +498,8 @@ def _logistic_maker(transition: Transition, prediction: Logistic, name: str) -> 
     return LogisticMaker(transition.num_classes, prediction.edge_corrected, operations)
 
 
-def _call_of(
-    transition: Transition,
-    tokens: Tensor,
-    logits: Callable[..., Tensor],
-    arguments: Callable[[slice | None], tuple[Any, ...]],
-) -> Call:
-    return Call(tokens[:1].numel() * transition.num_classes * 4, logits, arguments)
-
-
-def _cut(values: Tensor | None, items: slice | None) -> Any:
-    """Return the values of some items of the batch, of all for None."""
-    return values if values is None or items is None else values[items]
+def _chunks_of(transition: Transition, tokens: Tensor, logits: Callable[..., Tensor]) -> Chunks:
+    return Chunks(logits, tokens[:1].numel() * transition.num_classes * 4)
 
 
 def _contiguous(tokens: Tensor) -> Tensor:

@@ -4,9 +4,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+from torch.compiler import is_compiling
+from torch.func import vjp
 
-from . import reference
+from . import derivatives, reference
 from ._checks import not_a_tensor
 from .ops import implementation
 from .ops.products import Scan, scan_of
@@ -27,7 +28,7 @@ def cumulative_products(matrices: Tensor, impl: str = "auto") -> Tensor:
             are multiplied by torch on any device.
 
     Returns:
-        ``(T, K, K)`` in the dtype of the matrices, differentiable in them (once).
+        ``(T, K, K)`` in the dtype of the matrices, differentiable in them.
 
     Raises:
         TypeError: not a tensor, or of another dtype.
@@ -44,10 +45,14 @@ def cumulative_products(matrices: Tensor, impl: str = "auto") -> Tensor:
     name = implementation(
         impl, matrices.device, operation="products", num_classes=num_classes, dtype=dtype
     ).name
-    if name == "reference":
-        return reference.cumulative_products(matrices.double()).to(dtype)
+    if name == "reference" or derivatives.are_asked(matrices):
+        return _by_reference(matrices)
     arguments = matrices.contiguous(), scan_of(name, num_classes)
     return CumulativeProducts.apply(*arguments)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def _by_reference(matrices: Tensor) -> Tensor:
+    return reference.cumulative_products(matrices.double()).to(matrices.dtype)
 
 
 class CumulativeProducts(torch.autograd.Function):
@@ -58,14 +63,16 @@ class CumulativeProducts(torch.autograd.Function):
         """Return the products."""
         products = scan(matrices, None)
         ctx.save_for_backward(matrices, products)
-        ctx.scan = scan
+        ctx.scan, ctx.is_compiled = scan, is_compiling()
         return products
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:
         """Return ``Qbar_{t-1}^T A_t`` with ``A_t = upstream_t + A_{t+1} Q_{t+1}^T``."""
         matrices, products = ctx.saved_tensors
+        if torch.is_grad_enabled() and not ctx.is_compiled:
+            (grad,) = vjp(_by_reference, matrices)[1](upstream)
+            return grad, None
         adjoint = ctx.scan(matrices, upstream.contiguous())
         adjoint[1:] = products[:-1].mT.double() @ adjoint[1:]
         return adjoint.to(upstream.dtype), None

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ._checks import check_count, check_integer
+from ._random import of_generator
 
 __all__ = ["low_discrepancy", "path", "strided", "uniform"]
 
@@ -23,9 +24,8 @@ def uniform(
         device: of the result; None for the generator's, or the CPU.
     """
     num_steps = check_count("num_steps", num_steps)
-    return torch.randint(
-        1, num_steps + 1, (batch,), generator=generator, device=_device(generator, device)
-    )
+    options = of_generator(generator)
+    return torch.randint(1, num_steps + 1, (batch,), device=_device(generator, device), **options)
 
 
 def low_discrepancy(
@@ -38,9 +38,8 @@ def low_discrepancy(
     :func:`uniform`.
     """
     num_steps = check_count("num_steps", num_steps)
-    shift = torch.rand(
-        (), generator=generator, device=_device(generator, device), dtype=torch.float64
-    )
+    options = of_generator(generator)
+    shift = torch.rand((), device=_device(generator, device), dtype=torch.float64, **options)
     spaced = torch.arange(batch, device=shift.device, dtype=torch.float64) / max(batch, 1)
     return 1 + ((shift + spaced) % 1 * num_steps).long().clamp(max=num_steps - 1)
 
