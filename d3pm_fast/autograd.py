@@ -37,7 +37,7 @@ class LossOperation(NamedTuple):
         def gradient(inputs: Inputs, items: Items, upstream: Tensor) -> Inputs:
             assert with_gradient is not None
             _, *grads = with_gradient(inputs, items, "none", False)
-            return tuple(scale_(grad, upstream).to(inputs[0].dtype) for grad in grads)
+            return tuple(_scaled(grad, upstream).to(inputs[0].dtype) for grad in grads)
 
         return Differentiable(value, None if with_gradient is None else gradient, self.reference)
 
@@ -128,7 +128,7 @@ class Loss(torch.autograd.Function):
             if ctx.is_compiled:
                 scaled = (grad * _of_rows(factor, grad) for grad in ctx.saved_tensors)
             else:
-                scaled = (scale_(grad, factor) for grad in _made_once(ctx))
+                scaled = (_scaled(grad, factor) for grad in _made_once(ctx))
             grads = tuple(grad.to(ctx.dtype) for grad in scaled)
         return None, None, None, *grads, *[None] * ctx.num_items
 
@@ -151,6 +151,11 @@ def _with_a_graph(ctx: Any, upstream: Tensor) -> tuple[Tensor, ...]:
     upstream = upstream.expand(items[0].shape)
     operation = ctx.operation.of_tokens()
     return Gradient.apply(operation, ctx.count, upstream, *ctx.saved_tensors)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def _scaled(grad: Tensor, factor: Tensor) -> Tensor:
+    """Scale in place the gradient of logits or of numbers a token."""
+    return grad.mul_(factor) if factor.ndim == grad.ndim else scale_(grad, factor)
 
 
 def _of_rows(factor: Tensor, grad: Tensor) -> Tensor:
