@@ -4,7 +4,8 @@ Shapes: tokens ``(B, *S)`` of any integer dtype with values in [0, K), S any num
 axes, also none; ``t`` ``(B,)`` or, per token, ``(B, *S)``, in 1..T; ``logits`` ``(B, *S, K)``,
 float32, float64, bfloat16 or float16, ``-inf`` for a forbidden class; or in their place a pair
 ``(loc, log_scale)``, see :class:`Logistic`, or, to draw from, :class:`Shaped` logits. float64
-logits are calculated in float64, all others in float32.
+logits are calculated in float64, all others in float32, or, with a chain that has a class entered
+with a probability below 1e-18 (``transition.needs_float64``), in float64 too.
 
 All functions take ``impl``, see :func:`d3pm_fast.implementation`, and raise
 
@@ -144,6 +145,22 @@ def loss(
         check_mask(mask, x0.shape)
         mask = mask.contiguous()
     model = _check_model(transition, logits, x_t, t, reverse, first_step, x0=x0, mask=mask)
+    if _is_too_narrow(logits, transition):
+        return loss(
+            transition,
+            _widened(logits),
+            x0,
+            x_t,
+            t,
+            s,
+            reverse=reverse,
+            first_step=first_step,
+            vb_weight=vb_weight,
+            ce_weight=ce_weight,
+            mask=mask,
+            reduction=reduction,
+            impl=impl,
+        ).float()
     s = _check_target(transition, s, t, x_t.shape)
     name = _choose(impl, "loss", _dtype_of(logits), transition, t, 1, mask, x0=x0, x_t=x_t)
     kernels = ops.operations(name, transition)
@@ -205,7 +222,8 @@ def q_posterior(
     name = _choose(impl, "q_posterior", dtype, transition, t, 1, x0=x0, x_t=x_t)
     kernels = ops.operations(name, transition)
     args = _contiguous(x0), _contiguous(x_t), *kernels.chain(transition, _contiguous(t), s)
-    return kernels.q_posterior(*args, transition.num_classes, dtype)  # type: ignore[no-any-return]
+    calculated = torch.float64 if transition.needs_float64 else dtype
+    return kernels.q_posterior(*args, transition.num_classes, calculated).to(dtype)  # type: ignore[no-any-return]
 
 
 def p_posterior(
@@ -238,6 +256,10 @@ def p_posterior(
         ``(B, *S, K)`` in the dtype of the logits; of parameters in their place, float32 or float64.
     """
     model = _check_model(transition, logits, x_t, t, reverse, first_step)
+    if _is_too_narrow(logits, transition):
+        options = {"reverse": reverse, "first_step": first_step, "impl": impl}
+        wide = p_posterior(transition, _widened(logits), x_t, t, s, **options)
+        return wide.to(_dtype_of(logits) or torch.float32)
     if _environment.CHECK:
         check_no_nan("logits", logits)
     s = _check_target(transition, s, t, x_t.shape)
@@ -331,6 +353,8 @@ def p_sample(
         ``(B, *S)`` in the dtype of x_t.
     """
     model = _check_model(transition, logits, x_t, t, reverse, first_step)
+    if _is_too_narrow(logits, transition):
+        logits = _widened(logits)
     if _environment.CHECK:
         check_no_nan("logits", logits)
     seeds = check_seeds(seeds, generator, x_t)
@@ -558,6 +582,20 @@ def check_seeds(seeds: Tensor | None, generator: torch.Generator | None, tokens:
 
 def _dtype_of(logits: Prediction) -> torch.dtype | None:
     return logits.dtype if isinstance(logits, Tensor) else None
+
+
+def _is_too_narrow(logits: Prediction, transition: Transition) -> bool:
+    """Return whether the chain has probabilities too small for the dtype of the logits."""
+    dtype = logits.dtype if isinstance(logits, Tensor) else logits[0].dtype
+    return transition.needs_float64 and dtype != torch.float64
+
+
+def _widened(logits: Prediction) -> Prediction:
+    """Return what is predicted in float64."""
+    if isinstance(logits, Tensor):
+        return logits.double()
+    parts: list[Any] = [part.double() if isinstance(part, Tensor) else part for part in logits]
+    return Shaped(*parts) if isinstance(logits, Shaped) else Logistic(*parts)
 
 
 def _choose(

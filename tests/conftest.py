@@ -48,9 +48,15 @@ IMPLEMENTATIONS = ["reference", "cpu"] if has_cpu_kernels() else ["reference"]
 
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 HAS_CUDA = _compiled.cuda is not None or not torch.cuda.is_available()
-RANK_ONE = ["test_loss", "test_posterior", "test_p_sample", "test_q_sample"]
+RANK_ONE = [
+    "test_loss",
+    "test_posterior",
+    "test_small_probabilities",
+    "test_p_sample",
+    "test_q_sample",
+]
 # Whoever acts a GPU is too slow for the tests that draw many numbers.
-ON_GPU = RANK_ONE if torch.cuda.is_available() else RANK_ONE[:2]
+ON_GPU = RANK_ONE if torch.cuda.is_available() else RANK_ONE[:3]
 ALSO_BY_TRITON = ["test_logistic", "test_shaped", "test_underflow"]
 
 

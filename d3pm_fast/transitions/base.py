@@ -23,8 +23,11 @@ class Transition(nn.Module):
         num_classes: K.
         num_steps: T.
         mask_id: the mask's class, or -1 where the family has none.
+        needs_float64: whether its probabilities are too small for float32, so that whatever the
+            dtype of the logits they are calculated with in float64.
     """
 
+    needs_float64 = False
     _TABLES: tuple[str, ...] = ()  # attributes that move to a device, tensors or None
 
     def __init__(self, family: str, num_classes: int, num_steps: int, mask_id: int = -1) -> None:

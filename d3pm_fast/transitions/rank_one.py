@@ -26,11 +26,17 @@ __all__ = ["RankOneTransition", "absorbing", "marginal", "mask_and_uniform", "un
 # exp(-1000) is 0 in float64, and differences of sums of it stay finite where -inf would not.
 _LOG_ZERO = -1000.0
 
+# Kernels multiply two probabilities of a chain: the product of two such is a normal number.
+_LEAST = {torch.float32: 1e-18, torch.float64: 1e-150}
+
 
 class RankOneTransition(Transition):
     """The chain ``Q_t = (1 - beta_t) I + beta_t 1 (g_t base + (1 - g_t) e_mask)^T``.
 
     Made by :func:`uniform`, :func:`absorbing`, :func:`marginal` and :func:`mask_and_uniform`.
+
+    Raises:
+        ValueError: a class is entered in some step with a probability above 0 and below 1e-150.
 
     Attributes:
         base: float64 ``(K,)``: what a redrawn token is drawn from; None where it is 1/K.
@@ -66,6 +72,7 @@ class RankOneTransition(Transition):
 
         first = torch.zeros(1, dtype=torch.float64)
         share = torch.as_tensor(base_share, dtype=torch.float64).expand(self.num_steps)
+        self.needs_float64 = _needs_float64(betas, share, base, num_classes)
         self._log_keep = torch.cat([first, torch.log1p(-betas).clamp(min=_LOG_ZERO).cumsum(0)])
         self._base_spread = torch.cat([first, _running_spread(betas, share)])
         self._betas = torch.cat([first, betas])
@@ -264,6 +271,31 @@ def mask_and_uniform(
                 f"uniform_share must have one entry a step, {len(betas)}, got {len(share)}"
             )
     return RankOneTransition("mask_and_uniform", num_classes, betas, None, share, mask_id)
+
+
+def _needs_float64(betas: Tensor, share: Tensor, base: Tensor | None, num_classes: int) -> bool:
+    """Return whether some class is entered too seldom for float32, in one step or in many.
+
+    Raises:
+        ValueError: in one step too seldom for float64.
+    """
+    rarest = 1 / num_classes if base is None else float(base[base > 0].min())
+    into_base, into_mask = betas * share * rarest, betas * (1 - share)
+    redraws, masks = (betas > 0) & (share > 0), (betas > 0) & (share < 1)
+    least = min(torch.cat([into_base[redraws], into_mask[masks]]).tolist(), default=1.0)
+    if least < _LEAST[torch.float64]:
+        raise ValueError(
+            f"betas must be 0, or enter a class with a probability of at least "
+            f"{_LEAST[torch.float64]:g}, as products of smaller ones are below float64's range; "
+            f"got {least:.3g}: make such a beta (or such an entry of pi) 0"
+        )
+    # Of a class that no later step enters, what came into it before goes on to decay.
+    for entries in (into_base, into_mask):
+        current = 0.0
+        for beta, entry in zip(betas.tolist(), entries.tolist(), strict=True):
+            current = entry if entry > 0 else (1 - beta) * current
+            least = min(least, current) if current > 0 else least
+    return least < _LEAST[torch.float32]
 
 
 def _running_spread(betas: Tensor, share: Tensor) -> Tensor:
