@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from helpers.chains import likely_pairs, make_chain
 from helpers.compare import same_bits
 from helpers.once import once
 
+import d3pm_fast as d3
 from d3pm_fast import _compiled, functional
 
 ROOT = simulated.ROOT
@@ -27,10 +29,10 @@ ORDERS = range(4)  # 0: the threads' own
 @pytest.fixture(scope="module")
 def planted(tmp_path_factory):
     folder = tmp_path_factory.mktemp("planted")
-    sources = [ROOT / "tests/simt/planted.cpp", ROOT / "tests/simt/seed.cpp"]
+    sources = [ROOT / "tests/simt/planted.cpp", ROOT / "tests/simt/schedule.cpp"]
     library = ctypes.CDLL(str(simulated.build(sources, folder)))
-    for function in (library.planted_barrier_of_some, library.planted_shuffle_outside_of_mask):
-        function.restype = ctypes.c_char_p
+    for name in ("barrier_of_some", "barriers_apart", "shuffle_outside_of_mask"):
+        getattr(library, f"planted_{name}").restype = ctypes.c_char_p
     library.planted_reverse.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_bool]
     library.planted_reverse.restype = ctypes.c_char_p
     return library
@@ -40,24 +42,34 @@ def planted(tmp_path_factory):
 def test_a_missing_barrier_shows_in_some_order(planted, with_barrier):
     x, right = torch.arange(64.0), []
     for order in ORDERS:
-        simulated.set_order(planted._name, order)
         out = torch.zeros(64)
-        assert planted.planted_reverse(x.data_ptr(), out.data_ptr(), with_barrier) is None
+        with simulated.scheduled(planted._name, order):
+            assert planted.planted_reverse(x.data_ptr(), out.data_ptr(), with_barrier) is None
         right.append(torch.equal(out, x.flip(0)))
         x += 100
     assert all(right) == with_barrier
 
 
-def test_threads_that_wait_for_others_in_vain_are_an_error(planted):
+def test_threads_that_do_not_meet_are_an_error(planted):
     assert b"wait for each other" in planted.planted_barrier_of_some()
+    assert b"different places: planted.cpp:" in planted.planted_barriers_apart()
     assert b"not in its mask" in planted.planted_shuffle_outside_of_mask()
 
 
-def results(module, num_classes, dtype):
-    """Loss, gradient and draws by a simulated module."""
+@pytest.fixture
+def module(monkeypatch):
+    if torch.cuda.is_available():
+        pytest.skip("a GPU orders its threads itself")
+    monkeypatch.setattr(_compiled, "cuda", simulated.module())
+    return simulated.module()
+
+
+def results(num_classes):
+    """Loss, gradient, draws and log-probabilities."""
+    torch.manual_seed(0)
     chain = make_chain("mask_and_uniform", num_classes)
-    x0, x_t, t = likely_pairs(chain, chain.edge_times(), 40)
-    logits = torch.randn(len(t), num_classes).to(dtype).requires_grad_()
+    x0, x_t, t = likely_pairs(chain, chain.edge_times(), count=4000 // num_classes)
+    logits = torch.randn(len(t), num_classes, requires_grad=True)
     arguments = chain.transition, logits, x0, x_t, t
     loss = functional.loss(*arguments, reduction="none", impl="cuda")
     loss.sum().backward()
@@ -67,42 +79,43 @@ def results(module, num_classes, dtype):
     return loss.detach(), logits.grad, drawn, functional.p_posterior(*model, impl="cuda")
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU orders its threads itself")
+def products():
+    """Cumulative products of matrices."""
+    torch.manual_seed(0)
+    return [d3.cumulative_products(torch.rand(3, 64, 64), impl="cuda")]
+
+
+USERS = {  # of the barriers in a file
+    "device.h": partial(results, 2000),
+    "loss.cuh": partial(results, 27),
+    "products.cu": products,
+}
+BARRIERS = [
+    (path.name, number)
+    for path in sorted((ROOT / "csrc/cuda").iterdir())
+    for number, line in enumerate(path.read_text().splitlines(), 1)
+    if "__syncthreads();" in line
+]
+
+
 @pytest.mark.parametrize("num_classes", [27, 300, 2000])
-def test_the_order_of_threads_does_not_matter(monkeypatch, num_classes):
-    module = simulated.module()
-    monkeypatch.setattr(_compiled, "cuda", module)
-    found = []
-    for order in ORDERS:
-        simulated.set_order(module.__file__, order)
-        torch.manual_seed(0)
-        found.append(results(module, num_classes, torch.float32))
-    simulated.set_order(module.__file__, 0)
-    for other in found[1:]:
-        assert all(map(same_bits, found[0], other))
+def test_the_order_of_threads_does_not_matter(module, num_classes):
+    truth = results(num_classes)
+    for order in ORDERS[1:]:
+        with simulated.scheduled(module.__file__, order):
+            assert all(map(same_bits, results(num_classes), truth))
 
 
-def test_a_barrier_taken_out_of_the_loss_shows(monkeypatch, tmp_path):
-    """Rows are laid down by all threads of a block and then read by one each."""
-    shutil.copytree(ROOT / "csrc", tmp_path / "csrc")
-    header = tmp_path / "csrc/cuda/loss.cuh"
-    text = header.read_text()
-    assert text.count("  __syncthreads();") == 2
-    header.write_text(text.replace("  __syncthreads();", "", 1))
-    names = [path.name for path in (ROOT / "csrc/cuda").glob("*.cu")]
-    sources = [tmp_path / "csrc/cuda" / name for name in [*names, "module.cpp"]]
-    built = simulated.build([*sources, ROOT / "tests/simt/seed.cpp"], tmp_path)
-    monkeypatch.setattr(_compiled, "cuda", simulated.load(built))
-    chain = make_chain("uniform", 27)
-    x0, x_t, t = likely_pairs(chain, chain.edge_times(), 40)
-    logits = torch.randn(len(t), 27)
-    arguments = chain.transition, logits, x0, x_t, t
-    truth = functional.loss(*arguments, reduction="none", impl="reference")
-    losses = []
-    for order in ORDERS:
-        simulated.set_order(built, order)
-        losses.append(functional.loss(*arguments, reduction="none", impl="cuda"))
-    assert not all(torch.allclose(loss, truth, rtol=1e-4) for loss in losses)
+@pytest.mark.parametrize("file_and_line", BARRIERS, ids="{0[0]}:{0[1]}".format)
+def test_no_barrier_can_be_left_out(module, file_and_line):
+    """A warp that runs ahead of another lays down what the other has not read yet."""
+    run = USERS[file_and_line[0]]
+    truth = run()
+    for order in ORDERS[1:]:
+        with simulated.scheduled(module.__file__, order, without=file_and_line):
+            if not all(map(same_bits, run(), truth)):
+                return
+    pytest.fail("every order gave the right results")
 
 
 @pytest.fixture(scope="module")

@@ -90,9 +90,8 @@ def test_the_order_of_threads_does_not_matter(monkeypatch, num_classes):
     weights = torch.randn_like(matrices)
     found = []
     for order in range(4):
-        simulated.set_order(module.__file__, order)
-        found.append(with_gradient("cuda", matrices, weights))
-    simulated.set_order(module.__file__, 0)
+        with simulated.scheduled(module.__file__, order):
+            found.append(with_gradient("cuda", matrices, weights))
     for other in found[1:]:
         assert all(map(same_bits, found[0], other))
 

@@ -1,5 +1,6 @@
 """The CUDA module as a module for the CPU: device code as C++, see tests/simt/simt.h."""
 
+import contextlib
 import ctypes
 import functools
 import importlib.util
@@ -23,7 +24,7 @@ DEFINES = ["-DD3PM_MODULE=_cuda", '-DD3PM_DEVICE="cpu"']
 def module():
     """Build the module, once a run, and import it."""
     kernels = sorted((ROOT / "csrc/cuda").glob("*.cu"))
-    sources = [*kernels, ROOT / "csrc/cuda/module.cpp", ROOT / "tests/simt/seed.cpp"]
+    sources = [*kernels, ROOT / "csrc/cuda/module.cpp", ROOT / "tests/simt/schedule.cpp"]
     return load(once("simt", functools.partial(build, sources)) / LIBRARY)
 
 
@@ -62,8 +63,14 @@ def build(sources, folder, name=LIBRARY):
     return built
 
 
-def set_order(library, seed):
-    """Let threads run in a random order, 0: in their own."""
-    function = ctypes.CDLL(str(library)).simt_seed
-    function.argtypes = [ctypes.c_uint64]
-    function(seed)
+@contextlib.contextmanager
+def scheduled(library, seed, without=("", 0)):
+    """Let threads run in a random order, 0: in their own, and without a barrier (file, line)."""
+    schedule = ctypes.CDLL(str(library)).simt_schedule
+    schedule.argtypes = [ctypes.c_uint64, ctypes.c_char_p, ctypes.c_int]
+    file, line = without
+    schedule(seed, file.encode(), line)
+    try:
+        yield
+    finally:
+        schedule(0, b"", 0)

@@ -21,6 +21,13 @@ void barrier_of_some() {
   __syncwarp();
 }
 
+void barriers_apart() {
+  if (threadIdx.x < 32)
+    __syncthreads();
+  else
+    __syncthreads();
+}
+
 void shuffle_outside_of_mask() { __shfl_xor_sync(0x0000ffff, 1.0f, 1); }
 
 std::string message;
@@ -28,7 +35,7 @@ std::string message;
 template <class Kernel>
 const char* error_of(const Kernel& kernel) {
   try {
-    simt::launch(1, kThreads, 0, simt::seed(), kernel);
+    simt::launch(1, kThreads, 0, kernel);
     return nullptr;
   } catch (const std::exception& error) {
     message = error.what();
@@ -45,5 +52,7 @@ EXPORTED const char* planted_reverse(const float* x, float* out, bool with_barri
 }
 
 EXPORTED const char* planted_barrier_of_some() { return error_of(barrier_of_some); }
+
+EXPORTED const char* planted_barriers_apart() { return error_of(barriers_apart); }
 
 EXPORTED const char* planted_shuffle_outside_of_mask() { return error_of(shuffle_outside_of_mask); }

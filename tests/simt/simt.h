@@ -1,8 +1,10 @@
 // For tests only: runs CUDA device code as C++, a fiber for every thread, one block after another.
 //
-// The order of the fibers is shuffled by a seed, anew between any two barriers, so that a result
-// that needs a barrier which is not there comes out differently for some seed. Threads that wait
-// for others that never come, or meet at different places, are an error.
+// The order of the fibers is shuffled by a seed, anew between any two meetings, and between any two
+// barriers of the block one warp or none is held back until no other can go on. So a result that
+// needs a barrier which is not there comes out differently for some seed; a barrier that is there
+// can be left out to see it. Threads that wait for others that never come, or meet at different
+// places, are an error.
 #pragma once
 
 #include <setjmp.h>
@@ -12,6 +14,7 @@
 #include <cstdint>
 #include <cstring>
 #include <functional>
+#include <mutex>
 #include <random>
 #include <stdexcept>
 #include <string>
@@ -33,9 +36,22 @@ struct Index {
 constexpr unsigned kWarp = 32;
 constexpr size_t kStack = 64 << 10;
 
+// Which order threads run in, 0 for their own, and which barrier of the block is left out.
+struct Schedule {
+  uint64_t seed = 0;
+  std::string file;
+  int line = 0;
+};
+
+inline Schedule& schedule() {
+  static Schedule value;
+  return value;
+}
+
 // What a fiber waits at, and with which others.
 struct Meeting {
   const char* place = nullptr;
+  int line = 0;        // of the place, where it is a file
   uint32_t lanes = 0;  // of its warp; unused where the whole block meets
 };
 
@@ -57,7 +73,6 @@ class Block {
 
   unsigned thread = 0, block_index = 0, num_threads = 0, num_blocks = 0;
   std::vector<uint64_t> dynamic_shared;
-  uint64_t seed = 0;
 
   void run(const std::function<void()>& body) {
     body_ = &body;
@@ -73,19 +88,28 @@ class Block {
       fiber.context.uc_link = nullptr;
       makecontext(&fiber.context, &Block::enter, 0);
     }
-    std::mt19937_64 random(seed + block_index);
+    random_.seed(schedule().seed + block_index);
+    hold_a_warp();
     while (count(Fiber::done) < num_threads) {
-      if (seed) std::shuffle(order_.begin(), order_.end(), random);
-      for (unsigned i : order_) resume(i);
-      if (!release()) fail("threads wait for each other at " + waiting());
+      if (schedule().seed) std::shuffle(order_.begin(), order_.end(), random_);
+      const bool any = resume_all([this](unsigned i) { return i / kWarp != held_; }) ||
+                       resume_all([](unsigned) { return true; });
+      if (!release() && !any) fail("threads wait for each other at " + waiting());
     }
   }
 
-  void wait(decltype(Fiber::state) state, const char* place, uint32_t lanes = 0) {
+  void wait(decltype(Fiber::state) state, const Meeting& meeting) {
     Fiber& fiber = fibers_[thread];
     fiber.state = state;
-    fiber.meeting = {place, lanes};
+    fiber.meeting = meeting;
     if (!_setjmp(fiber.place)) _longjmp(scheduler_, 1);
+  }
+
+  void barrier(const char* path, int line) {
+    const char* const slash = std::strrchr(path, '/');
+    const char* const file = slash ? slash + 1 : path;
+    if (line == schedule().line && file == schedule().file) return;
+    wait(Fiber::at_block, {file, line});
   }
 
   // What every lane of the warp has given, once all of `lanes` have met.
@@ -96,10 +120,10 @@ class Block {
     if (!(lanes >> (thread - first) & 1))
       fail(std::string("a lane is not in its mask at ") + place);
     std::memcpy(&fibers_[thread].given, &value, sizeof(T));
-    wait(Fiber::at_warp, place, lanes);
+    wait(Fiber::at_warp, {place, 0, lanes});
     T result = value;
     if (first + from < num_threads) std::memcpy(&result, &fibers_[first + from].given, sizeof(T));
-    wait(Fiber::at_warp, place, lanes);  // nobody gives anew before all have taken
+    wait(Fiber::at_warp, {place, 0, lanes});  // nobody gives anew before all have taken
     return result;
   }
 
@@ -113,11 +137,24 @@ class Block {
   static void enter() {
     Block& block = current();
     (*block.body_)();
-    block.wait(Fiber::done, "its end");
+    block.wait(Fiber::done, {"its end"});
+  }
+
+  void hold_a_warp() {
+    const unsigned warps = (num_threads + kWarp - 1) / kWarp;
+    held_ = schedule().seed ? random_() % (warps + 1) : warps;  // warps: none
+  }
+
+  // Whether any of them could go on.
+  template <class Which>
+  bool resume_all(const Which& which) {
+    bool any = false;
+    for (unsigned i : order_)
+      if (which(i) && fibers_[i].state == Fiber::ready) resume(i), any = true;
+    return any;
   }
 
   void resume(unsigned i) {
-    if (fibers_[i].state != Fiber::ready) return;
     thread = i;
     inside_ = true;
     if (!_setjmp(scheduler_)) {
@@ -139,7 +176,7 @@ class Block {
   bool release() {
     bool any = count(Fiber::done) == num_threads;
     if (const unsigned met = count(Fiber::at_block); met && met + count(Fiber::done) == num_threads)
-      any = set_ready([](const Fiber& fiber) { return fiber.state == Fiber::at_block; });
+      any = release_block();
     for (unsigned first = 0; first < num_threads; first += kWarp) {
       const unsigned last = std::min(first + kWarp, num_threads);
       for (unsigned i = first; i < last; ++i)
@@ -161,16 +198,26 @@ class Block {
     return true;
   }
 
-  template <class Which>
-  bool set_ready(const Which& which) {
-    for (Fiber& fiber : fibers_)
-      if (which(fiber)) fiber.state = Fiber::ready;
+  bool release_block() {
+    const Meeting* first = nullptr;
+    for (Fiber& fiber : fibers_) {
+      if (fiber.state != Fiber::at_block) continue;
+      if (!first) first = &fiber.meeting;
+      if (fiber.meeting.line != first->line || std::strcmp(fiber.meeting.place, first->place))
+        fail("threads meet at different places: " + name(*first) + " and " + name(fiber.meeting));
+      fiber.state = Fiber::ready;
+    }
+    hold_a_warp();
     return true;
+  }
+
+  static std::string name(const Meeting& meeting) {
+    return meeting.place + (meeting.line ? ":" + std::to_string(meeting.line) : "");
   }
 
   std::string waiting() const {
     for (const Fiber& fiber : fibers_)
-      if (fiber.state != Fiber::done) return fiber.meeting.place;
+      if (fiber.state != Fiber::done) return name(fiber.meeting);
     return "their end";
   }
 
@@ -178,6 +225,8 @@ class Block {
   std::vector<Fiber> fibers_;
   std::vector<char> stacks_;
   std::vector<unsigned> order_;
+  std::mt19937_64 random_;
+  unsigned held_ = 0;  // the warp that is held back
   jmp_buf scheduler_;
   std::string error_;
   bool inside_ = false;
@@ -200,23 +249,19 @@ struct BlockSize {
   } x;
 };
 
-// Runs all blocks of a grid; seed 0 keeps the threads in order.
-inline void launch(uint64_t num_blocks, unsigned num_threads, size_t shared_bytes, uint64_t seed,
+// Runs all blocks of a grid, one grid at a time whoever calls.
+inline void launch(uint64_t num_blocks, unsigned num_threads, size_t shared_bytes,
                    const std::function<void()>& body) {
+  static std::mutex one_at_a_time;
+  const std::lock_guard<std::mutex> lock(one_at_a_time);
   if (shared_bytes > 48 << 10) throw std::runtime_error("more than 48 KiB of shared memory");
   Block& block = Block::current();
   block.num_blocks = num_blocks;
   block.num_threads = num_threads;
-  block.seed = seed;
   for (block.block_index = 0; block.block_index < num_blocks; ++block.block_index) {
     block.dynamic_shared.assign(shared_bytes / 8 + 1, 0xA5A5A5A5A5A5A5A5);
     block.run(body);
   }
-}
-
-inline uint64_t& seed() {
-  static uint64_t value = 0;
-  return value;
 }
 
 }  // namespace simt
@@ -225,10 +270,12 @@ static const simt::ThreadIndex threadIdx;
 static const simt::BlockIndex blockIdx;
 static const simt::BlockSize blockDim;
 
-inline void __syncthreads() { simt::Block::current().wait(simt::Fiber::at_block, "__syncthreads"); }
+inline void __syncthreads(const char* path = __builtin_FILE(), int line = __builtin_LINE()) {
+  simt::Block::current().barrier(path, line);
+}
 
 inline void __syncwarp(uint32_t lanes = 0xffffffff) {
-  simt::Block::current().wait(simt::Fiber::at_warp, "__syncwarp", lanes);
+  simt::Block::current().wait(simt::Fiber::at_warp, {"__syncwarp", 0, lanes});
 }
 
 template <class T>
@@ -252,8 +299,7 @@ T __shfl_sync(uint32_t lanes, T value, unsigned from, unsigned width) {
                         "__shfl_sync");
 }
 
-#define D3PM_LAUNCH(kernel, num_blocks, num_threads, shared_bytes, stream, ...)     \
-  (void)(stream), simt::launch(num_blocks, num_threads, shared_bytes, simt::seed(), \
-                               [&] { kernel(__VA_ARGS__); })
+#define D3PM_LAUNCH(kernel, num_blocks, num_threads, shared_bytes, stream, ...) \
+  (void)(stream), simt::launch(num_blocks, num_threads, shared_bytes, [&] { kernel(__VA_ARGS__); })
 #define D3PM_DYNAMIC_SHARED(type, name) \
   type* const name = reinterpret_cast<type*>(simt::Block::current().dynamic_shared.data())

@@ -1,0 +1,8 @@
+#include "simt.h"
+
+// The order in which the threads run, 0 for their own, and the barrier that is left out: its
+// file's name and its line, 0 for none.
+extern "C" __attribute__((visibility("default"))) void simt_schedule(uint64_t seed,
+                                                                     const char* file, int line) {
+  simt::schedule() = {seed, file, line};
+}
