@@ -17,7 +17,17 @@ from .launch import launch, triton_type
 from .math import exp
 from .random import draw_base, random_of, uniforms
 from .rank_one import chain_of, load_class, load_step, pi_at, posterior_mean_tilt
-from .shaped import after_cuts, are_inside, made, made_tile, options_of, shape_of
+from .shaped import (
+    Shape,
+    after_cuts,
+    are_inside,
+    find_cut,
+    load_rows,
+    made,
+    made_tile,
+    options_of,
+    shaped_tile,
+)
 from .tile import classes_from, on_tile, row_max, row_sum, tile_of
 
 
@@ -45,7 +55,7 @@ class Rows(NamedTuple):
 def masses(a, rows, classes):
     """Return s of some classes times a number a row, in float64: 1e-9 keeps its share beside 1."""
     of = rows.shape.rows
-    e = exp(after_cuts(made_tile(a, of, classes), rows.shape, classes) - on_tile(of.top))
+    e = exp(shaped_tile(a, rows.shape, classes) - on_tile(of.top))
     tilted = tl.where(classes == on_tile(rows.x_t), e * on_tile(rows.tilt), e)
     return tl.where(are_inside(a, of, classes), tilted, 0.0).to(tl.float64)
 
@@ -112,11 +122,12 @@ def p_sample_of_tokens(
 
     chosen = x_t
     if tl.max(reads.to(tl.int32), axis=0) > 0:
-        shape = shape_of(
-            a, at, reads, share, temperature, top_k, top_p,
-            FAR, DIVIDES, COUNTS, BY_MASS, WHOLE, REAL, ROWS, HIGH, LOW,
-        )  # fmt: skip
-        rows = Rows(shape, x_t, tilt)
+        of = load_rows(a, at, reads, share, temperature, FAR, DIVIDES, REAL, ROWS, HIGH, LOW)
+        every = classes_from(0, ROWS, HIGH, LOW)
+        held = made_tile(a, of, None, every) if WHOLE else None
+        by_count = find_cut(a, of, held, None, top_k, False, ROWS, HIGH, LOW) if COUNTS else None
+        by_mass = find_cut(a, of, held, by_count, top_p, True, ROWS, HIGH, LOW) if BY_MASS else None
+        rows = Rows(Shape(of, held, by_count, by_mass), x_t, tilt)
         total = tl.zeros([ROWS], tl.float64)
         for start in range(0, a.num_classes, HIGH * LOW):
             total += row_sum(masses(a, rows, classes_from(start, ROWS, HIGH, LOW)))

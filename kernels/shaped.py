@@ -32,12 +32,11 @@ class Rows(NamedTuple):
 
     at: Any
     inside: Any
-    share: Any  # of the guidance, which starts from the logits where it is FAR
+    share: Any  # of the guidance, which starts from the logits where it is far
     far: Any
-    temperature: Any  # None for 1
-    shift: Any  # the largest mixed logit
+    temperature: Any
+    shift: Any  # the largest mixed logit where a temperature divides, else 0
     top: Any  # the largest logit that is made
-    held: Any  # the logits that are made, where a tile holds them whole; else None
 
 
 class Cut(NamedTuple):
@@ -48,10 +47,11 @@ class Cut(NamedTuple):
 
 
 class Shape(NamedTuple):
-    """What any shaped logit of a program's rows is made of; a cut that is not made is None."""
+    """What any shaped logit of a program's rows is made of."""
 
     rows: Any
-    by_count: Any
+    held: Any  # the logits that are made, where a tile holds them whole; else None
+    by_count: Any  # None for a cut that is not made
     by_mass: Any
 
 
@@ -91,7 +91,7 @@ def mixed(a, rows, classes, inside):
         at = a.unconditional + row + classes
         other = tl.load(at, mask=inside, other=float("-inf")).to(x.dtype)
         forbidden = (x == float("-inf")) | (other == float("-inf"))
-        start = x if rows.far else other
+        start = tl.where(rows.far, x, other)
         x = tl.where(forbidden, float("-inf"), start + rows.share * (x - other))
     return x
 
@@ -99,24 +99,21 @@ def mixed(a, rows, classes, inside):
 @triton.jit
 def made(a, rows, classes, inside):
     """Return the logits before any cut."""
-    x = mixed(a, rows, classes, inside)
-    if rows.temperature is not None:
-        x = (x - on_tile(rows.shift)) / rows.temperature
-    return x
+    return (mixed(a, rows, classes, inside) - on_tile(rows.shift)) / rows.temperature
 
 
 @triton.jit
-def made_tile(a, rows, classes):
+def made_tile(a, rows, held, classes):
     """Return the logits before any cut, of a whole tile of classes."""
-    if rows.held is None:
+    if held is None:
         return made(a, rows, classes, are_inside(a, rows, classes))
     else:
-        return rows.held
+        return held
 
 
 @triton.jit
 def weigh(
-    a, rows, before, cut, BY_MASS: tl.constexpr,
+    a, rows, held, before, cut, BY_MASS: tl.constexpr,
     ROWS: tl.constexpr, HIGH: tl.constexpr, LOW: tl.constexpr,
 ):  # fmt: skip
     """Return what an earlier cut and this one keep: its weight in float64, and its least key.
@@ -128,7 +125,7 @@ def weigh(
     most = key_of(tl.full([ROWS], float("-inf"), rows.top.dtype))
     for start in range(0, a.num_classes, HIGH * LOW):
         classes = classes_from(start, ROWS, HIGH, LOW)
-        x = made_tile(a, rows, classes)
+        x = made_tile(a, rows, held, classes)
         is_class = classes < a.num_classes
         if before is not None:
             is_class &= is_kept(x, classes, before)
@@ -144,13 +141,13 @@ def weigh(
 
 
 @triton.jit
-def classes_of(a, rows, key, ROWS: tl.constexpr, HIGH: tl.constexpr, LOW: tl.constexpr):
+def classes_of(a, rows, held, key, ROWS: tl.constexpr, HIGH: tl.constexpr, LOW: tl.constexpr):
     """Return the first and the last class of a key."""
     first = tl.full([ROWS], a.num_classes, tl.int32)
     last = tl.zeros([ROWS], tl.int32)
     for start in range(0, a.num_classes, HIGH * LOW):
         classes = classes_from(start, ROWS, HIGH, LOW)
-        x = made_tile(a, rows, classes)
+        x = made_tile(a, rows, held, classes)
         equal = (key_of(x) == on_tile(key)) & (classes < a.num_classes)
         first = tl.minimum(first, -row_max(tl.where(equal, -classes, on_tile(-first))))
         last = tl.maximum(last, row_max(tl.where(equal, classes, 0)))
@@ -159,7 +156,7 @@ def classes_of(a, rows, key, ROWS: tl.constexpr, HIGH: tl.constexpr, LOW: tl.con
 
 @triton.jit
 def find_cut(
-    a, rows, before, share, BY_MASS: tl.constexpr,
+    a, rows, held, before, share, BY_MASS: tl.constexpr,
     ROWS: tl.constexpr, HIGH: tl.constexpr, LOW: tl.constexpr,
 ):  # fmt: skip
     """Return the first cut whose weight reaches the target: share, by mass times that of all.
@@ -171,20 +168,24 @@ def find_cut(
     high = key_of(rows.top)
     target = tl.full([ROWS], share, tl.float64)
     if BY_MASS:
-        total, least, most = weigh(a, rows, before, Cut(low, everything), BY_MASS, ROWS, HIGH, LOW)
+        total, least, most = weigh(
+            a, rows, held, before, Cut(low, everything), BY_MASS, ROWS, HIGH, LOW
+        )
         target *= total
     while tl.max((low < high).to(tl.int32), axis=0) > 0:
         middle = (low | high) - ((low ^ high) >> 1)  # half of the sum, rounded up
         total, least, most = weigh(
-            a, rows, before, Cut(middle, everything), BY_MASS, ROWS, HIGH, LOW
+            a, rows, held, before, Cut(middle, everything), BY_MASS, ROWS, HIGH, LOW
         )
         goes_on, reached = low < high, total >= target
         low = tl.where(goes_on & reached, least, low)
         high = tl.where(goes_on & (reached == 0), most, high)
-    first, last = classes_of(a, rows, low, ROWS, HIGH, LOW)
+    first, last = classes_of(a, rows, held, low, ROWS, HIGH, LOW)
     while tl.max((first < last).to(tl.int32), axis=0) > 0:
         middle = (first + last) // 2
-        total, least, most = weigh(a, rows, before, Cut(low, middle), BY_MASS, ROWS, HIGH, LOW)
+        total, least, most = weigh(
+            a, rows, held, before, Cut(low, middle), BY_MASS, ROWS, HIGH, LOW
+        )
         goes_on, reached = first < last, total >= target
         last = tl.where(goes_on & reached, middle, last)
         first = tl.where(goes_on & (reached == 0), middle + 1, first)
@@ -192,36 +193,25 @@ def find_cut(
 
 
 @triton.jit
-def shape_of(
-    a, at, inside, share, temperature, top_k, top_p,
-    FAR: tl.constexpr, DIVIDES: tl.constexpr, COUNTS: tl.constexpr, BY_MASS: tl.constexpr,
-    WHOLE: tl.constexpr, REAL: tl.constexpr,
-    ROWS: tl.constexpr, HIGH: tl.constexpr, LOW: tl.constexpr,
+def load_rows(
+    a, at, inside, share, temperature, FAR: tl.constexpr, DIVIDES: tl.constexpr,
+    REAL: tl.constexpr, ROWS: tl.constexpr, HIGH: tl.constexpr, LOW: tl.constexpr,
 ):  # fmt: skip
-    """Look at the rows that are inside and return their shape."""
-    share = tl.full([1, 1, 1], share, REAL)
+    """Look at the rows that are inside and return them."""
+    share, far = tl.full([1, 1, 1], share, REAL), tl.full([1, 1, 1], FAR, tl.int1)
+    one, zero = tl.full([1, 1, 1], 1.0, REAL), tl.zeros([ROWS], REAL)
     # The least number, not -inf: a row of nothing but -inf keeps them.
     top = tl.full([ROWS], -1.7976931348623157e308 if REAL == tl.float64 else -3.4028235e38, REAL)
-    rows = Rows(at, inside, share, FAR, None, top, top, None)
+    rows = Rows(at, inside, share, far, one, zero, top)
     for start in range(0, a.num_classes, HIGH * LOW):
         classes = classes_from(start, ROWS, HIGH, LOW)
         x = mixed(a, rows, classes, are_inside(a, rows, classes))
         top = tl.maximum(top, row_max(x))
-    rows = Rows(at, inside, share, FAR, None, top, top, None)
     if DIVIDES:
         temperature = tl.full([1, 1, 1], temperature, REAL)
-        rows = Rows(at, inside, share, FAR, temperature, top, tl.zeros([ROWS], REAL), None)
-    if WHOLE:
-        held = made_tile(a, rows, classes_from(0, ROWS, HIGH, LOW))
-        rows = Rows(at, inside, share, FAR, rows.temperature, top, rows.top, held)
-
-    by_count = None
-    if COUNTS:
-        by_count = find_cut(a, rows, None, top_k, False, ROWS, HIGH, LOW)
-    by_mass = None
-    if BY_MASS:
-        by_mass = find_cut(a, rows, by_count, top_p, True, ROWS, HIGH, LOW)
-    return Shape(rows, by_count, by_mass)
+        return Rows(at, inside, share, far, temperature, top, zero)
+    else:
+        return Rows(at, inside, share, far, one, zero, top)
 
 
 @triton.jit
@@ -235,6 +225,12 @@ def after_cuts(x, shape, classes):
 
 
 @triton.jit
+def shaped_tile(a, shape, classes):
+    """Return the shaped logits of a whole tile of classes."""
+    return after_cuts(made_tile(a, shape.rows, shape.held, classes), shape, classes)
+
+
+@triton.jit
 def shape_rows(
     a, share: tl.float64, temperature: tl.float64, top_k, top_p: tl.float64,
     FAR: tl.constexpr, DIVIDES: tl.constexpr, COUNTS: tl.constexpr, BY_MASS: tl.constexpr,
@@ -244,15 +240,18 @@ def shape_rows(
     """Write the shaped logits: COUNTS and BY_MASS say which cuts are made."""
     at = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     inside = at < a.num_tokens
-    shape = shape_of(
-        a, at, inside, share, temperature, top_k, top_p,
-        FAR, DIVIDES, COUNTS, BY_MASS, WHOLE, REAL, ROWS, HIGH, LOW,
+    rows = load_rows(
+        a, at, inside, share, temperature, FAR, DIVIDES, REAL, ROWS, HIGH, LOW
     )  # fmt: skip
+    every = classes_from(0, ROWS, HIGH, LOW)
+    held = made_tile(a, rows, None, every) if WHOLE else None
+    by_count = find_cut(a, rows, held, None, top_k, False, ROWS, HIGH, LOW) if COUNTS else None
+    by_mass = find_cut(a, rows, held, by_count, top_p, True, ROWS, HIGH, LOW) if BY_MASS else None
+    shape = Shape(rows, held, by_count, by_mass)
     for start in range(0, a.num_classes, HIGH * LOW):
         classes = classes_from(start, ROWS, HIGH, LOW)
-        x = after_cuts(made_tile(a, shape.rows, classes), shape, classes)
         to = a.out + on_tile(at) * a.num_classes + classes
-        tl.store(to, x, mask=are_inside(a, shape.rows, classes))
+        tl.store(to, shaped_tile(a, shape, classes), mask=are_inside(a, rows, classes))
 
 
 class Options(NamedTuple):

@@ -34,6 +34,14 @@ class Weights(NamedTuple):
     count: Any  # (1,) or None for 1
 
 
+class StepWeights(NamedTuple):
+    """The weights of one step."""
+
+    vb: Any
+    ce: Any
+    grad: Any
+
+
 @triton.jit
 def weights_of(steps, step, weights, DIRECT: tl.constexpr, REAL: tl.constexpr):
     """Return the weights of a step; one whose p is s itself has the cross-entropy alone."""
@@ -44,7 +52,7 @@ def weights_of(steps, step, weights, DIRECT: tl.constexpr, REAL: tl.constexpr):
     grad = tl.full([1], weights.grad, REAL)
     if weights.count is not None:
         grad = grad / tl.load(weights.count).to(REAL)
-    return Weights(vb, ce, grad, weights.count)
+    return StepWeights(vb, ce, grad)
 
 
 def of_prediction(

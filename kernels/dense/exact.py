@@ -41,7 +41,7 @@ class Row(NamedTuple):
     top: Any  # s = exp(logit - top) / sum
     log_sum: Any
     others: Any  # s of all but the anchor
-    tilts: Any  # whether ``reach`` divides s
+    tilts: Any  # [1], whether ``reach`` divides s
     log_f: Any  # pointers
     delta: Any
 
@@ -85,27 +85,25 @@ def load_logits(a, steps, row, classes):
     logits = tl.load(
         a.logits + row.at * a.num_classes + classes, mask=reads, other=float("-inf")
     ).to(tl.float64)
-    if row.tilts is not None:
-        matrix = matrix_of(steps.q_bar_t, a, row.step)
-        reach = tl.load(matrix + classes * a.num_classes + row.x_t, mask=reads, other=0.0)
-        possible = (reach != 0.0) & (logits > float("-inf"))
-        tilted = tl.where(possible, logits - log_of(reach), float("-inf"))
-        logits = tl.where(row.tilts, tilted, logits)
-    return logits
+    matrix = matrix_of(steps.q_bar_t, a, row.step)
+    tilts = reads & row.tilts
+    reach = tl.load(matrix + classes * a.num_classes + row.x_t, mask=tilts, other=1.0)
+    return tl.where(reach != 0.0, logits - log_of(reach), float("-inf"))
 
 
 @triton.jit
-def row_of(a, steps, at, step, work, tilts, BLOCK: tl.constexpr):
+def row_of(a, steps, at, step, work, TILTED: tl.constexpr, BLOCK: tl.constexpr):
     """Return a token's row; one that the tilt leaves nothing of goes without."""
     x_t, anchor = tl.load(a.x_t + at), tl.load(a.anchor + at)
     program = tl.program_id(0).to(tl.int64)
     log_f = work + 2 * program * a.num_classes
+    tilts = tl.full([1], TILTED, tl.int1)
     row = Row(at, step, x_t, anchor, 0.0, 0.0, 0.0, tilts, log_f, log_f + a.num_classes)
     top = tl.full([1], float("-inf"), tl.float64)
     for start in range(0, a.num_classes, BLOCK):
         logits = load_logits(a, steps, row, start + tl.arange(0, BLOCK))
         top = tl.maximum(top, tl.max(logits, axis=0))
-    if tilts is not None:
+    if TILTED:
         tilts = top > float("-inf")
         row = Row(at, step, x_t, anchor, 0.0, 0.0, 0.0, tilts, log_f, log_f + a.num_classes)
         for start in range(0, a.num_classes, BLOCK):

@@ -166,10 +166,10 @@ def loss_again(
 @triton.jit
 def loss_of_row(a, steps, at, step, work, w, TILTED: tl.constexpr, BLOCK: tl.constexpr):
     """Write a row's loss and gradient."""
-    plain = row_of(a, steps, at, step, work, None, BLOCK)
+    plain = row_of(a, steps, at, step, work, False, BLOCK)
     row = plain
     if TILTED:
-        row = row_of(a, steps, at, step, work, plain.top == plain.top, BLOCK)
+        row = row_of(a, steps, at, step, work, True, BLOCK)
     value = tl.where(w.ce != 0.0, w.ce * cross_entropy_of(a, steps, plain), 0.0)
     if tl.max((w.vb != 0.0).to(tl.int32), axis=0) > 0:
         carry_row(a, steps, row, BLOCK)

@@ -78,10 +78,10 @@ def p_sample_again(
         step, wanted, _other = state_of(a, again, at)
         if wanted:
             direct = DIRECT & (tl.load(steps.s + step) == 0)
-            plain = row_of(a, steps, at, step, again.work, None, BLOCK)
+            plain = row_of(a, steps, at, step, again.work, False, BLOCK)
             row = plain
             if TILTED:
-                row = row_of(a, steps, at, step, again.work, plain.top == plain.top, BLOCK)
+                row = row_of(a, steps, at, step, again.work, True, BLOCK)
             log_z, leading = tl.zeros([1], tl.float64), tl.zeros([1], tl.int32)
             if direct == 0:
                 carry_row(a, steps, row, BLOCK)

@@ -148,10 +148,10 @@ def p_posterior_again(
         step, wanted, other = state_of(a, again, at)
         if wanted:
             direct = DIRECT & (tl.load(steps.s + step) == 0)
-            row = row_of(a, steps, at, step, again.work, None, BLOCK)
+            row = row_of(a, steps, at, step, again.work, False, BLOCK)
             plain = row
             if TILTED:
-                row = row_of(a, steps, at, step, again.work, plain.top == plain.top, BLOCK)
+                row = row_of(a, steps, at, step, again.work, True, BLOCK)
             if direct:
                 if a.upstream is None:
                     write_log_s(a, steps, plain, BLOCK)
