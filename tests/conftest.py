@@ -46,6 +46,7 @@ def has_cpu_kernels():
 IMPLEMENTATIONS = ["reference", "cpu"] if has_cpu_kernels() else ["reference"]
 
 
+INSTRUCTIONS = ["baseline", "avx2", "avx512"]
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 HAS_CUDA = _compiled.cuda is not None or not torch.cuda.is_available()
 RANK_ONE = [
@@ -136,6 +137,15 @@ def cpu():
     if "cpu" not in IMPLEMENTATIONS:
         pytest.skip("the compiled CPU module is not installed")
     return "cpu"
+
+
+@pytest.fixture(params=INSTRUCTIONS)
+def instructions(request, cpu):
+    """The number of each set of vector instructions that there is here."""
+    number = INSTRUCTIONS.index(request.param)
+    if number > INSTRUCTIONS.index(_compiled.cpu.instruction_set()):
+        pytest.skip(f"the processor has no {request.param}")
+    return number
 
 
 @pytest.fixture(autouse=True)

@@ -9,12 +9,10 @@ import pytest
 import torch
 from helpers.once import once
 
-from d3pm_fast import _compiled
 from d3pm_fast.reference.philox import philox, uniforms
 
 ROOT = Path(__file__).parents[1]
 FLAGS = "-std=c++17 -O2 -shared -fPIC -Wall -Wextra -Werror -Wno-unknown-pragmas -Wno-psabi"
-INSTRUCTIONS = ["baseline", "avx2", "avx512"]
 STEP, LOW = 2**40 + 3, 2**32 - 1
 # Seeds and positions: items of one token, shorter and longer than the 64 made at once.
 SHAPES = [(1, 1), (3, 1), (200, 1), (1, 15), (7, 5), (50, 3), (3, 63), (2, 64), (3, 65), (2, 1000)]
@@ -48,15 +46,6 @@ def expected(seeds, positions, tokens):
 def random_seeds(count):
     limits = torch.iinfo(torch.int64)
     return torch.randint(limits.min, limits.max, (count,))
-
-
-@pytest.fixture(params=INSTRUCTIONS)
-def instructions(request, cpu):
-    """The number of each set of vector instructions that there is here."""
-    number = INSTRUCTIONS.index(request.param)
-    if number > INSTRUCTIONS.index(_compiled.cpu.instruction_set()):
-        pytest.skip(f"the processor has no {request.param}")
-    return number
 
 
 @pytest.mark.parametrize("share", [1.0, 0.3, 0.02])

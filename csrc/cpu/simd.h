@@ -11,6 +11,7 @@ template <>
 struct VectorOf<float> {
   typedef float Type __attribute__((vector_size(D3PM_VECTOR_BYTES)));
   typedef int32_t Bits __attribute__((vector_size(D3PM_VECTOR_BYTES)));
+  typedef uint32_t Words __attribute__((vector_size(D3PM_VECTOR_BYTES)));  // that may wrap around
   typedef double Wide __attribute__((vector_size(2 * D3PM_VECTOR_BYTES)));
   using Int = int32_t;
 };
@@ -143,6 +144,7 @@ template <>
 struct Math<float> {
   using V = VectorOf<float>::Type;
   using Bits = VectorOf<float>::Bits;
+  using Words = VectorOf<float>::Words;
   static constexpr double tiny = 1e-30;  // below it a probability counts as zero
   static constexpr float kLn2High = 0.693359375f, kLn2Low = -2.12194440e-4f;
 
@@ -153,7 +155,7 @@ struct Math<float> {
   // exp(x) = 2^power (1 + rest), for x in [-87.3, 0].
   struct Power {
     V rest;
-    Bits power;  // in the place of an exponent
+    Words power;  // in the place of an exponent
   };
   D3PM_INLINE Power split_exp(const V& x) {
     const V shifted = x * 1.44269504088896341f + 12582912.0f;  // its low bits are round(x / ln 2)
@@ -164,28 +166,28 @@ struct Math<float> {
     p = p * r + 4.1665795894e-2f;
     p = p * r + 1.6666665459e-1f;
     p = p * r + 5.0000001201e-1f;
-    return {p * (r * r) + r, bit_cast<Bits>(shifted) << 23};
+    return {p * (r * r) + r, bit_cast<Words>(shifted) << 23};
   }
 
   // For x <= 0 or NaN; below the least normal number, 0.
   D3PM_INLINE V exp(const V& x) {
     const Power e = split_exp(x);
-    const V scaled = bit_cast<V>(bit_cast<Bits>(e.rest + 1.0f) + e.power);
+    const V scaled = bit_cast<V>(bit_cast<Words>(e.rest + 1.0f) + e.power);
     return x < -87.3f ? V{} : scaled;
   }
 
   // exp(x) - 1 for x <= 0 or NaN.
   D3PM_INLINE V expm1(const V& x) {
     const Power e = split_exp(x);
-    const V scale = bit_cast<V>(bit_cast<Bits>(V{} + 1.0f) + e.power);
+    const V scale = bit_cast<V>(bit_cast<Words>(V{} + 1.0f) + e.power);
     return x < -87.3f ? V{} - 1.0f : scale * e.rest + (scale - 1.0f);
   }
 
   // x: the exact y - 1, used where y needs no power of 2 taken out; y positive and normal.
   D3PM_INLINE SplitLog split(const V& x, const V& y) {
-    const Bits bits = bit_cast<Bits>(y);
-    const Bits power = (bits - 0x3f3504f3) >> 23;
-    const V mantissa = bit_cast<V>(bits - (power << 23));
+    const Words bits = bit_cast<Words>(y);
+    const Bits power = bit_cast<Bits>(bits - 0x3f3504f3u) >> 23;
+    const V mantissa = bit_cast<V>(bits - (bit_cast<Words>(power) << 23));
     const V rest = power == 0 ? x : mantissa - 1.0f;
     V p = rest * 7.0376836292e-2f - 1.1514610310e-1f;
     p = p * rest + 1.1676998740e-1f;
@@ -299,8 +301,7 @@ struct Memory {
 struct PackedHalf {
   using Real = float;
   using V = VectorOf<float>::Type;
-  using Bits = VectorOf<float>::Bits;
-  typedef uint32_t Words __attribute__((vector_size(D3PM_VECTOR_BYTES)));
+  using Words = VectorOf<float>::Words;
   typedef uint16_t Packed __attribute__((vector_size(D3PM_VECTOR_BYTES / 2)));
 };
 

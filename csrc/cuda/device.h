@@ -93,9 +93,9 @@ struct Math<float> {
 
   // x - log(1 + x), given y = 1 + x to its own last digit, positive and normal.
   static __device__ V phi(V x, V y) {
-    const int32_t bits = bit_cast<int32_t>(y);
-    const int32_t power = (bits - 0x3f3504f3) >> 23;
-    const float mantissa = bit_cast<float>(bits - power * (1 << 23));
+    const uint32_t bits = bit_cast<uint32_t>(y);
+    const int32_t power = static_cast<int32_t>(bits - 0x3f3504f3u) >> 23;
+    const float mantissa = bit_cast<float>(bits - (static_cast<uint32_t>(power) << 23));
     const float r = power == 0 ? x : mantissa - 1.0f, n = static_cast<float>(power);
     float p = r * 7.0376836292e-2f - 1.1514610310e-1f;
     p = p * r + 1.1676998740e-1f;
