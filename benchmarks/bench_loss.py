@@ -14,7 +14,8 @@ CASES = cases("loss", (8, 1024, 256), (32, 256, 27), (1, 512, 8192))
 
 def ours(i: Inputs) -> Run:
     def loss(logits: Tensor) -> Tensor:
-        return d3.functional.loss(i.transition, logits, i.x0, i.x_t, i.t)
+        tokens = i.x0, i.x_t, i.t
+        return d3.functional.loss(i.transition, logits, *tokens, first_step="logits")
 
     return lambda: loss_and_gradient(loss, i.logits)
 

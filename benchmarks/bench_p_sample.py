@@ -13,7 +13,8 @@ CASES += cases("p_sample", (64, 1024, 256), families=("uniform", FEW))
 
 
 def ours(i: Inputs) -> Run:
-    return lambda: d3.functional.p_sample(i.transition, i.logits, i.x_t, i.t)
+    args = i.transition, i.logits, i.x_t, i.t
+    return lambda: d3.functional.p_sample(*args, first_step="logits")
 
 
 def gumbel_eager(i: Inputs) -> Run:

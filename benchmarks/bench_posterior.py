@@ -12,7 +12,8 @@ CASES = cases("posterior", (8, 1024, 256))
 
 
 def ours(i: Inputs) -> Run:
-    return lambda: d3.functional.p_posterior(i.transition, i.logits, i.x_t, i.t)
+    args = i.transition, i.logits, i.x_t, i.t
+    return lambda: d3.functional.p_posterior(*args, first_step="logits")
 
 
 def closed_eager(i: Inputs) -> Run:

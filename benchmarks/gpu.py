@@ -200,7 +200,7 @@ def loss_by(inputs: Any, impl: str) -> Run:
 
     def loss(logits: Tensor) -> Tensor:
         tokens = inputs.x0, inputs.x_t, inputs.t
-        return functional.loss(inputs.transition, logits, *tokens, impl=impl)
+        return functional.loss(inputs.transition, logits, *tokens, first_step="logits", impl=impl)
 
     return lambda: loss_and_gradient(loss, inputs.logits)
 

@@ -24,7 +24,7 @@ class D3PM(nn.Module):
     Args:
         transition: a chain of :mod:`d3pm_fast.transitions`.
         reverse: ``"joint"`` (eq. 4) or ``"posterior_mean"``.
-        first_step: ``"logits"`` or ``"posterior"``, the model of ``p(x_0 | x_1)``.
+        first_step: ``"posterior"`` or ``"logits"``, the model of ``p(x_0 | x_1)``.
         impl: the implementation of every call, see :func:`d3pm_fast.implementation`.
     """
 
@@ -32,7 +32,7 @@ class D3PM(nn.Module):
         self,
         transition: Transition,
         reverse: str = "joint",
-        first_step: str = "logits",
+        first_step: str = "posterior",
         impl: str = "auto",
     ) -> None:
         super().__init__()
@@ -82,8 +82,8 @@ class D3PM(nn.Module):
         x0: Tensor,
         x_t: Tensor,
         t: Tensor,
-        dtype: torch.dtype | None = None,
         s: Tensor | None = None,
+        dtype: torch.dtype | None = None,
     ) -> Tensor:
         """Return ``log q(x_s | x_t, x_0)``, s = t - 1 unless given.
 
@@ -115,11 +115,11 @@ class D3PM(nn.Module):
         x0: Tensor,
         x_t: Tensor,
         t: Tensor,
+        s: Tensor | None = None,
         vb_weight: float | Tensor = 1.0,
         ce_weight: float | Tensor = 0.0,
         mask: Tensor | None = None,
         reduction: str = "mean",
-        s: Tensor | None = None,
     ) -> Tensor:
         """Return the hybrid loss in nats; see :func:`d3pm_fast.functional.loss`."""
         return functional.loss(

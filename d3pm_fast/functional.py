@@ -80,7 +80,7 @@ def loss(
     s: Tensor | None = None,
     *,
     reverse: str = "joint",
-    first_step: str = "logits",
+    first_step: str = "posterior",
     vb_weight: float | Tensor = 1.0,
     ce_weight: float | Tensor = 0.0,
     mask: Tensor | None = None,
@@ -104,9 +104,9 @@ def loss(
         s: times that the steps lead to, the shape of t, in 0..t-1; t - 1 unless given.
         reverse: ``"joint"`` (eq. 4) or ``"posterior_mean"`` (the posteriors of all x_0,
             each with its predicted weight). Use one for the loss and the sampler.
-        first_step: ``p(x_0 | x_1)``, and of every step to s = 0: ``"logits"`` takes the softmax
-            itself, for every token, so that L_0 is the cross-entropy; ``"posterior"`` treats it
-            as any other step.
+        first_step: ``p(x_0 | x_1)``, and of every step to s = 0: ``"posterior"`` treats it as
+            any other step; ``"logits"`` takes the softmax itself, for every token, so that L_0
+            is the cross-entropy, as in the paper's code.
         vb_weight: weight of the bound's term.
         ce_weight: weight of the cross-entropy (the paper's lambda). A tensor of shape ``()`` in
             place of either number is not read, so that it may change in compiled code and may
@@ -234,7 +234,7 @@ def p_posterior(
     s: Tensor | None = None,
     *,
     reverse: str = "joint",
-    first_step: str = "logits",
+    first_step: str = "posterior",
     impl: str = "auto",
 ) -> Tensor:
     """Return ``log p(x_s | x_t)``, in nats, differentiable in the logits (D3PM, eq. 4).
@@ -326,7 +326,7 @@ def p_sample(
     s: Tensor | None = None,
     *,
     reverse: str = "joint",
-    first_step: str = "logits",
+    first_step: str = "posterior",
     generator: torch.Generator | None = None,
     seeds: Tensor | None = None,
     step: int = 0,

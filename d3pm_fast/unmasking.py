@@ -150,7 +150,13 @@ def confidence(
         prediction = denoiser(x, starts)
         x = _draw_x0(diffusion, prediction, x, starts, seeds, step=t)
         log_s = functional.p_posterior(
-            chain, widened(prediction), x, starts, 0 * starts, impl=diffusion.impl
+            chain,
+            widened(prediction),
+            x,
+            starts,
+            0 * starts,
+            first_step="logits",
+            impl=diffusion.impl,
         )
         drawn = log_s.gather(-1, x.unsqueeze(-1)).squeeze(-1)
         drawn += noise * s / times[0] * _gumbel(seeds, t, x)

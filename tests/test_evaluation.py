@@ -66,7 +66,7 @@ def test_a_stopped_evaluation_goes_on_as_if_it_never_had_been(tmp_path, num_time
 
 def test_the_interval_of_an_estimate_holds_the_bound_where_one_step_is_half_of_it():
     chain = make_chain("uniform", 3, [0.04] * 100)
-    diffusion = d3.D3PM(chain.transition)
+    diffusion = d3.D3PM(chain.transition, first_step="logits")
     generator = torch.Generator().manual_seed(0)
     table = 0.6 * torch.randn(3, 3, dtype=torch.float64, generator=generator)
     axes = torch.arange(3), torch.arange(3), torch.arange(1, 101)

@@ -61,7 +61,7 @@ def test_bert_is_one_step_of_masks_and_uniform_noise():
     x0, t = data(), torch.ones(B, dtype=torch.int64)
     logits = torch.randn(B, P, K, dtype=torch.float64)
     x_t = functional.q_sample(chain, x0, t)
-    found = functional.loss(chain, logits, x0, x_t, t)
+    found = functional.loss(chain, logits, x0, x_t, t, first_step="logits")
     torch.testing.assert_close(found, cross_entropy(logits.flatten(0, 1), x0.flatten()))
 
 
@@ -97,7 +97,7 @@ def test_one_step_is_a_variational_autoencoder(family, monkeypatch):
     """``E_q(z|x)[-log p(x | z)] + KL(q(z | x) || p(z))``, z = x_1."""
     chain, states = make_chain(family, 3, [0.7]), every_state(3, 2)
     table = torch.randn(2, 9, 2, 3, dtype=torch.float64)
-    diffusion = d3.D3PM(chain.transition)
+    diffusion = d3.D3PM(chain.transition, first_step="logits")
     found = terms_of_every_state(diffusion, chain, table.__getitem__, states, None, monkeypatch)
     terms, weights, prior = found
     assert terms.shape == (9, 9, 1)

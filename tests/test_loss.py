@@ -58,7 +58,7 @@ def least_scale(impl):
     return 1.0 if impl == "reference" else 0.0
 
 
-def size_of_terms(chain, logits, x0, x_t, t, reverse="joint", first_step="logits", **_):
+def size_of_terms(chain, logits, x0, x_t, t, reverse="joint", first_step="posterior", **_):
     """The kernels' gradient keeps its digits down to the size of its own terms."""
     floor = torch.zeros(len(t), dtype=torch.float64)
     for time in t.unique().tolist():

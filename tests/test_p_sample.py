@@ -42,8 +42,9 @@ def test_the_law_is_the_model_s_posterior(family, reverse, impl):
         for x_t in (0, 2, 4):
             logits = torch.randn(K, generator=generator(t))
             target = t - 1 if s is None else s
-            law = true_p_posterior(chain, logits[None], torch.tensor([x_t]), target, t, reverse)[0]
-            drawn = draw_many(chain, logits, x_t, s, t, impl, seed=10 * t + x_t, reverse=reverse)
+            model = {"reverse": reverse, "first_step": "logits"}
+            law = true_p_posterior(chain, logits[None], torch.tensor([x_t]), target, t, **model)[0]
+            drawn = draw_many(chain, logits, x_t, s, t, impl, seed=10 * t + x_t, **model)
             counts = torch.bincount(drawn, minlength=K)
             assert (counts[law == 0] == 0).all()
             if (law > 1e-9).sum() > 1:
@@ -226,9 +227,8 @@ def test_the_last_digits_of_a_draw_count(impl):
     x_t, t = torch.zeros(1, count, dtype=torch.int64), torch.tensor([1])
     for share, expected in [(1.01 * left, 1), (0.99 * left, 0)]:
         logits = torch.tensor([1 - share, share], dtype=torch.float64).log()
-        drawn = functional.p_sample(
-            chain, logits.expand(1, count, 2), x_t, t, seeds=seeds, impl=impl
-        )
+        args = chain, logits.expand(1, count, 2), x_t, t
+        drawn = functional.p_sample(*args, first_step="logits", seeds=seeds, impl=impl)
         assert int(drawn[0, position]) == expected
 
 

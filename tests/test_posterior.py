@@ -281,7 +281,8 @@ def test_the_first_step_is_the_softmax_itself(impl):
     chain = make_chain("absorbing_last", 5)
     logits = torch.randn(5, 5)
     t = torch.ones(5, dtype=torch.int64)
-    log_p = functional.p_posterior(chain.transition, logits, torch.arange(5), t, impl=impl)
+    args = chain.transition, logits, torch.arange(5), t
+    log_p = functional.p_posterior(*args, first_step="logits", impl=impl)
     assert_log_close(log_p, torch.log_softmax(logits.double(), -1), torch.float32)
 
 

@@ -74,8 +74,8 @@ class TrainConfig(ABC):
     """Weight of the cross-entropy (the paper's lambda)."""
     reverse: Literal["joint", "posterior_mean"] = "joint"
     """The model's reverse step."""
-    first_step: Literal["logits", "posterior"] = "logits"
-    """The model of the last reverse step, p(x_0 | x_1)."""
+    first_step: Literal["posterior", "logits"] = "posterior"
+    """The model of the last reverse step, p(x_0 | x_1): with logits it has to learn to copy."""
     impl: Literal["auto", "reference", "cpu", "triton", "cuda"] = "auto"
     """The implementation of loss and sampler in training; all draw the same samples."""
     batch_size: int = 64

@@ -115,7 +115,7 @@ class Run:
             logits = batch.predict(self.denoiser, x_t, t)
         vb, ce = config.timesteps * config.vb_weight, config.timesteps * config.ce_weight
         self.optimizer.zero_grad(set_to_none=True)
-        loss = self.diffusion.loss(logits, x0, x_t, t, vb, ce, mask)
+        loss = self.diffusion.loss(logits, x0, x_t, t, vb_weight=vb, ce_weight=ce, mask=mask)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.denoiser.parameters(), config.clip)
         self.optimizer.step()

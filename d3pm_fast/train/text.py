@@ -39,8 +39,6 @@ class TextConfig(TrainConfig):
     """Longest document in characters; a longer one is cut."""
     transition: Literal["uniform", "absorbing"] = "absorbing"
     """The forward process."""
-    first_step: Literal["logits", "posterior"] = "posterior"
-    """The model of the last reverse step, p(x_0 | x_1): with logits it has to learn to copy."""
     epochs: int = 15
     """Passes over the documents."""
     width: int = 128

@@ -135,7 +135,7 @@ def true_q_posterior(chain, x0, x_t, s, t):
     return joint / joint.sum(-1, keepdim=True)
 
 
-def true_p_posterior(chain, logits, x_t, s, t, reverse="joint", first_step="logits"):
+def true_p_posterior(chain, logits, x_t, s, t, reverse="joint", first_step="posterior"):
     """``p(x_s | x_t)`` with ``s = softmax(logits)``, ``(N, K)``, differentiable."""
     predicted = torch.softmax(logits.double(), dim=-1)
     if s == 0 and first_step == "logits":
@@ -158,7 +158,7 @@ def true_loss(
     x_t,
     t,
     reverse="joint",
-    first_step="logits",
+    first_step="posterior",
     vb_weight=1.0,
     ce_weight=0.0,
     s=None,
@@ -175,7 +175,7 @@ def true_loss(
     return loss + ce_weight * cross_entropy
 
 
-def gradient_terms(chain, logits, x0, x_t, t, reverse="joint", first_step="logits"):
+def gradient_terms(chain, logits, x0, x_t, t, reverse="joint", first_step="posterior"):
     """The size of the terms of each row's gradient, ``(N,)``, see :func:`exact.exact_loss`."""
     if t == 1 and first_step == "logits":
         return torch.zeros(len(x0), dtype=torch.float64)  # s - 1 is -(the sum of the others)

@@ -27,7 +27,7 @@ def exact_step(chain, t):
 
 
 def exact_loss(
-    chain, logits, x0, x_t, t, reverse="joint", first_step="logits", vb_weight=1.0, ce_weight=0.0
+    chain, logits, x0, x_t, t, reverse="joint", first_step="posterior", vb_weight=1.0, ce_weight=0.0
 ):
     """Loss ``(N,)``, gradient ``(N, K)`` and its terms ``(N,)`` of rows at their own times.
 
