@@ -69,6 +69,8 @@ def pytest_generate_tests(metafunc):
         metafunc.parametrize("impl", IMPLEMENTATIONS + more, indirect=True)
     if "kernels" in metafunc.fixturenames:
         metafunc.parametrize("kernels", IMPLEMENTATIONS[1:] + triton + cuda, indirect=True)
+    if "compiled" in metafunc.fixturenames:
+        metafunc.parametrize("compiled", IMPLEMENTATIONS[1:] + cuda, indirect=True)
 
 
 @pytest.fixture
@@ -81,6 +83,13 @@ def impl(request, monkeypatch):
 @pytest.fixture
 def kernels(request, monkeypatch):
     """Each of them but the reference."""
+    with serve(request.param, monkeypatch):
+        yield request.param
+
+
+@pytest.fixture
+def compiled(request, monkeypatch):
+    """Those of them that are compiled from C++."""
     with serve(request.param, monkeypatch):
         yield request.param
 

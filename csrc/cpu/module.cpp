@@ -314,7 +314,9 @@ const char* instruction_set() {
 }  // namespace
 }  // namespace d3pm
 
-PYBIND11_MODULE(_cpu, m) {
+// No call changes anything but the memory it is given, so that no lock is needed.
+PYBIND11_MODULE(_cpu, m, py::mod_gil_not_used()) {
+  d3pm::best_target();  // reads the environment before there is a thread that may change it
   m.doc() = "Fused kernels of d3pm_fast for CPUs; d3pm_fast/ops.py is their only caller.";
   m.def("loss", &d3pm::loss);
   m.def("q_posterior", &d3pm::q_posterior);

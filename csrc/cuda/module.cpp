@@ -114,11 +114,14 @@ void scan(const std::string& dtype, int64_t num_steps, int64_t num_classes, uint
 }  // namespace
 }  // namespace d3pm::device
 
-PYBIND11_MODULE(D3PM_MODULE, m) {
+// No call changes anything but the memory it is given, so that no lock is needed. Others run while
+// one waits for its place in the stream's queue.
+PYBIND11_MODULE(D3PM_MODULE, m, py::mod_gil_not_used()) {
+  using Unlocked = py::call_guard<py::gil_scoped_release>;
   m.attr("device") = D3PM_DEVICE;  // the kind of tensors that the kernels serve
-  m.def("loss", &d3pm::device::loss);
-  m.def("posterior", &d3pm::device::posterior);
-  m.def("q_sample", &d3pm::device::q_sample);
-  m.def("p_sample", &d3pm::device::p_sample);
-  m.def("scan", &d3pm::device::scan);
+  m.def("loss", &d3pm::device::loss, Unlocked());
+  m.def("posterior", &d3pm::device::posterior, Unlocked());
+  m.def("q_sample", &d3pm::device::q_sample, Unlocked());
+  m.def("p_sample", &d3pm::device::p_sample, Unlocked());
+  m.def("scan", &d3pm::device::scan, Unlocked());
 }
