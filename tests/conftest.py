@@ -157,6 +157,14 @@ def instructions(request, cpu):
     return number
 
 
+@pytest.fixture
+def triton(monkeypatch):
+    """Triton's kernels, in its interpreter where there is no GPU."""
+    pytest.importorskip("triton")
+    with serve("triton", monkeypatch):
+        yield "triton"
+
+
 @pytest.fixture(autouse=True)
 def fixed_surroundings(monkeypatch):
     """The same seed, no settings of the caller's, and nothing left behind for the next test."""

@@ -8,17 +8,9 @@ from helpers.dense_chains import FAMILIES, make_dense_chain
 
 from d3pm_fast import functional, transitions
 
-pytest.importorskip("triton")
+pytestmark = pytest.mark.usefixtures("triton")
 STRUCTURES = ["gaussian", "from_matrices", "sparse_masked", "with_mask"]
 FUSED = [True, False]
-
-
-@pytest.fixture(autouse=True)
-def triton(monkeypatch):
-    from conftest import serve
-
-    with serve("triton", monkeypatch):
-        yield
 
 
 @pytest.fixture

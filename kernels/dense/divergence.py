@@ -15,9 +15,9 @@ from ..math import phi, tiny
 from .entries import value_of
 from .predict import (
     carry,
-    common_at,
     is_centred,
     load_column,
+    load_common,
     load_truth,
     probabilities,
     reach_at,
@@ -29,12 +29,13 @@ LEAST_REACH = tl.constexpr(1e-12)  # above it a class that `tiny` counts out has
 
 
 class Entries(NamedTuple):
-    """c, d, f and D of some classes."""
+    """c, d, f and D of some classes; centred, f less what all rows of Qbar_s have in common."""
 
     c: Any
     d: Any
     f: Any
     change: Any
+    rest: Any
 
 
 class Totals(NamedTuple):
@@ -49,11 +50,13 @@ class Totals(NamedTuple):
 def entries_of(a, steps, rows, softmax, carried, j):
     """Return what is made of ``v Qbar_s``, anchored, at classes ``j [1, C]``."""
     c = value_of(load_column(a, steps, rows, j)).to(tl.float32)
-    d = value_of(load_truth(a, steps, rows, j)).to(tl.float32)
+    truth = value_of(load_truth(a, steps, rows, j))
+    d = truth.to(tl.float32)
     centred = is_centred(a, steps, rows)
     f = tl.where(centred, d, softmax.anchor[:, None] * d) + carried
     change = carried - tl.where(centred, 0.0, softmax.others[:, None] * d)
-    return Entries(tl.where(c < tiny(tl.float32), 0.0, c), d, f, change)
+    rest = (truth - load_common(a, steps, rows, j)).to(tl.float32) + carried
+    return Entries(tl.where(c < tiny(tl.float32), 0.0, c), d, f, change, rest)
 
 
 @triton.jit
@@ -103,11 +106,12 @@ def divergence_of(entries, totals):
 
 
 @triton.jit
-def mean_pull_of(a, steps, rows, entries, r, j):
-    """Return some classes' share in ``s Qbar_s r``, where all that is in common is left out."""
-    common = tl.load(common_at(a, steps, rows, j), mask=j < a.num_classes, other=0.0)
-    share = tl.sum((entries.f - common.to(tl.float32)) * r, axis=1)
-    return tl.where(is_centred(a, steps, rows), share, 0.0)
+def mean_pull_of(a, steps, rows, rest, r):
+    """Return some classes' share in ``s Qbar_s r``, where all that is in common is left out.
+
+    With it that is 0.
+    """
+    return tl.where(is_centred(a, steps, rows), tl.sum(rest * r, axis=1), 0.0)
 
 
 @triton.jit
@@ -119,7 +123,7 @@ def diverge(
     carried = carry(a, steps, rows, softmax, j, True, TILTED, PRECISION, ROWS, COLUMNS, BLOCK)
     entries = entries_of(a, steps, rows, softmax, carried, j)
     term, r, grows = divergence_of(entries, totals)
-    return term, r, grows, mean_pull_of(a, steps, rows, entries, r, j)
+    return term, r, grows, mean_pull_of(a, steps, rows, entries.rest, r)
 
 
 @triton.jit

@@ -32,7 +32,7 @@ def load_mass(a, steps, rows, between, start, COLUMNS: tl.constexpr):
     """Return ``c_j f_j`` of some classes, and ``c_j``."""
     j = start + tl.arange(0, COLUMNS)[None, :]
     column = value_of(load_column(a, steps, rows, j))
-    f = load_between(a, between, rows, j)
+    f, _ = load_between(a, steps, between, rows, j)
     return (column.to(tl.float32) * f).to(tl.float64), column
 
 

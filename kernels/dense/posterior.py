@@ -14,7 +14,7 @@ from ...transitions.tables import StepTables, step_tables
 from ..launch import launch
 from ..math import log, rounded_to
 from .arguments import Arguments, Weights, of_prediction
-from .divergence import UNDERFLOW
+from .divergence import UNDERFLOW, mean_pull_of
 from .entries import log_of, value_of
 from .exact import (
     carry_row,
@@ -27,7 +27,7 @@ from .exact import (
     state_of,
     write_gradient,
 )
-from .predict import load_column, load_truth, reach_at
+from .predict import load_column, load_common, load_truth, reach_at
 from .pull import store_row
 from .shape import SPLIT
 from .split import between_at, carry_by, pull_by, store_between
@@ -61,10 +61,11 @@ def leading_of(a, steps, rows, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
 
 
 @triton.jit
-def load_between(a, between, rows, j):
-    """Return f of some classes."""
+def load_between(a, steps, between, rows, j):
+    """Return f of some classes, and f less what the rows of ``Qbar_s`` have in common."""
     at, inside = between_at(a, between, rows, j)
-    return tl.load(at, mask=inside, other=0.0)
+    rest = tl.load(at, mask=inside, other=0.0)
+    return rest + load_common(a, steps, rows, j).to(tl.float32), rest
 
 
 @triton.jit
@@ -74,7 +75,8 @@ def weigh(a, steps, rows, between, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     low = tl.full([ROWS], 1.0, tl.float32)
     for start in range(0, a.num_classes, COLUMNS):
         j = start + tl.arange(0, COLUMNS)[None, :]
-        f, c = load_between(a, between, rows, j), load_column(a, steps, rows, j)
+        f, _ = load_between(a, steps, between, rows, j)
+        c = load_column(a, steps, rows, j)
         z += tl.sum(value_of(c).to(tl.float32) * f, axis=1)
         low = tl.minimum(low, tl.min(tl.where(c != 0.0, f, 1.0), axis=1))
     least = a.num_classes * (UNDERFLOW * 8388608.0)
@@ -101,8 +103,8 @@ def p_posterior_of_rows(
     for start in range(0, a.num_classes, COLUMNS):
         j = start + tl.arange(0, COLUMNS)[None, :]
         log_c = log_of(load_column(a, steps, rows, j))
-        log_f = log(load_between(a, between, rows, j))
-        log_p = tl.where(log_c > float("-inf"), log_c + (log_f - log_z), float("-inf"))
+        f, _ = load_between(a, steps, between, rows, j)
+        log_p = tl.where(log_c > float("-inf"), log_c + (log(f) - log_z), float("-inf"))
         store_row(a, rows, j, log_p)
     store_doubt(a, steps, rows, sure, DIRECT)
 
@@ -121,7 +123,7 @@ def turn_rows(
     a, steps, tiles, between, num_steps, DIRECT: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """Turn f into r."""
+    """Turn f into r, and write its mean pull."""
     rows = load_rows(a, tiles, tl.program_id(0), num_steps, ROWS)
     z, sure = weigh(a, steps, rows, between, ROWS, COLUMNS)
     total = tl.zeros([ROWS], tl.float32)
@@ -129,13 +131,17 @@ def turn_rows(
         j = start + tl.arange(0, COLUMNS)[None, :]
         c = load_column(a, steps, rows, j)
         total += tl.sum(load_upstream(a, rows, c, j), axis=1)
-    common = (total / z)[:, None]
+    scale = (total / z)[:, None]
+    mean = tl.zeros([ROWS], tl.float32)
     for start in range(0, a.num_classes, COLUMNS):
         j = start + tl.arange(0, COLUMNS)[None, :]
         c = load_column(a, steps, rows, j)
-        f, upstream = load_between(a, between, rows, j), load_upstream(a, rows, c, j)
-        share = tl.where(upstream != 0.0, upstream / f, 0.0)
-        store_between(a, between, rows, j, share - common * value_of(c).to(tl.float32))
+        f, rest = load_between(a, steps, between, rows, j)
+        upstream = load_upstream(a, rows, c, j)
+        r = tl.where(upstream != 0.0, upstream / f, 0.0) - scale * value_of(c).to(tl.float32)
+        mean += mean_pull_of(a, steps, rows, rest, r)
+        store_between(a, between, rows, j, r)
+    tl.store(between.mean + rows.at, mean, mask=rows.inside)
     store_doubt(a, steps, rows, sure, DIRECT)
 
 

@@ -79,20 +79,20 @@ def load_matrix(a, steps, rows, i, j):
     inside = (i < a.num_classes) & (j < a.num_classes)
     matrix = steps.q_bar + rows.step.to(tl.int64) * a.num_classes * a.num_classes
     entries = tl.load(matrix + i.to(tl.int64) * a.num_classes + j, mask=inside, other=0.0)
-    common = tl.load(common_at(a, steps, rows, j), mask=j < a.num_classes, other=0.0)
-    return (value_of(entries) - common).to(tl.float32)
+    return (value_of(entries) - load_common(a, steps, rows, j)).to(tl.float32)
 
 
 @triton.jit
-def common_at(a, steps, rows, classes):
-    """Return where what the rows of ``Qbar_s`` have in common is."""
-    return steps.common + rows.step.to(tl.int64) * a.num_classes + classes
+def load_common(a, steps, rows, classes):
+    """Return what the rows of ``Qbar_s`` have in common, in float64."""
+    at = steps.common + rows.step.to(tl.int64) * a.num_classes + classes
+    return tl.load(at, mask=classes < a.num_classes, other=0.0)
 
 
 @triton.jit
 def is_centred(a, steps, rows):
     """Return whether the rows of ``Qbar_s`` have anything in common."""
-    return tl.load(common_at(a, steps, rows, 0)) > 0.0
+    return load_common(a, steps, rows, 0) > 0.0
 
 
 @triton.jit
@@ -100,7 +100,7 @@ def carry(
     a, steps, rows, softmax, j, ANCHORED: tl.constexpr, TILTED: tl.constexpr,
     PRECISION: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Return ``v Qbar_s`` at the classes ``j [1, COLUMNS]``.
+    """Return ``v Qbar_s``, less what its rows have in common, at the classes ``j [1, COLUMNS]``.
 
     Anchored, v is s without the anchor, or, where the rows of Qbar_s have something in common,
     ``s - e_anchor``; else v is s.
@@ -114,10 +114,6 @@ def carry(
         v = tl.where(i[None, :] == rows.anchor[:, None], at_anchor[:, None], s)
         matrix = load_matrix(a, steps, rows, i[:, None], j)
         carried = tl.dot(v, matrix, carried, input_precision=PRECISION)
-    if not ANCHORED:
-        carried += tl.load(common_at(a, steps, rows, j), mask=j < a.num_classes, other=0.0).to(
-            tl.float32
-        )
     return carried
 
 

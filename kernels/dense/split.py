@@ -18,7 +18,7 @@ from .tiles import Tiles, load_rows
 class Between(NamedTuple):
     """What lies between the kernels of one call."""
 
-    rows: Any  # (N, K): f, or r
+    rows: Any  # (N, K): f less what the rows of Qbar_s have in common, or r
     sums: Any  # (N, blocks, 3): of the loss
     mean: Any  # (N,): what G is counted from
     others: Any  # (N, blocks): sums of the gradient without the anchor
@@ -43,7 +43,7 @@ def carry_rows(
     a, steps, tiles, between, num_steps, TILTED: tl.constexpr, PRECISION: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Write a block of columns of f."""
+    """Write a block of columns of f, less what the rows of Qbar_s have in common."""
     blocks = tl.cdiv(a.num_classes, COLUMNS)
     rows = load_rows(a, tiles, tl.program_id(0) // blocks, num_steps, ROWS)
     softmax = softmax_of(a, steps, rows, TILTED, ROWS, BLOCK)
@@ -107,7 +107,7 @@ def room_between(a: Arguments) -> Between:
 def carry_by(
     a: Arguments, steps: StepTables, tiles: Tiles, num_tiles: int, posterior_mean: bool
 ) -> Between:
-    """Return f of all rows."""
+    """Return f of all rows, less what those of Qbar_s have in common."""
     between = room_between(a)
     launch(
         carry_rows, num_tiles * between.sums.shape[1], a.x_t, a, steps, tiles, between,

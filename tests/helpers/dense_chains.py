@@ -23,6 +23,7 @@ FAMILIES = [
     "with_mask",
 ]
 NUM_STEPS = 6
+MIXING = [name for name in FAMILIES if name not in ("sparse_masked", "from_matrices", "with_mask")]
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,12 @@ def gaussian_matrix(num_classes, beta, limit=None):
             matrix[i, j] = weight(i - j) / total if i != j else 0.0
         matrix[i, i] = 1 - matrix[i].sum()
     return matrix
+
+
+def make_late_chain(family):
+    """Five classes and 16 steps, at the last of which the rows of Qbar_s are alike if ever."""
+    betas = torch.cat([torch.linspace(0.05, 0.6, NUM_STEPS), torch.full((10,), 0.9)]).double()
+    return make_dense_chain(family, 5, betas)
 
 
 def make_dense_chain(family, num_classes, betas=None):
