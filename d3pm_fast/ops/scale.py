@@ -26,10 +26,10 @@ def scale_(grad: Tensor, factor: Tensor) -> Tensor:
 
 
 def _scale_on_cpu(grad: Tensor, factor: Tensor) -> Tensor:
+    if factor.ndim == 0:
+        return grad if factor.item() == 1 else grad.mul_(factor)
     if bool((factor == 1).all()):
         return grad
-    if factor.ndim == 0:
-        return grad.mul_(factor)
     num_classes = grad.shape[-1]
     rows = max(ENTRIES // num_classes, 1)
     parts = grad.view(-1, num_classes).split(rows), factor.reshape(-1, 1).split(rows)
