@@ -20,12 +20,12 @@ class LossOperation(NamedTuple):
         with_gradient: the loss and the gradient of each input in the type of the calculation or
             its own; late, a mean's gradient is left undivided. None where the value is plain
             PyTorch.
-        reference: the loss of each token by plain PyTorch.
+        reference: of the items, the loss of each token as a function in plain PyTorch.
     """
 
     value: Callable[[Inputs, Items, str], Tensor]
     with_gradient: Callable[[Inputs, Items, str, bool], tuple[Tensor, ...]] | None
-    reference: Callable[[Inputs, Items], Tensor]
+    reference: Callable[[Items], Callable[..., Tensor]]
 
     def of_tokens(self) -> Differentiable:
         """Return the loss of each token."""

@@ -5,6 +5,7 @@ the reference, in float64.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -28,21 +29,24 @@ class Differentiable(NamedTuple):
         value: the result, its first axis the batch.
         gradient: of each input, from that of the result, which comes last; None where the value
             is plain PyTorch.
-        reference: the value by plain PyTorch.
+        reference: of the items, the function of the inputs that the value is, in plain PyTorch.
     """
 
     value: Callable[[Inputs, Items], Tensor]
     gradient: Callable[[Inputs, Items, Tensor], Inputs] | None
-    reference: Callable[[Inputs, Items], Tensor]
+    reference: Callable[[Items], Callable[..., Tensor]]
 
 
 def are_asked(*inputs: Tensor) -> bool:
     """Return whether a transform of functorch, or forward mode, looks at these inputs."""
     if is_compiling():
         return False
-    if torch._C._are_functorch_transforms_active():
-        return True
-    return any(forward_ad.unpack_dual(x).tangent is not None for x in inputs)
+    return are_transformed() or any(forward_ad.unpack_dual(x).tangent is not None for x in inputs)
+
+
+def are_transformed() -> bool:
+    """Return whether a transform of functorch is at work, under which no value can be read."""
+    return torch._C._are_functorch_transforms_active()
 
 
 def split(tensors: tuple[Any, ...], count: int) -> tuple[Any, Any]:
@@ -76,11 +80,8 @@ class Transformed(torch.autograd.Function):
     def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
         """Return the tangent of the value: what pulls back, which is linear, pulled back."""
         inputs, items = split(ctx.saved_tensors, ctx.count)
+        pull = partial(_pull_back, ctx.operation.reference(items), inputs)
         along = _along(inputs, tangents[2:])
-
-        def pull(upstream: Tensor) -> Inputs:
-            return pull_back(ctx.operation, inputs, items, upstream)
-
         return vjp(pull, torch.zeros_like(ctx.example))[1](along)[0]  # type: ignore[no-any-return]
 
     @staticmethod
@@ -144,22 +145,23 @@ class Gradient(torch.autograd.Function):
         return tuple(g.unflatten(0, (info.batch_size, -1)) for g in grads), (0,) * len(grads)
 
 
-def pull_back(operation: Differentiable, inputs: Inputs, items: Items, upstream: Tensor) -> Inputs:
-    """Return the gradients by the reference in float64, differentiable as often as one likes."""
+def _pull_back(value: Callable[..., Tensor], inputs: Inputs, upstream: Tensor) -> Inputs:
+    """Return gradients in float64, differentiable as often as one likes."""
 
-    def value(*inputs: Tensor) -> Tensor:
-        return operation.reference(tuple(x.double() for x in inputs), items).to(upstream.dtype)
+    def rounded(*inputs: Tensor) -> Tensor:
+        return value(*(x.double() for x in inputs)).to(upstream.dtype)
 
-    return vjp(value, *inputs)[1](upstream)  # type: ignore[no-any-return]
+    return vjp(rounded, *inputs)[1](upstream)  # type: ignore[no-any-return]
 
 
 def _pull_of(ctx: Any) -> tuple[Callable[..., Inputs], Inputs]:
     """Return the gradient as a function, and what it is of."""
     upstream, *tensors = ctx.saved_tensors
     inputs, items = split(tuple(tensors), ctx.count)
+    value = ctx.operation.reference(items)
 
     def pull(upstream: Tensor, *inputs: Tensor) -> Inputs:
-        return pull_back(ctx.operation, inputs, items, upstream)
+        return _pull_back(value, inputs, upstream)
 
     return pull, (upstream, *inputs)
 
@@ -179,6 +181,6 @@ def _joined(
         if x is None:
             return None
         spread = x.expand(batch_size, *x.shape) if dim is None else x.movedim(dim, 0)
-        return spread.flatten(0, 1)
+        return spread.flatten(0, 1).contiguous()
 
     return tuple(map(join, tensors, dims))

@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
 from . import _environment, autograd, derivatives, ops, predicted, reference
 from ._checks import (
@@ -560,8 +561,10 @@ def _check_model(
 
 
 def _check_no_gradient(shaped: Shaped) -> None:
-    tensors = (tensor for tensor in shaped[:2] if tensor is not None)
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+    tensors = [tensor for tensor in shaped[:2] if tensor is not None]
+    if derivatives.are_asked(*tensors) or (
+        torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+    ):
         raise ValueError(
             "p_posterior of Shaped logits has no gradient: give detached ones, "
             "or call it under torch.no_grad()"
@@ -610,9 +613,12 @@ def _choose(
 ) -> str:
     """Return the implementation's name, after the checks of values that it does not make.
 
-    The CPU kernels find bad indices on their way; on a GPU looking at values would synchronize.
+    The CPU kernels find bad indices on their way; on a GPU looking at values would synchronize,
+    and under a transform there are none to look at.
     """
     name = ops.implementation(impl, t.device, transition, operation=operation, dtype=dtype).name
+    if derivatives.are_transformed():
+        return name
     if _environment.CHECK or (name == "reference" and t.device.type == "cpu"):
         check_range("t", t, first_time, transition.num_steps + 1)
         for key, value in tokens.items():
@@ -648,7 +654,7 @@ def _check_target(
     check_times("s", s, shape)
     check_shape("s", s, tuple(t.shape))
     check_same_device(t=t, s=s)
-    if t.device.type == "cpu":
+    if t.device.type == "cpu" and not (is_compiling() or derivatives.are_transformed()):
         _check_order(transition, s, t)
     return _contiguous(s)
 

@@ -5,7 +5,6 @@ after the logits.
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
@@ -24,31 +23,34 @@ Arguments = Callable[..., tuple[Any, ...]]
 def loss_of_logits(kernels: Any, arguments: Arguments) -> LossOperation:
     """Return the loss of logits."""
 
-    def value_of(of: Any, inputs: Inputs, items: Items, reduction: str) -> Tensor:
-        return of.loss(*inputs, *arguments(of.chain, *items), reduction)  # type: ignore[no-any-return]
+    def value(inputs: Inputs, items: Items, reduction: str) -> Tensor:
+        return kernels.loss(*inputs, *arguments(kernels.chain, *items), reduction)  # type: ignore[no-any-return]
 
     def with_gradient(inputs: Inputs, items: Items, reduction: str, late: bool) -> Any:
         return kernels.loss_and_grad(*inputs, *arguments(kernels.chain, *items), reduction, late)
 
-    return LossOperation(
-        partial(value_of, kernels),
-        None if kernels is reference else with_gradient,
-        partial(value_of, reference, reduction="none"),
-    )
+    def meaning(items: Items) -> Callable[..., Tensor]:
+        args = (*arguments(reference.chain, *items), "none")
+        return lambda logits: reference.loss(logits, *args)
+
+    return LossOperation(value, None if kernels is reference else with_gradient, meaning)
 
 
 def p_posterior_of_logits(kernels: Any, arguments: Arguments) -> Differentiable:
     """Return ``log p(x_s | x_t)`` of logits."""
 
-    def value_of(of: Any, inputs: Inputs, items: Items) -> Tensor:
-        return of.p_posterior(*inputs, *arguments(of.chain, *items))  # type: ignore[no-any-return]
+    def value(inputs: Inputs, items: Items) -> Tensor:
+        return kernels.p_posterior(*inputs, *arguments(kernels.chain, *items))  # type: ignore[no-any-return]
 
     def gradient(inputs: Inputs, items: Items, upstream: Tensor) -> Inputs:
         above = upstream.contiguous()
         return (kernels.p_posterior_grad(*inputs, above, *arguments(kernels.chain, *items)),)
 
-    grad = None if kernels is reference else gradient
-    return Differentiable(partial(value_of, kernels), grad, partial(value_of, reference))
+    def meaning(items: Items) -> Callable[..., Tensor]:
+        args = arguments(reference.chain, *items)
+        return lambda logits: reference.p_posterior(logits, *args)
+
+    return Differentiable(value, None if kernels is reference else gradient, meaning)
 
 
 def loss_of_logistic(
@@ -72,8 +74,9 @@ def loss_of_logistic(
             parts.append((loss, *maker.pull(loc, log_scale, grad)))
         return tuple(map(torch.cat, zip(*parts, strict=True)))
 
-    def meaning(inputs: Inputs, items: Items) -> Tensor:
-        return of_logits.reference((maker.meaning(*inputs),), items)
+    def meaning(items: Items) -> Callable[..., Tensor]:
+        of = of_logits.reference(items)
+        return lambda *pair: of(maker.meaning(*pair))
 
     return LossOperation(value, with_gradient, meaning)
 
@@ -97,8 +100,9 @@ def p_posterior_of_logistic(
         dtype = inputs[0].dtype
         return tuple(torch.cat(made).to(dtype) for made in zip(*parts, strict=True))
 
-    def meaning(inputs: Inputs, items: Items) -> Tensor:
-        return of_logits.reference((maker.meaning(*inputs),), items)
+    def meaning(items: Items) -> Callable[..., Tensor]:
+        of = of_logits.reference(items)
+        return lambda *pair: of(maker.meaning(*pair))
 
     return Differentiable(value, gradient, meaning)
 
@@ -114,8 +118,9 @@ def logistic_logits(
     def gradient(inputs: Inputs, _items: Items, upstream: Tensor) -> Inputs:
         return operations.gradient(*inputs, upstream.contiguous(), edge_corrected)
 
-    def meaning(inputs: Inputs, _items: Items) -> Tensor:
-        loc, log_scale = inputs
-        return reference.logistic_logits(loc, log_scale, num_classes, edge_corrected)
+    def meaning(_items: Items) -> Callable[..., Tensor]:
+        return lambda loc, log_scale: reference.logistic_logits(
+            loc, log_scale, num_classes, edge_corrected
+        )
 
     return Differentiable(value, gradient, meaning)

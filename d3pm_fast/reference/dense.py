@@ -1,5 +1,6 @@
 """One reverse step ``x_t -> x_s`` of a dense chain, as log-matrices' rows and columns."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -22,15 +23,10 @@ class MatrixStep:
     dtype: torch.dtype
 
     @classmethod
-    def gather(
-        cls,
-        transition: DenseTransition | SparseTransition,
-        t: Tensor,
-        s: Tensor,
-        shape: tuple[int, ...],
-        dtype: torch.dtype,
-    ) -> "MatrixStep":
-        """Look up each token's step; one that does not exist reads NaN."""
+    def maker(
+        cls, transition: DenseTransition | SparseTransition, t: Tensor, s: Tensor
+    ) -> Callable[[tuple[int, ...], torch.dtype], "MatrixStep"]:
+        """Return what looks up each token's step; one that does not exist reads NaN."""
         pairs, which = torch.stack([s, t]).flatten(1).unique(dim=1, return_inverse=True)
         k = transition.num_classes
         matrices = torch.full((pairs.shape[1], 3, k, k), torch.nan, dtype=torch.float64)
@@ -41,9 +37,14 @@ class MatrixStep:
                 for n, step in enumerate(((a, b), (0, a), (0, b))):
                     matrices[u, n] = transition.log_product(*step)
         log_q, log_q_bar, log_q_bar_t = matrices.to(t.device).unbind(1)
-        which = spread(which.view(t.shape), shape[:-1])
-        times = times.to(t.device)[which].unsqueeze(-1)
-        return cls(log_q, log_q_bar, log_q_bar_t, which, times, dtype)
+        times = times.to(t.device)
+
+        def gather(shape: tuple[int, ...], dtype: torch.dtype) -> MatrixStep:
+            of_tokens = spread(which.view(t.shape), shape[:-1])
+            time = times[of_tokens].unsqueeze(-1)
+            return cls(log_q, log_q_bar, log_q_bar_t, of_tokens, time, dtype)
+
+        return gather
 
     def log_q_column(self, x_t: Tensor) -> Tensor:
         """Return ``log Q[j, x_t]`` for every j, ``(B, *S, K)``."""

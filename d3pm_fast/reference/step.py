@@ -59,4 +59,4 @@ def chain(transition: Transition, t: Tensor, s: Tensor | None = None) -> tuple[M
         vectors = transition.base, transition.base_cdf, transition.mask_id
         return (partial(RankOneStep.gather, rows, table, *vectors),)
     assert isinstance(transition, DenseTransition | SparseTransition)
-    return (partial(MatrixStep.gather, transition, t, t - 1 if s is None else s),)
+    return (MatrixStep.maker(transition, t, t - 1 if s is None else s),)
