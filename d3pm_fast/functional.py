@@ -424,15 +424,18 @@ def prior(transition: Transition, x0: Tensor, mask: Tensor | None = None) -> Ten
 
     Returns:
         float64 ``(B,)``, the sum over positions: it has no parameters, and says what the chain
-        has not forgotten at T.
+        has not forgotten at T. NaN for an item with a class out of range, where that is not
+        raised.
     """
     check_tokens("x0", x0)
     check_same_device(x0=x0, transition=transition)
     if mask is not None:
         check_mask(mask, x0.shape)
         x0 = x0.where(mask, 0)
-    check_range("x0", x0, 0, transition.num_classes)
-    terms = transition.prior()[x0.long()]
+    if _can_be_read(x0):
+        check_range("x0", x0, 0, transition.num_classes)
+    is_class = (x0 >= 0) & (x0 < transition.num_classes)
+    terms = transition.prior()[x0.long().where(is_class, 0)].where(is_class, torch.nan)
     return sum_positions(terms if mask is None else terms.where(mask, 0))
 
 
@@ -613,13 +616,12 @@ def _choose(
 ) -> str:
     """Return the implementation's name, after the checks of values that it does not make.
 
-    The CPU kernels find bad indices on their way; on a GPU looking at values would synchronize,
-    and under a transform there are none to look at.
+    The CPU kernels find bad indices on their way.
     """
     name = ops.implementation(impl, t.device, transition, operation=operation, dtype=dtype).name
-    if derivatives.are_transformed():
+    if not _can_be_read(t):
         return name
-    if _environment.CHECK or (name == "reference" and t.device.type == "cpu"):
+    if _environment.CHECK or name == "reference":
         check_range("t", t, first_time, transition.num_steps + 1)
         for key, value in tokens.items():
             counted = value if mask is None else value[mask]
@@ -654,9 +656,15 @@ def _check_target(
     check_times("s", s, shape)
     check_shape("s", s, tuple(t.shape))
     check_same_device(t=t, s=s)
-    if t.device.type == "cpu" and not (is_compiling() or derivatives.are_transformed()):
+    if _can_be_read(t):
         _check_order(transition, s, t)
     return _contiguous(s)
+
+
+def _can_be_read(values: Tensor) -> bool:
+    """Return whether to look at values costs no synchronization, and there are any."""
+    on_cpu = values.device.type == "cpu" or _environment.CHECK
+    return on_cpu and not (is_compiling() or derivatives.are_transformed())
 
 
 def _check_order(transition: Transition, s: Tensor, t: Tensor) -> None:

@@ -1,7 +1,5 @@
 """The scan of cumulative products by torch's matrix products."""
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -23,7 +21,7 @@ def _products(matrices: Tensor) -> Tensor:
     num_steps, num_classes, _ = matrices.shape
     if num_classes > MOST_BLOCKED_CLASSES or num_steps < 4:
         return _one_by_one(matrices.unsqueeze(0)).squeeze(0)
-    length = math.isqrt(num_steps)
+    length = int(num_steps**0.5)
     whole = num_steps // length * length
     blocks = _one_by_one(matrices[:whole].unflatten(0, (-1, length)))
     before = _one_by_one(blocks[:-1, -1].unsqueeze(0)).squeeze(0)  # of all earlier blocks
