@@ -76,10 +76,12 @@ def as_float64(name: str, values: ArrayLike) -> Tensor:
     """Return a float64 CPU copy; Python's floats do not pass through PyTorch's default dtype."""
     if not isinstance(values, Tensor):
         try:
-            values = torch.tensor(np.asarray(values, dtype=np.float64))
+            values = torch.tensor(np.asarray(values, dtype=np.float64), device="cpu")
         except (TypeError, ValueError):
             got = repr(values) if isinstance(values, str) else type(values).__name__
             raise TypeError(f"{name} must be a tensor or an array of numbers, got {got}") from None
+    if values.is_meta:
+        raise ValueError(f"{name} must hold numbers, got a tensor on the meta device")
     return values.detach().to("cpu", torch.float64, copy=True)
 
 

@@ -55,7 +55,7 @@ def mutual_information(
         left = partial(excess, product, (num_steps - t) / num_steps)
         betas.append(1.0 if left(1.0) >= 0 else _root(left, 0.0, 1.0))
         product = product @ step(betas[-1])
-    return torch.tensor(betas, dtype=torch.float64)
+    return torch.tensor(betas, dtype=torch.float64, device="cpu")
 
 
 def mutual_information_times(
@@ -100,12 +100,12 @@ def mutual_information_times(
             after *= 2
         before = _root(left, before, after)
         times.append(before)
-    return torch.tensor(times, dtype=torch.float64)
+    return torch.tensor(times, dtype=torch.float64, device="cpu")
 
 
 def _data_law(p0: ArrayLike | None, num_classes: int) -> Tensor:
     if p0 is None:
-        return torch.full((num_classes,), 1 / num_classes, dtype=torch.float64)
+        return torch.full((num_classes,), 1 / num_classes, dtype=torch.float64, device="cpu")
     law = check_law("p0", p0, num_classes)
     if int((law > 0).sum()) == 1:
         raise ValueError("p0 must hold at least two classes: one has no information to lose")

@@ -115,7 +115,7 @@ def jsd(num_steps: int) -> Tensor:
         float64 ``(T,)``.
     """
     num_steps = check_count("num_steps", num_steps)
-    return 1.0 / torch.arange(num_steps, 0, -1, dtype=torch.float64)
+    return 1.0 / torch.arange(num_steps, 0, -1, dtype=torch.float64, device="cpu")
 
 
 def from_betas(betas: ArrayLike) -> Tensor:
@@ -147,7 +147,7 @@ def from_alpha_bars(alpha_bars: ArrayLike) -> Tensor:
         ValueError: not one-dimensional, empty, an entry outside [0, 1], or growing.
     """
     bars = check_probabilities("alpha_bars", alpha_bars)
-    before = torch.cat([torch.ones(1, dtype=torch.float64), bars[:-1]])
+    before = torch.cat([bars.new_ones(1), bars[:-1]])
     if bool((bars > before).any()):
         t = int((bars > before).nonzero()[0]) + 1
         raise ValueError(
@@ -160,7 +160,7 @@ def from_alpha_bars(alpha_bars: ArrayLike) -> Tensor:
 def _ramp(num_steps: int, start: float, end: float) -> Tensor:
     num_steps = check_count("num_steps", num_steps)
     _check_range(start, end)
-    return torch.linspace(start, end, num_steps, dtype=torch.float64)
+    return torch.linspace(start, end, num_steps, dtype=torch.float64, device="cpu")
 
 
 def _check_range(start: float, end: float) -> None:
@@ -175,7 +175,8 @@ def _cosine(num_steps: int, offset: float, max_beta: float, power: int) -> Tenso
     check_probability("max_beta", max_beta)
     # 1 - cos(x + h)/cos(x) without the cancellation of 1 - ratio.
     step = math.pi / 2 / (1 + offset) / num_steps
-    angle = math.pi / 2 * offset / (1 + offset) + step * torch.arange(num_steps).double()
+    times = torch.arange(num_steps, dtype=torch.float64, device="cpu")
+    angle = math.pi / 2 * offset / (1 + offset) + step * times
     fall = 2 * torch.sin(angle + step / 2) * math.sin(step / 2) / torch.cos(angle)
     fall[-1] = 1.0  # cos(pi/2) is zero, its floating-point value is not
     betas = fall if power == 1 else fall * (2 - fall)

@@ -88,16 +88,17 @@ class Pass:
         """Yield the chunks; what a kernel doubts of one is noted when the next is asked for."""
         size = max(CHUNK_BYTES // (self.num_classes * self.real.itemsize), 1)
         size = min(size, self.x_t.numel())
-        sums = torch.empty(size, 3, dtype=self.real)
+        sums = torch.empty(size, 3, dtype=self.real, device="cpu")
         rooms: dict[torch.dtype, Tensor] = {}  # made once: fresh memory is slow to touch
         for s, t, tokens in self._groups():
             step = self.transition.step(s, t, self.real, rough=self.draws)
             dtype = step.form.dtype
             if dtype not in rooms:
-                rooms[dtype] = torch.empty(3, size, self.num_classes, dtype=dtype)
+                rooms[dtype] = torch.empty(3, size, self.num_classes, dtype=dtype, device="cpu")
             for part in tokens.split(size):
                 n = len(part)
-                rows, doubtful = self._rows(part, step, sums), torch.zeros(n, dtype=torch.bool)
+                rows = self._rows(part, step, sums)
+                doubtful = torch.zeros(n, dtype=torch.bool, device="cpu")
                 v, f, g = rooms[dtype][:, :n].unbind()
                 yield Chunk(part, s, t, step, rows, v, f, g, doubtful)
                 if bool(doubtful.any()):
@@ -119,7 +120,7 @@ class Pass:
         log_reach = self.transition.log_columns(0, chunk.t, self.of(self.x_t, chunk))
         column = self.x_t.flatten()[chunk.tokens]
         if self.transition.by_row:
-            column = torch.arange(len(column))
+            column = torch.arange(len(column), device="cpu")
         found: Tensor = log_reach[column, x0.flatten()[chunk.tokens]] == -torch.inf
         return found
 
@@ -169,7 +170,7 @@ def _run_loss(
     reduction: str,
     late: bool = False,
 ) -> Tensor:
-    token_loss = torch.zeros(x0.shape, dtype=compute_dtype(logits.dtype))
+    token_loss = torch.zeros(x0.shape, dtype=compute_dtype(logits.dtype), device="cpu")
     if grad is not None and mask is not None:
         grad.zero_()
     count = x0.numel() if mask is None else int(mask.sum())
@@ -359,7 +360,7 @@ def q_posterior(
     dtype: torch.dtype,
 ) -> Tensor:
     """Return log q(x_s | x_t, x_0)."""
-    out = torch.empty(*x0.shape, num_classes, dtype=dtype)
+    out = torch.empty(*x0.shape, num_classes, dtype=dtype, device="cpu")
     run = Pass(dtype, num_classes, x0, x_t, (t, s, handle))
     for chunk in run:
         classes = run.of(x_t, chunk)

@@ -102,7 +102,7 @@ def q_posterior(
     dtype: torch.dtype,
 ) -> Tensor:
     """Return log q(x_s | x_t, x_0)."""
-    out = torch.empty(*x0.shape, num_classes, dtype=dtype)
+    out = torch.empty(*x0.shape, num_classes, dtype=dtype, device="cpu")
     vector = _vector(base, dtype)
     bad = cpu.q_posterior(
         str(dtype),

@@ -29,8 +29,10 @@ class MatrixStep:
         """Return what looks up each token's step; one that does not exist reads NaN."""
         pairs, which = torch.stack([s, t]).flatten(1).unique(dim=1, return_inverse=True)
         k = transition.num_classes
-        matrices = torch.full((pairs.shape[1], 3, k, k), torch.nan, dtype=torch.float64)
-        times = torch.full((pairs.shape[1],), torch.nan, dtype=torch.float64)
+        matrices = torch.full(
+            (pairs.shape[1], 3, k, k), torch.nan, dtype=torch.float64, device="cpu"
+        )
+        times = torch.full((pairs.shape[1],), torch.nan, dtype=torch.float64, device="cpu")
         for u, (a, b) in enumerate(pairs.T.tolist()):
             if 0 <= a < b <= transition.num_steps:
                 times[u] = a

@@ -15,7 +15,8 @@ __all__ = ["Transition", "running_sums"]
 class Transition(nn.Module):
     """A chain ``Q_1 .. Q_T`` over K classes.
 
-    All numbers are float64. They follow the module to a device, but ``module.half()`` or
+    All numbers are float64. They are made on the CPU, whatever PyTorch's default device and
+    dtype are, and follow the module to a device, but ``module.half()`` or
     ``module.to(torch.bfloat16)`` do not round them, and a state dict does not hold them.
 
     Attributes:
@@ -110,7 +111,14 @@ class Transition(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        device = fn(torch.empty(0, dtype=torch.int64, device=self.device)).device
+        is_empty = self.device.type == "meta"
+        here = "cpu" if is_empty else self.device
+        device = fn(torch.empty(0, dtype=torch.int64, device=here)).device
+        if is_empty and device.type != "meta":
+            raise RuntimeError(
+                "a chain that was moved to the meta device has no numbers left: build it anew, "
+                "which under torch.device('meta') too gives one on the CPU"
+            )
         for name in self._TABLES:
             table = getattr(self, name)
             if table is not None:

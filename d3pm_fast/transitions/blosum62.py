@@ -37,9 +37,9 @@ _LOWER_TRIANGLE = """
 
 
 def _symmetric() -> torch.Tensor:
-    scores = torch.zeros(20, 20, dtype=torch.float64)
+    scores = torch.zeros(20, 20, dtype=torch.float64, device="cpu")
     for i, row in enumerate(_LOWER_TRIANGLE.split("\n")[1:-1]):
-        values = torch.tensor([float(score) for score in row.split()], dtype=torch.float64)
+        values = scores.new_tensor([float(score) for score in row.split()])
         scores[i, : i + 1] = values
         scores[: i + 1, i] = values
     return scores
@@ -56,5 +56,6 @@ BLOSUM62_BACKGROUND = torch.tensor(
         *(0.0572290295, 0.0508913646, 0.0130299561, 0.0322815123, 0.0729190982),
     ],
     dtype=torch.float64,
+    device="cpu",
 )
 """float64 ``(20,)``: how frequent each amino acid is in the blocks, p above."""

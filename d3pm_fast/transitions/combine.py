@@ -80,7 +80,7 @@ def with_mask(
             f"betas must have one entry a step, {transition.num_steps}, got {len(betas)}"
         )
     mask_id = transition.num_classes
-    limit = torch.zeros(mask_id + 1, dtype=torch.float64)
+    limit = torch.zeros(mask_id + 1, dtype=torch.float64, device="cpu")
     limit[mask_id] = 1.0
     step, log_step = (partial(make, transition, betas) for make in (_masked_step, _log_masked_step))
     matrices = Products(step, mask_id + 1, len(betas), memory_budget, log_step)
@@ -112,7 +112,7 @@ def _log_masked_step(transition: Transition, betas: Tensor, t: int) -> Tensor:
 
 def _with_mask(moves: Tensor, masking: Tensor, never: float, always: float) -> Tensor:
     mask_id = len(moves)
-    matrix = torch.full((mask_id + 1, mask_id + 1), never, dtype=torch.float64)
+    matrix = torch.full((mask_id + 1, mask_id + 1), never, dtype=torch.float64, device="cpu")
     matrix[:mask_id, :mask_id] = moves
     matrix[:mask_id, mask_id] = masking
     matrix[mask_id, mask_id] = always

@@ -187,9 +187,8 @@ def _low_rank(q_bar: Tensor, dtype: torch.dtype) -> LowRank | None:
     rest = q_bar - pi
     eps = torch.finfo(dtype).eps
     bound = eps * float(q_bar.min()) / 4 if mixed else 1e-13 * float(q_bar.max())
-    start = torch.randn(
-        len(q_bar), most, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
-    )
+    start = torch.empty(len(q_bar), most, dtype=torch.float64, device="cpu")
+    start.normal_(generator=torch.Generator("cpu").manual_seed(0))
     basis = torch.linalg.qr(rest @ start.to(rest.device)).Q
     inner = basis.T @ rest
     if _distance(rest, basis, inner) > bound:

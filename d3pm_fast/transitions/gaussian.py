@@ -77,7 +77,8 @@ def band(
 
 def _chain(family: str, matrices: Products) -> DenseTransition:
     k = matrices.num_classes
-    return DenseTransition(family, matrices, torch.full((k,), 1 / k, dtype=torch.float64))
+    law = torch.full((k,), 1 / k, dtype=torch.float64, device="cpu")
+    return DenseTransition(family, matrices, law)
 
 
 def _check_width(name: str, value: int, num_classes: int) -> int:
@@ -89,7 +90,7 @@ def _check_width(name: str, value: int, num_classes: int) -> int:
 
 def _log_weights(num_classes: int, betas: Tensor, band_limit: int, t: int) -> Tensor:
     """Return ``log w(n)`` for n = 1..K-1."""
-    n = torch.arange(1, num_classes, dtype=torch.float64)
+    n = torch.arange(1, num_classes, dtype=torch.float64, device="cpu")
     log_weights = -4 * n.square() / ((num_classes - 1) ** 2 * betas[t - 1])
     log_weights[band_limit:] = -torch.inf
     return log_weights
@@ -116,16 +117,16 @@ def _diagonal_and_total(weights: Tensor) -> tuple[Tensor, Tensor]:
 
 def _band_step(num_classes: int, betas: Tensor, width: int, t: int) -> Tensor:
     beta = betas[t - 1]
-    move = torch.zeros(num_classes - 1, dtype=torch.float64)
+    move = torch.zeros(num_classes - 1, dtype=torch.float64, device="cpu")
     move[:width] = beta / num_classes
-    place = torch.arange(num_classes)
+    place = torch.arange(num_classes, device="cpu")
     moves = place.clamp(max=width) + place.flip(0).clamp(max=width)
     return _toeplitz(move, (1 - beta) + beta * (num_classes - moves) / num_classes)
 
 
 def _toeplitz(off_diagonal: Tensor, diagonal: Tensor) -> Tensor:
     """Return the matrix of ``off_diagonal[|i - j| - 1]`` with this diagonal."""
-    place = torch.arange(len(diagonal))
+    place = torch.arange(len(diagonal), device="cpu")
     distance = (place[:, None] - place).abs()
     matrix = torch.cat([diagonal[:1], off_diagonal])[distance]
     matrix.diagonal().copy_(diagonal)

@@ -42,7 +42,7 @@ class Poisson:
 
     def log_terms(self, s: int, t: int, most: int) -> Tensor:
         """Return the log-probabilities of 0..most jumps, float64."""
-        n = torch.arange(most + 1, dtype=torch.float64)
+        n = torch.arange(most + 1, dtype=torch.float64, device="cpu")
         mean = self._mean(s, t)
         if mean == 0:
             return (n == 0).double().log()
@@ -73,7 +73,7 @@ class Coins:
     def log_terms(self, s: int, t: int, most: int) -> Tensor:
         """Return the log-probabilities of 0..most jumps, float64; -inf beyond t - s."""
         betas = self._betas[s:t]
-        law = torch.full((most + 2,), -torch.inf, dtype=torch.float64)  # of n - 1, from n = 0
+        law = betas.new_full((most + 2,), -torch.inf)  # of n - 1, from n = 0
         law[1] = 0
         for move, stay in zip(betas.log(), torch.log1p(-betas), strict=True):
             law[1:] = torch.logaddexp(law[1:] + stay, law[:-1] + move)

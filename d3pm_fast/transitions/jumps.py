@@ -29,14 +29,20 @@ class Columns:
     @property
     def targets(self) -> Tensor:
         """Return the column of each entry, int64."""
-        return torch.arange(len(self.starts) - 1).repeat_interleave(self.starts.diff())
+        columns = torch.arange(len(self.starts) - 1, device="cpu")
+        return columns.repeat_interleave(self.starts.diff())
 
     def transposed(self, dtype: torch.dtype) -> Tensor:
         """Return the matrix's transpose, sparse."""
         size = len(self.starts) - 1
         index = torch.stack([self.targets, self.sources.long()])
         return torch.sparse_coo_tensor(
-            index, self.weights[dtype], (size, size), is_coalesced=True, check_invariants=True
+            index,
+            self.weights[dtype],
+            (size, size),
+            is_coalesced=True,
+            check_invariants=True,
+            device="cpu",
         )
 
     @classmethod
@@ -78,8 +84,8 @@ class Polynomial:
 
     def of(self, matrix: Columns, classes: Tensor) -> Tensor:
         """Return rows of the polynomial of a matrix, P or its transpose, ``(N, K)``."""
-        start = torch.zeros(len(classes), len(matrix.starts) - 1, dtype=self.dtype)
-        start[torch.arange(len(classes)), classes] = 1
+        start = torch.zeros(len(classes), len(matrix.starts) - 1, dtype=self.dtype, device="cpu")
+        start[torch.arange(len(classes), device="cpu"), classes] = 1
         out = torch.empty_like(start)
         self._run(matrix, start, out)
         return out
@@ -128,8 +134,8 @@ def log_rows(matrix: Columns, log_terms: Tensor, classes: Tensor) -> Tensor:
     sources, targets = matrix.sources.long(), matrix.targets
     parts = []
     for part in classes.split(max(_CHUNK // len(sources), 1)):
-        power = torch.full((len(part), len(matrix.starts) - 1), -torch.inf, dtype=torch.float64)
-        power[torch.arange(len(part)), part] = 0
+        power = log_weights.new_full((len(part), len(matrix.starts) - 1), -torch.inf)
+        power[torch.arange(len(part), device="cpu"), part] = 0
         total = power + log_terms[0]
         for log_term in log_terms[1:]:
             power = _log_jump(power[:, sources] + log_weights, targets, power)

@@ -54,7 +54,7 @@ def stationary_law(matrix: Tensor) -> Tensor:
             f"the chain has {count} sets of classes that it never leaves, so its limit depends "
             "on x_0: connect the classes, or name the stationary law"
         )
-    law = torch.zeros(len(matrix), dtype=torch.float64)
+    law = matrix.new_zeros(len(matrix))
     law[recurrent] = _law_of_irreducible(matrix[recurrent][:, recurrent])
     return law
 
@@ -62,12 +62,12 @@ def stationary_law(matrix: Tensor) -> Tensor:
 def _law_of_irreducible(matrix: Tensor) -> Tensor:
     size = len(matrix)
     if torch.equal(matrix, matrix.T):
-        return torch.full((size,), 1 / size, dtype=torch.float64)
+        return matrix.new_full((size,), 1 / size)
     flow = matrix.clone()
     for last in range(size - 1, 0, -1):
         flow[:last, last] /= flow[last, :last].sum()
         flow[:last, :last].addr_(flow[:last, last], flow[last, :last])
-    law = torch.zeros(size, dtype=torch.float64)
+    law = matrix.new_zeros(size)
     law[0] = 1.0
     for index in range(1, size):
         law[index] = law[:index] @ flow[:index, index]

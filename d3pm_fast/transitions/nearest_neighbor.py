@@ -134,7 +134,7 @@ def nearest_neighbors(embeddings: ArrayLike, num_neighbors: int) -> Tensor:
         raise ValueError(
             f"num_neighbors must be at most K - 1 = {len(points) - 1}, got {num_neighbors}"
         )
-    chunks = torch.arange(len(points)).split(max(1, _CHUNK // len(points)))
+    chunks = torch.arange(len(points), device="cpu").split(max(1, _CHUNK // len(points)))
     return torch.cat([_nearest(points, rows, num_neighbors) for rows in chunks])
 
 
@@ -162,9 +162,11 @@ def _adjacency(embeddings: ArrayLike, num_neighbors: int) -> Tensor:
     """Return ``(G + G^T) / (2k)``, sparse."""
     neighbors = nearest_neighbors(embeddings, num_neighbors)
     size, count = neighbors.shape
-    one_way = torch.stack([torch.arange(size).repeat_interleave(count), neighbors.flatten()])
+    classes = torch.arange(size, device="cpu")
+    one_way = torch.stack([classes.repeat_interleave(count), neighbors.flatten()])
     index = torch.cat([one_way, one_way.flip(0)], dim=1)
-    return _sparse(index, torch.full((index.shape[1],), 0.5 / count, dtype=torch.float64), size)
+    weights = torch.full((index.shape[1],), 0.5 / count, dtype=torch.float64, device="cpu")
+    return _sparse(index, weights, size)
 
 
 def _rates(embeddings: ArrayLike, num_neighbors: int, mask_rate: float | None) -> Tensor:
@@ -175,14 +177,17 @@ def _rates(embeddings: ArrayLike, num_neighbors: int, mask_rate: float | None) -
     if check_number("mask_rate", mask_rate) <= 0:
         raise ValueError(f"mask_rate must be above 0, got {mask_rate}")
     size = len(rates)
-    to_mask = torch.stack([torch.arange(size), torch.full((size,), size)])
-    masking = torch.full((size,), mask_rate, dtype=torch.float64)
-    index = torch.cat([rates.indices(), to_mask], dim=1)
+    classes = torch.arange(size, device="cpu")
+    index = torch.cat([rates.indices(), torch.stack([classes, classes.new_full((size,), size)])], 1)
+    masking = rates.values().new_full((size,), mask_rate)
     return _sparse(index, torch.cat([rates.values(), masking]), size + 1)
 
 
 def _sparse(index: Tensor, values: Tensor, size: int) -> Tensor:
-    return torch.sparse_coo_tensor(index, values, (size, size), check_invariants=True).coalesce()
+    shape = size, size
+    return torch.sparse_coo_tensor(
+        index, values, shape, check_invariants=True, device="cpu"
+    ).coalesce()
 
 
 def _with_diagonal(rates: Tensor) -> Tensor:
@@ -194,8 +199,11 @@ def _limit(rates: Tensor, mask_id: int = -1) -> Tensor:
     """Return the law that the chain tends to; the graph must be connected."""
     size = len(rates)
     if mask_id >= 0:
-        return torch.nn.functional.one_hot(torch.tensor(mask_id), size).double()
-    least, before = torch.arange(size), torch.empty(0)  # the least class that leads to each
+        limit = torch.zeros(size, dtype=torch.float64, device="cpu")
+        limit[mask_id] = 1.0
+        return limit
+    least = torch.arange(size, device="cpu")  # the least class that leads to each
+    before = least[:0]
     while not torch.equal(least, before):
         before = least
         least = least.scatter_reduce(0, rates.indices()[0], least[rates.indices()[1]], "amin")
@@ -206,7 +214,7 @@ def _limit(rates: Tensor, mask_id: int = -1) -> Tensor:
             f"the graph of the nearest neighbours has {count} parts that never lead to each "
             "other, so its limit depends on x_0: take more neighbours"
         )
-    return torch.full((size,), 1 / size, dtype=torch.float64)
+    return torch.full((size,), 1 / size, dtype=torch.float64, device="cpu")
 
 
 def _doubly_stochastic(matrix: Tensor) -> Tensor:
@@ -215,7 +223,7 @@ def _doubly_stochastic(matrix: Tensor) -> Tensor:
     Source: Sinkhorn and Knopp 1967; the square root, which keeps the matrix symmetric on the way,
     is Knight and Ruiz's (2013).
     """
-    x = torch.ones(len(matrix), dtype=torch.float64)
+    x = torch.ones(len(matrix), dtype=torch.float64, device="cpu")
     for _ in range(_SINKHORN_ROUNDS):
         sums = x * (matrix @ x)
         if float((sums - 1).abs().max()) < 1e-14:

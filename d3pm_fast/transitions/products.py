@@ -128,7 +128,7 @@ class Products:
                 f"{num_classes} classes and {num_steps} steps, got {cache.budget}"
             )
         cache.budget -= kept
-        self._kept = [torch.eye(num_classes, dtype=torch.float64)]
+        self._kept = [torch.eye(num_classes, dtype=torch.float64, device="cpu")]
 
     def up_to(self, t: int) -> Tensor:
         """Return ``Qbar_t``."""

@@ -70,8 +70,8 @@ class RankOneTransition(Transition):
         super().__init__(family, num_classes, len(betas), mask_id)
         self._constant_share = base_share if isinstance(base_share, float) else None
 
-        first = torch.zeros(1, dtype=torch.float64)
-        share = torch.as_tensor(base_share, dtype=torch.float64).expand(self.num_steps)
+        first = betas.new_zeros(1)
+        share = torch.as_tensor(base_share, dtype=torch.float64, device="cpu").expand(len(betas))
         self.needs_float64 = _needs_float64(betas, share, base, num_classes)
         self._log_keep = torch.cat([first, torch.log1p(-betas).clamp(min=_LOG_ZERO).cumsum(0)])
         self._base_spread = torch.cat([first, _running_spread(betas, share)])
@@ -80,7 +80,7 @@ class RankOneTransition(Transition):
         self.base = base
         self.base_cdf = None if base is None else running_sums(base)
 
-        times = torch.arange(self.num_steps + 1)
+        times = torch.arange(self.num_steps + 1, device="cpu")
         self.steps = self.coefficients((times - 1).clamp(min=0), times)
         self.steps[0] = torch.nan
         self.products = self.product_coefficients(times)
@@ -304,4 +304,4 @@ def _running_spread(betas: Tensor, share: Tensor) -> Tensor:
     for beta, part in zip(betas.tolist(), share.tolist(), strict=True):
         running = (1 - beta) * running + beta * part
         total.append(running)
-    return torch.tensor(total, dtype=torch.float64)
+    return torch.tensor(total, dtype=torch.float64, device="cpu")

@@ -192,7 +192,7 @@ def log_exponential(rate: Tensor, reach: int, time: float) -> Tensor:
     The time must be above 0.
     """
     jumps, squarings = _part(rate, reach, time)
-    nothing = torch.eye(len(rate), dtype=torch.float64).log()
+    nothing = torch.eye(len(rate), dtype=torch.float64, device="cpu").log()
     result = nothing
     for n in range(_TERMS, 0, -1):
         further = log_matmul(jumps.log(), result) - math.log(n)
@@ -219,7 +219,8 @@ def _taylor(matrix: Tensor) -> Tensor:
     Source: Paterson and Stockmeyer 1973.
     """
     square = matrix @ matrix
-    powers = [torch.eye(len(matrix), dtype=torch.float64), matrix, square, matrix @ square]
+    identity = torch.eye(len(matrix), dtype=torch.float64, device="cpu")
+    powers = [identity, matrix, square, matrix @ square]
     fourth = square @ square
     result = fourth / math.factorial(_TERMS)
     for first in range(_TERMS - 4, -1, -4):

@@ -42,7 +42,7 @@ class SparseStep:
         """Return ``Q_{s->t}[:, x_t]``, ``Qbar_s[x_0, :]`` if asked for, and spans, of tokens."""
         assert x_t is not None
         columns = self.move.columns(x_t)
-        spans = torch.tensor([0, columns.shape[1]]).repeat(len(columns), 1)
+        spans = torch.tensor([0, columns.shape[1]], device="cpu").repeat(len(columns), 1)
         return columns, None if x0 is None else self.form.rows(x0), spans
 
 
@@ -93,7 +93,7 @@ class SparseTransition(RegisteredTransition):
         def make() -> Tensor:
             form = self._form(0, self.num_steps, torch.float64)
             stationary = self._stationary.cpu()
-            chunks = torch.arange(self.num_classes).split(CHUNK)
+            chunks = torch.arange(self.num_classes, device="cpu").split(CHUNK)
             terms = (divergence_terms(form.rows(chunk), stationary).sum(dim=1) for chunk in chunks)
             return torch.cat(list(terms))
 
@@ -101,16 +101,17 @@ class SparseTransition(RegisteredTransition):
 
     def product(self, s: int, t: int) -> Tensor:
         """Return ``Q_{s->t}``, float64 ``(K, K)``, for few classes; 0 <= s <= t <= T."""
-        classes = torch.arange(self.num_classes)
+        classes = torch.arange(self.num_classes, device="cpu")
         return self._form(s, t, torch.float64).rows(classes).to(self.device)
 
     def log_product(self, s: int, t: int) -> Tensor:
         """Return ``log Q_{s->t}``, float64 ``(K, K)``, for few classes; 0 <= s <= t <= T."""
-        return self._logs(self._jumps, s, t, torch.arange(self.num_classes)).to(self.device)
+        classes = torch.arange(self.num_classes, device="cpu")
+        return self._logs(self._jumps, s, t, classes).to(self.device)
 
     def log_reach(self, x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         """Return ``log Qbar_t[x_0, x_t]``, float64, for integers of one shape, all trusted."""
-        found = torch.empty(t.numel(), dtype=torch.float64)
+        found = torch.empty(t.numel(), dtype=torch.float64, device="cpu")
         starts, ends, times = (of.flatten().cpu() for of in (x0, x_t, t))
         for time in times.unique().tolist():
             for part in (times == time).nonzero().squeeze(1).split(CHUNK):
@@ -206,8 +207,10 @@ def sparse_rate_chain(
     """
     leaving = torch.sparse.sum(rates, 1).to_dense()
     speed = float(leaving.max())
-    staying = torch.arange(len(rates)).repeat(2, 1)
+    staying = torch.arange(len(rates), device="cpu").repeat(2, 1)
     index = torch.cat([rates.indices(), staying], dim=1)
     values = torch.cat([rates.values(), speed - leaving]) / speed
-    jumps = torch.sparse_coo_tensor(index, values, rates.shape, check_invariants=True).coalesce()
+    jumps = torch.sparse_coo_tensor(
+        index, values, rates.shape, check_invariants=True, device="cpu"
+    ).coalesce()
     return SparseTransition(family, jumps, Poisson(speed, times), stationary, mask_id)
