@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .launch import launch, triton_type
 from .math import exp, expm1, phi
-from .tile import classes_from, on_tile, row_sum, tile_of
+from .tile import classes_from, load_tile, on_flat, on_tile, row_sum, store_tile, tile_of
 
 
 class Arguments(NamedTuple):
@@ -94,24 +94,25 @@ def logits_of_rows(
     log_inside = on_tile(tl.log(-expm1(-edges.width)).to(REAL))
     last = a.num_classes - 1
     for start in range(0, a.num_classes, HIGH * LOW):
-        k = classes_from(start, ROWS, HIGH, LOW)
+        bins = classes_from(a, start, ROWS, HIGH, LOW)
+        k = bins.j
         below = log_sigmoid(edge(edges, k + 1, a.num_classes))
         above = log_sigmoid(-edge(edges, k, a.num_classes))
         logits = below + above + log_inside
         if EDGE_CORRECTED:
             logits = tl.where(k == 0, below, tl.where(k == last, above, logits))
-        at = a.logits + on_tile(edges.at) * a.num_classes + k
-        tl.store(at, logits, mask=on_tile(edges.inside) & (k < a.num_classes))
+        store_tile(a.logits, bins, logits)
 
 
 @triton.jit
-def load_gradient(a, edges, k, EDGE_CORRECTED: tl.constexpr):
-    """Return the logits' gradient of classes, 0 where they are none or stand for all outside."""
+def load_gradient(a, edges, bins, BEFORE: tl.constexpr, EDGE_CORRECTED: tl.constexpr):
+    """Return the logits' gradient of so many bins before, 0 where none is or it stands for more."""
+    k = bins.flat - BEFORE
     reads = (k >= 0) & (k < a.num_classes)
     if EDGE_CORRECTED:
         reads = (k > 0) & (k < a.num_classes - 1)
-    at = a.logits + on_tile(edges.at) * a.num_classes + k
-    return tl.load(at, mask=reads & on_tile(edges.inside), other=0.0)
+    reads &= on_flat(edges.inside, bins.j.shape[0])
+    return load_tile(a.logits - BEFORE, bins, reads, 0.0)
 
 
 @triton.jit
@@ -127,10 +128,11 @@ def gradient_of_rows(
     sum_f = tl.zeros([ROWS], tl.float64)
     sum_xf = tl.zeros([ROWS], tl.float64)
     for start in range(0, a.num_classes + 1, HIGH * LOW):
-        k = classes_from(start, ROWS, HIGH, LOW)
+        bins = classes_from(a, start, ROWS, HIGH, LOW)
+        k = bins.j
         x = edge(edges, k, a.num_classes)
-        here = load_gradient(a, edges, k, EDGE_CORRECTED)
-        before = load_gradient(a, edges, k - 1, EDGE_CORRECTED)
+        here = load_gradient(a, edges, bins, 0, EDGE_CORRECTED)
+        before = load_gradient(a, edges, bins, 1, EDGE_CORRECTED)
         down = tl.where(x > 0.0, -x, x)
         m, e = expm1(down), exp(down)
         tanh = tl.where(x > 0.0, -m, m) / (2.0 + m)

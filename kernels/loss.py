@@ -15,8 +15,17 @@ from ..ops.library import reduced
 from .launch import launch, triton_type
 from .loss_row import Row, Token, finish, solve
 from .math import exp, phi
-from .rank_one import chain_of, load_class, load_step, pi_at, posterior_mean_tilt
-from .tile import classes_from, on_tile, row_max, row_sum, tile_of
+from .rank_one import chain_of, load_class, load_step, pi_at, pi_of, posterior_mean_tilt
+from .tile import (
+    classes_from,
+    load_tile,
+    on_flat,
+    on_tile,
+    row_max,
+    row_sum,
+    store_tile,
+    tile_of,
+)
 
 
 class Tokens(NamedTuple):
@@ -133,16 +142,16 @@ def load_special(a, chain, tokens, REAL: tl.constexpr):
 @triton.jit
 def load_logits(a, tokens, classes, REAL: tl.constexpr):
     """Return the logits of some classes, -inf for what is not read."""
-    reads = on_tile(tokens.inside & (tokens.settled == 0)) & (classes < a.num_classes)
-    at = a.logits + on_tile(tokens.at) * a.num_classes + classes
-    return tl.load(at, mask=reads, other=float("-inf")).to(REAL)
+    reads = on_flat(tokens.settled == 0, classes.j.shape[0]) & classes.there
+    return load_tile(a.logits, classes, reads, float("-inf")).to(REAL)
 
 
 @triton.jit
 def exponentials(a, chain, tokens, classes, logits, top):
     """Return exp(logit - top) of the rest, -1 for what is not of it."""
-    apart = (classes == on_tile(tokens.x0)) | (classes == on_tile(tokens.x_t))
-    apart |= (classes == chain.mask_id) | (classes >= a.num_classes)
+    j = classes.j
+    apart = (j == on_tile(tokens.x0)) | (j == on_tile(tokens.x_t))
+    apart |= (j == chain.mask_id) | (j >= a.num_classes)
     return tl.where(apart, -1.0, exp(logits - on_tile(top)))
 
 
@@ -172,7 +181,7 @@ def curve(chain, classes, e, line, num_classes):
     if chain.pi is None:
         return line.shift + line.slope * e, line.ratio + line.slope * e
     else:
-        pi = pi_at(chain, classes, num_classes, e.dtype)
+        pi = pi_of(chain, classes, num_classes)
         lift = line.slope * e / pi
         has = pi > 0.0
         return tl.where(has, line.shift + lift, 1.0), tl.where(has, line.ratio + lift, 1.0)
@@ -188,7 +197,7 @@ def curvature(chain, classes, e, line, num_classes):
         sum_phi = row_sum(tl.where(e < 0.0, 0.0, phi(g, y))) / count
         return h, sum_phi, row_sum(tl.where(e < 0.0, 0.0, h)) / count
     else:
-        pi = pi_at(chain, classes, num_classes, e.dtype)
+        pi = pi_of(chain, classes, num_classes)
         terms = tl.where(pi > 0.0, pi * phi(g, y), line.slope * e)
         sum_phi = row_sum(tl.where(e < 0.0, 0.0, terms))
         return h, sum_phi, row_sum(tl.where(e < 0.0, 0.0, pi * h))
@@ -199,9 +208,7 @@ def store_gradient(a, tokens, classes, e, h, result, factor):
     """Write the gradient of the rest; what it writes to the special classes is to be replaced."""
     flat = tl.where(tokens.settled, tokens.value, result.flat * factor)
     gradient = e * (on_tile(result.steep * factor) * h + on_tile(flat))
-    at = a.grad + on_tile(tokens.at) * a.num_classes + classes
-    inside = on_tile(tokens.inside) & (classes < a.num_classes)
-    tl.store(at, gradient.to(a.grad.dtype.element_ty), mask=inside)
+    store_tile(a.grad, classes, gradient)
 
 
 @triton.jit
@@ -236,7 +243,7 @@ def loss_of_whole_rows(
 ):  # fmt: skip
     """For rows that a tile holds whole."""
     tokens, token = load_tokens(a, chain, vb_weight, ce_weight, POSTERIOR_MEAN, DIRECT, REAL, ROWS)
-    classes = classes_from(0, ROWS, HIGH, LOW)
+    classes = classes_from(a, 0, ROWS, HIGH, LOW)
     logits = load_logits(a, tokens, classes, REAL)
     top = tl.where(tokens.settled, 0.0, row_max(logits))
     e = exponentials(a, chain, tokens, classes, logits, top)
@@ -267,7 +274,7 @@ def loss_of_long_rows(
     top = tl.full([1], float("-inf"), REAL)
     e_rest = tl.zeros([1], REAL)
     for start in range(0, a.num_classes, HIGH * LOW):
-        classes = classes_from(start, 1, HIGH, LOW)
+        classes = classes_from(a, start, 1, HIGH, LOW)
         logits = load_logits(a, tokens, classes, REAL)
         higher = tl.where(tokens.settled, 0.0, tl.maximum(top, row_max(logits)))
         e = exponentials(a, chain, tokens, classes, logits, higher)
@@ -280,7 +287,7 @@ def loss_of_long_rows(
     sum_phi, sum_h = tl.zeros([1], REAL), tl.zeros([1], REAL)
     if tl.max(solved.curved.to(tl.int32), axis=0) > 0:
         for start in range(0, a.num_classes, HIGH * LOW):
-            classes = classes_from(start, 1, HIGH, LOW)
+            classes = classes_from(a, start, 1, HIGH, LOW)
             logits = load_logits(a, tokens, classes, REAL)
             e = exponentials(a, chain, tokens, classes, logits, top)
             _, more_phi, more_h = curvature(chain, classes, e, line, a.num_classes)
@@ -292,7 +299,7 @@ def loss_of_long_rows(
     if a.grad is not None:
         factor = gradient_factor(a, grad_scale, REAL)
         for start in range(0, a.num_classes, HIGH * LOW):
-            classes = classes_from(start, 1, HIGH, LOW)
+            classes = classes_from(a, start, 1, HIGH, LOW)
             logits = load_logits(a, tokens, classes, REAL)
             e = exponentials(a, chain, tokens, classes, logits, top)
             g, y = curve(chain, classes, e, line, a.num_classes)

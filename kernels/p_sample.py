@@ -20,11 +20,11 @@ from .rank_one import chain_of, load_class, load_step, pi_at, posterior_mean_til
 from .shaped import (
     Shape,
     after_cuts,
-    are_inside,
+    divided,
     find_cut,
     load_rows,
-    made,
     made_tile,
+    mixed,
     options_of,
     shaped_tile,
 )
@@ -47,6 +47,8 @@ class Rows(NamedTuple):
     """What a program reads: logits of a shape, in rows of these tokens, and s[x_t]'s tilt."""
 
     shape: Any
+    at: Any
+    reads: Any
     x_t: Any
     tilt: Any
 
@@ -56,15 +58,16 @@ def masses(a, rows, classes):
     """Return s of some classes times a number a row, in float64: 1e-9 keeps its share beside 1."""
     of = rows.shape.rows
     e = exp(shaped_tile(a, rows.shape, classes) - on_tile(of.top))
-    tilted = tl.where(classes == on_tile(rows.x_t), e * on_tile(rows.tilt), e)
-    return tl.where(are_inside(a, of, classes), tilted, 0.0).to(tl.float64)
+    tilted = tl.where(classes.j == on_tile(rows.x_t), e * on_tile(rows.tilt), e)
+    return tl.where(classes.j < a.num_classes, tilted, 0.0).to(tl.float64)
 
 
 @triton.jit
 def mass_of_x_t(a, rows):
     """Return that of x_t, where its row is read."""
-    of, at = rows.shape.rows, on_tile(rows.x_t)
-    x = row_max(after_cuts(made(a, of, at, on_tile(of.inside)), rows.shape, at))
+    of = rows.shape.rows
+    x = divided(on_tile(mixed(a, of, rows.at * a.num_classes, rows.x_t, rows.reads)), of)
+    x = row_max(after_cuts(x, on_tile(rows.x_t), rows.shape))
     return (exp(x - of.top) * rows.tilt).to(tl.float64)
 
 
@@ -75,14 +78,14 @@ def draw_class(a, rows, target, ROWS: tl.constexpr, HIGH: tl.constexpr, LOW: tl.
     last = tl.zeros([ROWS], tl.int32)
     before = tl.zeros([ROWS], tl.float64)
     for start in range(0, a.num_classes, HIGH * LOW):
-        classes = classes_from(start, ROWS, HIGH, LOW)
+        classes = classes_from(a, start, ROWS, HIGH, LOW)
         mass = masses(a, rows, classes)
         parts = tl.sum(mass, axis=2)
         earlier = before[None, :] + tl.cumsum(parts, axis=0) - parts
         running = earlier[:, :, None] + tl.cumsum(mass, axis=2)
-        inside = classes < a.num_classes
+        inside = classes.j < a.num_classes
         passed += row_sum((inside & (running <= on_tile(target))).to(tl.int32))
-        last = tl.maximum(last, row_max(tl.where(mass > 0.0, classes, 0)))
+        last = tl.maximum(last, row_max(tl.where(mass > 0.0, classes.j, 0)))
         before += tl.sum(parts, axis=0)
     return tl.minimum(passed, last)
 
@@ -122,15 +125,16 @@ def p_sample_of_tokens(
 
     chosen = x_t
     if tl.max(reads.to(tl.int32), axis=0) > 0:
-        of = load_rows(a, at, reads, share, temperature, FAR, DIVIDES, REAL, ROWS, HIGH, LOW)
-        every = classes_from(0, ROWS, HIGH, LOW)
+        of = load_rows(a, reads, share, temperature, FAR, DIVIDES, REAL, ROWS, HIGH, LOW)
+        every = classes_from(a, 0, ROWS, HIGH, LOW)
         held = made_tile(a, of, None, every) if WHOLE else None
         by_count = find_cut(a, of, held, None, top_k, False, ROWS, HIGH, LOW) if COUNTS else None
         by_mass = find_cut(a, of, held, by_count, top_p, True, ROWS, HIGH, LOW) if BY_MASS else None
-        rows = Rows(Shape(of, held, by_count, by_mass), x_t, tilt)
+        rows = Rows(Shape(of, held, by_count, by_mass), at, reads, x_t, tilt)
         total = tl.zeros([ROWS], tl.float64)
         for start in range(0, a.num_classes, HIGH * LOW):
-            total += row_sum(masses(a, rows, classes_from(start, ROWS, HIGH, LOW)))
+            classes = classes_from(a, start, ROWS, HIGH, LOW)
+            total += row_sum(masses(a, rows, classes))
         mass_xt = mass_of_x_t(a, rows)
         here = step.bar_keep * mass_xt + bar_xt * total
         threshold = choice * (u * total + step.keep * here)  # times total, as all it is held to

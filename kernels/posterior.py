@@ -16,8 +16,16 @@ from torch import Tensor
 
 from .launch import launch, triton_type
 from .math import exp, log, tiny
-from .rank_one import Step, chain_of, load_class, load_step, pi_at, posterior_mean_tilt
-from .tile import classes_from, on_tile, row_max, row_sum, tile_of
+from .rank_one import Step, chain_of, load_class, load_step, pi_at, pi_of, posterior_mean_tilt
+from .tile import (
+    classes_from,
+    load_tile,
+    on_tile,
+    row_max,
+    row_sum,
+    store_tile,
+    tile_of,
+)
 
 
 class Arguments(NamedTuple):
@@ -57,25 +65,27 @@ def load_rows(a, chain, DIRECT: tl.constexpr, REAL: tl.constexpr, ROWS: tl.const
 
 
 @triton.jit
-def spread_at(chain, base, to_mask, classes, num_classes, REAL: tl.constexpr):
-    """Return ``base pi_j + to_mask [j = mask]`` of classes, which broadcast with the others."""
-    pi = pi_at(chain, classes, num_classes, REAL)
-    return base * pi + tl.where(classes == chain.mask_id, to_mask, 0.0)
+def spread_at(chain, base, to_mask, x, num_classes, REAL: tl.constexpr):
+    """Return ``base pi_j + to_mask [j = mask]`` of a class of each token."""
+    return base * pi_at(chain, x, num_classes, REAL) + tl.where(x == chain.mask_id, to_mask, 0.0)
 
 
 @triton.jit
-def at_classes(pointer, a, rows, classes):
-    """Return where the entries of some classes are, and which of them there are."""
-    inside = on_tile(rows.inside) & (classes < a.num_classes)
-    return pointer + on_tile(rows.at) * a.num_classes + classes, inside
+def bar_spread_of(chain, step, classes, num_classes, REAL: tl.constexpr):
+    """Return ``bar_base pi_j + bar_to_mask [j = mask]`` of a tile's classes."""
+    if chain.pi is None:
+        pi = pi_at(chain, classes.j, num_classes, REAL)
+    else:
+        pi = pi_of(chain, classes, num_classes)
+    to_mask = tl.where(classes.j == chain.mask_id, on_tile(step.bar_to_mask), 0.0)
+    return on_tile(step.bar_base) * pi + to_mask
 
 
 @triton.jit
 def store(a, rows, classes, values):
-    """Write values of some classes; NaN where an index is bad."""
-    at, inside = at_classes(a.out, a, rows, classes)
+    """Write the entries of a tile; NaN where an index is bad."""
     values = tl.where(on_tile(rows.good), values, float("nan"))
-    tl.store(at, values.to(a.out.dtype.element_ty), mask=inside)
+    store_tile(a.out, classes, values)
 
 
 @triton.jit
@@ -90,11 +100,10 @@ def q_posterior_of_tokens(
     log_leave = log(u / zq)
     log_stay = log((u + step.keep) / zq)
     for start in range(0, a.num_classes, HIGH * LOW):
-        classes = classes_from(start, ROWS, HIGH, LOW)
-        base, to_mask = on_tile(step.bar_base), on_tile(step.bar_to_mask)
-        truth = spread_at(chain, base, to_mask, classes, a.num_classes, REAL)
-        truth += tl.where(classes == on_tile(rows.x0), on_tile(step.bar_keep), 0.0)
-        reach = tl.where(classes == on_tile(rows.x_t), on_tile(log_stay), on_tile(log_leave))
+        classes = classes_from(a, start, ROWS, HIGH, LOW)
+        truth = bar_spread_of(chain, step, classes, a.num_classes, REAL)
+        truth += tl.where(classes.j == on_tile(rows.x0), on_tile(step.bar_keep), 0.0)
+        reach = tl.where(classes.j == on_tile(rows.x_t), on_tile(log_stay), on_tile(log_leave))
         store(a, rows, classes, reach + log(truth))
 
 
@@ -113,9 +122,9 @@ class Predicted(NamedTuple):
 @triton.jit
 def load_exponents(a, rows, top, log_tilt, classes, REAL: tl.constexpr):
     """Return the logarithm of s of some classes plus a number a row."""
-    at, inside = at_classes(a.logits, a, rows, classes)
-    logits = tl.load(at, mask=inside, other=float("-inf")).to(REAL) - on_tile(top)
-    return logits + tl.where(classes == on_tile(rows.x_t), on_tile(log_tilt), 0.0)
+    logits = load_tile(a.logits, classes, classes.there, float("-inf")).to(REAL)
+    tilt = tl.where(classes.j == on_tile(rows.x_t), on_tile(log_tilt), 0.0)
+    return (logits - on_tile(top)) + tilt
 
 
 @triton.jit
@@ -146,14 +155,13 @@ def predict(
     )
     top = tl.full([ROWS], float("-inf"), REAL)
     for start in range(0, a.num_classes, HIGH * LOW):
-        logits = load_exponents(a, rows, zero, zero, classes_from(start, ROWS, HIGH, LOW), REAL)
-        top = tl.maximum(top, row_max(logits))
+        classes = classes_from(a, start, ROWS, HIGH, LOW)
+        logits = load_tile(a.logits, classes, classes.there, float("-inf"))
+        top = tl.maximum(top, row_max(logits.to(REAL)))
     sum = zero
     for start in range(0, a.num_classes, HIGH * LOW):
-        exponents = load_exponents(
-            a, rows, top, log_tilt, classes_from(start, ROWS, HIGH, LOW), REAL
-        )
-        sum += row_sum(exp(exponents))
+        classes = classes_from(a, start, ROWS, HIGH, LOW)
+        sum += row_sum(exp(load_exponents(a, rows, top, log_tilt, classes, REAL)))
     reads = rows.inside & rows.good
     logit_xt = tl.load(a.logits + rows.at * a.num_classes + rows.x_t, mask=reads, other=0.0)
     s_xt = exp(logit_xt.to(REAL) - top + log_tilt) / sum
@@ -188,13 +196,12 @@ def write_log_p(
     scale = on_tile(step.bar_keep / model.sum)
     stays = on_tile(model.u == 0.0)  # whatever the logits
     for start in range(0, a.num_classes, HIGH * LOW):
-        classes = classes_from(start, ROWS, HIGH, LOW)
+        classes = classes_from(a, start, ROWS, HIGH, LOW)
         exponents = load_exponents(a, rows, model.top, model.log_tilt, classes, REAL)
-        base, to_mask = on_tile(step.bar_base), on_tile(step.bar_to_mask)
-        spread = spread_at(chain, base, to_mask, classes, a.num_classes, REAL)
+        spread = bar_spread_of(chain, step, classes, a.num_classes, REAL)
         log_f = log(scale * exp(exponents) + spread)
         log_f = tl.where(spread > tiny(REAL), log_f, exponents + log_scale)
-        here = classes == on_tile(rows.x_t)
+        here = classes.j == on_tile(rows.x_t)
         reach = tl.where(here, log_stay, log_leave)
         fixed = tl.where(here, 0.0, float("-inf"))
         store(a, rows, classes, tl.where(stays, fixed, reach + log_f))
@@ -205,12 +212,9 @@ def weigh(a, chain, rows, model, classes, REAL: tl.constexpr):
     """Return s, w and G of some classes."""
     exponents = load_exponents(a, rows, model.top, model.log_tilt, classes, REAL)
     s = exp(exponents) / on_tile(model.sum)
-    at, inside = at_classes(a.upstream, a, rows, classes)
-    upstream = tl.load(at, mask=inside, other=0.0).to(REAL)
-    step = model.step
-    base, to_mask = on_tile(step.bar_base), on_tile(step.bar_to_mask)
-    spread = spread_at(chain, base, to_mask, classes, a.num_classes, REAL)
-    kept = on_tile(step.bar_keep) * s
+    upstream = load_tile(a.upstream, classes, classes.there, 0.0).to(REAL)
+    spread = bar_spread_of(chain, model.step, classes, a.num_classes, REAL)
+    kept = on_tile(model.step.bar_keep) * s
     return s, tl.where(spread > tiny(REAL), kept / (kept + spread), 1.0), upstream
 
 
@@ -230,16 +234,17 @@ def write_gradient(
     sum = tl.zeros([ROWS], REAL)
     weighted = tl.zeros([ROWS], REAL)
     for start in range(0, a.num_classes, HIGH * LOW):
-        _, w, upstream = weigh(a, chain, rows, model, classes_from(start, ROWS, HIGH, LOW), REAL)
+        classes = classes_from(a, start, ROWS, HIGH, LOW)
+        _, w, upstream = weigh(a, chain, rows, model, classes, REAL)
         sum += row_sum(upstream)
         weighted += row_sum(w * upstream)
     pull = step.bar_keep / model.z * sum
     level = weighted - pull * (model.u + step.keep * model.s_xt)
     stays = on_tile(model.u == 0.0)
     for start in range(0, a.num_classes, HIGH * LOW):
-        classes = classes_from(start, ROWS, HIGH, LOW)
+        classes = classes_from(a, start, ROWS, HIGH, LOW)
         s, w, upstream = weigh(a, chain, rows, model, classes, REAL)
-        here = classes == on_tile(rows.x_t)
+        here = classes.j == on_tile(rows.x_t)
         reach = on_tile(model.u) + tl.where(here, on_tile(step.keep), 0.0)
         gradient = w * upstream - s * (reach * on_tile(pull) + on_tile(level))
         store(a, rows, classes, tl.where(stays, 0.0, gradient))

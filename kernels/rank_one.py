@@ -78,6 +78,13 @@ def pi_at(chain, classes, num_classes, REAL: tl.constexpr):
 
 
 @triton.jit
+def pi_of(chain, classes, num_classes):
+    """Return pi of a tile's classes, for a chain that has one; 0 where they are none."""
+    pi = tl.load(chain.pi + classes.flat, mask=classes.flat < num_classes, other=0.0)
+    return tl.reshape(pi, classes.j.shape)
+
+
+@triton.jit
 def posterior_mean_tilt(step, u, bar_xt):
     """Return the tilt of s[x_t]; 1 where no other class than x_t can lead to x_t."""
     other = step.keep * bar_xt + u

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .launch import launch, triton_type
 from .math import exp
-from .tile import classes_from, on_tile, row_max, row_sum, tile_of
+from .tile import classes_from, on_flat, on_tile, row_max, row_sum, store_tile, tile_of
 
 
 class Arguments(NamedTuple):
@@ -30,8 +30,7 @@ class Arguments(NamedTuple):
 class Rows(NamedTuple):
     """What a program works on."""
 
-    at: Any
-    inside: Any
+    reads: Any  # (HIGH * ROWS, 1)
     share: Any  # of the guidance, which starts from the logits where it is far
     far: Any
     temperature: Any
@@ -67,29 +66,21 @@ def key_of(x):
 
 
 @triton.jit
-def is_kept(x, classes, cut):
+def is_kept(x, j, cut):
     """Return which classes come no later than the cut's."""
     key, at = key_of(x), on_tile(cut.key)
-    return (key > at) | ((key == at) & (classes <= on_tile(cut.last)))
+    return (key > at) | ((key == at) & (j <= on_tile(cut.last)))
 
 
 @triton.jit
-def are_inside(a, rows, classes):
-    """Return which numbers of a tile there are."""
-    return on_tile(rows.inside) & (classes < a.num_classes)
-
-
-@triton.jit
-def mixed(a, rows, classes, inside):
-    """Return guided logits, -inf where they are not inside.
+def mixed(a, rows, first, at, inside):
+    """Return guided logits ``at`` from ``first`` on, -inf where they are not inside.
 
     The interpolation starts from the nearer end, so that it is exact at both.
     """
-    row = on_tile(rows.at) * a.num_classes
-    x = tl.load(a.logits + row + classes, mask=inside, other=float("-inf")).to(rows.share.dtype)
+    x = tl.load(a.logits + first + at, mask=inside, other=float("-inf")).to(rows.share.dtype)
     if a.unconditional is not None:
-        at = a.unconditional + row + classes
-        other = tl.load(at, mask=inside, other=float("-inf")).to(x.dtype)
+        other = tl.load(a.unconditional + first + at, mask=inside, other=float("-inf")).to(x.dtype)
         forbidden = (x == float("-inf")) | (other == float("-inf"))
         start = tl.where(rows.far, x, other)
         x = tl.where(forbidden, float("-inf"), start + rows.share * (x - other))
@@ -97,16 +88,23 @@ def mixed(a, rows, classes, inside):
 
 
 @triton.jit
-def made(a, rows, classes, inside):
+def mixed_tile(a, rows, classes):
+    """Return guided logits of a tile."""
+    reads = rows.reads & classes.there
+    return tl.reshape(mixed(a, rows, classes.first, classes.at, reads), classes.j.shape)
+
+
+@triton.jit
+def divided(x, rows):
     """Return the logits before any cut."""
-    return (mixed(a, rows, classes, inside) - on_tile(rows.shift)) / rows.temperature
+    return (x - on_tile(rows.shift)) / rows.temperature
 
 
 @triton.jit
 def made_tile(a, rows, held, classes):
     """Return the logits before any cut, of a whole tile of classes."""
     if held is None:
-        return made(a, rows, classes, are_inside(a, rows, classes))
+        return divided(mixed_tile(a, rows, classes), rows)
     else:
         return held
 
@@ -124,12 +122,12 @@ def weigh(
     least = key_of(tl.full([ROWS], float("inf"), rows.top.dtype))
     most = key_of(tl.full([ROWS], float("-inf"), rows.top.dtype))
     for start in range(0, a.num_classes, HIGH * LOW):
-        classes = classes_from(start, ROWS, HIGH, LOW)
+        classes = classes_from(a, start, ROWS, HIGH, LOW)
         x = made_tile(a, rows, held, classes)
-        is_class = classes < a.num_classes
+        is_class = classes.j < a.num_classes
         if before is not None:
-            is_class &= is_kept(x, classes, before)
-        kept = is_class & is_kept(x, classes, cut)
+            is_class &= is_kept(x, classes.j, before)
+        kept = is_class & is_kept(x, classes.j, cut)
         weight = tl.full([HIGH, ROWS, LOW], 1.0, x.dtype)
         if BY_MASS:
             weight = exp(x - on_tile(rows.top))
@@ -146,11 +144,11 @@ def classes_of(a, rows, held, key, ROWS: tl.constexpr, HIGH: tl.constexpr, LOW: 
     first = tl.full([ROWS], a.num_classes, tl.int32)
     last = tl.zeros([ROWS], tl.int32)
     for start in range(0, a.num_classes, HIGH * LOW):
-        classes = classes_from(start, ROWS, HIGH, LOW)
+        classes = classes_from(a, start, ROWS, HIGH, LOW)
         x = made_tile(a, rows, held, classes)
-        equal = (key_of(x) == on_tile(key)) & (classes < a.num_classes)
-        first = tl.minimum(first, -row_max(tl.where(equal, -classes, on_tile(-first))))
-        last = tl.maximum(last, row_max(tl.where(equal, classes, 0)))
+        equal = (key_of(x) == on_tile(key)) & (classes.j < a.num_classes)
+        first = tl.minimum(first, -row_max(tl.where(equal, -classes.j, on_tile(-first))))
+        last = tl.maximum(last, row_max(tl.where(equal, classes.j, 0)))
     return first, last
 
 
@@ -194,40 +192,40 @@ def find_cut(
 
 @triton.jit
 def load_rows(
-    a, at, inside, share, temperature, FAR: tl.constexpr, DIVIDES: tl.constexpr,
+    a, reads, share, temperature, FAR: tl.constexpr, DIVIDES: tl.constexpr,
     REAL: tl.constexpr, ROWS: tl.constexpr, HIGH: tl.constexpr, LOW: tl.constexpr,
 ):  # fmt: skip
-    """Look at the rows that are inside and return them."""
-    share, far = tl.full([1, 1, 1], share, REAL), tl.full([1, 1, 1], FAR, tl.int1)
-    one, zero = tl.full([1, 1, 1], 1.0, REAL), tl.zeros([ROWS], REAL)
+    """Look at the rows that are to be read and return them."""
+    reads = on_flat(reads, HIGH)
+    share, far = tl.full([1], share, REAL), tl.full([1], FAR, tl.int1)
+    one, zero = tl.full([1], 1.0, REAL), tl.zeros([ROWS], REAL)
     # The least number, not -inf: a row of nothing but -inf keeps them.
     top = tl.full([ROWS], -1.7976931348623157e308 if REAL == tl.float64 else -3.4028235e38, REAL)
-    rows = Rows(at, inside, share, far, one, zero, top)
+    rows = Rows(reads, share, far, one, zero, top)
     for start in range(0, a.num_classes, HIGH * LOW):
-        classes = classes_from(start, ROWS, HIGH, LOW)
-        x = mixed(a, rows, classes, are_inside(a, rows, classes))
-        top = tl.maximum(top, row_max(x))
+        classes = classes_from(a, start, ROWS, HIGH, LOW)
+        top = tl.maximum(top, row_max(mixed_tile(a, rows, classes)))
     if DIVIDES:
-        temperature = tl.full([1, 1, 1], temperature, REAL)
-        return Rows(at, inside, share, far, temperature, top, zero)
+        temperature = tl.full([1], temperature, REAL)
+        return Rows(reads, share, far, temperature, top, zero)
     else:
-        return Rows(at, inside, share, far, one, zero, top)
+        return Rows(reads, share, far, one, zero, top)
 
 
 @triton.jit
-def after_cuts(x, shape, classes):
+def after_cuts(x, j, shape):
     """Return logits that are made, -inf where a cut does not keep them."""
     if shape.by_count is not None:
-        x = tl.where(is_kept(x, classes, shape.by_count), x, float("-inf"))
+        x = tl.where(is_kept(x, j, shape.by_count), x, float("-inf"))
     if shape.by_mass is not None:
-        x = tl.where(is_kept(x, classes, shape.by_mass), x, float("-inf"))
+        x = tl.where(is_kept(x, j, shape.by_mass), x, float("-inf"))
     return x
 
 
 @triton.jit
 def shaped_tile(a, shape, classes):
     """Return the shaped logits of a whole tile of classes."""
-    return after_cuts(made_tile(a, shape.rows, shape.held, classes), shape, classes)
+    return after_cuts(made_tile(a, shape.rows, shape.held, classes), classes.j, shape)
 
 
 @triton.jit
@@ -241,17 +239,16 @@ def shape_rows(
     at = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     inside = at < a.num_tokens
     rows = load_rows(
-        a, at, inside, share, temperature, FAR, DIVIDES, REAL, ROWS, HIGH, LOW
+        a, inside, share, temperature, FAR, DIVIDES, REAL, ROWS, HIGH, LOW
     )  # fmt: skip
-    every = classes_from(0, ROWS, HIGH, LOW)
+    every = classes_from(a, 0, ROWS, HIGH, LOW)
     held = made_tile(a, rows, None, every) if WHOLE else None
     by_count = find_cut(a, rows, held, None, top_k, False, ROWS, HIGH, LOW) if COUNTS else None
     by_mass = find_cut(a, rows, held, by_count, top_p, True, ROWS, HIGH, LOW) if BY_MASS else None
     shape = Shape(rows, held, by_count, by_mass)
     for start in range(0, a.num_classes, HIGH * LOW):
-        classes = classes_from(start, ROWS, HIGH, LOW)
-        to = a.out + on_tile(at) * a.num_classes + classes
-        tl.store(to, shaped_tile(a, shape, classes), mask=are_inside(a, rows, classes))
+        classes = classes_from(a, start, ROWS, HIGH, LOW)
+        store_tile(a.out, classes, shaped_tile(a, shape, classes))
 
 
 class Options(NamedTuple):

@@ -2,10 +2,12 @@
 
 A tile is ``(HIGH, rows, LOW)``, its class ``high * LOW + low``. Threads are given out along LOW
 first, in vectors of 16 bytes, and along the rows next: a row of few classes is spread over few
-threads, since all of them repeat the mathematics of its token.
+threads, since all of them repeat the mathematics of its token. Tritons differ in how they share
+out three dimensions; of two, ``(HIGH * rows, LOW)``, in which memory is read and written, all make
+this.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -44,7 +46,7 @@ def tile_of(num_classes: int, dtype: torch.dtype, copies: int = 1) -> Tile:
     if whole > LONGEST[real] // copies:
         num_warps = LONG_ROW_WARPS[real]
         return Tile(1, 1, num_warps * 32 * vector, num_warps)
-    numbers = NUMBERS[real] // (max(copies, 2) if whole > 2048 else copies)
+    numbers = NUMBERS[real] // copies
     if num_classes % vector == 0:
         high = max(min(numbers, whole) // vector, 1)
         threads = max(whole // (high * vector), 1)
@@ -55,12 +57,47 @@ def tile_of(num_classes: int, dtype: torch.dtype, copies: int = 1) -> Tile:
     return Tile(num_warps * 32 // threads, high, whole // high, num_warps)
 
 
+class Classes(NamedTuple):
+    """The classes of a tile, the same in all rows, and where they are in a tensor (N, K)."""
+
+    j: Any  # (HIGH, ROWS, LOW)
+    flat: Any  # the same as (HIGH * ROWS, LOW)
+    first: Any  # where the program's rows begin
+    at: Any  # (HIGH * ROWS, LOW), int32: where the classes are from there on
+    there: Any  # (HIGH * ROWS, LOW), whether they are
+
+
 @triton.jit
-def classes_from(start, ROWS: tl.constexpr, HIGH: tl.constexpr, LOW: tl.constexpr):
-    """Return the classes of a tile that begins at one of them, the same in all rows."""
-    high = tl.arange(0, HIGH)[:, None, None]
-    classes = start + high * LOW + tl.arange(0, LOW)[None, None, :]
-    return tl.broadcast_to(classes, (HIGH, ROWS, LOW))
+def classes_from(a, start, ROWS: tl.constexpr, HIGH: tl.constexpr, LOW: tl.constexpr):
+    """Return the classes of a tile of the program's rows that begins at one of them."""
+    line = tl.arange(0, HIGH * ROWS)
+    row = line % ROWS
+    flat = start + (line // ROWS * LOW)[:, None] + tl.arange(0, LOW)[None, :]
+    before = tl.program_id(0).to(tl.int64) * ROWS
+    there = (row < a.num_tokens - before)[:, None] & (flat < a.num_classes)
+    at = (row * a.num_classes)[:, None] + flat
+    return Classes(tl.reshape(flat, [HIGH, ROWS, LOW]), flat, before * a.num_classes, at, there)
+
+
+@triton.jit
+def on_flat(x, HIGH: tl.constexpr):
+    """Return what each row has, (HIGH * ROWS, 1)."""
+    ROWS: tl.constexpr = x.shape[0]
+    return tl.reshape(tl.broadcast_to(x[None, :], [HIGH, ROWS]), [HIGH * ROWS])[:, None]
+
+
+@triton.jit
+def load_tile(pointer, classes, mask, other):
+    """Return the numbers of a tile."""
+    x = tl.load(pointer + classes.first + classes.at, mask=mask, other=other)
+    return tl.reshape(x, classes.j.shape)
+
+
+@triton.jit
+def store_tile(pointer, classes, values):
+    """Write the numbers of a tile."""
+    values = tl.reshape(values.to(pointer.dtype.element_ty), classes.flat.shape)
+    tl.store(pointer + classes.first + classes.at, values, mask=classes.there)
 
 
 @triton.jit
@@ -72,10 +109,10 @@ def on_tile(x):
 @triton.jit
 def row_sum(x):
     """Return the sum of each row."""
-    return tl.sum(tl.sum(x, axis=2), axis=0)
+    return tl.sum(tl.sum(x, axis=0), axis=1)
 
 
 @triton.jit
 def row_max(x):
     """Return the largest number of each row."""
-    return tl.max(tl.max(x, axis=2), axis=0)
+    return tl.max(tl.max(x, axis=0), axis=1)
