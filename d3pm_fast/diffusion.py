@@ -1,12 +1,14 @@
 """``D3PM``: a transition and the choices that its loss, posterior and sampler share."""
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from . import functional, ops, timesteps
+from . import _settings, functional, ops, timesteps
 from ._checks import check_choice
+from ._loadable import loadable
 from .elbo import ELBO, elbo
 from .sampling import ancestral
 from .transitions import Transition
@@ -14,12 +16,18 @@ from .transitions import Transition
 __all__ = ["D3PM"]
 
 
+@loadable
 class D3PM(nn.Module):
     """A discrete denoising diffusion model, all but its network (Austin et al. 2021).
 
     The methods are :mod:`d3pm_fast.functional` with the transition, the reverse step and the
     first step filled in once, so that loss and sampler cannot disagree. ``.to(device)`` moves the
     tables; no ``.to(dtype)`` rounds them.
+
+    There are no weights. A state dict holds one small tensor, by which weights that are loaded
+    beside another chain, T, reverse step or first step give a ``UserWarning``, never an error;
+    one without it loads as well. A file of the whole module (``torch.save(diffusion, path)``)
+    can be read with ``weights_only=True``.
 
     Args:
         transition: a chain of :mod:`d3pm_fast.transitions`.
@@ -54,6 +62,27 @@ class D3PM(nn.Module):
     def num_steps(self) -> int:
         """T."""
         return self.transition.num_steps
+
+    def get_extra_state(self) -> Tensor:
+        """Return what a state dict holds: the settings, and a fingerprint of the chain."""
+        return _settings.as_tensor(self)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Warn where a state dict was saved with another chain, reverse step or first step."""
+        _settings.warn_of_others(state, self)
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        *lists: list[str],
+    ) -> None:
+        missing: list[str] = []
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing, *lists)
+        missing_keys += [key for key in missing if not key.endswith("_extra_state")]
 
     def extra_repr(self) -> str:
         """Return the choices made, for ``repr``."""

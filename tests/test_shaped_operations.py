@@ -117,7 +117,7 @@ for n in x_t[0].nonzero().flatten().tolist():
     at, size = ctypes.c_void_p(logits[0, n].data_ptr()), ctypes.c_size_t(mmap.PAGESIZE)
     assert ctypes.CDLL(None).mprotect(at, size, 0) == 0
 shaped = Shaped(logits, logits, 2.0, 0.5, 9, 0.9)
-drawn = p_sample(chain, shaped, x_t, torch.tensor([time]), impl=impl)
+drawn = p_sample(chain, shaped, x_t, torch.tensor([time]), first_step="logits", impl=impl)
 assert torch.equal(drawn[x_t > 0], x_t[x_t > 0])
 """
 
@@ -149,7 +149,7 @@ def test_draws_follow_the_posterior_of_the_shaped_prediction(cpu, options):
     x_t, t = torch.full((draws, 1), 2), torch.full((draws,), 2)
     drawn = functional.p_sample(chain, many, x_t, t, impl=cpu)
     assert_follows(drawn, (law / law.sum())[None])
-    drawn = functional.p_sample(chain, many, x_t, t, 0 * t, impl=cpu)
+    drawn = functional.p_sample(chain, many, x_t, t, 0 * t, first_step="logits", impl=cpu)
     assert_follows(drawn, weights[None])
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .._checks import check_integer
+from .fingerprint import fingerprint
 
 __all__ = ["Transition", "running_sums"]
 
@@ -24,10 +25,13 @@ class Transition(nn.Module):
         num_classes: K.
         num_steps: T.
         mask_id: the mask's class, or -1 where the family has none.
+        fingerprint: a number that depends on the family, K, T and all probabilities; equal chains
+            have it in common up to some 1e-12.
         needs_float64: whether its probabilities are too small for float32, so that whatever the
             dtype of the logits they are calculated with in float64.
     """
 
+    fingerprint: float
     needs_float64 = False
     _TABLES: tuple[str, ...] = ()  # attributes that move to a device, tensors or None
 
@@ -37,6 +41,11 @@ class Transition(nn.Module):
         self.num_classes = num_classes
         self.num_steps = num_steps
         self.mask_id = mask_id
+
+    def _defined_by(self, *parts: Any) -> None:
+        """Set the fingerprint of a chain that these numbers, and its sizes, define."""
+        sizes = self.num_classes, self.num_steps, self.mask_id
+        self.fingerprint = fingerprint(self.family, *sizes, *parts)
 
     @property
     @abstractmethod

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from .._checks import ArrayLike, check_law, check_probabilities
+from .._loadable import loadable
 from .base import Transition
 from .dense import DenseTransition
 from .limits import stationary_law
@@ -87,11 +88,13 @@ def with_mask(
     return DenseTransition("with_mask", matrices, limit, mask_id)
 
 
+@loadable
 def _mixture_step(transitions: tuple[Transition, ...], weights: Tensor, t: int) -> Tensor:
     parts = [chain.q_matrix(t).cpu() * w for chain, w in zip(transitions, weights, strict=True)]
     return torch.stack(parts).sum(0)
 
 
+@loadable
 def _log_mixture_step(transitions: tuple[Transition, ...], weights: Tensor, t: int) -> Tensor:
     parts = [
         chain.log_q_matrix(t).cpu() + w for chain, w in zip(transitions, weights.log(), strict=True)
@@ -99,11 +102,13 @@ def _log_mixture_step(transitions: tuple[Transition, ...], weights: Tensor, t: i
     return torch.stack(parts).logsumexp(0)
 
 
+@loadable
 def _masked_step(transition: Transition, betas: Tensor, t: int) -> Tensor:
     beta = betas[t - 1]
     return _with_mask((1 - beta) * transition.q_matrix(t).cpu(), beta, 0.0, 1.0)
 
 
+@loadable
 def _log_masked_step(transition: Transition, betas: Tensor, t: int) -> Tensor:
     beta = betas[t - 1]
     moved = torch.log1p(-beta) + transition.log_q_matrix(t).cpu()

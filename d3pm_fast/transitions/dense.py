@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .._information import divergence_terms
+from .._loadable import loadable
 from .base import running_sums
 from .factored import Form, best_form
 from .handles import RegisteredTransition
@@ -47,6 +48,7 @@ class DenseStep:
         return self.columns.nbytes + self.spans.nbytes + self.rows.nbytes + self.form.num_bytes
 
 
+@loadable
 class DenseTransition(RegisteredTransition):
     """A chain of arbitrary matrices; products are made on demand and kept within a budget.
 
@@ -67,6 +69,7 @@ class DenseTransition(RegisteredTransition):
         self._matrices = matrices
         self._stationary = stationary
         self.memory_budget = matrices.memory_budget
+        self._defined_by(matrices.definition)
         self._register()
 
     @property

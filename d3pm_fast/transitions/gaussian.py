@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from .._checks import ArrayLike, check_count, check_probabilities
+from .._loadable import loadable
 from .dense import DenseTransition
 from .products import MEMORY_BUDGET, Products
 
@@ -88,6 +89,7 @@ def _check_width(name: str, value: int, num_classes: int) -> int:
     return width
 
 
+@loadable
 def _log_weights(num_classes: int, betas: Tensor, band_limit: int, t: int) -> Tensor:
     """Return ``log w(n)`` for n = 1..K-1."""
     n = torch.arange(1, num_classes, dtype=torch.float64, device="cpu")
@@ -96,12 +98,14 @@ def _log_weights(num_classes: int, betas: Tensor, band_limit: int, t: int) -> Te
     return log_weights
 
 
+@loadable
 def _log_gaussian_step(log_weights: Callable[[int], Tensor], t: int) -> Tensor:
     off_diagonal = log_weights(t)
     diagonal, total = _diagonal_and_total(off_diagonal.exp())
     return _toeplitz(off_diagonal, diagonal.log()) - total.log()
 
 
+@loadable
 def _gaussian_step(log_weights: Callable[[int], Tensor], t: int) -> Tensor:
     weights = log_weights(t).exp()
     diagonal, total = _diagonal_and_total(weights)
@@ -115,6 +119,7 @@ def _diagonal_and_total(weights: Tensor) -> tuple[Tensor, Tensor]:
     return 1 + tails + tails.flip(0), 1 + 2 * weights.sum()
 
 
+@loadable
 def _band_step(num_classes: int, betas: Tensor, width: int, t: int) -> Tensor:
     beta = betas[t - 1]
     move = torch.zeros(num_classes - 1, dtype=torch.float64, device="cpu")

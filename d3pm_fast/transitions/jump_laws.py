@@ -6,10 +6,12 @@ the law of a sum of coins.
 """
 
 import math
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+
+from .._loadable import loadable
 
 __all__ = ["Coins", "JumpLaw", "Poisson"]
 
@@ -21,6 +23,10 @@ class JumpLaw(Protocol):
     def num_steps(self) -> int:
         """T."""
 
+    @property
+    def definition(self) -> tuple[Any, ...]:
+        """The numbers that it depends on, see :func:`.fingerprint.fingerprint`."""
+
     def log_terms(self, s: int, t: int, most: int) -> Tensor:
         """Return the log-probabilities of 0..most jumps between s and t, float64; -inf: never."""
 
@@ -28,6 +34,7 @@ class JumpLaw(Protocol):
         """Return the probabilities of 0, 1, ... jumps up to where less than ``tail`` is left."""
 
 
+@loadable
 class Poisson:
     """Jumps at a rate of ``speed`` for the times between ``tau_s`` and ``tau_t``."""
 
@@ -39,6 +46,11 @@ class Poisson:
     def num_steps(self) -> int:
         """T."""
         return len(self._times) - 1
+
+    @property
+    def definition(self) -> tuple[Any, ...]:
+        """The speed and the times."""
+        return self.speed, torch.tensor(self._times, dtype=torch.float64, device="cpu")
 
     def log_terms(self, s: int, t: int, most: int) -> Tensor:
         """Return the log-probabilities of 0..most jumps, float64."""
@@ -59,6 +71,7 @@ class Poisson:
         return mean
 
 
+@loadable
 class Coins:
     """One jump at most in each step t, with probability ``beta_t``."""
 
@@ -69,6 +82,11 @@ class Coins:
     def num_steps(self) -> int:
         """T."""
         return len(self._betas)
+
+    @property
+    def definition(self) -> tuple[Any, ...]:
+        """The betas."""
+        return (self._betas,)
 
     def log_terms(self, s: int, t: int, most: int) -> Tensor:
         """Return the log-probabilities of 0..most jumps, float64; -inf beyond t - s."""

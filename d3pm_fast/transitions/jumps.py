@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .._compiled import cpu
+from .._loadable import loadable
 
 __all__ = ["TAIL", "Columns", "Polynomial", "hops", "log_rows"]
 
@@ -18,6 +19,7 @@ TAIL = {torch.float32: 1e-20, torch.float64: 1e-280}
 _CHUNK = 1 << 21  # numbers at a time: 16 MiB of float64
 
 
+@loadable
 @dataclass(frozen=True)
 class Columns:
     """A sparse matrix by columns, as ``SparsePolynomial`` in ``csrc/cpu/kernels.h`` reads it."""

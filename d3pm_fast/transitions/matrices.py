@@ -5,6 +5,7 @@ from functools import partial
 from torch import Tensor
 
 from .._checks import ArrayLike, as_float64, check_law, check_stochastic
+from .._loadable import loadable
 from .dense import DenseTransition
 from .limits import stationary_law
 from .products import MEMORY_BUDGET, Products
@@ -54,6 +55,7 @@ def from_matrices(
     return DenseTransition("from_matrices", products, law)
 
 
+@loadable
 def _keep_or_move(move: Tensor, betas: Tensor, t: int) -> Tensor:
     """Return ``(1 - beta_t) I + beta_t move``, float64 ``(K, K)``."""
     beta = betas[t - 1]
@@ -71,5 +73,6 @@ def keep_or_move_chain(
     return DenseTransition(family, matrices, stationary_law(move))
 
 
+@loadable
 def _given_step(steps: Tensor, t: int) -> Tensor:
     return steps[t - 1].clone()

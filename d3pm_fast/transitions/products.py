@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from .._loadable import loadable
 from .logs import LEAST, log_matmul, product_of_patterns
 
 __all__ = ["MEMORY_BUDGET", "ByteCache", "Matrices", "Products"]
@@ -23,6 +24,7 @@ __all__ = ["MEMORY_BUDGET", "ByteCache", "Matrices", "Products"]
 MEMORY_BUDGET = 1 << 31
 
 
+@loadable
 class ByteCache:
     """A least-recently-used cache of anything that says how many bytes it holds.
 
@@ -83,6 +85,10 @@ class Matrices(Protocol):
     memory_budget: int
     cache: ByteCache
 
+    @property
+    def definition(self) -> tuple[Any, ...]:
+        """What they are made of, see :func:`.fingerprint.fingerprint`."""
+
     def between(self, s: int, t: int) -> Tensor:
         """Return ``Q_{s->t} = Q_{s+1} ... Q_t``."""
 
@@ -90,6 +96,7 @@ class Matrices(Protocol):
         """Return ``log Q_{s->t}``, also of entries below float64's range."""
 
 
+@loadable
 class Products:
     """The matrices of a chain that is given by its steps, see :class:`Matrices`.
 
@@ -129,6 +136,11 @@ class Products:
             )
         cache.budget -= kept
         self._kept = [torch.eye(num_classes, dtype=torch.float64, device="cpu")]
+
+    @property
+    def definition(self) -> tuple[Any, ...]:
+        """What the steps are made of."""
+        return (self._step,)
 
     def up_to(self, t: int) -> Tensor:
         """Return ``Qbar_t``."""

@@ -19,6 +19,7 @@ from .._checks import (
     check_probability,
 )
 from .._information import divergence_terms
+from .._loadable import loadable
 from .base import Transition, running_sums
 
 __all__ = ["RankOneTransition", "absorbing", "marginal", "mask_and_uniform", "uniform"]
@@ -30,6 +31,7 @@ _LOG_ZERO = -1000.0
 _LEAST = {torch.float32: 1e-18, torch.float64: 1e-150}
 
 
+@loadable
 class RankOneTransition(Transition):
     """The chain ``Q_t = (1 - beta_t) I + beta_t 1 (g_t base + (1 - g_t) e_mask)^T``.
 
@@ -84,6 +86,7 @@ class RankOneTransition(Transition):
         self.steps = self.coefficients((times - 1).clamp(min=0), times)
         self.steps[0] = torch.nan
         self.products = self.product_coefficients(times)
+        self._defined_by(self._betas, self._step_base, () if base is None else base)
 
     @property
     def device(self) -> torch.device:

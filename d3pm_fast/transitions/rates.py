@@ -5,11 +5,13 @@ Source: D3PM, appendix A.4.2.
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .._checks import ArrayLike, as_float64, check_law, check_square
+from .._loadable import loadable
 from .dense import DenseTransition
 from .limits import closure, stationary_law
 from .logs import LEAST, log_matmul
@@ -95,6 +97,7 @@ def rate_chain(
     return DenseTransition(family, Exponentials(rate, times, memory_budget), law, mask_id)
 
 
+@loadable
 class Exponentials:
     """The matrices ``Q_{s->t} = exp((tau_t - tau_s) R)``, see :class:`.products.Matrices`.
 
@@ -111,6 +114,11 @@ class Exponentials:
         self._rate = rate
         self._times = torch.cat([times.new_zeros(1), times]).tolist()
         self._possible, self._reach = closure(rate)
+
+    @property
+    def definition(self) -> tuple[Any, ...]:
+        """R and the times."""
+        return self._rate, torch.tensor(self._times, dtype=torch.float64, device="cpu")
 
     def between(self, s: int, t: int) -> Tensor:
         """Return ``Q_{s->t}``."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .._information import divergence_terms
+from .._loadable import loadable
 from .base import running_sums
 from .factored import least_factor
 from .handles import RegisteredTransition
@@ -46,6 +47,7 @@ class SparseStep:
         return columns, None if x0 is None else self.form.rows(x0), spans
 
 
+@loadable
 class SparseTransition(RegisteredTransition):
     """A chain of jumps by a sparse matrix, on the CPU.
 
@@ -70,6 +72,7 @@ class SparseTransition(RegisteredTransition):
         super().__init__(family, len(jumps), law.num_steps, mask_id)
         self._stationary = stationary
         self._law = law
+        self._defined_by(law.definition, jumps.indices(), jumps.values())
         self._jumps = Columns.of(jumps)
         self._transposed = Columns.of(jumps.t().coalesce())
         self._running = self._transposed.weights[torch.float64].clone()
