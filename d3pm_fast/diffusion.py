@@ -102,9 +102,26 @@ class D3PM(nn.Module):
         drawn_on = self._device if generator is None else generator.device
         return draw(self.num_steps, batch, generator, str(drawn_on)).to(self._device)
 
-    def q_sample(self, x0: Tensor, t: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def q_sample(
+        self,
+        x0: Tensor,
+        t: Tensor,
+        generator: torch.Generator | None = None,
+        seeds: Tensor | None = None,
+        step: int = 0,
+        mask: Tensor | None = None,
+    ) -> Tensor:
         """Draw ``x_t ~ q(x_t | x_0)``; see :func:`d3pm_fast.functional.q_sample`."""
-        return functional.q_sample(self.transition, x0, t, generator=generator, impl=self.impl)
+        return functional.q_sample(
+            self.transition,
+            x0,
+            t,
+            mask=mask,
+            generator=generator,
+            seeds=seeds,
+            step=step,
+            impl=self.impl,
+        )
 
     def q_posterior(
         self,

@@ -98,10 +98,9 @@ def elbo(
         TypeError, ValueError, IndexError: as the functions of :mod:`d3pm_fast.functional`.
     """
     check_tokens("x0", x0)
-    tokens = data = x0.long()
+    x0 = x0.long()
     if mask is not None:
         check_mask(mask, x0.shape)
-        data = tokens.where(mask, 0)
     times = torch.tensor(timesteps.path(diffusion.num_steps, steps)[::-1], device=x0.device)
     starts, targets = times[1:], times[:-1]
     num_steps, batch = len(starts), len(x0)
@@ -127,14 +126,10 @@ def elbo(
         step = chosen[item, place]
         t, s = starts[step], targets[step]
         counts = None if mask is None else mask[item]
-        x_t = functional.q_sample(
-            diffusion.transition, data[item], t, seeds=numbers[item, place], impl=diffusion.impl
-        )
-        if counts is not None:
-            x_t = x_t.where(counts, tokens[item])
+        x_t = diffusion.q_sample(x0[item], t, seeds=numbers[item, place], mask=counts)
         loss = diffusion.loss(
             denoiser(x_t, t),
-            data[item],
+            x0[item],
             x_t,
             t,
             mask=counts,
@@ -146,11 +141,11 @@ def elbo(
     standard_error = None
     if num_times < num_steps:
         standard_error = (_variance(parts[:, :2]) + _variance(parts[:, 2:])).sqrt()
-    counted = torch.ones_like(data) if mask is None else mask.long()
+    counted = torch.ones_like(x0) if mask is None else mask.long()
     return ELBO(
         terms=torch.zeros_like(spare).scatter_add_(1, chosen, parts),
         times=starts,
-        prior=diffusion.prior(data, mask),
+        prior=diffusion.prior(x0, mask),
         num_tokens=functional.sum_positions(counted),
         standard_error=standard_error,
     )

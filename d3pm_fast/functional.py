@@ -290,6 +290,7 @@ def q_sample(
     x0: Tensor,
     t: Tensor,
     *,
+    mask: Tensor | None = None,
     generator: torch.Generator | None = None,
     seeds: Tensor | None = None,
     step: int = 0,
@@ -301,6 +302,8 @@ def q_sample(
         transition: the chain.
         x0: the data, ``(B, *S)``.
         t: times, ``(B,)`` or ``(B, *S)``, in 0..T; at t = 0 the data itself comes back.
+        mask: bool ``(B, *S)``, True where a token is drawn. The others come back as they are,
+            and may hold anything.
         generator: where the seeds come from; None for PyTorch's default generator.
         seeds: int64 ``(B,)`` in place of a generator: an item's draw depends on its own seed,
             ``step`` and the position in the item alone (:func:`d3pm_fast.draw_seeds`).
@@ -312,11 +315,17 @@ def q_sample(
     """
     check_tokens("x0", x0)
     check_times("t", t, x0.shape)
-    check_same_device(x0=x0, t=t, transition=transition)
+    if mask is not None:
+        check_mask(mask, x0.shape)
+    check_same_device(x0=x0, t=t, mask=mask, transition=transition)
     seeds = check_seeds(seeds, generator, x0)
-    name = _choose(impl, "q_sample", None, transition, t, 0, x0=x0)
+    tokens = data = _contiguous(x0)
+    if mask is not None:
+        data = tokens.where(mask, 0)
+    name = _choose(impl, "q_sample", None, transition, t, 0, x0=data)
     draw = ops.operations(name, transition).q_sample
-    return draw(_contiguous(x0), transition, _contiguous(t), seeds, step).to(x0.dtype)  # type: ignore[no-any-return]
+    drawn: Tensor = draw(data, transition, _contiguous(t), seeds, step)
+    return (drawn if mask is None else drawn.where(mask, tokens)).to(x0.dtype)
 
 
 def p_sample(

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from helpers.chains import FAMILIES, make_chain, one_hot
+from helpers.dense_chains import make_dense_chain
 from helpers.laws import assert_rate
 from hypothesis import given
 from hypothesis import strategies as st
@@ -215,3 +216,26 @@ def test_times_may_differ_from_token_to_token(impl):
 def test_rows_of_helpers_agree_with_one_hot_products():
     chain = make_chain("marginal", 4)
     assert torch.allclose(chain.forward(one_hot(torch.arange(4), 4), 0, 3), chain.product(0, 3))
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int16])
+@pytest.mark.parametrize("family", ["mask_and_uniform", "gaussian"])
+def test_what_a_mask_leaves_out_comes_back_whatever_it_is(family, dtype, impl):
+    make = make_chain if family in FAMILIES else make_dense_chain
+    chain = make(family, 5).transition
+    x0, t, seeds = torch.randint(5, (4, 6)), torch.tensor([3, 4, 5, 6]), torch.arange(4)
+    mask = torch.rand(4, 6) < 0.5
+    padded = x0.where(mask, torch.tensor([-100, 5, 2, 10_000])[:, None]).to(dtype)
+    diffusion = d3.D3PM(chain, impl=impl)
+    whole = functional.q_sample(chain, x0, t, seeds=seeds, step=7, impl=impl)
+    for drawn in (
+        functional.q_sample(chain, padded, t, mask=mask, seeds=seeds, step=7, impl=impl),
+        diffusion.q_sample(padded, t, seeds=seeds, step=7, mask=mask),
+    ):
+        assert drawn.dtype == dtype
+        assert torch.equal(drawn.long(), whole.where(mask, padded.long()))
+    assert torch.equal(diffusion.q_sample(x0, t, seeds=seeds, step=7), whole)
+    with pytest.raises(IndexError, match=r"x0 must lie in \[0, 5\), got -100"):
+        diffusion.q_sample(padded, t, mask=torch.ones_like(mask))
+    with pytest.raises(TypeError, match="mask must be a bool tensor"):
+        diffusion.q_sample(padded, t, mask=mask.long())
