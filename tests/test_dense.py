@@ -18,7 +18,12 @@ from helpers.chains import (
     true_q_posterior,
 )
 from helpers.compare import assert_close, assert_gradient_close, check_gradient
-from helpers.dense_chains import FAMILIES, make_dense_chain
+from helpers.dense_chains import (
+    FAMILIES,
+    make_dense_chain,
+    one_way_chain,
+    sure_of_what_cannot_lead,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -553,6 +558,25 @@ def test_the_level_of_the_logits_costs_a_posterior_mean_no_digits(cpu):
     truth, _ = log_space_truth(chain, logits, x0, x_t, t, **options)
     loss = functional.loss(chain, logits, x0, x_t, t, reduction="none", impl=cpu, **options)
     assert_close(loss, truth, torch.float32, ulps=64, scale=truth.abs() + 0.1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("level", [40.0, 1e4, 1e38])
+@pytest.mark.parametrize("structure", ["full", "sparse"])
+def test_a_sure_class_that_cannot_lead_to_x_t_costs_no_digits(impl, structure, level, dtype):
+    chain, t = one_way_chain(structure), 2
+    x0, x_t, logits, left = sure_of_what_cannot_lead(chain, t, level)
+    times, options = torch.full_like(x0, t), {"reverse": "posterior_mean"}
+    truth, true_gradient = truth_by_time(chain, left, x0, x_t, times, **options)
+    loss, gradient = loss_and_gradient(chain, logits.to(dtype), x0, x_t, times, impl, **options)
+    assert_close(loss, truth, dtype, ulps=32, scale=truth.abs() + 1)
+    assert_gradient_close(gradient, true_gradient, dtype, ulps=32, floor=1)
+    args = chain.transition, logits.to(dtype), x_t, times
+    log_p = functional.p_posterior(*args, impl=impl, **options)
+    truth = true_p_posterior(chain, left, x_t, t - 1, t, **options).log()
+    assert_close(log_p, truth, dtype, ulps=32, scale=truth.abs() + 1)
+    drawn = functional.p_sample(*args, seeds=torch.arange(len(x0)), impl=impl, **options)
+    assert bool(truth.gather(1, drawn[:, None]).isfinite().all())
 
 
 def test_threads_share_the_products_of_a_chain():

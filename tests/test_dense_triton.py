@@ -2,9 +2,14 @@
 
 import pytest
 import torch
-from helpers.chains import FIRST_STEP, REVERSE, likely_pairs, one_hot
+from helpers.chains import FIRST_STEP, REVERSE, likely_pairs, one_hot, true_loss, true_p_posterior
 from helpers.compare import assert_close, assert_gradient_close, check_gradient
-from helpers.dense_chains import FAMILIES, make_dense_chain
+from helpers.dense_chains import (
+    FAMILIES,
+    make_dense_chain,
+    one_way_chain,
+    sure_of_what_cannot_lead,
+)
 
 from d3pm_fast import functional, transitions
 
@@ -173,6 +178,22 @@ def test_pairs_that_hardly_ever_occur_are_exact(fused):
     loss, gradient = loss_and_gradient(*arguments)
     assert_close(loss, truth, torch.float32, ulps=64)
     check_gradient(gradient, true_gradient, torch.float32, ulps=512, floor=1e-3)
+
+
+def test_a_sure_class_that_cannot_lead_to_x_t_costs_no_digits():
+    chain, t = one_way_chain("full"), 2
+    x0, x_t, logits, left = sure_of_what_cannot_lead(chain, t, level=1e4)
+    times, options = torch.full_like(x0, t), {"reverse": "posterior_mean"}
+    left.requires_grad_()
+    truth = true_loss(chain, left, x0, x_t, t, **options)
+    (true_gradient,) = torch.autograd.grad(truth.sum(), left)
+    loss, gradient = loss_and_gradient(chain.transition, logits, x0, x_t, times, **options)
+    assert_close(loss, truth, torch.float32, ulps=32, scale=truth.abs() + 1)
+    assert_gradient_close(gradient, true_gradient, torch.float32, ulps=64, floor=1)
+    args = chain.transition, logits, x_t, times
+    log_p = functional.p_posterior(*args, impl="triton", **options)
+    truth = true_p_posterior(chain, left, x_t, t - 1, t, **options).log()
+    assert_close(log_p, truth, torch.float32, ulps=32, scale=truth.abs() + 1)
 
 
 @pytest.mark.parametrize("size", [80.0, 1e4])

@@ -146,11 +146,13 @@ class DenseRow {
 template <class Element, class Work>
 class DensePredictor : DenseRow<Element, Work> {
   using Base = DenseRow<Element, Work>;
+  using Base::kWidth;
   using Base::row_;
   using Base::rows_;
   using typename Base::M;
   using typename Base::Real;
   using typename Base::V;
+  using Wide = typename VectorOf<Real>::Wide;
 
  public:
   explicit DensePredictor(const DensePredict& call) : Base(call.rows), call_(call) {}
@@ -159,7 +161,7 @@ class DensePredictor : DenseRow<Element, Work> {
     const int64_t token = rows_.tokens[n];
     a_ = this->anchor(n);
     logits_ = this->template at<Element>(call_.logits, token);
-    tilt_ = call_.log_tilt ? this->template at<Real>(call_.log_tilt, this->column(n)) : nullptr;
+    tilt_ = call_.log_tilt ? this->template at<double>(call_.log_tilt, this->column(n)) : nullptr;
     Work* v = this->template at<Work>(call_.v, n);
     const Exponentials e = exponentiate(v);
     if (call_.loss) {
@@ -197,49 +199,104 @@ class DensePredictor : DenseRow<Element, Work> {
 
   // Writes exp(logit - top), tilted; 0 at the anchor.
   D3PM_MEMBER Exponentials exponentiate(Work* v) {
-    const Real highest = tilt_ ? largest(nullptr) : 0;
-    level_ = highest > -INFINITY ? highest : 0;
-    const V top = splat<Real>(largest(tilt_));
-    const Real at_anchor = (read_one(logits_ + a_) - level_) + (tilt_ ? tilt_[a_] : 0);
-    const V here = splat<Real>(at_anchor) - top;
+    const double top = largest();
+    const double here = logit(a_) - top;
     const double sum = this->sum_of([&](int64_t j, int64_t count) D3PM_MEMBER {
-      V e = M::exp(logits(tilt_, j, count) - top);
+      V below;
+      get_below(below, top, j, count);
+      V e = M::exp(below);
       if (a_ >= j && a_ < j + count) e[a_ - j] = 0;
       this->put_work(v + j, e, count);
       return e;
     });
-    return {static_cast<double>(M::exp(here)[0]), sum, -static_cast<double>(here[0])};
+    const V anchor = M::exp(splat<Real>(here));
+    return {static_cast<double>(anchor[0]), sum, -here};
   }
 
   Exponentials untilted(Work* v) {
-    const Real* tilt = std::exchange(tilt_, nullptr);
+    const double* tilt = std::exchange(tilt_, nullptr);
     const Exponentials e = exponentiate(v);
     tilt_ = tilt;
     return e;
   }
 
+  // A logit of its own, as `top` is one.
+  double logit(int64_t j) const {
+    const double l = static_cast<double>(read_one(logits_ + j));
+    return tilt_ ? l - level_ + tilt_[j] : l;
+  }
+
   // The largest logit, tilted where there is a tilt.
-  D3PM_MEMBER Real largest(const Real* tilt) const {
+  D3PM_MEMBER double largest() {
+    if (tilt_) {
+      level_ = 0;
+      const double level = largest_of([&](Wide& to, int64_t j, int64_t count) D3PM_MEMBER {
+        Wide tilt;
+        get_wide(to, tilt, j, count);
+        to = tilt > -INFINITY ? to : tilt;
+      });
+      level_ = level > -INFINITY ? level : 0;
+      return largest_of([&](Wide& to, int64_t j, int64_t count)
+                            D3PM_MEMBER { get_tilted(to, j, count); });
+    }
     V tops = splat<Real>(-INFINITY);
     this->each_vector([&](int64_t j, int64_t count) D3PM_MEMBER {
-      const V l = logits(tilt, j, count);
+      V l;
+      get_logits(l, j, count);
       tops = l > tops ? l : tops;
     });
     return max_lanes<Real>(tops);
   }
 
-  // A tilt is added to what is left without the level: large logits have no digits to spare.
-  D3PM_MEMBER V logits(const Real* tilt, int64_t j, int64_t count) const {
-    const bool whole = count == Base::kWidth;
-    V l = whole ? read(logits_ + j) : read_some(logits_ + j, count, Real(-INFINITY));
-    if (tilt) l = (l - splat<Real>(level_)) + this->get(tilt + j, count);
-    return l;
+  template <class Get>
+  D3PM_MEMBER double largest_of(const Get& get) const {
+    Wide tops = Wide{} - INFINITY;
+    this->each_vector([&](int64_t j, int64_t count) D3PM_MEMBER {
+      Wide values;
+      get(values, j, count);
+      tops = values > tops ? values : tops;
+    });
+    double top = tops[0];
+    for (int i = 1; i < kWidth; ++i) top = std::max(top, tops[i]);
+    return top;
+  }
+
+  D3PM_MEMBER void get_logits(V& to, int64_t j, int64_t count) const {
+    to = count == kWidth ? read(logits_ + j) : read_some(logits_ + j, count, Real(-INFINITY));
+  }
+
+  D3PM_MEMBER void get_wide(Wide& to, Wide& tilt, int64_t j, int64_t count) const {
+    V logits;
+    get_logits(logits, j, count);
+    to = __builtin_convertvector(logits, Wide);
+    double lanes[kWidth] = {};
+    std::copy_n(tilt_ + j, count, lanes);
+    tilt = load<Wide>(lanes);
+  }
+
+  // In double, and without the level of the classes that lead to x_t: where another has the
+  // largest logit, theirs have no digits to spare.
+  D3PM_MEMBER void get_tilted(Wide& to, int64_t j, int64_t count) const {
+    Wide tilt;
+    get_wide(to, tilt, j, count);
+    to = to - level_ + tilt;
+  }
+
+  D3PM_MEMBER void get_below(V& to, double top, int64_t j, int64_t count) const {
+    if (!tilt_) {
+      get_logits(to, j, count);
+      to -= splat<Real>(top);
+      return;
+    }
+    Wide tilted;
+    get_tilted(tilted, j, count);
+    to = __builtin_convertvector(tilted - top, V);
   }
 
   const DensePredict& call_;
   const Element* logits_ = nullptr;
-  const Real* tilt_ = nullptr;
-  Real level_ = 0;
+  const double* tilt_ = nullptr;
+  double level_ = 0;
   int64_t a_ = 0;
 };
 

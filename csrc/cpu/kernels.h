@@ -200,7 +200,7 @@ struct Span {
 struct DensePredict {
   DenseRows rows;
   const void* logits;
-  const void* log_tilt;  // -log Qbar_t[:, x_t] in row x_t, for the posterior mean; else null
+  const double* log_tilt;  // -log Qbar_t[:, x_t] in row x_t, for the posterior mean; else null
   void* v;
   double ce_weight;
   void* loss;  // of all tokens, or null

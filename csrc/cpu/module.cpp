@@ -192,7 +192,7 @@ DenseRows make_rows(const DenseTuple& of) {
 bool dense_predict(const std::string& dtype, const DenseTuple& rows, uintptr_t logits,
                    uintptr_t log_tilt, uintptr_t v, double ce_weight, uintptr_t loss) {
   const DensePredict call{
-      make_rows(rows), pointer<void>(logits), pointer<void>(log_tilt), pointer<void>(v),
+      make_rows(rows), pointer<void>(logits), pointer<double>(log_tilt), pointer<void>(v),
       ce_weight,       pointer<void>(loss)};
   return run_unlocked(call, parse(dtype));
 }

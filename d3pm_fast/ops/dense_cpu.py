@@ -112,7 +112,7 @@ class Pass:
         """Return ``-log Qbar_t[:, x_t]`` by x_t; None for the joint model."""
         if not posterior_mean:
             return None
-        made: Tensor = self.transition.log_tilt(chunk.t, self.real, self.of(self.x_t, chunk))
+        made: Tensor = self.transition.log_tilt(chunk.t, self.of(self.x_t, chunk))
         return made
 
     def never(self, x0: Tensor, chunk: Chunk) -> Tensor:

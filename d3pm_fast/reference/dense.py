@@ -69,17 +69,19 @@ class MatrixStep:
             log_f = log_f.index_put((here,), log_sum_exp(terms, dim=-2))
         return log_f
 
-    def tilt(self, log_x0: Tensor, x_t: Tensor) -> Tensor:
+    def tilt(self, logits: Tensor, x_t: Tensor) -> Tensor:
         """Return the log of ``s_i / Qbar_t[i, x_t]``, normalized over i, ``(B, *S, K)``.
 
-        A class that cannot lead to x_t is left out; where s allows no other, s is returned as
-        it came.
+        A class that cannot lead to x_t is left out, before anything is rounded at its level;
+        where s, the softmax of the logits, allows no other, that of s is returned.
         """
-        log_reach = self.log_q_bar_t_column(x_t)
-        possible = (log_reach > -torch.inf) & (log_x0 > -torch.inf)
-        tilted = (log_x0 - log_reach.where(possible, 0)).where(possible, -torch.inf)
+        log_reach = self.log_q_bar_t.mT[self.which, x_t]
+        possible = (log_reach > -torch.inf) & (logits > -torch.inf)
         none = ~possible.any(dim=-1, keepdim=True)
-        return log_x0.where(none, torch.log_softmax(tilted.where(~none, 0), dim=-1))
+        kept = logits.double().where(possible, -torch.inf).where(~none, 0)
+        level = kept.detach().amax(dim=-1, keepdim=True)
+        tilted = torch.log_softmax(kept - level - log_reach.where(possible, 0), dim=-1)
+        return torch.log_softmax(logits, dim=-1).where(none, tilted.to(logits.dtype))
 
     def draw(
         self,

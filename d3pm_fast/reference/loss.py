@@ -34,17 +34,17 @@ def loss(
     x0, x_t = x0.where(usable, 0), x_t.where(usable, 0)
     logits = logits.where(counts.unsqueeze(-1), 0)
 
+    logits = logits.to(dtype)
     step = make_step(logits.shape, dtype)
-    log_x0 = torch.log_softmax(logits.to(dtype), dim=-1)
     log_q = log_q_posterior(step, x0, x_t)
-    log_p = log_p_posterior(step, log_x0, x_t, posterior_mean, direct)
+    log_p = log_p_posterior(step, logits, x_t, posterior_mean, direct)
 
     possible = log_q > -torch.inf  # 0 log 0 = 0; NaN, an impossible pair, must go through
     terms = log_q.exp() * (log_q - log_p.where(possible | log_q.isnan(), 0))
     # Where p is 0 and q below the range of exp, too.
     terms = terms.masked_fill(possible & (log_p == -torch.inf), torch.inf)
     divergence = terms.where(possible | log_q.isnan(), 0).sum(dim=-1)
-    cross_entropy = -at(log_x0, x0).squeeze(-1)
+    cross_entropy = -at(torch.log_softmax(logits, dim=-1), x0).squeeze(-1)
 
     total = ce_weight * cross_entropy if ce_weight else torch.zeros_like(cross_entropy)
     if vb_weight:

@@ -3,7 +3,6 @@
 import torch
 from torch import Tensor
 
-from .logspace import compute_dtype
 from .philox import uniforms
 from .step import MakeStep
 
@@ -19,6 +18,6 @@ def p_sample(
 ) -> Tensor:
     """Return x_s, int64 ``(B, *S)``."""
     choice, draw = (u.view(x_t.shape) for u in uniforms(seeds, step, x_t.numel()))
-    log_x0 = torch.log_softmax(logits.to(compute_dtype(logits.dtype)), dim=-1).double()
+    log_x0 = torch.log_softmax(logits.double(), dim=-1)
     made = make_step(logits.shape, torch.float64)
     return made.draw(log_x0, x_t, posterior_mean, direct, (choice, draw))

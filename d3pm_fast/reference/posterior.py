@@ -29,8 +29,8 @@ def p_posterior(
     """Return ``log p(x_s | x_t)``, ``(B, *S, K)``, differentiable in the logits."""
     dtype = compute_dtype(logits.dtype)
     step = make_step(logits.shape, dtype)
-    log_x0 = torch.log_softmax(logits.to(dtype), dim=-1)
-    return log_p_posterior(step, log_x0, x_t, posterior_mean, direct).to(logits.dtype)
+    log_p = log_p_posterior(step, logits.to(dtype), x_t, posterior_mean, direct)
+    return log_p.to(logits.dtype)
 
 
 def log_q_posterior(step: Step, x0: Tensor, x_t: Tensor) -> Tensor:
@@ -45,14 +45,15 @@ def log_q_posterior(step: Step, x0: Tensor, x_t: Tensor) -> Tensor:
 
 
 def log_p_posterior(
-    step: Step, log_x0: Tensor, x_t: Tensor, posterior_mean: bool, direct: bool
+    step: Step, logits: Tensor, x_t: Tensor, posterior_mean: bool, direct: bool
 ) -> Tensor:
-    """Return ``log p(x_s = j | x_t)`` from the predicted ``log s = log_x0``, ``(B, *S, K)``.
+    """Return ``log p(x_s = j | x_t)`` from the predicted s, the softmax of logits, ``(B, *S, K)``.
 
     Joint: ``p(j) = Q[j, x_t] f_j / Z`` with ``f = s Qbar_s``; posterior mean: the same with s
     tilted. Direct: ``p = s`` for the step to s = 0.
     """
-    log_s = step.tilt(log_x0, x_t) if posterior_mean else log_x0
+    log_x0 = torch.log_softmax(logits, dim=-1)
+    log_s = step.tilt(logits, x_t) if posterior_mean else log_x0
     log_column = step.log_q_column(x_t)
     # Where nothing but x_t leads to x_t, the step stays there, also where s forbids x_t.
     possible = log_column > -torch.inf

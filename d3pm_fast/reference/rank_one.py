@@ -51,16 +51,11 @@ class RankOneStep:
 
     def log_q_column(self, x_t: Tensor) -> Tensor:
         """Return ``log Q[j, x_t]`` for every j, ``(B, *S, K)``."""
-        return self._column(self.keep, self.base, self.mask, x_t)
+        return self._column(self.keep, self.base, self.mask, x_t).to(self.dtype)
 
     def log_q_bar_t_column(self, x_t: Tensor) -> Tensor:
-        """Return ``log Qbar_t[i, x_t]`` for every i, ``(B, *S, K)``: ``Qbar_t = Qbar_s Q``."""
-        return self._column(
-            self.keep * self.bar_keep,
-            self.keep * self.bar_base + self.base,
-            self.keep * self.bar_mask + self.mask,
-            x_t,
-        )
+        """Return ``log Qbar_t[i, x_t]`` for every i, ``(B, *S, K)``."""
+        return self._log_reach(x_t).to(self.dtype)
 
     def log_q_bar_spread(self) -> Tensor:
         """Return ``log ubar_j``, the rank-one part of ``Qbar_s``, ``(B, *S, K)``."""
@@ -76,16 +71,17 @@ class RankOneStep:
         """Return ``log f``, ``f = s Qbar_s``, for a predicted ``log s``, ``(B, *S, K)``."""
         return log_add_exp(self.bar_keep.log().to(self.dtype) + log_x0, self.log_q_bar_spread())
 
-    def tilt(self, log_x0: Tensor, x_t: Tensor) -> Tensor:
+    def tilt(self, logits: Tensor, x_t: Tensor) -> Tensor:
         """Return the log of ``s_i / Qbar_t[i, x_t]``, normalized over i, ``(B, *S, K)``.
 
-        With it in place of s, the joint reverse step is the posterior mean
-        ``sum_i s_i q(. | x_t, x_0 = i)``. Where some i cannot lead to x_t, none but x_t itself
-        can, the step stays at x_t whatever s is, and s is returned as it came.
+        With it in place of s, the softmax of the logits, the joint reverse step is the posterior
+        mean ``sum_i s_i q(. | x_t, x_0 = i)``. Where some i cannot lead to x_t, none but x_t
+        itself can, the step stays at x_t whatever s is, and that of s is returned.
         """
-        log_reach = self.log_q_bar_t_column(x_t)
+        log_reach = self._log_reach(x_t)
         reachable = (log_reach > -torch.inf).all(dim=-1, keepdim=True)
-        return torch.log_softmax(log_x0 - log_reach.where(reachable, 0), dim=-1)
+        tilted = logits.double() - log_reach.where(reachable, 0)
+        return torch.log_softmax(tilted, dim=-1).to(logits.dtype)
 
     def draw(
         self,
@@ -121,11 +117,20 @@ class RankOneStep:
         redrawn = draw_base(draw, self.base_cdf, len(self.log_vector))
         return draw_row(log_s.exp(), draw).where(from_model, redrawn.where(from_base, fallback))
 
+    def _log_reach(self, x_t: Tensor) -> Tensor:
+        """Return the column of ``Qbar_t = Qbar_s Q``, float64."""
+        return self._column(
+            self.keep * self.bar_keep,
+            self.keep * self.bar_base + self.base,
+            self.keep * self.bar_mask + self.mask,
+            x_t,
+        )
+
     def _column(self, keep: Tensor, base: Tensor, mask: Tensor, x_t: Tensor) -> Tensor:
         index = x_t.unsqueeze(-1)
         spread = base * self.log_vector.exp()[index] + mask * (index == self.mask_id)
         column = spread.log().expand(*x_t.shape, len(self.log_vector))
-        return column.scatter(-1, index, (keep + spread).log()).to(self.dtype)
+        return column.scatter(-1, index, (keep + spread).log())
 
     def _log_spread(self, base: Tensor, mask: Tensor) -> Tensor:
         spread = base.log() + self.log_vector

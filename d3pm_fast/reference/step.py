@@ -35,8 +35,8 @@ class Step(Protocol):
     def log_predicted(self, log_x0: Tensor) -> Tensor:
         """Return ``log f``, ``f = s Qbar_s``, for a predicted ``log s``."""
 
-    def tilt(self, log_x0: Tensor, x_t: Tensor) -> Tensor:
-        """Return the log of ``s_i / Qbar_t[i, x_t]``, normalized over i."""
+    def tilt(self, logits: Tensor, x_t: Tensor) -> Tensor:
+        """Return the log of ``s_i / Qbar_t[i, x_t]``, normalized over i; s is their softmax."""
 
     def draw(
         self,

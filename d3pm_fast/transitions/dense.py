@@ -129,14 +129,17 @@ class DenseTransition(RegisteredTransition):
         """Return ``log Qbar_s``, float64 ``(K, K)``."""
         return self._table("log rows", lambda: self.log_product(0, s), s)
 
-    def log_tilt(self, t: int, dtype: torch.dtype, *_tokens: Tensor | None) -> Tensor:
-        """Return ``-log Qbar_t[:, x_t]`` in row x_t, -inf where the chain never leads to x_t."""
+    def log_tilt(self, t: int, *_tokens: Tensor | None) -> Tensor:
+        """Return ``-log Qbar_t[:, x_t]`` in row x_t, -inf where the chain never leads to x_t.
+
+        float64 ``(K, K)``.
+        """
 
         def make() -> Tensor:
             log_reach = self.log_product(0, t).T
-            return -log_reach.where(log_reach > -torch.inf, torch.inf).to(dtype).contiguous()
+            return -log_reach.where(log_reach > -torch.inf, torch.inf).contiguous()
 
-        return self._table("log tilt", make, t, dtype)
+        return self._table("log tilt", make, t)
 
     def cdf(self, t: int) -> Tensor:
         """Return the running sums of the rows of ``Qbar_t``, float64 ``(K, K)``.

@@ -144,13 +144,13 @@ class SparseTransition(RegisteredTransition):
         """Return ``log Qbar_s[x_0, :]`` for each token, float64 ``(N, K)``."""
         return self._logs(self._jumps, 0, s, x0)
 
-    def log_tilt(self, t: int, dtype: torch.dtype, x_t: Tensor) -> Tensor:
+    def log_tilt(self, t: int, x_t: Tensor) -> Tensor:
         """Return ``-log Qbar_t[:, x_t]`` for each token, -inf where the chain never leads to x_t.
 
-        ``(N, K)``.
+        float64 ``(N, K)``.
         """
         reach = self.log_columns(0, t, x_t)
-        return -reach.where(reach > -torch.inf, torch.inf).to(dtype)
+        return -reach.where(reach > -torch.inf, torch.inf)
 
     def jumps_cdf(self, t: int) -> Tensor:
         """Return the running sums of the law of the number of jumps up to t, float64."""

@@ -161,3 +161,36 @@ def make_dense_chain(family, num_classes, betas=None):
         matrices[t, :-1, -1] = mask
         matrices[t, -1, -1] = 1
     return DenseChain(transitions.with_mask(inner, masking), matrices)
+
+
+def one_way_chain(structure):
+    """Five classes of which the higher never lead to the lower; by a full or a sparse matrix."""
+    rate = torch.diag(torch.tensor([0.5, 0.3, 0.7, 0.2]).double(), 1)
+    rate[0, 3] = 0.4
+    if structure == "sparse":
+        law = torch.full((5,), 0.2, dtype=torch.float64)
+        times = torch.tensor([0.5, 0.9, 2.0], dtype=torch.float64)
+        made = sparse_rate_chain("one way", rate.to_sparse().coalesce(), times, law, -1)
+        steps = torch.tensor([0.5, 0.4, 1.1], dtype=torch.float64)
+        rate = rate - torch.diag(rate.sum(1))
+        return DenseChain(made, torch.stack([torch.matrix_exp(rate * step) for step in steps]))
+    matrix = torch.eye(5).double() + rate
+    matrices = (matrix / matrix.sum(1, keepdim=True)).expand(3, 5, 5)
+    return DenseChain(transitions.from_matrices(matrices), matrices)
+
+
+def sure_of_what_cannot_lead(chain, t, level):
+    """All pairs but those that every class leads to, and logits ``level`` above the others there.
+
+    Returns x_0, x_t, the logits, and in float64 those of the same prediction once such classes
+    are dropped.
+    """
+    leads = chain.product(0, t) > 0
+    x0, x_t = leads.nonzero().T
+    some = ~leads.T[x_t].all(dim=1)
+    x0, x_t = x0[some], x_t[some]
+    logits = torch.randn(len(x0), chain.num_classes)
+    possible = leads.T[x_t]
+    logits = torch.where(possible, logits - level, logits + level)
+    left = logits.double().masked_fill(~possible, -torch.inf)
+    return x0, x_t, logits, left - left.amax(dim=1, keepdim=True)
