@@ -55,8 +55,8 @@ struct LossRow {
     f_xt_ = Math::select(is_same, f_x0_, bar_keep * s_xt_ + bar_xt);
     z_ = spread + keep * f_xt_;
     zq_ = spread + keep * d_xt;
-    ratio = zq_ / z_;
     shift = keep * bar_keep * Math::select(is_same, not_x0, -s_xt_) / z_;
+    ratio = one_plus(shift, zq_ / z_);
     slope = ratio * bar_keep * inv_ / bar_base;
 
     const V fall = Math::select(is_same, spread * not_x0,
@@ -73,7 +73,7 @@ struct LossRow {
     const V c_x0 = spread + Math::select(is_same, keep, zero);
     const V q_x0 = c_x0 / zq_ * d_x0_;
     const auto has_x0 = bar_x0 > tiny;
-    const V r_x0 = f_x0_ / d_x0_ * ratio;
+    const V r_x0 = one_plus(g_x0_, f_x0_ / d_x0_ * ratio);
     const V far = g_x0_ - log_s_x0_ - Math::log(ratio);
     const V phi_x0 =
         Math::select((bar_x0 <= tiny) & (g_x0_ < Math::splat(-0.5)), far, Math::phi(g_x0_, r_x0));
@@ -86,7 +86,7 @@ struct LossRow {
     const auto has_xt = bar_xt > tiny;
     const V c_xt = spread + keep;
     const V g_xt = spread / bar_xt * (bar_keep * s_xt_ / z_);
-    const V r_xt = f_xt_ / bar_xt * ratio;
+    const V r_xt = one + g_xt;
     const V h_xt = Math::select(has_xt, g_xt / r_xt, one);
     const V term_xt =
         Math::select(has_xt, c_xt / zq_ * bar_xt * Math::phi(g_xt, r_xt), c_xt / z_ * f_xt_);
@@ -126,6 +126,11 @@ struct LossRow {
   }
 
  private:
+  // 1 + g, where a product of rounded factors is less close to it than g is; else that product.
+  static D3PM_HOST_DEVICE V one_plus(const V& g, const V& product) {
+    return Math::select(g > Math::splat(-0.5), Math::splat(1) + g, product);
+  }
+
   V others_, sum_, cross_entropy_, inv_, s_x0_, s_xt_, s_mask_;
   V d_x0_, f_x0_, f_xt_, z_, zq_, g_x0_, log_s_x0_;
 };

@@ -73,6 +73,12 @@ class Result(NamedTuple):
 
 
 @triton.jit
+def one_plus(g, product):
+    """Return 1 + g, or where more of its digits are in a product of factors, that."""
+    return tl.where(g > -0.5, 1.0 + g, product)
+
+
+@triton.jit
 def solve(token, row, REAL: tl.constexpr):
     """Return what a token's row leads to, but for the sums of curvature."""
     same = token.same
@@ -98,9 +104,9 @@ def solve(token, row, REAL: tl.constexpr):
     z = token.spread + token.keep * f_xt
     zq = token.spread + token.keep * d_xt
     per_z = 1.0 / z
-    ratio = zq * per_z
     curved = (token.bar_base > tiny(REAL)) & (token.vb != 0.0)
     shift = token.keep * token.bar_keep * tl.where(same, not_x0, -s_xt) * per_z
+    ratio = one_plus(shift, zq * per_z)
     slope = ratio * token.bar_keep * inv / token.bar_base
 
     fall_same = token.spread * not_x0
@@ -141,7 +147,7 @@ def finish(token, row, solved, sum_phi, sum_h, REAL: tl.constexpr):
     c_x0 = token.spread + tl.where(token.same, token.keep, 0.0)
     q_x0 = c_x0 * solved.per_zq * solved.d_x0
     has_x0 = token.bar_x0 > least
-    r_x0 = solved.f_x0 / solved.d_x0 * ratio
+    r_x0 = one_plus(solved.g_x0, solved.f_x0 / solved.d_x0 * ratio)
     far = solved.g_x0 - solved.log_s_x0 - log(ratio)
     is_far = (token.bar_x0 <= least) & (solved.g_x0 < -0.5)
     phi_x0 = tl.where(is_far, far, phi(solved.g_x0, r_x0))
@@ -154,7 +160,7 @@ def finish(token, row, solved, sum_phi, sum_h, REAL: tl.constexpr):
     has_xt = token.bar_xt > least
     c_xt = token.spread + token.keep
     g_xt = token.spread / token.bar_xt * (token.bar_keep * solved.s_xt * solved.per_z)
-    r_xt = solved.f_xt / token.bar_xt * ratio
+    r_xt = 1.0 + g_xt
     h_xt = tl.where(has_xt, g_xt / r_xt, 1.0)
     near_xt = c_xt * solved.per_zq * token.bar_xt * phi(g_xt, r_xt)
     term_xt = tl.where(has_xt, near_xt, c_xt * solved.per_z * solved.f_xt)

@@ -1,0 +1,72 @@
+"""What docs/numerics.md promises of float32 on rank-one chains."""
+
+import functools
+
+import pytest
+import torch
+from helpers.chains import FAMILIES, likely_pairs, make_chain, true_loss
+from helpers.compare import unit
+from helpers.exact import exact_loss
+
+from d3pm_fast import functional
+
+PROMISED = 64 * unit(torch.float32)  # of a loss above LEAST, and of a gradient's terms
+LEAST = 1e-30
+OPTIONS = {"first_step": "posterior"}
+
+
+def random_logits(x0, num_classes, generator):
+    """Logits from flat to sure, and from wrong to right."""
+    scale, lift = torch.rand(2, len(x0), 1, generator=generator)
+    logits = (6 * scale - 2).exp() * torch.randn(len(x0), num_classes, generator=generator)
+    return logits.scatter_add(1, x0[:, None], 36 * lift - 8)
+
+
+@functools.cache
+def tokens_and_truth(family):
+    """Tokens of chains with betas from 1e-4 to 1, their logits, and 60 digits of truth."""
+    generator = torch.Generator().manual_seed(FAMILIES.index(family))
+    found = []
+    for num_classes, count in ((2, 6), (3, 6), (27, 2)):
+        betas = 10 ** (-4 * torch.rand(5, generator=generator, dtype=torch.float64))
+        chain = make_chain(family, num_classes, betas)
+        x0, x_t, t = likely_pairs(chain, [1, 2, 3, 4, 5], count, seed=num_classes)
+        args = chain, random_logits(x0, num_classes, generator), x0, x_t, t
+        found.append((args, exact_loss(*args, **OPTIONS)))
+    return found
+
+
+def float32_results(chain, logits, x0, x_t, t, impl):
+    leaf = logits.clone().requires_grad_()
+    args = chain.transition, leaf, x0, x_t, t
+    loss = functional.loss(*args, reduction="none", impl=impl, **OPTIONS)
+    loss.sum().backward()
+    return loss.detach().double(), leaf.grad.double()
+
+
+def relative_errors(loss, truth):
+    return ((loss - truth).abs() / truth)[truth > LEAST]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_loss_and_its_gradient_keep_the_digits_that_are_promised(kernels, family):
+    for args, (truth, true_gradient, terms) in tokens_and_truth(family):
+        loss, gradient = float32_results(*args, kernels)
+        assert float(relative_errors(loss, truth).max()) < PROMISED
+        wrong = (gradient - true_gradient).norm(dim=1)
+        scale = true_gradient.norm(dim=1).maximum(terms) + LEAST
+        assert float((wrong / scale).max()) < PROMISED
+
+
+def test_so_do_losses_of_every_size(cpu):
+    """Also where a ratio of p to q is near a power of two's square root, and its log splits."""
+    chain, t, count = make_chain("uniform", 3, torch.linspace(1e-4, 0.02, 1000)), 563, 20_000
+    x0 = torch.randint(3, (count,))
+    logits, times = random_logits(x0, 3, torch.Generator().manual_seed(0)), torch.full((count,), t)
+    truth = true_loss(chain, logits, x0, x0, t, **OPTIONS)
+    loss, _ = float32_results(chain, logits, x0, x0, times, cpu)
+    plain, _ = float32_results(chain, logits, x0, x0, times, "reference")
+    for above in (1e-6, 1e-5, 1e-4):
+        here = (truth > above) & (truth < 10 * above)
+        assert float(relative_errors(loss[here], truth[here]).max()) < PROMISED
+        assert float(relative_errors(plain[here], truth[here]).max()) > PROMISED
