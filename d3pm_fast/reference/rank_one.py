@@ -80,8 +80,9 @@ class RankOneStep:
         """
         log_reach = self._log_reach(x_t)
         reachable = (log_reach > -torch.inf).all(dim=-1, keepdim=True)
-        tilted = logits.double() - log_reach.where(reachable, 0)
-        return torch.log_softmax(tilted, dim=-1).to(logits.dtype)
+        log_s = torch.log_softmax(logits.double(), dim=-1)
+        tilted = torch.log_softmax(log_s - log_reach.where(reachable, 0), dim=-1)
+        return tilted.to(logits.dtype)
 
     def draw(
         self,
