@@ -118,23 +118,30 @@ def make_transition(family: str, num_classes: int) -> d3.transitions.Transition:
 
 @lru_cache(maxsize=2)
 def make_inputs(case: Case) -> Inputs:
-    """Return random data, and its corruption at times that represent t uniform on 1..T.
+    """Return random data, its corruption, and logits; see :func:`make_tokens`.
+
+    The mask's logit is finite like any other.
+    """
+    generator = torch.Generator().manual_seed(0)
+    tokens = make_tokens(case, generator)
+    logits = torch.randn(*tokens[0].shape, case.num_classes, generator=generator)
+    return Inputs(case, make_transition(case.family, case.num_classes), logits, *tokens)
+
+
+def make_tokens(case: Case, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """Return x_0, x_t and t, which represents times uniform on 1..T.
 
     The times are the middles of B equal parts of 1..T (of 20..59 where a Gaussian is to have no
     cheaper form, of 2..T where few tokens are to change): so the share of masked tokens is that
     of uniform times on average, whatever the batch. The mask is the last class and not in the
-    data; its logit is finite like any other.
+    data.
     """
-    generator = torch.Generator().manual_seed(0)
-    k, shape = case.num_classes, (case.batch, case.positions)
-    transition = make_transition(case.family, k)
-    x0 = torch.randint(k - 1, shape, generator=generator)
+    transition = make_transition(case.family, case.num_classes)
+    x0 = torch.randint(case.num_classes - 1, (case.batch, case.positions), generator=generator)
     parts = {GAUSSIAN_FULL: (20, 60), FEW: (2, FEW_STEPS + 1)}
     first, last = parts.get(case.family, (1, transition.num_steps + 1))
     t = first + ((torch.arange(case.batch) + 0.5) * (last - first) / case.batch).long()
-    x_t = d3.functional.q_sample(transition, x0, t, generator=generator)
-    logits = torch.randn(*shape, k, generator=generator)
-    return Inputs(case, transition, logits, x0, x_t, t)
+    return x0, d3.functional.q_sample(transition, x0, t, generator=generator), t
 
 
 def prepare(

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from d3pm_fast.transitions import RankOneTransition, Transition
 
+BACKEND = "inductor"
 DENSE_TABLE_LIMIT = 1 << 30  # bytes of one T x K x K table
 
 
@@ -34,7 +35,7 @@ def copy(num_bytes: int) -> Callable[[], Tensor]:
 
 def compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Return ``function`` under ``torch.compile``, without a break of the graph."""
-    return torch.compile(function, fullgraph=True, dynamic=False)
+    return torch.compile(function, fullgraph=True, dynamic=False, backend=BACKEND)
 
 
 def gumbel_argmax(log_p: Tensor) -> Tensor:

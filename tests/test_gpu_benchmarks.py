@@ -1,117 +1,239 @@
-"""What ``python -m benchmarks.gpu`` does beside timing, on the CPU, with times made up."""
+"""What ``python -m benchmarks.gpu`` does, with tiny tensors on a CPU that acts the device."""
 
-import csv
+import os
+import subprocess
+import sys
+import time
 
+import numpy
 import pytest
 import torch
 
-from benchmarks import gpu
+from d3pm_fast import functional
 from d3pm_fast.ops import preferred
 from d3pm_fast.ops.preferred import Preference
 
 pytest.importorskip("triton")
+from benchmarks.gpu import checks, device, dry, problems, run, summary, timing
+from benchmarks.gpu.problems import BESIDE_COMPILED, BY, Task
+
 # The interpreter's: see conftest.py.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
+TRITON, CUDA = BY.values()
+WAYS = ["in blocks, PyTorch", "loop, PyTorch"]
+LOSS = Task("loss", "uniform", 5, "float32")
 
 
 @pytest.fixture
-def tiny(monkeypatch):
-    """Tiny problems on the CPU, Triton's in its interpreter; every call takes a millisecond."""
+def acted(monkeypatch):
+    """The device, acted as in a dry run."""
     if torch.cuda.is_available():
         pytest.skip("Triton's kernels are compiled here")
-    sizes = {
-        "BYTES_OF_LOGITS": 1 << 8,
-        "DENSE_SHAPE": (2, 3, 4),
-        "PRODUCTS_STEPS": 3,
-        "PRODUCTS_SIZES": [5],
-    }
-    for name, value in sizes.items():
-        monkeypatch.setattr(gpu, name, value)
-    monkeypatch.setattr(gpu, "DEVICE", "cpu")
-    monkeypatch.setattr(gpu, "device_name", lambda: "NVIDIA H100 80GB HBM3")
-    monkeypatch.setattr(gpu, "peak_bytes", lambda run: 16)
-    monkeypatch.setattr(gpu, "interleave", lambda runs: dict.fromkeys(runs, [1e-3] * 3))
-    monkeypatch.setattr("benchmarks.bench_loss.compiled", lambda function: function)
+    with numpy.errstate():
+        dry.act(monkeypatch.setattr)
+        yield
 
 
-def test_every_problem_is_made_timed_and_written(tiny, tmp_path, capsys):
-    rows = list(gpu.measure(gpu.problems([5])))
-    providers = {}
-    for row in rows:
-        providers.setdefault((row.operation, row.family, row.dtype), []).append(row.provider)
-    ours = gpu.BY["triton"]
-    assert providers.pop(("dense loss", "gaussian", "float32")) == [
-        ours, "dense compiled", "dense eager", "two products", "copy", gpu.FLOOR
+@pytest.mark.parametrize(
+    ("task", "ours", "others"),
+    [
+        (LOSS, [TRITON, CUDA], ["closed form eager", "cross_entropy", "dense eager"]),
+        (Task("p_sample", "absorbing", 5, "bfloat16"), [TRITON, CUDA], []),
+        (Task("p_posterior", "absorbing", 5, "bfloat16"), [TRITON, CUDA], []),
+        (Task("dense loss", "gaussian", 16, "float32"), [TRITON], ["dense eager", "two products"]),
+        (
+            Task("products", "any", 5, "float64"),
+            [TRITON, CUDA],
+            WAYS,
+        ),
+        (Task(BESIDE_COMPILED, "uniform", 5, "float32"), [TRITON], ["closed form compiled"]),
+    ],
+    ids=lambda value: value[0] if value else "",
+)
+def test_every_operation_is_timed_and_written(acted, tmp_path, task, ours, others):
+    timing.measure([task], tmp_path, time.monotonic() + 60)
+    rows = timing.times(tmp_path).read()
+    floor = [timing.FLOOR] * (task.operation in ("dense loss", "products"))
+    assert [row.provider for row in rows] == [*ours, *others, "copy", *floor]
+    assert {row[:4] for row in rows} == {task}
+    assert all(0 < row.lower_us <= row.median_us <= row.upper_us for row in rows)
+    assert not timing.failures(tmp_path).path.exists()
+
+
+def test_what_matters_most_comes_first_and_every_operation_comes():
+    tasks = list(problems.tasks(problems.SIZES))
+    assert len(set(tasks)) == len(tasks)
+    assert tasks[0] == Task("loss", "uniform", 256, "bfloat16")
+    order = ["loss", "p_sample", "dense loss", "products", "p_posterior", BESIDE_COMPILED]
+    assert list(dict.fromkeys(task.operation for task in tasks)) == order
+    checked = {task[1:] for task in checks.cases(problems.SIZES)}
+    assert checked >= {task[1:] for task in tasks}
+
+
+def fails():
+    raise ValueError("out of\nluck")
+
+
+def made(**runs):
+    return lambda task: problems.Problem(8, {"good": int, **runs}, 64, 16)
+
+
+def test_what_fails_is_written_down_and_the_rest_goes_on(acted, tmp_path, monkeypatch):
+    monkeypatch.setattr(timing, "make", made(bad=fails))
+    timing.measure([LOSS], tmp_path, time.monotonic() + 60)
+    assert [row.provider for row in timing.times(tmp_path).read()] == ["good", "copy"]
+    assert timing.failures(tmp_path).read() == [(*LOSS, "bad", "ValueError: out of luck")]
+    monkeypatch.setattr(timing, "make", fails)
+    other = LOSS._replace(num_classes=6)
+    timing.measure([LOSS, other], tmp_path, time.monotonic() + 60)  # LOSS has its times
+    assert [row[2:5] for row in timing.failures(tmp_path).read()] == [
+        (5, "float32", "bad"), (6, "float32", timing.ALL)
     ]  # fmt: skip
-    for dtype in ("float32", "float64"):
-        found = providers.pop(("products", "any", dtype))
-        assert found == [ours, "in blocks, PyTorch", "loop, PyTorch", "copy", gpu.FLOOR]
-    assert providers.keys() == {
-        (operation, family, dtype)
-        for operation in ("loss", "p_posterior", "p_sample")
-        for family in ("uniform", "absorbing")
-        for dtype in ("float32", "bfloat16")
-    }
-    assert all(found[0] == ours and found[-1] == "copy" for found in providers.values())
-    assert "1000.0 us" in capsys.readouterr().out
-
-    gpu.write(rows, tmp_path)
-    with (tmp_path / "times.csv").open(newline="") as file:
-        assert [row["provider"] for row in csv.DictReader(file)] == [row.provider for row in rows]
-    assert preferred.read(tmp_path / "preferred.csv") == []  # CUDA C++ was not timed beside
 
 
-def test_the_floor_is_that_of_the_problem(tiny):
-    problem = gpu.dense_loss()
-    logits, tokens = 2 * 3 * 4 * 4, 2 * 3 * 8
-    assert problem.floor_us == pytest.approx((2 * logits + 2 * tokens) / 3.35e12 * 1e6, rel=1e-3)
-    assert gpu.rows_of(problem)[-1].median_us == pytest.approx(problem.floor_us, rel=1e-3)
+def test_behind_a_lost_device_another_process_goes_on(acted, tmp_path, monkeypatch):
+    monkeypatch.setattr(timing, "make", made(bad=lambda: monkeypatch.setattr(*dead)))
+    dead = device, "is_alive", lambda: False
+    with pytest.raises(SystemExit) as ended:
+        timing.measure([LOSS], tmp_path, time.monotonic() + 60)
+    assert ended.value.code == device.LOST
+    monkeypatch.setattr(device, "is_alive", lambda: True)
+    timing.measure([LOSS], tmp_path, time.monotonic() + 60)
+    assert [row.provider for row in timing.times(tmp_path).read()] == ["good", "copy"]
 
 
-def test_a_chip_without_a_datasheet_has_no_floor(tiny, monkeypatch):
-    monkeypatch.setattr(gpu, "device_name", lambda: "an abacus")
-    assert gpu.FLOOR not in {row.provider for row in gpu.rows_of(gpu.products(5, "float32"))}
+def test_no_task_is_started_once_time_is_up(acted, tmp_path):
+    timing.measure([LOSS], tmp_path, time.monotonic() - 1)
+    checks.check([LOSS], tmp_path, time.monotonic() - 1)
+    assert not list(tmp_path.iterdir())
 
 
-def test_no_problem_is_started_once_time_is_up(tiny, monkeypatch):
-    monkeypatch.setattr(gpu, "MEASURE_SECONDS", -1)
-    assert {row.operation for row in gpu.measure(gpu.problems([5]))} == {"dense loss"}
+@pytest.mark.parametrize("operation", sorted({task.operation for task in checks.cases([5])}))
+def test_every_check_is_right(acted, tmp_path, operation):
+    tasks = [task for task in checks.cases([5]) if task.operation == operation]
+    few = {task.family: task for task in tasks}.values()  # the last of each
+    checks.check(list(few), tmp_path, time.monotonic() + 60)
+    found = checks.checks(tmp_path).read()
+    assert {row.implementation for row in found} == {"triton", "cuda"}
+    assert len(found) == sum(1 if task.family == "gaussian" else 2 for task in few)
+    assert {row.outcome for row in found} == {"right"}
+
+
+def test_a_wrong_kernel_and_one_that_fails_are_found(acted, tmp_path, monkeypatch):
+    loss = functional.loss
+
+    def planted(*args, impl, **options):
+        if impl == "cuda":
+            fails()
+        return loss(*args, impl=impl, **options) * (1.001 if impl == "triton" else 1)
+
+    monkeypatch.setattr(functional, "loss", planted)
+    checks.check([LOSS], tmp_path, time.monotonic() + 60)
+    outcomes = [row.outcome for row in checks.checks(tmp_path).read()]
+    assert outcomes == ["wrong", "ValueError: out of luck"]
+    assert summary.summarize(tmp_path) == 1
+
+
+def test_infinite_values_must_be_the_same():
+    truth = torch.tensor([1.0, -torch.inf])
+    assert checks.error_of(truth, truth.double()) == 0
+    assert checks.error_of(torch.tensor([1.0, -50.0]), truth.double()) == torch.inf
+    assert checks.error_of(torch.tensor([torch.nan, -torch.inf]), truth.double()) == torch.inf
+
+
+def test_the_floor_is_that_of_the_problem(acted):
+    problem = problems.make(Task("dense loss", "gaussian", 16, "float32"))
+    logits, tokens = 2 * 3 * 16 * 4, 2 * 3 * 8
+    assert problem.floor_us == pytest.approx((2 * logits + 2 * tokens) / 4.8e12 * 1e6, rel=1e-3)
+
+
+def test_a_chip_without_a_datasheet_has_no_floor(acted, monkeypatch):
+    monkeypatch.setattr(device, "name", lambda: "an abacus")
+    assert problems.floor_us() is None
+
+
+def test_a_part_goes_on_behind_a_lost_device_and_is_stopped_in_time(tmp_path):
+    lost_once = f"""
+import os, sys
+exists = os.path.exists({str(tmp_path / "lost")!r})
+open({str(tmp_path / "lost")!r}, "w").close()
+sys.exit(0 if exists else {device.LOST})
+"""
+    python = [sys.executable, "-c"]
+    log = tmp_path / "log.txt"
+    part = run.Part("part", 0, [[*python, lost_once], [*python, "print('said')"]], log)
+    assert run.run(part, 60, dry=True) == device.LOST
+    assert log.read_text() == "said\n"
+    assert (tmp_path / "lost").exists()
+    endless = run.Part("part", 0, [[*python, "import time; time.sleep(60)"]], log)
+    start = time.monotonic()
+    assert run.run(endless, 0.5, dry=True) == 0
+    assert time.monotonic() - start < 10
+    assert "KeyboardInterrupt" in log.read_text()
+
+
+def test_the_commands_of_a_run(tmp_path, monkeypatch):
+    monkeypatch.setattr("shutil.which", lambda name, **_: f"/bin/{name}")
+    options = run.parse(["--out", str(tmp_path), "--sizes", "27", "256"])
+    parts = {part.name: part for part in run.parts(options)}
+    assert [*parts][:4] == ["describe", "checks", "tests of a GPU alone", "times"]
+    assert parts["sanitizer"].commands[0][0] == "/bin/compute-sanitizer"
+    for share, command in enumerate(parts["checks"].commands):
+        child = run.parse([word.replace(run.SECONDS_LEFT, "77") for word in command[3:]])
+        assert (child.part, child.sizes, child.seconds) == ("checks", [27, 256], 77)
+        assert child.share == [share, len(parts["checks"].commands)]
+    files = [word for word in parts["tests"].commands[0] if word.startswith("tests/")]
+    assert files
+    assert all((run.ROOT / file).exists() for file in files)
+    source = (run.ROOT / "tests/test_p_sample.py").read_text()
+    assert run.SANITIZED.split()[0] in source
+    with pytest.raises(SystemExit):
+        run.parse([])
+
+
+@pytest.mark.slow
+def test_programs_are_compiled_without_a_device(tmp_path):
+    command = """
+import sys
+from pathlib import Path
+from benchmarks.gpu import dry
+from benchmarks.gpu.problems import Task
+tasks = [Task("loss", "absorbing", 64, "bfloat16")]
+sys.exit(dry.compile_all(tasks, tasks, Path(sys.argv[1])))
+"""
+    environment = os.environ | {"TRITON_INTERPRET": "0"}
+    command = [sys.executable, "-c", command, tmp_path]
+    subprocess.run(command, check=True, cwd=run.ROOT, env=environment)
+    (program,) = dry.programs(tmp_path).read()  # the timed one and the checked one are the same
+    assert (program.outcome, program.local) == (dry.COMPILED, 0)
+    assert program.registers > 16
 
 
 def timed(operation, family, num_classes, dtype, provider, median):
-    return gpu.Row(operation, family, 8, num_classes, dtype, provider, median, *[1.0] * 5)
+    return timing.Row(operation, family, num_classes, dtype, 8, provider, median, *[1.0] * 5)
 
 
-def test_the_faster_of_two_is_preferred_over_all_families():
-    triton, cuda = gpu.BY.values()
+def test_the_faster_of_two_is_preferred_over_all_families(tmp_path):
     rows = [
-        timed("loss", "uniform", 27, "float32", triton, 10.0),
-        timed("loss", "uniform", 27, "float32", cuda, 4.0),
-        timed("loss", "absorbing", 27, "float32", triton, 10.0),
-        timed("loss", "absorbing", 27, "float32", cuda, 20.0),
-        timed("loss", "uniform", 256, "float32", triton, 10.0),
-        timed("loss", "uniform", 256, "float32", cuda, 11.0),
-        timed("dense loss", "gaussian", 256, "float32", triton, 10.0),
-        timed("products", "any", 64, "float64", triton, 3.0),
-        timed("products", "any", 64, "float64", cuda, 2.0),
+        timed("loss", "uniform", 27, "float32", TRITON, 10.0),
+        timed("loss", "uniform", 27, "float32", CUDA, 4.0),
+        timed("loss", "absorbing", 27, "float32", TRITON, 10.0),
+        timed("loss", "absorbing", 27, "float32", CUDA, 20.0),
+        timed("loss", "uniform", 256, "float32", TRITON, 10.0),
+        timed("loss", "uniform", 256, "float32", CUDA, 11.0),
+        timed("dense loss", "gaussian", 256, "float32", TRITON, 10.0),
+        timed("products", "any", 64, "float64", TRITON, 3.0),
+        timed("products", "any", 64, "float64", CUDA, 2.0),
         timed("products", "any", 64, "float64", "copy", 1.0),
     ]
-    assert gpu.preferences(rows) == [
+    expected = [
         Preference("loss", "float32", 27, "cuda"),  # 2.5 times as fast, and half as fast
         Preference("loss", "float32", 256, "triton"),
         Preference("products", "float64", 64, "cuda"),
     ]
-
-
-def test_the_command_line_names_a_folder(capsys):
-    options = gpu.parse(["--out", "results", "--sizes", "27", "256"])
-    assert (options.out.name, options.sizes, options.skip_tests) == ("results", [27, 256], False)
-    with pytest.raises(SystemExit):
-        gpu.parse([])
-    assert "--out" in capsys.readouterr().err
-
-
-def test_the_parts_leave_ten_minutes_room_to_install():
-    parts = gpu.MEASURE_SECONDS, gpu.TEST_SECONDS, 2 * gpu.SANITIZER_SECONDS
-    assert sum(parts) <= 500
-    assert all((gpu.ROOT / f"tests/test_{name}.py").exists() for name in gpu.TESTS)
+    assert summary.preferences(rows) == expected
+    for row in rows:
+        timing.times(tmp_path).append(row)
+    assert summary.summarize(tmp_path) == 1  # nothing was checked
+    in_order = sorted(expected, key=lambda row: row.most_classes)
+    assert preferred.read(tmp_path / "preferred.csv") == in_order

@@ -10,7 +10,10 @@ def scan(matrices: Tensor, upstream: Tensor | None) -> Tensor:
     """Return the products, or of their gradient the adjoints."""
     wide = matrices.double()
     if upstream is None:
-        return _products(wide).to(matrices.dtype)
+        products = _products(wide)
+        # No conversion where there is none to do: compiled by PyTorch 2.11 as the result of an
+        # autograd.Function, it cuts the graph, and the gradient is 0.
+        return products if matrices.dtype == wide.dtype else products.to(matrices.dtype)
     adjoint = upstream.double().clone()
     for t in range(len(wide) - 2, -1, -1):
         adjoint[t] += adjoint[t + 1] @ wide[t + 1].T

@@ -1,0 +1,65 @@
+"""What follows from the times: the preferred implementations, and a picture."""
+
+import importlib.util
+import math
+from itertools import groupby
+from pathlib import Path
+
+from d3pm_fast.ops import preferred
+from d3pm_fast.ops.preferred import Preference
+
+from ..cases import FAMILIES
+from .checks import checks
+from .problems import BY, LOGITS_DTYPES
+from .timing import Row, failures, times
+
+
+def summarize(out: Path) -> int:
+    """Write ``preferred.csv`` and the picture, print what went wrong, and return if any did."""
+    rows = times(out).read()
+    preferred.write(preferences(rows), out / "preferred.csv")
+    if rows and importlib.util.find_spec("matplotlib"):
+        draw([row for row in rows if row.operation == "loss"], out / "roofline.png")
+    found = checks(out).read()
+    print(f"\n{sum(row.outcome == 'right' for row in found)} of {len(found)} checks are right")
+    wrong = [row for row in found if row.outcome != "right"] + failures(out).read()
+    for row in wrong:
+        print(*row)
+    return int(bool(wrong) or not found or not rows)
+
+
+def preferences(rows: list[Row]) -> list[Preference]:
+    """Return the faster implementation where both were timed, over all families of chains."""
+    advantages: dict[tuple[str, str, int], float] = {}  # of CUDA C++, in logarithms
+    for task, group in groupby(rows, key=lambda row: row[:4]):
+        found = {row.provider: row for row in group}
+        if found.keys() >= set(BY.values()):
+            operation, _, num_classes, dtype = task
+            triton, cuda = (found[BY[impl]] for impl in ("triton", "cuda"))
+            advantage = math.log(triton.median_us / cuda.median_us)
+            key = operation, dtype, num_classes
+            advantages[key] = advantages.get(key, 0.0) + advantage
+    return [Preference(*key, "cuda" if x > 0 else "triton") for key, x in advantages.items()]
+
+
+def draw(rows: list[Row], path: Path) -> None:
+    """Draw the share of a copy's speed that each provider reaches, by the number of classes."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    panels = [(family, dtype) for family in FAMILIES for dtype in LOGITS_DTYPES]
+    figure, axes = plt.subplots(2, math.ceil(len(panels) / 2), figsize=(10, 7), sharey=True)
+    for (family, dtype), axis in zip(panels, axes.flat, strict=True):
+        of_panel = [row for row in rows if (row.family, row.dtype) == (family, dtype)]
+        for name in dict.fromkeys(row.provider for row in of_panel):
+            points = [(row.num_classes, row.of_copy) for row in of_panel if row.provider == name]
+            axis.plot(*zip(*sorted(points), strict=True), marker="o", label=name)
+        axis.set(title=f"{family}, {dtype}", xscale="log", yscale="log", xlabel="classes")
+        axis.set_ylabel("of a copy's speed")
+        if of_panel:
+            axis.legend(fontsize="small")
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
