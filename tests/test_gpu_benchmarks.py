@@ -172,6 +172,12 @@ sys.exit(0 if exists else {device.LOST})
     assert "KeyboardInterrupt" in log.read_text()
 
 
+def test_the_sources_in_the_working_directory_do_not_count_as_installed(monkeypatch):
+    monkeypatch.chdir(run.ROOT)
+    assert run.is_installed(sys.executable)
+    assert not run.is_installed(sys.executable, "-S")  # without site-packages
+
+
 def test_the_commands_of_a_run(tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.which", lambda name, **_: f"/bin/{name}")
     options = run.parse(["--out", str(tmp_path), "--sizes", "27", "256"])

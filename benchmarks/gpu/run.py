@@ -89,7 +89,7 @@ def install(options: argparse.Namespace) -> None:
     if nvcc:
         environment["CUDA_HOME"] = str(Path(nvcc).parents[1])
     start = time.monotonic()
-    if importlib.util.find_spec("d3pm_fast.kernels") is None:
+    if not is_installed(sys.executable):
         pip = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-build-isolation"]
         command = [*pip, "--editable", str(ROOT)]
         limit = None if options.dry_run else INSTALL_SECONDS
@@ -103,6 +103,12 @@ def install(options: argparse.Namespace) -> None:
         command = [sys.executable, "setup.py", "--quiet", "build_ext", *build]
         subprocess.run(command, check=True, env=environment, cwd=ROOT)
     print(f"nvcc: {nvcc}; installed in {time.monotonic() - start:.0f} s", flush=True)
+
+
+def is_installed(*python: str) -> bool:
+    """Return whether the package is, for what is imported far from this folder's sources."""
+    command = [*python, "-c", "import d3pm_fast.kernels"]
+    return subprocess.run(command, cwd="/", stderr=subprocess.DEVNULL).returncode == 0
 
 
 def environment_of(dry: bool) -> dict[str, str]:
