@@ -112,9 +112,13 @@ def is_installed(*python: str) -> bool:
 
 
 def environment_of(dry: bool) -> dict[str, str]:
-    """Return the environment of all commands: the programs beside this Python are found."""
+    """Return the environment of all commands: the programs beside this Python are found.
+
+    Many processes run side by side, so that each has few threads.
+    """
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     found = {"PATH": path, "PYTHONUNBUFFERED": "1", "TRITON_INTERPRET": str(int(dry))}
+    found["OMP_NUM_THREADS"] = "2"
     # What tests build once for all processes of a run, a dry run does too.
     shared = {"PYTEST_XDIST_TESTRUNUID": f"dry{os.getpid()}"} if dry else {}
     return shared | os.environ | found
