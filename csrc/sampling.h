@@ -18,6 +18,9 @@ D3PM_HOST_DEVICE inline void multiply(uint32_t a, uint32_t b, uint32_t& high, ui
 
 #include "philox.h"
 
+// The class of a draw from what is no law: out of range wherever it goes.
+constexpr int64_t kNone = -1;
+
 struct Uniforms {
   double choice, draw;
 };

@@ -3,7 +3,7 @@
 import math
 import numbers
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -272,6 +272,43 @@ def check_no_nan(name: str, value: Tensor | tuple[Any, ...]) -> None:
         if isinstance(part, Tensor) and bool(part.isnan().any()):
             where = tuple(int(i) for i in part.isnan().nonzero()[0])
             raise ValueError(f"{name} must not be NaN, got one at index {where}")
+
+
+class NoLaw(ValueError):
+    """A draw from what is no law.
+
+    Attributes:
+        found: what stands in its place.
+        index: the token's.
+    """
+
+    def __init__(self, found: str, index: tuple[int, ...]) -> None:
+        super().__init__(f"{found} at index {index}")
+        self.found, self.index = found, index
+
+    def behind(self, items: int) -> "NoLaw":
+        """Return the error of a batch in which so many items come before those of this one."""
+        first, *position = self.index
+        return NoLaw(self.found, (first + items, *position))
+
+
+def check_drawn(drawn: Tensor, x_t: Tensor, row_of: Callable[[tuple[int, ...]], Tensor]) -> None:
+    """Raise NoLaw where a draw ``(B, *S)`` is negative; reads the values.
+
+    ``row_of`` returns the logits of a token, ``(K,)``, as they were drawn from.
+    """
+    bad = drawn < 0
+    if not bool(bad.any()):
+        return
+    token = tuple(int(i) for i in bad.nonzero()[0])
+    row = row_of(token)
+    if not bool((row < torch.inf).all()):
+        found = f"have a softmax, got {'NaN' if bool(row.isnan().any()) else 'inf'}"
+    elif bool((row == -torch.inf).all()):
+        found = "have a softmax, got nothing but -inf"
+    else:
+        found = f"allow a class that leads to x_t = {int(x_t[token])}, got -inf for all that do,"
+    raise NoLaw(f"logits must {found}", token)
 
 
 def check_sizes(name: str, value: Sequence[int]) -> None:

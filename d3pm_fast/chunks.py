@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ._checks import NoLaw
+
 CHUNK_BYTES = {"cpu": 1 << 21, "cuda": 1 << 25}  # what the cache holds until it is read
 
 
@@ -34,10 +36,12 @@ class Chunks(NamedTuple):
         self, operation: Callable[..., Tensor], parameters: tuple[Any, ...], items: tuple[Any, ...]
     ) -> Tensor:
         """Return an operation's result on logits and items; its first dimension is the batch."""
-        count = len(parameters)
-        return torch.cat(
-            [
-                operation(self.logits(*part[:count]), *part[count:])
-                for part in self.cut(*parameters, *items)
-            ]
-        )
+        count, done = len(parameters), 0
+        results = []
+        for part in self.cut(*parameters, *items):
+            try:
+                results.append(operation(self.logits(*part[:count]), *part[count:]))
+            except NoLaw as error:
+                raise error.behind(done) from None
+            done += len(part[0])
+        return torch.cat(results)

@@ -12,7 +12,8 @@ All functions take ``impl``, see :func:`d3pm_fast.implementation`, and raise
 * ``TypeError`` for a wrong type or dtype,
 * ``ValueError`` for a wrong shape, device or option,
 * ``IndexError`` for a class or a time out of range (on the CPU, and anywhere with
-  ``D3PM_FAST_CHECK=1`` in the environment at import; elsewhere such a token's result is NaN).
+  ``D3PM_FAST_CHECK=1`` in the environment at import; elsewhere such a token's result is NaN, and
+  a draw -1).
 """
 
 import math
@@ -29,6 +30,7 @@ from ._checks import (
     FLOAT_DTYPES,
     check_choice,
     check_count,
+    check_drawn,
     check_logistic,
     check_logits,
     check_mask,
@@ -255,6 +257,9 @@ def p_posterior(
 
     Returns:
         ``(B, *S, K)`` in the dtype of the logits; of parameters in their place, float32 or float64.
+        NaN for every class where the logits have NaN, inf or nothing but -inf, or forbid all that
+        leads to x_t. Where a single class leads to x_t, it has all the probability whatever the
+        logits.
     """
     model = _check_model(transition, logits, x_t, t, reverse, first_step)
     if _is_too_narrow(logits, transition):
@@ -344,7 +349,8 @@ def p_sample(
 ) -> Tensor:
     """Draw ``x_s ~ p(x_s | x_t)``; s = t - 1 unless given (D3PM, eq. 4 and appendix A.3).
 
-    Exact to the tails: a class of probability 1e-9 comes at that rate.
+    Exact to the tails: a class of probability 1e-9 comes at that rate. Most tokens of an absorbing
+    chain are seen to stay before their logits are read, which may then be anything.
 
     Args:
         transition: the chain.
@@ -360,7 +366,12 @@ def p_sample(
         impl: which implementation serves the call.
 
     Returns:
-        ``(B, *S)`` in the dtype of x_t.
+        ``(B, *S)`` in the dtype of x_t. On a GPU -1, which is out of range wherever it goes on
+        to, where a draw's logits have NaN, inf or nothing but -inf, or forbid all that leads to
+        x_t; as uint8, 255.
+
+    Raises:
+        ValueError: on a CPU for such logits, with the token's index.
     """
     model = _check_model(transition, logits, x_t, t, reverse, first_step)
     if _is_too_narrow(logits, transition):
@@ -384,6 +395,8 @@ def p_sample(
             drawn = fused(given, *arguments(kernels.chain, *items), *shaping)
         else:
             drawn = _apply(kernels.p_sample, transition, logits, name, arguments, kernels, items)
+    if _environment.CHECK:
+        check_drawn(drawn, x_t, partial(row_of, logits, transition))
     return drawn.to(x_t.dtype)  # type: ignore[no-any-return]
 
 
@@ -489,7 +502,24 @@ def _reduced(token_loss: Tensor, mask: Tensor | None, reduction: str) -> Tensor:
     total = token_loss.sum(dtype=torch.float64).to(token_loss.dtype)
     if reduction == "sum":
         return total
-    return total / (token_loss.numel() if mask is None else mask.sum())
+    if mask is None:
+        return total / token_loss.numel()
+    count = mask.sum()
+    # The mean of no token is NaN, and its gradient 0.
+    return (total / count.clamp(min=1)).where(count > 0, torch.nan)
+
+
+def row_of(prediction: Prediction, transition: Transition, token: tuple[int, ...]) -> Tensor:
+    """Return the logits of a token, ``(K,)``, of whatever is predicted."""
+    if isinstance(prediction, Tensor):
+        return prediction[token]
+    if isinstance(prediction, Shaped):
+        given = arguments_of(prediction)
+        other = None if given[1] is None else given[1][token]
+        return reference.shaped_logits(given[0][token], other, *given[2:])
+    loc, log_scale, edge_corrected = Logistic(*prediction)
+    parameters = loc[token], log_scale[token]
+    return reference.logistic_logits(*parameters, transition.num_classes, edge_corrected)
 
 
 def _apply(

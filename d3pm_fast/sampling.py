@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,6 +12,7 @@ from tqdm.auto import tqdm
 from . import functional, timesteps
 from ._checks import (
     check_choice,
+    check_drawn,
     check_range,
     check_same_device,
     check_shape,
@@ -18,6 +20,7 @@ from ._checks import (
     check_tokens,
 )
 from ._reuse import Reuse
+from .reference.draws import NONE
 
 if TYPE_CHECKING:
     from .diffusion import D3PM
@@ -86,7 +89,7 @@ def ancestral(
         callback(x, times[0])
     pairs = list(itertools.pairwise(times))
     for t, s in tqdm(pairs, desc="sampling", unit="step", disable=not progress):
-        x = hold(step(diffusion, denoiser, x, t, s, seeds, last), known)
+        x = step(diffusion, denoiser, x, t, s, seeds, last, known)
         if callback is not None:
             callback(x, s)
     return x
@@ -117,17 +120,29 @@ def start(
 
 
 def step(
-    diffusion: "D3PM", denoiser: Denoiser, x_t: Tensor, t: int, s: int, seeds: Tensor, last: str
+    diffusion: "D3PM",
+    denoiser: Denoiser,
+    x_t: Tensor,
+    t: int,
+    s: int,
+    seeds: Tensor,
+    last: str,
+    known: Known | None,
 ) -> Tensor:
     """Return x_s after one call of the denoiser; the numbers are those of step t."""
     starts, targets = (torch.full((len(x_t),), time, device=x_t.device) for time in (t, s))
     prediction = denoiser(x_t, starts)
     if s == 0 and last == "argmax":
-        return diffusion.p_posterior(widened(prediction), x_t, starts, targets).argmax(dim=-1)
+        log_p = diffusion.p_posterior(widened(prediction), x_t, starts, targets)
+        likeliest = log_p.argmax(dim=-1).where(~log_p.isnan().any(dim=-1), NONE)
+        x_s = hold(likeliest, known)
+        if x_s.device.type == "cpu":
+            row_of = partial(functional.row_of, prediction, diffusion.transition)
+            check_drawn(x_s, x_t, row_of)
+        return x_s
     # A step of one has its coefficients in a table.
-    return diffusion.p_sample(
-        prediction, x_t, starts, targets if s < t - 1 else None, seeds=seeds, step=t
-    )
+    ends = targets if s < t - 1 else None
+    return hold(diffusion.p_sample(prediction, x_t, starts, ends, seeds=seeds, step=t), known)
 
 
 def widened(prediction: functional.Prediction) -> functional.Prediction:

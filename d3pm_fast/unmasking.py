@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 from . import functional, timesteps
 from ._checks import check_choice, check_number
 from .reference.philox import uniforms
-from .sampling import LAST, Denoiser, Known, hold, start, step, widened
+from .sampling import LAST, Denoiser, Known, start, step, widened
 from .transitions import RankOneTransition
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def first_hitting(
             drawn = _draw_x0(diffusion, denoiser(x_t, t), x_t, t, seeds[items], chain.num_steps + 2)
             x = x.index_copy(0, items, drawn.where(now[items].view(x_t.shape), x_t))
         else:
-            x = hold(step(diffusion, denoiser, x, times[-2], 0, seeds, last), known)
+            x = step(diffusion, denoiser, x, times[-2], 0, seeds, last, known)
         if callback is not None:
             callback(x, calls - call)
     return x
@@ -158,7 +158,7 @@ def confidence(
             first_step="logits",
             impl=diffusion.impl,
         )
-        drawn = log_s.gather(-1, x.unsqueeze(-1)).squeeze(-1)
+        drawn = log_s.gather(-1, x.clamp(min=0).unsqueeze(-1)).squeeze(-1)  # NaN where x is NONE
         drawn += noise * s / times[0] * _gumbel(seeds, t, x)
         sure = drawn.where(masked, sure if remask else math.inf)
         rank = _rows(sure).argsort(dim=1).argsort(dim=1)

@@ -99,7 +99,7 @@ def load_tokens(
     ce = tl.full([ROWS], ce_weight, REAL) + tl.where(step.predicts_x0, vb_weight, 0.0)
 
     bad = (step.exists == 0) | (x0_is_class == 0) | (xt_is_class == 0)
-    never = (step.keep == 0.0) | ((bar_xt == 0.0) & ((same == 0) | (step.bar_keep == 0.0)))
+    never = (step.keeps == 0) | ((bar_xt == 0.0) & ((same == 0) | (step.bar_keep == 0.0)))
     undefined = bad | ((spread == 0.0) & never)
     settled = undefined | ((vb == 0.0) & (ce == 0.0))
     value = tl.where(undefined, float("nan"), 0.0).to(REAL)
@@ -228,10 +228,10 @@ def store_special(a, chain, tokens, result, factor):
 
 @triton.jit
 def gradient_factor(a, grad_scale, REAL: tl.constexpr):
-    """Return what the gradient is multiplied by."""
+    """Return what the gradient is multiplied by; that of no token is 0, whatever by."""
     factor = tl.full([1], grad_scale, REAL)
     if a.count is not None:
-        factor = factor / tl.load(a.count).to(REAL)
+        factor = factor / tl.maximum(tl.load(a.count).to(REAL), 1.0)
     return factor
 
 
@@ -247,7 +247,7 @@ def loss_of_whole_rows(
     logits = load_logits(a, tokens, classes, REAL)
     top = tl.where(tokens.settled, 0.0, row_max(logits))
     e = exponentials(a, chain, tokens, classes, logits, top)
-    row = row_of(top, row_sum(tl.maximum(e, 0.0)), *load_special(a, chain, tokens, REAL))
+    row = row_of(top, row_sum(tl.where(e < 0.0, 0.0, e)), *load_special(a, chain, tokens, REAL))
     solved = solve(token, row, REAL)
     h = tl.full([HIGH, ROWS, LOW], 1.0, REAL)
     sum_phi, sum_h = tl.zeros([ROWS], REAL), tl.zeros([ROWS], REAL)

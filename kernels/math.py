@@ -22,12 +22,8 @@ def exp(x):
     if x.dtype == tl.float64:
         return tl.exp(x)
     else:
-        shifted = x * 1.44269504088896341 + 12582912.0  # its low bits are round(x / ln 2)
-        n = shifted - 12582912.0
-        mantissa = _expm1_near((x - n * LN2_HIGH) - n * LN2_LOW) + 1.0
-        power = shifted.to(tl.int32, bitcast=True) << 23
-        scaled = (mantissa.to(tl.int32, bitcast=True) + power).to(tl.float32, bitcast=True)
-        return tl.where(x < -87.3, 0.0, scaled)
+        rest, scale = _split_exp(x)
+        return tl.where(x < -87.3, 0.0, scale * rest + scale)
 
 
 @triton.jit
@@ -38,24 +34,23 @@ def expm1(x):
         near = (e - 1.0) * (x / tl.log(e))  # what rounds e off rounds its logarithm off as much
         return tl.where(e == 1.0, x, tl.where(e > 0.5, near, e - 1.0))
     else:
-        shifted = x * 1.44269504088896341 + 12582912.0
-        n = shifted - 12582912.0
-        rest = _expm1_near((x - n * LN2_HIGH) - n * LN2_LOW)
-        scale = ((shifted.to(tl.int32, bitcast=True) << 23) + 0x3F800000).to(
-            tl.float32, bitcast=True
-        )
+        rest, scale = _split_exp(x)
         return tl.where(x < -87.3, -1.0, scale * rest + (scale - 1.0))
 
 
 @triton.jit
-def _expm1_near(r):
-    """Return exp(r) - 1 for |r| <= log(2) / 2."""
+def _split_exp(x):
+    """Return r and 2^n of exp(x) = 2^n (1 + r) with |r| < 1/2; NaN is an r of NaN."""
+    shifted = x * 1.44269504088896341 + 12582912.0  # its low bits are round(x / ln 2)
+    n = shifted - 12582912.0
+    r = (x - n * LN2_HIGH) - n * LN2_LOW
     p = r * 1.9875691500e-4 + 1.3981999507e-3
     p = p * r + 8.3334519073e-3
     p = p * r + 4.1665795894e-2
     p = p * r + 1.6666665459e-1
     p = p * r + 5.0000001201e-1
-    return p * (r * r) + r
+    power = (shifted.to(tl.int32, bitcast=True) << 23) + 0x3F800000
+    return p * (r * r) + r, power.to(tl.float32, bitcast=True)
 
 
 @triton.jit

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .launch import launch, triton_type
 from .math import exp
-from .random import draw_base, random_of, uniforms
+from .random import NONE, draw_base, random_of, uniforms
 from .rank_one import chain_of, load_class, load_step, pi_at, posterior_mean_tilt
 from .shaped import (
     Shape,
@@ -143,9 +143,9 @@ def p_sample_of_tokens(
         redrawn = draw_base(draw, a.cdf, a.num_classes, STEPS)
         from_mask = (mask_id >= 0) & (threshold < (base + u * step.bar_to_mask) * total)
         other = tl.where(threshold < base * total, redrawn, tl.where(from_mask, mask_id, x_t))
-        chosen = tl.where(reads, tl.where(from_model, drawn, other), x_t)
-    as_it_came = tl.load(a.x_t + at, mask=inside, other=0)
-    tl.store(a.out + at, tl.where(good, chosen, as_it_came), mask=inside)
+        moved = tl.where(total > 0.0, tl.where(from_model, drawn, other), NONE)
+        chosen = tl.where(reads, moved, x_t)
+    tl.store(a.out + at, tl.where(good, chosen, NONE), mask=inside)
 
 
 def p_sample(
@@ -166,7 +166,7 @@ def p_sample(
     top_k: int | None = None,
     top_p: float = 1.0,
 ) -> Tensor:
-    """Return a draw for each token; x_t itself where an index is bad.
+    """Return a draw for each token; NONE where an index is bad, or a row that is read no law.
 
     Rows of tokens that may move are read, and shaped by the last five arguments.
     """

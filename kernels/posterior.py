@@ -152,6 +152,7 @@ def predict(
         tl.where(direct, 0.0, step.bar_to_mask),
         direct,
         step.exists,
+        step.keeps,
     )
     top = tl.full([ROWS], float("-inf"), REAL)
     for start in range(0, a.num_classes, HIGH * LOW):
@@ -194,7 +195,7 @@ def write_log_p(
     log_stay = on_tile(log((model.u + step.keep) / model.z))
     log_scale = on_tile(log(step.bar_keep) - log(model.sum))
     scale = on_tile(step.bar_keep / model.sum)
-    stays = on_tile(model.u == 0.0)  # whatever the logits
+    stays = on_tile((model.u == 0.0) & step.keeps)  # whatever the logits
     for start in range(0, a.num_classes, HIGH * LOW):
         classes = classes_from(a, start, ROWS, HIGH, LOW)
         exponents = load_exponents(a, rows, model.top, model.log_tilt, classes, REAL)
@@ -240,7 +241,7 @@ def write_gradient(
         weighted += row_sum(w * upstream)
     pull = step.bar_keep / model.z * sum
     level = weighted - pull * (model.u + step.keep * model.s_xt)
-    stays = on_tile(model.u == 0.0)
+    stays = on_tile((model.u == 0.0) & step.keeps)
     for start in range(0, a.num_classes, HIGH * LOW):
         classes = classes_from(a, start, ROWS, HIGH, LOW)
         s, w, upstream = weigh(a, chain, rows, model, classes, REAL)

@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .launch import launch
-from .random import draw_base, random_of, uniforms
+from .random import NONE, draw_base, random_of, uniforms
 
 BLOCK = 256
 
@@ -30,7 +30,8 @@ def q_sample_of_tokens(
     has_no_mask = tl.full([1], mask_id, tl.int64) < 0
     redrawn = draw_base(draw, cdf, num_classes, STEPS)
     changed = tl.where((choice < keep + base) | has_no_mask, redrawn, mask_id)
-    tl.store(out + tokens, tl.where(choice < keep, x, changed), mask=inside)
+    drawn = tl.where(choice < keep, x, changed)
+    tl.store(out + tokens, tl.where(good, drawn, NONE), mask=inside)
 
 
 def q_sample(
@@ -43,7 +44,7 @@ def q_sample(
     seeds: Tensor,
     step: int,
 ) -> Tensor:
-    """Return a draw for each token; x itself where an index is bad."""
+    """Return a draw for each token; NONE where an index is bad."""
     out = torch.empty_like(x)
     num_tokens = x.numel()
     run_length = num_tokens // max(rows.numel(), 1)

@@ -6,6 +6,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+NONE = tl.constexpr(-1)  # the class of a draw from what is no law: out of range wherever it goes
+
 
 class Random(NamedTuple):
     """One seed for every ``positions`` tokens, and the counter of the step in two halves."""

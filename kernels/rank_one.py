@@ -29,6 +29,7 @@ class Step(NamedTuple):
     bar_to_mask: Any
     predicts_x0: Any  # whether p(x_s | x_t) is s itself
     exists: Any
+    keeps: Any  # whether keep is above 0, also below the range of its type
 
 
 def chain_of(
@@ -56,6 +57,7 @@ def load_step(chain, tokens, num_tokens, DIRECT: tl.constexpr, REAL: tl.constexp
         tl.load(at + 5, mask=exists, other=0.0).to(REAL),
         DIRECT & (target_time == 0.0),
         exists,
+        keep > 0.0,
     )
 
 

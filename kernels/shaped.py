@@ -204,7 +204,8 @@ def load_rows(
     rows = Rows(reads, share, far, one, zero, top)
     for start in range(0, a.num_classes, HIGH * LOW):
         classes = classes_from(a, start, ROWS, HIGH, LOW)
-        top = tl.maximum(top, row_max(mixed_tile(a, rows, classes)))
+        x = mixed_tile(a, rows, classes)
+        top = tl.maximum(top, row_max(tl.where(x == x, x, float("inf"))))  # NaN is not lost
     if DIVIDES:
         temperature = tl.full([1], temperature, REAL)
         return Rows(reads, share, far, temperature, top, zero)
@@ -214,11 +215,11 @@ def load_rows(
 
 @triton.jit
 def after_cuts(x, j, shape):
-    """Return logits that are made, -inf where a cut does not keep them."""
+    """Return logits that are made, -inf where a cut does not keep them; NaN stays."""
     if shape.by_count is not None:
-        x = tl.where(is_kept(x, j, shape.by_count), x, float("-inf"))
+        x = tl.where(is_kept(x, j, shape.by_count) | (x != x), x, float("-inf"))
     if shape.by_mass is not None:
-        x = tl.where(is_kept(x, j, shape.by_mass), x, float("-inf"))
+        x = tl.where(is_kept(x, j, shape.by_mass) | (x != x), x, float("-inf"))
     return x
 
 

@@ -189,7 +189,8 @@ def test_the_full_checks_find_a_nan_of_a_denoiser(last, monkeypatch):
     def denoiser(x_t, t):
         return torch.full((*x_t.shape, K), torch.nan if t[0] == 1 else 0.0)
 
-    diffusion.sample(denoiser, (B, P), last=last)
+    with pytest.raises(ValueError, match="logits must have a softmax, got NaN"):
+        diffusion.sample(denoiser, (B, P), last=last)
     monkeypatch.setattr(_environment, "CHECK", True)
     with pytest.raises(ValueError, match="logits must not be NaN"):
         diffusion.sample(denoiser, (B, P), last=last)

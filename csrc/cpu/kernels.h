@@ -294,8 +294,8 @@ struct SparseQSample {
   int num_threads;
 };
 
-// All return whether an index was out of its range, or a row doubtful; such a token's result is
-// NaN, or x itself for a draw.
+// All return whether an index was out of its range, a row doubtful, or a draw's row no law; such a
+// token's result is NaN, or kNone for a draw.
 bool run(Type type, const Loss& call);
 // The sum over tokens times `factor`, in place of each token's loss.
 bool run_sum(Type type, const Loss& call, double factor);

@@ -34,7 +34,10 @@ class RowSampler {
       step_ = step_of_(first);
       last = std::min({end, first + kTokens, step_of_.end()});
       const int count = settle(collect(first, last, bad));
-      for (int i = 0; i < count; ++i) call_.out[moving_[i].token] = draw_from_row(moving_[i]);
+      for (int i = 0; i < count; ++i) {
+        const int64_t drawn = call_.out[moving_[i].token] = draw_from_row(moving_[i]);
+        bad |= drawn == kNone;
+      }
     }
     return bad;
   }
@@ -47,14 +50,16 @@ class RowSampler {
     Uniforms random;
   };
 
-  // Lets all tokens stay, and takes note of those that can be left; returns how many.
+  // Lets all tokens stay that there are, and takes note of those that can be left; returns how
+  // many.
   int collect(int64_t begin, int64_t end, bool& bad) {
     const Chain& chain = call_.chain;
     const bool any = step_ && (step_->base > 0 || is_direct());
     int count = 0;
     for (int64_t token = begin; token < end; ++token) {
-      const int64_t x_t = call_.out[token] = call_.x_t[token];
+      const int64_t x_t = call_.x_t[token];
       const bool good = step_ && chain.is_class(x_t);
+      call_.out[token] = good ? x_t : kNone;
       bad |= !good;
       moving_[count].token = token;
       count += good & (any | (x_t == chain.mask_id));  // no branch: it would be a guess
@@ -90,7 +95,7 @@ class RowSampler {
   int64_t draw_from_row(const Moving& moving) {
     const Chain& chain = call_.chain;
     const auto& [token, x_t, u, bar_xt, random] = moving;
-    read_row(token);
+    if (!read_row(token)) return kNone;
     if (!is_direct() && call_.model.posterior_mean)
       e_.data()[x_t] *=
           static_cast<Real>(posterior_mean_tilt(step_->keep, u, step_->bar_keep, bar_xt));
@@ -111,9 +116,11 @@ class RowSampler {
       __builtin_prefetch(row + at, 0, 2);
   }
 
-  void read_row(int64_t token) {
+  // Returns whether the row has a softmax: the sum is NaN where a logit is, or inf, or all are
+  // -inf.
+  bool read_row(int64_t token) {
     const Real top = shaped_.make(token, e_.data());
-    exponentiate(e_.data(), row_.padded / kWidth, splat<Real>(top));
+    return sum_lanes<Real>(exponentiate(e_.data(), row_.padded / kWidth, splat<Real>(top))) > 0;
   }
 
   // In double, so that a class of probability 1e-9 keeps its share beside one of 1.

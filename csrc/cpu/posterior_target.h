@@ -112,7 +112,8 @@ class PPosteriorRow : PosteriorRow<Element> {
     bar_keep_ = direct ? 1 : step->bar_keep;
     bar_base_ = direct ? 0 : step->bar_base;
     bar_mask_ = direct ? 0 : step->bar_mask;
-    if (u_ == 0) {  // x_t stays, whatever the logits
+    if (u_ == 0 && a_ == 0) return this->fill(out, NAN), false;  // nothing leads to x_t
+    if (u_ == 0) {                                               // x_t stays, whatever the logits
       this->fill(out, call_.upstream ? 0 : -INFINITY);
       write_one(out + x_t_, Real(0));
       return false;

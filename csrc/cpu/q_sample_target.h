@@ -16,6 +16,7 @@ static bool q_sample(const QSample& call, int64_t begin, int64_t end) {
     for (int64_t token = first; token < last; ++token) {
       const int64_t x = call.out[token] = call.x[token];
       if (!step || !chain.is_class(x)) {
+        call.out[token] = kNone;
         bad = true;
         continue;
       }

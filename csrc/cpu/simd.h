@@ -152,12 +152,11 @@ struct Math<float> {
 
   D3PM_INLINE V select(const Bits& mask, const V& yes, const V& no) { return mask ? yes : no; }
 
-  // exp(x) = 2^power (1 + rest), for x in [-87.3, 0].
-  struct Power {
-    V rest;
-    Words power;  // in the place of an exponent
+  // exp(x) = scale (1 + rest), for x in [-87.3, 0]; scale is a power of 2. NaN is a rest of NaN.
+  struct SplitExp {
+    V rest, scale;
   };
-  D3PM_INLINE Power split_exp(const V& x) {
+  D3PM_INLINE SplitExp split_exp(const V& x) {
     const V shifted = x * 1.44269504088896341f + 12582912.0f;  // its low bits are round(x / ln 2)
     const V n = shifted - 12582912.0f;
     const V r = (x - n * kLn2High) - n * kLn2Low;
@@ -166,21 +165,20 @@ struct Math<float> {
     p = p * r + 4.1665795894e-2f;
     p = p * r + 1.6666665459e-1f;
     p = p * r + 5.0000001201e-1f;
-    return {p * (r * r) + r, bit_cast<Words>(shifted) << 23};
+    const Words power = bit_cast<Words>(shifted) << 23;
+    return {p * (r * r) + r, bit_cast<V>(bit_cast<Words>(V{} + 1.0f) + power)};
   }
 
   // For x <= 0 or NaN; below the least normal number, 0.
   D3PM_INLINE V exp(const V& x) {
-    const Power e = split_exp(x);
-    const V scaled = bit_cast<V>(bit_cast<Words>(e.rest + 1.0f) + e.power);
-    return x < -87.3f ? V{} : scaled;
+    const SplitExp e = split_exp(x);
+    return x < -87.3f ? V{} : e.scale * e.rest + e.scale;
   }
 
   // exp(x) - 1 for x <= 0 or NaN.
   D3PM_INLINE V expm1(const V& x) {
-    const Power e = split_exp(x);
-    const V scale = bit_cast<V>(bit_cast<Words>(V{} + 1.0f) + e.power);
-    return x < -87.3f ? V{} - 1.0f : scale * e.rest + (scale - 1.0f);
+    const SplitExp e = split_exp(x);
+    return x < -87.3f ? V{} - 1.0f : e.scale * e.rest + (e.scale - 1.0f);
   }
 
   // x: the exact y - 1, used where y needs no power of 2 taken out; y positive and normal.

@@ -68,7 +68,7 @@ struct LossToken : LossRow<Math<Real>> {
     this->bar_xt = entry(chain, step.bar_base, step.bar_mask, x_t);
     this->bar_mask = has_mask_apart ? entry(chain, step.bar_base, step.bar_mask, mask) : Real(0);
     const Real u = this->spread, stay = x0 == x_t ? this->bar_keep : Real(0);
-    if (u == 0 && (this->keep == 0 || this->bar_xt + stay == 0)) return;
+    if (u == 0 && (step.keep == 0 || this->bar_xt + stay == 0)) return;
     value = 0;
     this->tilt = 1;
     if (call.posterior_mean && !direct)

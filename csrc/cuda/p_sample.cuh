@@ -20,7 +20,7 @@ struct PSampleOfRows {
   const int64_t token, num_classes;
   const Element* const row;
   bool reads = false, direct = false;
-  int64_t x_t = 0, drawn = 0;
+  int64_t x_t = 0, drawn = kNone;
   double keep, u, bar_xt, model, base, mask, bar_keep;
   Real tilt = 1, top = -INFINITY;
   Uniforms random;
@@ -35,7 +35,7 @@ struct PSampleOfRows {
 
   __device__ void run() {
     const bool inside = token < call.chain.num_tokens;
-    if (inside) drawn = x_t = call.x_t[token];
+    if (inside) x_t = call.x_t[token];
     if (inside && is_class(call.chain, x_t)) look_up();
 
     each_part([&](int64_t start) {
@@ -59,6 +59,7 @@ struct PSampleOfRows {
     const Chain& chain = call.chain;
     const StepCoefficients* step = find_step(chain, token);
     if (!step) return;
+    drawn = x_t;
     const Vector<double> vector = vector_of<double>(chain);
     direct = call.direct && step->target_time == 0;
     keep = step->keep;
@@ -76,7 +77,12 @@ struct PSampleOfRows {
       tilt = static_cast<Real>(posterior_mean_tilt(keep, u, bar_keep, bar_xt));
   }
 
+  // The total is NaN where a logit is, or inf, or all are -inf.
   __device__ void choose(double total, int64_t of_model) {
+    if (!(total > 0)) {
+      drawn = kNone;
+      return;
+    }
     const Real e_xt = Math<Real>::exp(Memory<Element>::widen(row[x_t]) - top) * tilt;
     const double here = bar_keep * static_cast<double>(e_xt) / total + bar_xt;
     const double threshold = random.choice * (u + keep * here);

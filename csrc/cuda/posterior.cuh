@@ -18,7 +18,7 @@ struct PosteriorOfRows {
   const int64_t token, num_classes;
   const bool inside;
   const Vector<Real> vector;
-  bool good = false;
+  bool good = false, stays = false;  // whether nothing but x_t leads to x_t
   int64_t x0 = 0, x_t = 0;
   Real keep = 0, u = 0, bar_keep = 0, bar_base = 0, bar_mask = 0, tilt = 1;
   Real values[Rows::kNumbers];
@@ -59,6 +59,7 @@ struct PosteriorOfRows {
     bar_keep = direct ? Real(1) : static_cast<Real>(step->bar_keep);
     bar_base = direct ? Real(0) : static_cast<Real>(step->bar_base);
     bar_mask = direct ? Real(0) : static_cast<Real>(step->bar_mask);
+    stays = u == 0 && step->keep > 0;
     if (call.posterior_mean && !direct)
       tilt = static_cast<Real>(posterior_mean_tilt(keep, u, bar_keep, bar(x_t)));
   }
@@ -99,7 +100,6 @@ struct PosteriorOfRows {
   __device__ void write_p() {
     const Real leave = M::log(u / z), stay = M::log((u + keep) / z);
     const Real scale = M::log(bar_keep) - M::log(sum), log_tilt = M::log(tilt);
-    const bool stays = u == 0;  // whatever the logits
     each_part([&](int64_t start) {
       read(call.logits, start, -INFINITY);
       each_number(start, [&](int i, int64_t j) {
@@ -108,7 +108,7 @@ struct PosteriorOfRows {
         const Real log_f = spread > M::splat(M::tiny)
                                ? M::log(bar_keep * (weight(values[i], j) / sum) + spread)
                                : alone;
-        const Real fixed = j == x_t ? Real(0) : -INFINITY;
+        const Real fixed = j == x_t ? Real(0) : -INFINITY;  // whatever the logits
         values[i] = stays ? fixed : (j == x_t ? stay : leave) + log_f;
       });
       store(start);
@@ -124,7 +124,6 @@ struct PosteriorOfRows {
     total = reduce<kThreads>(total, Sum());
     weighted = reduce<kThreads>(weighted, Sum());
     const Real pull = bar_keep / z * total, level = weighted - pull * (u + keep * s_xt);
-    const bool stays = u == 0;
     each_weight(
         [&](int i, int64_t j, Real w, Real s, Real g) {
           const Real reach = u + (j == x_t ? keep : Real(0));

@@ -12,8 +12,9 @@ __global__ void __launch_bounds__(kBlock) q_sample(const QSample call) {
   const int64_t token = int64_t{blockIdx.x} * kBlock + threadIdx.x;
   if (token >= chain.num_tokens) return;
   const int64_t x = call.x[token], row = chain.rows[token / chain.run_length];
-  call.out[token] = x;
-  if (row < 0 || row >= chain.table_size || x < 0 || x >= chain.num_classes) return;
+  const bool good = row >= 0 && row < chain.table_size && x >= 0 && x < chain.num_classes;
+  call.out[token] = good ? x : kNone;
+  if (!good) return;
   const double* const step = chain.table + 3 * row;
   const Uniforms u = token_uniforms(call.random, chain.num_tokens, token);
   if (u.choice < step[0]) return;

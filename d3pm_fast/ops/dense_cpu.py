@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from .. import reference
-from .._checks import check_range
+from .._checks import check_drawn, check_range
 from .._compiled import cpu
-from ..reference.draws import draw_row
+from ..reference.draws import NONE, draw_row
 from ..reference.logspace import compute_dtype, spread
 from ..reference.philox import uniforms
 from ..transitions import SparseTransition
@@ -317,7 +317,23 @@ class Again:
         _, draw = uniforms(seeds, step, num_tokens)
         chain = self.t, self.s, self.transition.handle
         p = _run_p_posterior(self.logits, None, self.x_t, *chain, *model).exp()
-        return draw_row(p, draw[self.tokens])
+        drawn = draw_row(p, draw[self.tokens])
+        _, direct = model
+        without = (drawn == NONE) & ~((self.s == 0) & direct)
+        drawn[without] = drawn[without].where(self._are_led_to(without), self.x_t[without])
+        return drawn
+
+    def _are_led_to(self, tokens: Tensor) -> Tensor:
+        """Return of which tokens x_t is one that the chain itself leads a class to."""
+        steps, which = torch.stack([self.s, self.t, self.x_t])[:, tokens].unique(
+            dim=1, return_inverse=True
+        )
+        found = torch.zeros(steps.shape[1], dtype=torch.bool)
+        for u, (s, t, x_t) in enumerate(steps.T.tolist()):
+            only = torch.tensor([x_t]) if self.transition.by_row else None
+            columns = self.transition.log_columns(s, t, only)
+            found[u] = (columns[x_t if only is None else 0] > -torch.inf).any()
+        return found[which]
 
     def _in_log_space(self) -> Iterator[tuple[slice, Tensor, reference.MakeStep]]:
         """Yield slices of few tokens, their logits as a leaf, and what makes their steps."""
@@ -424,4 +440,5 @@ def p_sample(
         again = Again(run, logits)
         drawn = again.draw((posterior_mean, direct), seeds, step, x_t.numel())
         out.view(-1)[again.tokens] = drawn
+        check_drawn(out, x_t, logits.__getitem__)
     return out

@@ -48,12 +48,15 @@ def start_cuda(name: str, on: Tensor, *args: Any) -> None:
 
 
 def reduced(token_loss: Tensor, count: Tensor | None, reduction: str) -> Tensor:
-    """Return the losses, their sum, or their mean over ``count`` tokens, over all for None."""
+    """Return the losses, their sum, or their mean over ``count`` tokens, over all for None.
+
+    The mean of no token is NaN, as that of ``F.cross_entropy``.
+    """
     if reduction == "none":
         return token_loss
     total = token_loss.sum(dtype=torch.float64)
     if reduction == "mean":
-        total = total / (max(token_loss.numel(), 1) if count is None else count)
+        total = total / (token_loss.numel() if count is None else count)
     return total.to(token_loss.dtype)
 
 

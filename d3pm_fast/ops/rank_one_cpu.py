@@ -5,8 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._checks import check_range
+from .._checks import check_drawn, check_range
 from .._compiled import cpu
+from ..reference.shaped import shaped_logits
 from .library import empty_loss, pointer
 
 
@@ -225,7 +226,16 @@ def p_sample(
     )
     if bad:
         _raise_bad_index(logits.shape[-1], rows, table, x_t=x_t)
+        shaping = guidance, temperature, top_k, top_p
+        check_drawn(out, x_t, lambda token: _shaped_row(token, logits, unconditional, *shaping))
     return out
+
+
+def _shaped_row(
+    token: tuple[int, ...], logits: Tensor, unconditional: Tensor | None, *shaping: Any
+) -> Tensor:
+    other = None if unconditional is None else unconditional[token]
+    return shaped_logits(logits[token], other, *shaping)
 
 
 shaped_p_sample = p_sample

@@ -146,7 +146,7 @@ def q_sample(
     seeds: Tensor,
     step: int,
 ) -> Tensor:
-    """Return a draw for each token; x itself where an index is bad."""
+    """Return a draw for each token; -1 where an index is bad."""
     out = torch.empty_like(x)
     start_cuda(
         "q_sample",
@@ -175,7 +175,7 @@ def p_sample(
     seeds: Tensor,
     step: int,
 ) -> Tensor:
-    """Return a draw for each token; x_t itself where an index is bad."""
+    """Return a draw for each token; -1 where an index is bad, or a row that is read no law."""
     out = torch.empty_like(x_t)
     start_cuda(
         "p_sample",

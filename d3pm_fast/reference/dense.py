@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from ..transitions import DenseTransition, SparseTransition
-from .draws import draw_row
 from .logspace import log_sum_exp, spread
 
 
@@ -76,24 +75,10 @@ class MatrixStep:
         where s, the softmax of the logits, allows no other, that of s is returned.
         """
         log_reach = self.log_q_bar_t.mT[self.which, x_t]
-        possible = (log_reach > -torch.inf) & (logits > -torch.inf)
+        is_number = logits < torch.inf  # NaN and inf of any class stay
+        possible = ((log_reach > -torch.inf) | ~is_number) & (logits != -torch.inf)
         none = ~possible.any(dim=-1, keepdim=True)
         kept = logits.double().where(possible, -torch.inf).where(~none, 0)
         level = kept.detach().amax(dim=-1, keepdim=True)
         tilted = torch.log_softmax(kept - level - log_reach.where(possible, 0), dim=-1)
         return torch.log_softmax(logits, dim=-1).where(none, tilted.to(logits.dtype))
-
-    def draw(
-        self,
-        log_x0: Tensor,
-        x_t: Tensor,
-        posterior_mean: bool,
-        direct: bool,
-        uniforms: tuple[Tensor, Tensor],
-    ) -> Tensor:
-        """Return x_s by inverse CDF from the second of the numbers, int64 ``(B, *S)``."""
-        log_s = self.tilt(log_x0, x_t) if posterior_mean else log_x0
-        log_joint = self.log_q_column(x_t) + self.log_predicted(log_s)
-        log_p = log_x0.where((self.target_time == 0) & direct, log_joint)
-        top = log_p.amax(dim=-1, keepdim=True)
-        return draw_row((log_p - top).exp(), uniforms[1])

@@ -49,7 +49,7 @@ def loss(
     total = ce_weight * cross_entropy if ce_weight else torch.zeros_like(cross_entropy)
     if vb_weight:
         total = total + vb_weight * divergence
-    total = total.where(~divergence.isnan() & inside, torch.nan)
+    total = total.where(~log_q.isnan().any(dim=-1) & inside, torch.nan)
     total = total.where(counts, 0)
     if reduction == "none":
         return total

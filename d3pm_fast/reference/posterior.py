@@ -15,8 +15,10 @@ def q_posterior(
     dtype: torch.dtype,
 ) -> Tensor:
     """Return ``log q(x_s | x_t, x_0)``, ``(B, *S, K)``: NaN where ``Qbar_t[x_0, x_t] = 0``."""
+    inside = (x0 >= 0) & (x0 < num_classes) & (x_t >= 0) & (x_t < num_classes)
     step = make_step((*x_t.shape, num_classes), compute_dtype(dtype))
-    return log_q_posterior(step, x0, x_t).to(dtype)
+    log_q = log_q_posterior(step, x0.where(inside, 0), x_t.where(inside, 0))
+    return log_q.where(inside.unsqueeze(-1), torch.nan).to(dtype)
 
 
 def p_posterior(
@@ -29,8 +31,10 @@ def p_posterior(
     """Return ``log p(x_s | x_t)``, ``(B, *S, K)``, differentiable in the logits."""
     dtype = compute_dtype(logits.dtype)
     step = make_step(logits.shape, dtype)
-    log_p = log_p_posterior(step, logits.to(dtype), x_t, posterior_mean, direct)
-    return log_p.to(logits.dtype)
+    inside = (x_t >= 0) & (x_t < logits.shape[-1])
+    args = x_t.where(inside, 0), posterior_mean, direct
+    log_p = log_p_posterior(step, logits.to(dtype), *args)
+    return log_p.where(inside.unsqueeze(-1), torch.nan).to(logits.dtype)
 
 
 def log_q_posterior(step: Step, x0: Tensor, x_t: Tensor) -> Tensor:
@@ -50,7 +54,8 @@ def log_p_posterior(
     """Return ``log p(x_s = j | x_t)`` from the predicted s, the softmax of logits, ``(B, *S, K)``.
 
     Joint: ``p(j) = Q[j, x_t] f_j / Z`` with ``f = s Qbar_s``; posterior mean: the same with s
-    tilted. Direct: ``p = s`` for the step to s = 0.
+    tilted. Direct: ``p = s`` for the step to s = 0. NaN for every class where s is undefined, or
+    forbids all that leads to x_t.
     """
     log_x0 = torch.log_softmax(logits, dim=-1)
     log_s = step.tilt(logits, x_t) if posterior_mean else log_x0

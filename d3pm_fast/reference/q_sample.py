@@ -4,15 +4,29 @@ import torch
 from torch import Tensor
 
 from ..transitions import DenseTransition, RankOneTransition, SparseTransition, Transition
-from .draws import draw_base
+from .draws import NONE, draw_base
 from .logspace import spread
 from .philox import uniforms
 
 
 def q_sample(x: Tensor, transition: Transition, t: Tensor, seeds: Tensor, step: int) -> Tensor:
-    """Return a draw from row x of ``Qbar_t``, int64 ``(B, *S)``."""
+    """Return a draw from row x of ``Qbar_t``, int64 ``(B, *S)``; ``NONE`` where an index is bad."""
     choice, draw = (u.view(x.shape) for u in uniforms(seeds, step, x.numel()))
     t = spread(t, x.shape)
+    good = (x >= 0) & (x < transition.num_classes) & (t >= 0) & (t <= transition.num_steps)
+    x, t = x.where(good, 0), t.where(good, 0)
+    return _draw(x, transition, t, choice, draw, seeds, step).where(good, NONE)
+
+
+def _draw(
+    x: Tensor,
+    transition: Transition,
+    t: Tensor,
+    choice: Tensor,
+    draw: Tensor,
+    seeds: Tensor,
+    step: int,
+) -> Tensor:
     if isinstance(transition, RankOneTransition):
         return _from_mixture(x, transition, t, choice, draw)
     if isinstance(transition, SparseTransition):

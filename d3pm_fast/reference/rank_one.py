@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .draws import draw_base, draw_row
+from .draws import NONE, draw_base, draw_row
 from .logspace import at, log_add_exp, spread
 
 
@@ -96,7 +96,8 @@ class RankOneStep:
 
         With ``u = u[x_t]``, ``p(j) Z = u A s_j + u ubar_j + a f[x_t] [j = x_t]``: one number
         chooses among the model (mass ``u A``), the base (``u W``), the mask (``u M``) and
-        staying, the other draws the class from s or from the base.
+        staying, the other draws the class from s or from the base. Since ``Z >= u + a ubar[x_t]``,
+        some tokens stay whatever s is; of the others, ``NONE`` comes where there is no s.
         """
         choice, draw = uniforms
         first = (self.target_time == 0) & direct
@@ -109,6 +110,12 @@ class RankOneStep:
         model, stationary, mask = (
             (spread * part.squeeze(-1)) for part in (self.bar_keep, self.bar_base, self.bar_mask)
         )
+        bar_spread = self.bar_base.squeeze(-1) * vector + self.bar_mask.squeeze(-1) * is_mask
+        least = choice * (spread + self.keep.squeeze(-1) * bar_spread)
+        only_mask = (self.bar_base.squeeze(-1) == 0) & (x_t == self.mask_id)
+        stays = (least >= model + stationary + mask) | ((least >= model) & only_mask)
+        undefined = log_x0.isnan().any(dim=-1) & (~stays | first.squeeze(-1))
+
         threshold = choice * (spread + self.keep.squeeze(-1) * here)
         from_model = (threshold < model) | first.squeeze(-1)
         from_base = threshold < model + stationary
@@ -116,7 +123,8 @@ class RankOneStep:
 
         fallback = x_t.where(~from_mask | (self.mask_id < 0), self.mask_id)
         redrawn = draw_base(draw, self.base_cdf, len(self.log_vector))
-        return draw_row(log_s.exp(), draw).where(from_model, redrawn.where(from_base, fallback))
+        drawn = draw_row(log_s.exp(), draw).where(from_model, redrawn.where(from_base, fallback))
+        return drawn.where(~undefined, NONE)
 
     def _log_reach(self, x_t: Tensor) -> Tensor:
         """Return the column of ``Qbar_t = Qbar_s Q``, float64."""

@@ -38,16 +38,6 @@ class Step(Protocol):
     def tilt(self, logits: Tensor, x_t: Tensor) -> Tensor:
         """Return the log of ``s_i / Qbar_t[i, x_t]``, normalized over i; s is their softmax."""
 
-    def draw(
-        self,
-        log_x0: Tensor,
-        x_t: Tensor,
-        posterior_mean: bool,
-        direct: bool,
-        uniforms: tuple[Tensor, Tensor],
-    ) -> Tensor:
-        """Return ``x_s ~ p(x_s | x_t)`` from two uniforms a token, int64 ``(B, *S)``."""
-
 
 MakeStep = Callable[[tuple[int, ...], torch.dtype], Step]
 

@@ -80,7 +80,7 @@ def matrix_of(table, a, step):
 
 @triton.jit
 def load_logits(a, steps, row, classes):
-    """Return logits of classes, float64, tilted where the row is."""
+    """Return logits of classes, float64, tilted where the row is; NaN and inf of any class stay."""
     reads = classes < a.num_classes
     logits = tl.load(
         a.logits + row.at * a.num_classes + classes, mask=reads, other=float("-inf")
@@ -88,7 +88,8 @@ def load_logits(a, steps, row, classes):
     matrix = matrix_of(steps.q_bar_t, a, row.step)
     tilts = reads & row.tilts
     reach = tl.load(matrix + classes * a.num_classes + row.x_t, mask=tilts, other=1.0)
-    return tl.where(reach != 0.0, logits - log_of(reach), float("-inf"))
+    stays = (reach != 0.0) | ((logits < float("inf")) == 0)
+    return tl.where(stays, logits - log_of(reach), float("-inf"))
 
 
 @triton.jit

@@ -8,7 +8,7 @@ from torch import Tensor
 from ...transitions.handles import of_handle
 from ...transitions.tables import StepTables, step_tables
 from ..launch import launch
-from ..random import Random, random_of, uniforms
+from ..random import NONE, Random, random_of, uniforms
 from .arguments import Arguments, of_prediction
 from .divergence import UNDERFLOW
 from .entries import value_of
@@ -62,8 +62,7 @@ def p_sample_of_rows(
         passed += tl.sum((inside & (running <= target[:, None])).to(tl.int64), axis=1)
         last = tl.maximum(last, tl.max(tl.where(mass > 0.0, j, 0), axis=1).to(tl.int64))
         before += tl.sum(mass, axis=1)
-    as_it_came = tl.load(a.x_t + rows.at, mask=rows.inside, other=0)
-    drawn = tl.where(rows.live, tl.minimum(passed, last), as_it_came)
+    drawn = tl.where(rows.live, tl.minimum(passed, last), NONE)
     tl.store(out + rows.at, drawn, mask=rows.inside)
     least = a.num_classes * (UNDERFLOW * 8388608.0)
     store_doubt(a, steps, rows, (reach * least <= total) & (total > 0.0), DIRECT)
@@ -100,9 +99,12 @@ def p_sample_again(
                 passed += tl.sum(inside.to(tl.int64), axis=0)
                 last = tl.maximum(last, tl.max(tl.where(p > 0.0, j, 0), axis=0).to(tl.int64))
                 before += tl.sum(p, axis=0)
-            tl.store(out + one, tl.minimum(passed, last))
+            drawn = tl.where(before > 0.0, tl.minimum(passed, last), NONE)
+            # An x_t that the chain itself leads nothing to stays.
+            led_to = direct | (leading > 0)
+            tl.store(out + one, tl.where(led_to, drawn, row.x_t))
         elif a.doubtful is None:
-            tl.store(out + at, tl.load(a.x_t + at))
+            tl.store(out + at, NONE)
 
 
 def p_sample(
@@ -116,7 +118,7 @@ def p_sample(
     seeds: Tensor,
     step: int,
 ) -> Tensor:
-    """Return a draw for each token; x_t itself where an index is bad."""
+    """Return a draw for each token; NONE where an index is bad, or there is no law."""
     steps, which = step_tables(of_handle(handle), t, s)
     out = torch.empty_like(x_t)
     a = of_prediction(logits, x_t, None, None)

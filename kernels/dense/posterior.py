@@ -207,11 +207,15 @@ def write_direct_gradient(a, steps, row, BLOCK: tl.constexpr):
 
 @triton.jit
 def log_p_of(a, steps, row, log_z, alone, j):
-    """Return log p of some classes; that of the only one that leads to x_t is 0."""
+    """Return log p of some classes; that of the only one that leads to x_t is 0.
+
+    NaN of all classes where s is undefined, or forbids all that leads to x_t.
+    """
     log_c, log_f = load_log_joint(a, steps, row, j)
     possible = log_c > float("-inf")
     log_p = tl.where(alone, 0.0, log_c + log_f - log_z)
-    return tl.where(possible, log_p, float("-inf"))
+    log_p = tl.where(possible, log_p, float("-inf"))
+    return tl.where(alone | (log_z > float("-inf")), log_p, float("nan"))
 
 
 @triton.jit

@@ -21,13 +21,17 @@ class Softmax(NamedTuple):
 
 @triton.jit
 def load_logits(a, steps, rows, classes, TILTED: tl.constexpr):
-    """Return the logits of classes ``[1, C]``; tilted, by what leads to x_t, in float64."""
+    """Return the logits of classes ``[1, C]``; tilted, by what leads to x_t, in float64.
+
+    NaN and inf of any class stay.
+    """
     reads = rows.live[:, None] & (classes < a.num_classes)
     at = a.logits + rows.at[:, None] * a.num_classes + classes
     logits = tl.load(at, mask=reads, other=float("-inf")).to(tl.float32)
     if TILTED:
         reach = tl.load(reach_at(a, steps, rows, classes), mask=reads, other=1.0)
-        return tl.where(reach != 0.0, logits.to(tl.float64) - log_of(reach), float("-inf"))
+        stays = (reach != 0.0) | ((logits < float("inf")) == 0)
+        return tl.where(stays, logits.to(tl.float64) - log_of(reach), float("-inf"))
     else:
         return logits
 

@@ -5,10 +5,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ...reference.logspace import spread
 from ...transitions.handles import of_handle
 from ...transitions.tables import step_tables
 from ..launch import launch
-from ..random import random_of, uniforms
+from ..random import NONE, random_of, uniforms
 from .arguments import Arguments
 from .entries import value_of
 from .shape import SPLIT
@@ -35,13 +36,12 @@ def q_sample_of_rows(
         passed += tl.sum((inside & (running <= draw[:, None])).to(tl.int64), axis=1)
         last = tl.maximum(last, tl.max(tl.where(mass > 0.0, j, 0), axis=1).to(tl.int64))
         before += tl.sum(mass, axis=1)
-    as_it_came = tl.load(a.anchor + rows.at, mask=rows.inside, other=0)
-    drawn = tl.where(rows.live, tl.minimum(passed, last), as_it_came)
+    drawn = tl.where(rows.live, tl.minimum(passed, last), NONE)
     tl.store(out + rows.at, drawn, mask=rows.inside)
 
 
 def q_sample(x: Tensor, t: Tensor, handle: int, seeds: Tensor, step: int) -> Tensor:
-    """Return a draw for each token; x itself at t = 0, and where an index is bad."""
+    """Return a draw for each token; NONE where an index is bad."""
     transition = of_handle(handle)
     steps, which = step_tables(transition, t, None)
     out = torch.empty_like(x)
@@ -51,4 +51,5 @@ def q_sample(x: Tensor, t: Tensor, handle: int, seeds: Tensor, step: int) -> Ten
         q_sample_of_rows, num_tiles, x, a, steps, tiles, random_of(seeds, step, a.num_tokens),
         out, len(steps.s), SPLIT.rows, SPLIT.columns // 2, num_warps=SPLIT.num_warps,
     )  # fmt: skip
-    return out
+    starts = (spread(t, x.shape) == 0) & (x >= 0) & (x < a.num_classes)
+    return x.where(starts, out)
