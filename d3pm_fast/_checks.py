@@ -78,7 +78,12 @@ def as_float64(name: str, values: ArrayLike) -> Tensor:
         try:
             values = torch.tensor(np.asarray(values, dtype=np.float64), device="cpu")
         except (TypeError, ValueError):
-            got = repr(values) if isinstance(values, str) else type(values).__name__
+            got = type(values).__name__
+            if isinstance(values, str):
+                from . import schedules  # imports this module
+
+                is_schedule = values in schedules.__all__
+                got = f"{values!r}" + f": take schedules.{values}(T)" * is_schedule
             raise TypeError(f"{name} must be a tensor or an array of numbers, got {got}") from None
     if values.is_meta:
         raise ValueError(f"{name} must hold numbers, got a tensor on the meta device")
@@ -163,10 +168,24 @@ def check_choice(name: str, value: str, choices: tuple[str, ...]) -> str:
     return value
 
 
-def check_tokens(name: str, value: Tensor) -> None:
-    """Raise unless ``value`` is an integer tensor with a batch axis."""
+def check_tokens(
+    name: str, value: Tensor, num_classes: int = 0, shape: tuple[int, ...] | None = None
+) -> None:
+    """Raise unless ``value`` is an integer tensor with a batch axis.
+
+    One-hot vectors of K classes are told by their dtype, or by the shape that is expected.
+    """
     if not isinstance(value, Tensor):
         raise not_a_tensor(name, value)
+    if (
+        value.ndim > 1
+        and value.shape[-1] == num_classes
+        and (value.shape[:-1] == shape if shape is not None else value.dtype not in INTEGER_DTYPES)
+    ):
+        raise ValueError(
+            f"{name} must hold class numbers (B, *S), got one-hot vectors {tuple(value.shape)}: "
+            f"take {name}.argmax(-1)"
+        )
     if value.dtype not in INTEGER_DTYPES:
         raise TypeError(f"{name} must be an integer tensor, got {value.dtype}")
     if value.ndim == 0:
@@ -196,7 +215,13 @@ def check_float(name: str, value: Tensor) -> None:
 def check_logits(name: str, logits: Tensor, shape: torch.Size, num_classes: int) -> None:
     """Raise unless ``logits`` is a float tensor of shape (*shape, K)."""
     check_float(name, logits)
-    check_shape(name, logits, (*shape, num_classes))
+    expected = *shape, num_classes
+    if logits.shape != expected and logits.shape == (*shape[:1], num_classes, *shape[1:]):
+        raise ValueError(
+            f"{name} must have shape {expected}, got {tuple(logits.shape)}: the classes come "
+            f"last, take {name}.movedim(1, -1)"
+        )
+    check_shape(name, logits, expected)
 
 
 def check_logistic(parameters: tuple[Any, ...]) -> None:
@@ -341,9 +366,10 @@ def check_range(name: str, value: Tensor, low: int, high: int) -> None:
     bad = (wide < low) | (wide >= high)
     if bool(bad.any()):
         where = tuple(int(i) for i in bad.nonzero()[0])
-        raise IndexError(
-            f"{name} must lie in [{low}, {high}), got {int(wide[where])} at index {where}"
-        )
+        found = int(wide[where])
+        is_data = name == "t" and found == 0
+        hint = "; the data are t = 0, times of noise are 1..T" if is_data else ""
+        raise IndexError(f"{name} must lie in [{low}, {high}), got {found} at index {where}{hint}")
 
 
 def not_a_tensor(name: str, value: object) -> TypeError:

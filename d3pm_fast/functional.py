@@ -44,6 +44,7 @@ from ._checks import (
     check_tokens,
     check_weight,
 )
+from ._impossible import check_possible, warn_where_nan
 from ._random import of_generator
 from .chunks import Chunks
 from .logistic import Logistic, LogisticMaker
@@ -142,7 +143,8 @@ def loss(
         check_number(name, weight)
         for name, weight in (("vb_weight", vb_weight), ("ce_weight", ce_weight))
     )
-    check_tokens("x0", x0)
+    for key, tokens in (("x0", x0), ("x_t", x_t)):
+        check_tokens(key, tokens, transition.num_classes, _shape_of(logits))
     check_shape("x_t", x_t, x0.shape)
     if mask is not None:
         check_mask(mask, x0.shape)
@@ -181,11 +183,16 @@ def loss(
         operation = predicted.loss_of_logits(kernels, arguments)
         fused = "none" if reduction == "batch" else reduction
         value = autograd.loss(operation, fused, (prediction,), items)
-        return _reduced(value, mask, reduction) if reduction == "batch" else value
-    maker = _logistic_maker(transition, prediction, name)
-    chunks = _chunks_of(transition, x0, maker.logits)
-    operation = predicted.loss_of_logistic(kernels, arguments, maker, chunks)
-    return _reduced(autograd.loss(operation, "none", prediction[:2], items), mask, reduction)
+        value = _reduced(value, mask, reduction) if reduction == "batch" else value
+    else:
+        maker = _logistic_maker(transition, prediction, name)
+        chunks = _chunks_of(transition, x0, maker.logits)
+        operation = predicted.loss_of_logistic(kernels, arguments, maker, chunks)
+        value = autograd.loss(operation, "none", prediction[:2], items)
+        value = _reduced(value, mask, reduction)
+    if _can_be_read(value):
+        warn_where_nan(value, transition, *items[:4])
+    return value
 
 
 def q_posterior(
@@ -216,8 +223,8 @@ def q_posterior(
     dtype = torch.get_default_dtype() if dtype is None else dtype
     if dtype not in FLOAT_DTYPES:
         raise TypeError(f"dtype must be float32, float64, bfloat16 or float16, got {dtype}")
-    check_tokens("x0", x0)
-    check_tokens("x_t", x_t)
+    for key, tokens, others in (("x0", x0, x_t), ("x_t", x_t, x0)):
+        check_tokens(key, tokens, transition.num_classes, getattr(others, "shape", None))
     check_shape("x_t", x_t, tuple(x0.shape))
     check_times("t", t, x0.shape)
     check_same_device(x0=x0, x_t=x_t, t=t, transition=transition)
@@ -318,7 +325,7 @@ def q_sample(
     Returns:
         ``(B, *S)`` in the dtype of x0.
     """
-    check_tokens("x0", x0)
+    check_tokens("x0", x0, transition.num_classes)
     check_times("t", t, x0.shape)
     if mask is not None:
         check_mask(mask, x0.shape)
@@ -449,7 +456,7 @@ def prior(transition: Transition, x0: Tensor, mask: Tensor | None = None) -> Ten
         has not forgotten at T. NaN for an item with a class out of range, where that is not
         raised.
     """
-    check_tokens("x0", x0)
+    check_tokens("x0", x0, transition.num_classes)
     check_same_device(x0=x0, transition=transition)
     if mask is not None:
         check_mask(mask, x0.shape)
@@ -586,7 +593,7 @@ def _check_model(
 ) -> tuple[bool, bool]:
     check_choice("reverse", reverse, REVERSE)
     check_choice("first_step", first_step, FIRST_STEP)
-    check_tokens("x_t", x_t)
+    check_tokens("x_t", x_t, transition.num_classes, _shape_of(logits))
     if isinstance(logits, Shaped):
         check_shaped(*logits)
         logits = logits.logits
@@ -623,6 +630,16 @@ def check_seeds(seeds: Tensor | None, generator: torch.Generator | None, tokens:
     if seeds.dtype != torch.int64:
         raise TypeError(f"seeds must be an int64 tensor, got {seeds.dtype}")
     return seeds.contiguous()
+
+
+def _shape_of(logits: Prediction) -> tuple[int, ...] | None:
+    """Return the shape (B, *S) of what is predicted, as far as it is one."""
+    if isinstance(logits, Tensor):
+        return tuple(logits.shape[:-1])
+    first = logits[0] if isinstance(logits, tuple) and logits else None
+    if not isinstance(first, Tensor):
+        return None
+    return tuple(first.shape[:-1] if isinstance(logits, Shaped) else first.shape)
 
 
 def _dtype_of(logits: Prediction) -> torch.dtype | None:
@@ -666,24 +683,8 @@ def _choose(
             counted = value if mask is None else value[mask]
             check_range(key, counted, 0, transition.num_classes)
     if _environment.CHECK and tokens.keys() == {"x0", "x_t"}:
-        _check_possible(transition, t, mask, *tokens.values())
+        check_possible(transition, tokens["x0"], mask, tokens["x_t"], t)
     return name
-
-
-def _check_possible(
-    transition: Transition, t: Tensor, mask: Tensor | None, x0: Tensor, x_t: Tensor
-) -> None:
-    counts = torch.ones_like(x0, dtype=torch.bool) if mask is None else mask
-    x0, x_t = x0.long()[counts], x_t.long()[counts]
-    t = t.long().view(*t.shape, *(1,) * (counts.ndim - t.ndim)).expand(counts.shape)[counts]
-    bad = transition.log_reach(x0, x_t, t) == -torch.inf
-    if bool(bad.any()):
-        n = int(bad.nonzero()[0])
-        token = int(counts.flatten().nonzero()[n])
-        raise ValueError(
-            f"x_t = {int(x_t[n])} cannot come from x0 = {int(x0[n])} at t = {int(t[n])} "
-            f"(token {token}): the chain gives it probability 0"
-        )
 
 
 def _check_target(

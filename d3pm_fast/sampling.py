@@ -1,6 +1,7 @@
 """Drawing new data: from x_T, the stationary distribution, step by step down to x_0."""
 
 import itertools
+import warnings
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import TYPE_CHECKING
@@ -92,7 +93,22 @@ def ancestral(
         x = step(diffusion, denoiser, x, t, s, seeds, last, known)
         if callback is not None:
             callback(x, s)
+    warn_of_masks(diffusion, x, known)
     return x
+
+
+def warn_of_masks(diffusion: "D3PM", x: Tensor, known: Known | None) -> None:
+    """Warn where masks are left in a sample, but for those that were given."""
+    mask_id = diffusion.transition.mask_id
+    left = x == mask_id
+    if known is not None:
+        left &= ~known[1]
+    if mask_id >= 0 and bool(left.any()):
+        warnings.warn(
+            f"the sample holds the mask, class {mask_id}, for the denoiser gives it probability: "
+            "set its logit to -inf where the data never hold it",
+            stacklevel=4,
+        )
 
 
 def start(

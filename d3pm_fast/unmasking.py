@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 from . import functional, timesteps
 from ._checks import check_choice, check_number
 from .reference.philox import uniforms
-from .sampling import LAST, Denoiser, Known, start, step, widened
+from .sampling import LAST, Denoiser, Known, start, step, warn_of_masks, widened
 from .transitions import RankOneTransition
 
 if TYPE_CHECKING:
@@ -89,6 +89,7 @@ def first_hitting(
             x = step(diffusion, denoiser, x, times[-2], 0, seeds, last, known)
         if callback is not None:
             callback(x, calls - call)
+    warn_of_masks(diffusion, x, known)
     return x
 
 
@@ -166,6 +167,7 @@ def confidence(
         x = x.where(~unsure.view(x.shape), chain.mask_id)
         if callback is not None:
             callback(x, s)
+    warn_of_masks(diffusion, x, known)
     return x
 
 

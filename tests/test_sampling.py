@@ -1,5 +1,7 @@
 """The ancestral sampler: its law by enumeration of every path, and what it promises."""
 
+import warnings
+
 import pytest
 import torch
 from helpers.chains import FIRST_STEP, REVERSE, make_chain, one_hot, true_p_posterior
@@ -16,6 +18,8 @@ from helpers.paths import (
 import d3pm_fast as d3
 from d3pm_fast import timesteps
 from d3pm_fast._reuse import Reuse
+from d3pm_fast.sampling import ancestral
+from d3pm_fast.unmasking import confidence, first_hitting
 
 BETAS = torch.tensor([0.3, 0.5, 0.8], dtype=torch.float64)
 RANK_ONE = ["uniform", "absorbing_middle", "marginal_with_zeros", "mask_and_uniform"]
@@ -214,3 +218,23 @@ def test_a_denoiser_may_write_into_the_same_tensor_again():
     expected = diffusion.sample(denoiser, (4, 6), seeds=seeds)
     again = diffusion.sample(denoiser, (4, 6), seeds=seeds, time_independent=True)
     assert torch.equal(again, expected)
+
+
+@pytest.mark.parametrize("sampler", [ancestral, first_hitting, confidence])
+def test_masks_that_are_left_are_warned_of_with_the_remedy(sampler):
+    diffusion = d3.D3PM(d3.transitions.absorbing(4, BETAS, 3))
+    logits, seeds = torch.zeros(4), torch.arange(8)
+
+    def draw(**options):
+        return sampler(diffusion, lambda x_t, t: logits.expand(*x_t.shape, 4), (8, 5), **options)
+
+    with pytest.warns(UserWarning, match=r"the mask, class 3, .*: set its logit to -inf where"):
+        assert (draw(seeds=seeds) == 3).any()
+    logits[3] = -torch.inf
+    some = torch.arange(5).expand(8, 5) < 2
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert (draw(seeds=seeds) < 3).all()
+        if sampler is not confidence:  # which fills in known masks as any others
+            x = draw(seeds=seeds, known=(torch.full((8, 5), 3), some))
+            assert torch.equal(x == 3, some)

@@ -1,9 +1,13 @@
 """Every bad input: the type of the error, the argument's name, what was expected, what came."""
 
+import copy
 import os
 import re
+import shutil
 import subprocess
 import sys
+import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -28,20 +32,38 @@ BAD_TENSORS = [
     ("logits", [0.0], TypeError, "logits must be a tensor, got list"),
     ("logits", torch.zeros(B, P, K, dtype=torch.int64), TypeError, "float.*got torch.int64"),
     ("logits", torch.zeros(B, P, K + 1), ValueError, r"logits.*\(2, 3, 5\), got \(2, 3, 6\)"),
-    ("logits", torch.zeros(B, K, P), ValueError, r"logits.*\(2, 3, 5\), got \(2, 5, 3\)"),
+    (
+        "logits",
+        torch.zeros(B, K, P),
+        ValueError,
+        r"logits.*\(2, 3, 5\), got \(2, 5, 3\).*last, take logits.movedim\(1, -1\)",
+    ),
     ("x0", torch.zeros(B, P), TypeError, "x0 must be an integer tensor, got torch.float32"),
     ("x0", torch.tensor(0), ValueError, r"x0 must have shape \(B, \*S\), got a scalar"),
     ("x_t", torch.zeros(B, P), TypeError, "x_t must be an integer tensor, got torch.float32"),
     ("x_t", torch.zeros(B, P + 1, dtype=torch.int64), ValueError, r"\(2, 4"),
+    (
+        "x_t",
+        torch.zeros(B, P, K),
+        ValueError,
+        r"x_t must hold class numbers.*take x_t.argmax\(-1\)",
+    ),
     ("x_t", torch.full((B, P), K), IndexError, r"x_t must lie in \[0, 5\), got 5"),
     ("x_t", torch.full((B, P), -1), IndexError, r"x_t must lie in \[0, 5\), got -1"),
     ("t", torch.ones(B), TypeError, "t must be an integer tensor, got torch.float32"),
     ("t", torch.ones(B + 1, dtype=torch.int64), ValueError, r"\(2,\) or \(2, 3\), got \(3,\)"),
-    ("t", torch.zeros(B, dtype=torch.int64), IndexError, r"t must lie in \[1, 8\), got 0"),
+    (
+        "t",
+        torch.zeros(B, dtype=torch.int64),
+        IndexError,
+        r"t must lie in \[1, 8\), got 0 at.*; the data are t = 0, times of noise are 1..T",
+    ),
     ("t", torch.full((B,), T + 1), IndexError, r"t must lie in \[1, 8\), got 8"),
     ("t", torch.full((B,), -1), IndexError, r"t must lie in \[1, 8\), got -1"),
 ]
 BAD_X0 = [
+    ("x0", torch.zeros(B, P, K), ValueError, r"x0 must hold class numbers.*take x0.argmax\(-1\)"),
+    ("x0", torch.zeros(B, P, K).long(), ValueError, r"got one-hot vectors \(2, 3, 5\): take x0"),
     ("x0", torch.full((B, P), K), IndexError, r"x0 must lie in \[0, 5\), got 5"),
     ("x0", torch.full((B, P), -1), IndexError, r"x0 must lie in \[0, 5\), got -1 at index"),
 ]
@@ -71,6 +93,12 @@ def test_bad_tensors_are_named(call, name, value, error, message, impl):
     [
         (torch.full((B, P), K), torch.ones(B).long(), IndexError, r"x0 must lie in \[0, 5\)"),
         (torch.zeros(B, P), torch.ones(B).long(), TypeError, "x0 must be an integer tensor"),
+        (
+            torch.zeros(B, P, K),
+            torch.ones(B).long(),
+            ValueError,
+            r"got one-hot vectors \(2, 3, 5\)",
+        ),
         (torch.zeros(B, P).long(), torch.full((B,), T + 1), IndexError, r"t must lie in \[0, 8\)"),
         (torch.zeros(B, P).long(), torch.full((B,), -1), IndexError, r"\[0, 8\), got -1"),
         (torch.zeros(B, P).long(), torch.ones(B), TypeError, "t must be an integer tensor"),
@@ -157,6 +185,38 @@ def test_an_impossible_pair_is_nan_and_the_full_checks_raise(impl, monkeypatch):
     assert functional.loss(CHAIN, *x.values(), mask=mask, reduction="sum", impl=impl) == 0
 
 
+def test_the_first_nan_of_an_impossible_pair_is_warned_of(impl):
+    chain = d3.transitions.absorbing(K, d3.schedules.jsd(T), mask_id=4)
+    x = {**good(), "x_t": torch.tensor([[0, 4, 4], [0, 1, 0]])}
+    mask = x["x_t"] != 1
+    nan = torch.full((B, P, K), torch.nan)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert functional.loss(chain, *x.values(), mask=mask, impl=impl).isfinite()
+        assert functional.loss(chain, nan, *list(x.values())[1:], mask=mask, impl=impl).isnan()
+    for reduction in ("mean", "sum", "none", "batch"):
+        again = copy.deepcopy(chain)
+        message = r"loss is NaN: x_t = 1 cannot come from x0 = 0 at t = 1 \(token 4\)"
+        with pytest.warns(UserWarning, match=message):
+            functional.loss(again, *x.values(), reduction=reduction, impl=impl)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            functional.loss(again, *x.values(), reduction=reduction, impl=impl)
+
+
+def test_a_nan_is_not_looked_at_where_values_cannot_be_read(impl):
+    x = {**good(), "x_t": torch.ones(B, P, dtype=torch.int64)}  # 0 cannot become 1
+    chain = d3.transitions.absorbing(K, d3.schedules.jsd(T), mask_id=4)
+
+    def loss(logits, *tokens):
+        return functional.loss(chain, logits[None], *(x[None] for x in tokens), impl=impl)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        grads = torch.func.vmap(torch.func.grad(loss))(*x.values())
+    assert grads.shape == (B, P, K)
+
+
 def test_the_full_checks_pass_good_input(impl, monkeypatch):
     monkeypatch.setattr(_environment, "CHECK", True)
     assert functional.loss(CHAIN, *good().values(), impl=impl).isfinite()
@@ -231,6 +291,31 @@ def test_the_environment_is_read_at_import():
     assert run.stdout.split() == ["reference", "True"], run.stderr
 
 
+def test_sources_that_hide_what_is_installed_are_named(tmp_path):
+    sources, installed = tmp_path / "checkout" / "d3pm_fast", tmp_path / "site" / "d3pm_fast"
+    package = Path(d3.__file__).parent
+    shutil.copytree(package, sources, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    installed.mkdir(parents=True)
+    (installed / "_cpu.so").touch()
+    code = (
+        "import sys\n"
+        "sys.meta_path[:] = [f for f in sys.meta_path if 'Editable' not in repr(f)]\n"
+        "import d3pm_fast as d3; print(d3.implementation().reason); d3.implementation('cpu')"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(installed.parent), "PYTHONWARNINGS": "default"}
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=sources.parent, env=environment,
+        capture_output=True, text=True,
+    )  # fmt: skip
+    remedy = f": d3pm_fast is imported from the sources in {sources}, which hide the one that"
+    assert f"the compiled CPU module is not installed{remedy}" in run.stdout
+    for said in (
+        "UserWarning: the compiled kernels are not found",
+        "needs the compiled CPU module",
+    ):
+        assert f"{said}{remedy} is installed in {installed.parent}; work in ano" in run.stderr
+
+
 def test_the_environment_chooses_the_implementation(monkeypatch):
     monkeypatch.setattr(_environment, "IMPL", "reference")
     assert d3.implementation().name == "reference"
@@ -251,7 +336,7 @@ def test_the_environment_chooses_the_implementation(monkeypatch):
         (
             lambda b: d3.transitions.uniform(27, "cosine"),
             TypeError,
-            "betas must be a tensor or an array of numbers, got 'cosine'",
+            r"betas must be a tensor or an array of.*, got 'cosine': take schedules.cosine\(T\)",
         ),
         (
             lambda b: d3.transitions.discretized_gaussian(3, S.cosine),

@@ -23,7 +23,7 @@ class Implementation(NamedTuple):
 _ON_CPU = (
     Implementation("cpu", f"CPU tensors; vector instructions: {_compiled.cpu.instruction_set()}")
     if _compiled.cpu
-    else Implementation("reference", "the compiled CPU module is not installed")
+    else Implementation("reference", f"the compiled CPU module is not installed{_compiled.remedy}")
 )
 
 
@@ -80,7 +80,8 @@ def implementation(
             raise ValueError(f"impl='cpu' needs CPU tensors, got {kind}")
         if _compiled.cpu is None:
             raise RuntimeError(
-                "impl='cpu' needs the compiled CPU module: install d3pm_fast with a C++ compiler"
+                "impl='cpu' needs the compiled CPU module"
+                + (_compiled.remedy or ": install d3pm_fast with a C++ compiler")
             )
         return Implementation("cpu", asked)
     if impl == "cuda" and not is_rank_one:

@@ -1,0 +1,60 @@
+"""Pairs ``(x_0, x_t)`` that a chain cannot make: they have no posterior, and their loss is NaN."""
+
+import warnings
+from weakref import WeakSet
+
+import torch
+from torch import Tensor
+
+from .transitions import Transition
+
+__all__ = ["check_possible", "warn_where_nan"]
+
+_warned: WeakSet[Transition] = WeakSet()
+
+
+def check_possible(
+    transition: Transition, x0: Tensor, mask: Tensor | None, x_t: Tensor, t: Tensor
+) -> None:
+    """Raise ValueError for the first such pair that counts."""
+    found = _first(transition, x0, mask, x_t, t)
+    if found is not None:
+        raise ValueError(found)
+
+
+def warn_where_nan(
+    loss: Tensor,
+    transition: Transition,
+    x0: Tensor,
+    mask: Tensor | None,
+    x_t: Tensor,
+    t: Tensor,
+) -> None:
+    """Warn, once for a chain, where a loss on the CPU is NaN for such a pair."""
+    if type(loss) is not Tensor or loss.device.type != "cpu" or transition in _warned:
+        return
+    found = _first(transition, x0, mask, x_t, t) if bool(loss.isnan().any()) else None
+    if found is not None:
+        _warned.add(transition)
+        warnings.warn(
+            f"the loss is NaN: {found}; draw x_t by q_sample for the same t, or leave such tokens "
+            "out by mask= (D3PM_FAST_CHECK=1 raises an error here)",
+            stacklevel=4,
+        )
+
+
+def _first(
+    transition: Transition, x0: Tensor, mask: Tensor | None, x_t: Tensor, t: Tensor
+) -> str | None:
+    counts = torch.ones_like(x0, dtype=torch.bool) if mask is None else mask
+    x0, x_t = x0.long()[counts], x_t.long()[counts]
+    t = t.long().view(*t.shape, *(1,) * (counts.ndim - t.ndim)).expand(counts.shape)[counts]
+    bad = transition.log_reach(x0, x_t, t) == -torch.inf
+    if not bool(bad.any()):
+        return None
+    n = int(bad.nonzero()[0])
+    token = int(counts.flatten().nonzero()[n])
+    return (
+        f"x_t = {int(x_t[n])} cannot come from x0 = {int(x0[n])} at t = {int(t[n])} "
+        f"(token {token}): the chain gives it probability 0"
+    )
