@@ -136,11 +136,11 @@ def dense_calls(num_classes: int, dtype: torch.dtype) -> list[Callable[[], Any]]
     logits, tokens = empty(TOKENS, num_classes, dtype=dtype), empty(TOKENS)
     times = (empty(TOKENS // 1024), None, chain.handle)
     draw = (empty(TOKENS // 1024), 3)
-    mean = (True, True)
+    joint, mean = (False, True), (True, True)
+    of_loss, weights = (logits, tokens, None, tokens, *times), (1.0, 0.01, "sum", False)
     return [
-        lambda: ops.loss_and_grad(
-            logits, tokens, None, tokens, *times, *mean, 1.0, 0.01, "sum", False
-        ),
+        lambda: ops.loss_and_grad(*of_loss, *joint, *weights),
+        lambda: ops.loss_and_grad(*of_loss, *mean, *weights),
         lambda: ops.q_posterior(tokens, tokens, *times, num_classes, dtype),
         lambda: ops.p_posterior(logits, tokens, *times, *mean),
         lambda: ops.p_posterior_grad(logits, logits, tokens, *times, *mean),

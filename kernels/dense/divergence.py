@@ -21,6 +21,7 @@ from .predict import (
     load_truth,
     probabilities,
     reach_at,
+    reach_of_anchor,
 )
 
 # What rounding leaves out of an entry of f by underflow alone, times the number of classes.
@@ -65,18 +66,18 @@ def totals_of(
 ):  # fmt: skip
     """Return the sums over all classes, by ``Z = (s Qbar_t)[x_t]``."""
     anchor = rows.anchor[:, None]
-    zq = value_of(tl.load(reach_at(a, steps, rows, anchor), mask=rows.live[:, None], other=0.0))
+    zq = value_of(reach_of_anchor(a, steps, rows))
     z = tl.zeros([ROWS], tl.float32)
     change = tl.zeros([ROWS], tl.float32)
     for start in range(0, a.num_classes, BLOCK):
         i = start + tl.arange(0, BLOCK)[None, :]
-        reads = rows.live[:, None] & (i < a.num_classes)
+        reads = rows.reads & (i < a.num_classes)
         reach = value_of(tl.load(reach_at(a, steps, rows, i), mask=reads, other=0.0))
         s = probabilities(a, steps, rows, softmax, i, TILTED)
         s = tl.where(i == anchor, softmax.anchor[:, None], s)
         z += tl.sum(s * reach.to(tl.float32), axis=1)
-        change += tl.sum(s * (reach - zq).to(tl.float32), axis=1)
-    return Totals(z, tl.sum(zq.to(tl.float32), axis=1), change)
+        change += tl.sum(s * (reach - zq[:, None]).to(tl.float32), axis=1)
+    return Totals(z, zq.to(tl.float32), change)
 
 
 @triton.jit

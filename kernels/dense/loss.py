@@ -1,7 +1,8 @@
 """The loss of chains of matrices and its gradient.
 
 Few classes: one program a tile of tokens, from the logits to their gradient, with both products in
-it. Many: the products are kernels of their own.
+it. Many, or a posterior mean, whose float64 leaves no registers for that: the products are kernels
+of their own.
 """
 
 from typing import Any
@@ -30,7 +31,7 @@ from .exact import (
     state_of,
     write_gradient,
 )
-from .predict import load_matrix, reach_at, softmax_of
+from .predict import load_matrix, reach_of_anchor, softmax_of
 from .pull import gradient_of, store_anchor, store_row
 from .shape import MOST_FUSED, PRECISION, SPLIT, fused_shape
 from .split import pull_by, room_between, store_between
@@ -40,8 +41,7 @@ from .tiles import load_rows, tiles_of
 @triton.jit
 def store_loss(a, steps, rows, value, sure):
     """Write each row's loss, and whether it is to be done again, an impossible pair too."""
-    reach = tl.load(reach_at(a, steps, rows, rows.anchor[:, None]), mask=rows.live[:, None])
-    sure &= tl.max(tl.abs(reach), axis=1) > 0.0
+    sure &= reach_of_anchor(a, steps, rows) != 0.0
     other = tl.where(rows.counts, float("nan"), 0.0)
     tl.store(a.loss + rows.at, tl.where(rows.live, value, other), mask=rows.inside)
     again = rows.live & (sure == 0)
@@ -50,29 +50,25 @@ def store_loss(a, steps, rows, value, sure):
 
 @triton.jit
 def loss_of_tiles(
-    a, steps, tiles, weights, num_steps, TILTED: tl.constexpr, DIRECT: tl.constexpr,
-    PRECISION: tl.constexpr,
+    a, steps, tiles, weights, num_steps, DIRECT: tl.constexpr, PRECISION: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, BLOCK: tl.constexpr, SIZE: tl.constexpr,
 ):  # fmt: skip
     """A block of ``v Qbar_s`` becomes one of r, and that a part of ``r Qbar_s^T``."""
     rows = load_rows(a, tiles, tl.program_id(0), num_steps, ROWS)
     w = weights_of(steps, rows.step, weights, DIRECT, tl.float32)
-    plain = softmax_of(a, steps, rows, False, ROWS, BLOCK)
-    tilted = plain
-    if TILTED:
-        tilted = softmax_of(a, steps, rows, True, ROWS, BLOCK)
-    value = tl.where(w.ce != 0.0, w.ce * plain.cross_entropy, 0.0)
+    softmax = softmax_of(a, steps, rows, False, ROWS, BLOCK)
+    value = tl.where(w.ce != 0.0, w.ce * softmax.cross_entropy, 0.0)
     sure = rows.inside
     i = tl.arange(0, SIZE)[None, :]
     pull = tl.zeros([ROWS, SIZE], tl.float32)
     mean = tl.zeros([ROWS], tl.float32)
     if tl.max((w.vb != 0.0).to(tl.int32), axis=0) > 0:
-        totals = totals_of(a, steps, rows, tilted, TILTED, ROWS, BLOCK)
+        totals = totals_of(a, steps, rows, softmax, False, ROWS, BLOCK)
         divergence, grows = tl.zeros([ROWS], tl.float32), tl.zeros([ROWS], tl.float32)
         for start in range(0, a.num_classes, COLUMNS):
             j = start + tl.arange(0, COLUMNS)
             term, r, more, share = diverge(
-                a, steps, rows, tilted, totals, j[None, :], TILTED, PRECISION, ROWS, COLUMNS, BLOCK
+                a, steps, rows, softmax, totals, j[None, :], False, PRECISION, ROWS, COLUMNS, BLOCK
             )
             divergence += term
             grows += more
@@ -85,7 +81,7 @@ def loss_of_tiles(
     store_loss(a, steps, rows, value, sure)
     if a.out is not None:
         gradient = w.grad * gradient_of(
-            a, steps, rows, tilted, plain, pull, mean, i, w.vb, w.ce, TILTED
+            a, steps, rows, softmax, softmax, pull, mean, i, w.vb, w.ce, False
         )
         store_row(a, rows, i, gradient)
         store_anchor(a, rows, tl.sum(gradient, axis=1))
@@ -271,13 +267,16 @@ def loss_and_grad(
     return reduced(token_loss, count, reduction), grad
 
 
-def _run(a: Arguments, steps: StepTables, which: Tensor, weights: Weights, *model: bool) -> None:
-    num_steps = len(steps.s)
-    if a.num_classes <= MOST_FUSED:
+def _run(
+    a: Arguments, steps: StepTables, which: Tensor, weights: Weights,
+    posterior_mean: bool, direct: bool,
+) -> None:  # fmt: skip
+    num_steps, model = len(steps.s), (posterior_mean, direct)
+    if a.num_classes <= MOST_FUSED and not posterior_mean:
         shape, size = fused_shape(a.num_classes)
         tiles, num_tiles = tiles_of(which, num_steps, a.num_tokens, shape.rows)
         launch(
-            loss_of_tiles, num_tiles, a.x_t, a, steps, tiles, weights, num_steps, *model,
+            loss_of_tiles, num_tiles, a.x_t, a, steps, tiles, weights, num_steps, direct,
             PRECISION, *shape[:3], size, num_warps=shape.num_warps,
         )  # fmt: skip
         return

@@ -27,7 +27,7 @@ from .exact import (
     state_of,
     write_gradient,
 )
-from .predict import load_column, load_common, load_truth, reach_at
+from .predict import load_column, load_common, load_truth, reach_of_anchor
 from .pull import store_row
 from .shape import SPLIT
 from .split import between_at, carry_by, pull_by, store_between
@@ -40,7 +40,7 @@ def q_posterior_of_rows(
 ):  # fmt: skip
     """Write log q(x_s | x_t, x_0), in float64 to the last step."""
     rows = load_rows(a, tiles, tl.program_id(0), num_steps, ROWS)
-    reach = tl.load(reach_at(a, steps, rows, rows.anchor[:, None]), mask=rows.live[:, None])
+    reach = reach_of_anchor(a, steps, rows)[:, None]
     leading = leading_of(a, steps, rows, ROWS, COLUMNS)
     stays = (leading == 1)[:, None] & (reach != 0.0)
     for start in range(0, a.num_classes, COLUMNS):
@@ -112,7 +112,7 @@ def p_posterior_of_rows(
 @triton.jit
 def load_upstream(a, rows, c, j):
     """Return G of some classes, 0 where p is."""
-    reads = rows.live[:, None] & (j < a.num_classes)
+    reads = rows.reads & (j < a.num_classes)
     at = a.upstream + rows.at[:, None] * a.num_classes + j
     upstream = tl.load(at, mask=reads, other=0.0).to(tl.float32)
     return tl.where(c != 0.0, upstream, 0.0)

@@ -25,7 +25,7 @@ def load_logits(a, steps, rows, classes, TILTED: tl.constexpr):
 
     NaN and inf of any class stay.
     """
-    reads = rows.live[:, None] & (classes < a.num_classes)
+    reads = rows.reads & (classes < a.num_classes)
     at = a.logits + rows.at[:, None] * a.num_classes + classes
     logits = tl.load(at, mask=reads, other=float("-inf")).to(tl.float32)
     if TILTED:
@@ -41,6 +41,13 @@ def reach_at(a, steps, rows, classes):
     """Return where ``Qbar_t[classes, x_t]`` is."""
     matrix = steps.q_bar_t + rows.step.to(tl.int64) * a.num_classes * a.num_classes
     return matrix + classes.to(tl.int64) * a.num_classes + rows.x_t[:, None]
+
+
+@triton.jit
+def reach_of_anchor(a, steps, rows):
+    """Return ``Qbar_t[anchor, x_t]`` of each row, 0 for one that is not wanted."""
+    matrix = steps.q_bar_t + rows.step.to(tl.int64) * a.num_classes * a.num_classes
+    return tl.load(matrix + rows.anchor * a.num_classes + rows.x_t, mask=rows.live, other=0.0)
 
 
 @triton.jit
@@ -124,7 +131,7 @@ def carry(
 @triton.jit
 def load_column(a, steps, rows, j):
     """Return the entries ``Q_{s->t}[j, x_t]``."""
-    reads = rows.live[:, None] & (j < a.num_classes)
+    reads = rows.reads & (j < a.num_classes)
     matrix = steps.q + rows.step.to(tl.int64) * a.num_classes * a.num_classes
     return tl.load(matrix + rows.x_t[:, None] * a.num_classes + j, mask=reads, other=0.0)
 
@@ -132,6 +139,6 @@ def load_column(a, steps, rows, j):
 @triton.jit
 def load_truth(a, steps, rows, j):
     """Return the entries ``Qbar_s[anchor, j]``."""
-    reads = rows.live[:, None] & (j < a.num_classes)
+    reads = rows.reads & (j < a.num_classes)
     matrix = steps.q_bar + rows.step.to(tl.int64) * a.num_classes * a.num_classes
     return tl.load(matrix + rows.anchor[:, None] * a.num_classes + j, mask=reads, other=0.0)

@@ -25,7 +25,7 @@ def gradient_of(
 def store_row(a, rows, classes, values):
     """Write values of classes; 0 in rows that do not count, NaN in those with a bad index."""
     other = tl.where(rows.counts, float("nan"), 0.0)
-    values = tl.where(rows.live[:, None], values, other[:, None])
+    values = tl.where(rows.reads, values, other[:, None])
     at = a.out + rows.at[:, None] * a.num_classes + classes
     inside = rows.inside[:, None] & (classes < a.num_classes)
     tl.store(at, rounded_to(values, a.out.dtype.element_ty), mask=inside)

@@ -29,7 +29,7 @@ def q_sample_of_rows(
     matrix = steps.q_bar_t + rows.step.to(tl.int64) * a.num_classes * a.num_classes
     for start in range(0, a.num_classes, COLUMNS):
         j = start + tl.arange(0, COLUMNS)[None, :]
-        inside = rows.live[:, None] & (j < a.num_classes)
+        inside = rows.reads & (j < a.num_classes)
         at = matrix + rows.anchor[:, None] * a.num_classes + j
         mass = value_of(tl.load(at, mask=inside, other=0.0))
         running = before[:, None] + tl.cumsum(mass, axis=1)

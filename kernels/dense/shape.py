@@ -7,7 +7,7 @@ import triton
 
 from ..._environment import DOT
 
-MOST_FUSED = 256  # classes up to which one program takes a tile through both products
+MOST_FUSED = 128  # classes up to which one program takes a tile through both products
 
 # tf32 alone keeps 11 bits of each factor; three products of halves keep float32's.
 PRECISION = "ieee" if torch.version.hip else DOT
@@ -28,4 +28,4 @@ SPLIT = Shape(32, 64, 16, 8)
 def fused_shape(num_classes: int) -> tuple[Shape, int]:
     """Return the tile of a program with both products, and how many classes are whole in it."""
     size = max(triton.next_power_of_2(num_classes), 16)
-    return Shape(16, 16, 16, 8 if size > 64 else 4), size
+    return Shape(16, 16, 16, 8), size

@@ -35,7 +35,7 @@ def between_at(a, between, rows, classes):
 def store_between(a, between, rows, classes, values):
     """Write the numbers of some classes, 0 in rows that are not wanted."""
     at, inside = between_at(a, between, rows, classes)
-    tl.store(at, tl.where(rows.live[:, None], values, 0.0), mask=inside)
+    tl.store(at, tl.where(rows.reads, values, 0.0), mask=inside)
 
 
 @triton.jit

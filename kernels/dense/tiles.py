@@ -56,6 +56,7 @@ class Rows(NamedTuple):
     anchor: Any  # x_0, x_t where there is none
     counts: Any  # whether the token does
     live: Any  # and its indices are in their ranges, and its step is one
+    reads: Any  # the same, [ROWS, 1]
 
 
 @triton.jit
@@ -80,7 +81,8 @@ def load_rows(a, tiles, tile, num_steps, ROWS: tl.constexpr):
     if a.mask is not None:
         counts &= tl.load(a.mask + at, mask=inside, other=0) != 0
     live = counts & xt_is_class & anchor_is_class & exists
-    return Rows(at, inside, tl.minimum(step, num_steps - 1), x_t, anchor, counts, live)
+    step = tl.minimum(step, num_steps - 1)
+    return Rows(at, inside, step, x_t, anchor, counts, live, live[:, None])
 
 
 @triton.jit
