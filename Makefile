@@ -2,6 +2,7 @@
 # make test    checks the style and types and runs every test
 # make docs    builds the documentation into docs/_build/html
 # make notebooks   runs all notebooks in full, which takes hours, and keeps what they show
+# make triton-versions   compiles the Triton kernels with every Triton they serve, for an hour or so
 # make lint | format | bench | data | clean
 # PYTHON chooses the interpreter that the environment in .venv is made from.
 
@@ -19,12 +20,16 @@ test .venv/dev: export D3PM_FAST_REQUIRE_CPU = 1
 # A process for each core, and none that waits for the threads of another.
 test: export OMP_NUM_THREADS = 1
 
-.PHONY: train test docs notebooks lint format bench data clean
+# The newest of each minor version that the kernels serve; tests take the one of torch 2.10 and 2.11.
+TRITONS = 3.4.0 3.5.1 3.6.0 3.7.1 3.8.0 3.9.0
+OF_TESTS = $(if $(filter Linux,$(shell uname -s)),.triton/3.6.0/installed)
+
+.PHONY: train test docs notebooks lint format bench data clean triton-versions
 
 train: .venv/train data
 	$(BIN)/d3pm-fast train $(ARGS)
 
-test: lint
+test: lint $(OF_TESTS)
 	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=8 $(ARGS)
 
 docs: .venv/dev
@@ -44,6 +49,14 @@ format: .venv/dev
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CXX_FILES)
 
+triton-versions: .venv/dev
+	+$(MAKE) --no-print-directory --jobs=$$(nproc) $(TRITONS:%=triton-%)
+
+triton-%: .triton/%/installed
+	PYTHONPATH=.triton/$* $(BIN)/python -m benchmarks.triton_resources --check --targets sm_90
+	PYTHONPATH=.triton/$* $(BIN)/python -m benchmarks.triton_resources --check --targets sm_80 sm_100 \
+	  --sizes 27 256 --dtypes bfloat16
+
 bench: .venv/dev
 	$(BIN)/python -m benchmarks $(ARGS)
 
@@ -60,7 +73,7 @@ data:
 	fi
 
 clean:
-	rm -rf .venv build dist docs/_build docs/notebooks *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf .venv .triton build dist docs/_build docs/notebooks *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks
 	find . -name __pycache__ -prune -exec rm -rf {} +
 	rm -f d3pm_fast/_cpu*.so
 
@@ -74,6 +87,14 @@ clean:
 	@echo "Installing d3pm_fast for development into .venv (the first time takes minutes)"
 	$(PIP) install -c constraints.txt --no-build-isolation -e '.[dev]'
 	@touch .venv/train $@
+
+# Beside the environment's own: PYTHONPATH=.triton/3.6.0 chooses it. The interpreter of Tritons
+# before 3.7 takes one-element arrays for numbers, which NumPy 2.4 refuses.
+.PRECIOUS: .triton/%/installed
+.triton/%/installed: | .venv/dev
+	@echo "Installing Triton $* into .triton/$*"
+	$(PIP) install --no-deps --upgrade --target .triton/$* triton==$* 'numpy<2.4'
+	@touch $@
 
 .venv/python: constraints.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed: make PYTHON=...")'

@@ -1,16 +1,19 @@
 """What every Triton kernel takes of a GPU, read from its binary: none is needed for that.
 
 ``python -m benchmarks.triton_resources`` compiles all kernels for all targets and writes
-``benchmarks/results/triton.csv``. What a program is compiled for is what the library's own calls
-ask for; tensors without memory stand for real ones.
+``benchmarks/results/triton.csv``; with ``--check`` it only tells what does not compile or keeps
+anything outside of registers, which ``make triton-versions`` does with each Triton. What a program
+is compiled for is what the library's own calls ask for; tensors without memory stand for real ones.
 """
 
 import argparse
 import csv
 import re
 import subprocess
+import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -53,6 +56,7 @@ class Resources(NamedTuple):
     shared: int
     instructions: int
     widest_load: int  # bits
+    triton: str  # the version that compiled it
 
     @property
     def key(self) -> tuple[str, str, int, str]:
@@ -92,7 +96,7 @@ def empty(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
 
 def calls(num_classes: int, dtype: torch.dtype) -> dict[str, Callable[[], Any]]:
     """Return a call of every kernel, by name."""
-    from d3pm_fast.kernels import logistic, shaped
+    from d3pm_fast.kernels import logistic, scale, shaped
     from d3pm_fast.kernels import rank_one_ops as ops
 
     logits, tokens = empty(TOKENS, num_classes, dtype=dtype), empty(TOKENS)
@@ -122,6 +126,9 @@ def calls(num_classes: int, dtype: torch.dtype) -> dict[str, Callable[[], Any]]:
         "logistic logits": lambda: logistic.logits(loc, loc, num_classes, True),
         "logistic gradient": lambda: logistic.gradient(loc, loc, made, True),
         "shaped logits": lambda: shaped.shaped_logits(logits, logits, *shaping),
+        "q_sample": lambda: ops.q_sample(tokens, rows, table, pi, 0, num_classes, *draw),
+        "scale": lambda: scale.scale_(logits, made[0, 0]),
+        "scale by token": lambda: scale.scale_(logits, made[:, 0]),
     }
 
 
@@ -218,22 +225,34 @@ def _output(*command: Any) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
-def resources(targets: list[str], sizes: list[int], dtypes: list[str]) -> Iterator[Resources]:
-    """Compile all kernels and yield what each takes."""
-    for target in targets:
-        for dtype in dtypes:
-            for size in sizes:
-                found, alone = {}, calls(size, DTYPES[dtype])
-                if size in PRODUCTS_SIZES and dtype in PRODUCTS_DTYPES:
-                    alone |= products_calls(size, DTYPES[dtype])
-                for name, run in alone.items():
-                    (found[name],) = compiled(target, run).values()
-                if size in DENSE_SIZES and dtype in DENSE_DTYPES:
-                    for run in dense_calls(size, DTYPES[dtype]):
-                        programs = compiled(target, run)
-                        found |= {f"dense {name}": program for name, program in programs.items()}
-                for name, program in found.items():
-                    yield Resources(name, target, size, dtype, *inspect(program))
+def calls_for(size: int, dtype: str) -> Iterator[tuple[str, Callable[[], Any]]]:
+    """Yield all calls with rows of such numbers; those of chains of matrices are "dense"."""
+    yield from calls(size, DTYPES[dtype]).items()
+    if size in PRODUCTS_SIZES and dtype in PRODUCTS_DTYPES:
+        yield from products_calls(size, DTYPES[dtype]).items()
+    if size in DENSE_SIZES and dtype in DENSE_DTYPES:
+        yield from (("dense", run) for run in dense_calls(size, DTYPES[dtype]))
+
+
+def resources(
+    targets: list[str],
+    sizes: list[int],
+    dtypes: list[str],
+    on_error: Callable[[str, Exception], None],
+) -> Iterator[Resources]:
+    """Compile all kernels and yield what each takes; what does not compile goes to ``on_error``."""
+    for target, dtype, size in product(targets, dtypes, sizes):
+        found = {}
+        for name, run in calls_for(size, dtype):
+            try:
+                programs = compiled(target, run)
+            except Exception as error:
+                on_error(f"{name}, {target}, {size} classes, {dtype}", error)
+                continue
+            for kernel, program in programs.items():
+                found[f"dense {kernel}" if name == "dense" else name] = program
+        for name, program in found.items():
+            yield Resources(name, target, size, dtype, *inspect(program), triton.__version__)
 
 
 def read_table(path: Path = TABLE) -> dict[tuple[str, str, int, str], Resources]:
@@ -246,20 +265,53 @@ def read_table(path: Path = TABLE) -> dict[tuple[str, str, int, str], Resources]
     return {row.key: row for row in rows}
 
 
+def write(rows: Iterable[Resources], path: Path) -> None:
+    """Write a table, each program as it comes."""
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(Resources._fields)
+        for row in rows:
+            writer.writerow(row)
+            file.flush()
+
+
+def check(rows: Iterable[Resources]) -> tuple[int, int]:
+    """Return how many programs there are, and of how many the registers do not suffice."""
+    count = spills = 0
+    for row in rows:
+        count += 1
+        if row.local > 0:
+            spills += 1
+            print(f"{row.local} bytes outside of registers: {row}")
+    return count, spills
+
+
 def main() -> None:
-    """Write the table."""
+    """Write the table, or check the programs."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--targets", nargs="+", choices=TARGETS, default=list(TARGETS))
     parser.add_argument("--sizes", nargs="+", type=int, default=SIZES)
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES))
     parser.add_argument("--out", type=Path, default=TABLE)
+    parser.add_argument("--check", action="store_true", help="write nothing")
     options = parser.parse_args()
-    with options.out.open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(Resources._fields)
-        for row in resources(options.targets, options.sizes, options.dtypes):
-            writer.writerow(row)
-            file.flush()
+    failures = []
+
+    def on_error(call: str, error: Exception) -> None:
+        failures.append(call)
+        print(f"not compiled: {call}: {type(error).__name__}: {error}")
+
+    rows = resources(options.targets, options.sizes, options.dtypes, on_error)
+    if options.check:
+        count, spills = check(rows)
+        made = f"{count} programs, {spills} of them spill, {len(failures)} calls do not compile"
+    else:
+        spills = 0
+        write(rows, options.out)
+        made = f"{options.out}, {len(failures)} calls do not compile"
+    print(f"Triton {triton.__version__}, {' '.join(options.targets)}: {made}", flush=True)
+    if spills or failures:
+        sys.exit(1)
 
 
 if __name__ == "__main__":

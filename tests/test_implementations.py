@@ -23,7 +23,7 @@ DEFAULT = "GPU tensors; the default"
 @pytest.fixture(autouse=True)
 def both_installed(monkeypatch, tmp_path):
     """A machine with both, and a table that was written and read again."""
-    monkeypatch.setattr(implementations, "_HAS_TRITON", True)
+    monkeypatch.setattr(implementations, "_WHY_NO_TRITON", "")
     monkeypatch.setattr(_compiled, "cuda", SimpleNamespace(device="cuda"))
     preferred.write(TABLE, tmp_path / "preferred.csv")
     monkeypatch.setattr(preferred, "PREFERENCES", preferred.read(tmp_path / "preferred.csv"))

@@ -14,9 +14,9 @@ from d3pm_fast import functional
 from d3pm_fast.reference.logspace import compute_dtype
 
 triton = pytest.importorskip("triton")
-TRITON_OF_TABLE = "3.9.0"
+TRITON_OF_TABLE = "3.9.0"  # of constraints.txt
 # They read no row, or one beside itself shifted by a class.
-OTHERS = "q_posterior", "logistic logits", "logistic gradient"
+OTHERS = "q_posterior", "q_sample", "logistic logits", "logistic gradient"
 OTHERS += "dense anchors_of_rows", "dense loss_of_sums"
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -41,7 +41,7 @@ def test_the_table_has_every_program(table):
     from benchmarks import triton_resources as r
 
     expected = {
-        "tokens": (11, r.SIZES, r.DTYPES),
+        "tokens": (14, r.SIZES, r.DTYPES),
         "dense": (14, r.DENSE_SIZES, r.DENSE_DTYPES),
         "products": (2, r.PRODUCTS_SIZES, r.PRODUCTS_DTYPES),
     }
@@ -53,6 +53,10 @@ def test_the_table_has_every_program(table):
         assert len(kernels) == count
         if kind != "dense":  # which has others for few classes than for many
             assert found == {(kernel, *rest) for kernel in kernels for rest in compiled_for}
+
+
+def test_the_table_tells_its_triton(table):
+    assert {row.triton for row in table.values()} == {TRITON_OF_TABLE}
 
 
 def test_no_program_keeps_anything_outside_of_registers(table):
@@ -81,7 +85,7 @@ def test_programs_take_what_the_table_says(table, tmp_path, targets, sizes, dtyp
     here = Path(__file__).parents[1]
     subprocess.run([*module, *options], check=True, cwd=here, env=environment)
     found = read_table(out)
-    assert len(programs_of(found)["tokens"]) == 11 * len(targets) * len(sizes)
+    assert len(programs_of(found)["tokens"]) == 14 * len(targets) * len(sizes)
     assert found == {key: table[key] for key in found}
 
 

@@ -1,11 +1,10 @@
 """The choice among implementations."""
 
-from importlib.util import find_spec
 from typing import NamedTuple
 
 import torch
 
-from .. import _compiled, _environment
+from .. import _compiled, _environment, _triton
 from .._checks import check_choice
 from ..transitions import RankOneTransition, Transition
 from .preferred import preferred
@@ -27,7 +26,7 @@ _ON_CPU = (
 )
 
 
-_HAS_TRITON = find_spec("triton") is not None
+_WHY_NO_TRITON = _triton.why_not()
 
 
 def implementation(
@@ -87,8 +86,8 @@ def implementation(
     if impl == "cuda" and not is_rank_one:
         raise RuntimeError("impl='cuda' serves rank-one chains; use 'auto' or 'triton'")
     if impl == "triton":
-        if not _HAS_TRITON:
-            raise RuntimeError("impl='triton' needs the package triton")
+        if _WHY_NO_TRITON:
+            raise RuntimeError(f"{_WHY_NO_TRITON}; impl='reference' works without it")
         if kind != "cuda" and not (kind == "cpu" and _environment.INTERPRET):
             raise ValueError(f"impl='triton' needs tensors on a GPU, got {kind}")
         return Implementation("triton", asked)
@@ -106,7 +105,7 @@ def _best_on_gpu(
 ) -> Implementation:
     if kind != "cuda":
         return Implementation("reference", f"no kernel is built for {kind} tensors")
-    if _HAS_TRITON:
+    if not _WHY_NO_TRITON:
         has_both = is_rank_one and _compiled.cuda is not None
         row = preferred(operation, num_classes, dtype) if has_both and dtype else None
         if row is None:
@@ -114,7 +113,7 @@ def _best_on_gpu(
         measured = f"{row.operation}, {row.dtype}, up to {row.most_classes} classes"
         return Implementation(row.implementation, f"GPU tensors; measured as faster for {measured}")
     if not is_rank_one:
-        return Implementation("reference", "Triton, which serves such a chain, is not installed")
+        return Implementation("reference", f"{_WHY_NO_TRITON}; nothing else serves such a chain")
     if _compiled.cuda is not None:
-        return Implementation("cuda", "GPU tensors; Triton is not installed")
-    return Implementation("reference", "neither Triton nor the CUDA module is installed")
+        return Implementation("cuda", f"GPU tensors; {_WHY_NO_TRITON}")
+    return Implementation("reference", f"{_WHY_NO_TRITON}, nor is the CUDA module installed")
