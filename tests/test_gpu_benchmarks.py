@@ -204,15 +204,16 @@ import sys
 from pathlib import Path
 from benchmarks.gpu import dry
 from benchmarks.gpu.problems import Task
-tasks = [Task("loss", "absorbing", 64, "bfloat16")]
+tasks = [Task("loss", "absorbing", 64, "bfloat16"), Task("products", "any", 27, "float32")]
 sys.exit(dry.compile_all(tasks, tasks, Path(sys.argv[1])))
 """
     environment = os.environ | {"TRITON_INTERPRET": "0"}
     command = [sys.executable, "-c", command, tmp_path]
     subprocess.run(command, check=True, cwd=run.ROOT, env=environment)
-    (program,) = dry.programs(tmp_path).read()  # the timed one and the checked one are the same
-    assert (program.outcome, program.local) == (dry.COMPILED, 0)
-    assert program.registers > 16
+    found = dry.programs(tmp_path).read()  # those of the times and of the checks are the same
+    assert [row.operation for row in found] == ["loss", "products"]
+    assert {(row.outcome, row.local) for row in found} == {(dry.COMPILED, 0)}
+    assert all(row.registers > 16 for row in found)
 
 
 def timed(operation, family, num_classes, dtype, provider, median):

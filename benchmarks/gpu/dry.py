@@ -21,7 +21,7 @@ from .table import Table
 sys.path.append(str(Path(__file__).parents[2] / "tests"))
 from helpers import simulated
 
-TARGET = "sm_90"
+TARGET, CHIP = "sm_90", "NVIDIA H200"
 SIZES = [27, 5]
 COMPILED = "compiled"
 TINY = {
@@ -57,7 +57,7 @@ def act(put: Callable[[Any, str, Any], None] = setattr) -> None:
     put(_compiled, "cuda", simulated.module())
     put(device, "DEVICE", "cpu")
     put(device, "describe", lambda: ["no device"])
-    put(device, "name", lambda: "NVIDIA H200")
+    put(device, "name", lambda: CHIP)
     put(device, "is_alive", lambda: True)
     put(device, "peak_bytes", no_bytes)
     put(device, "seconds", wall_seconds)
@@ -106,7 +106,7 @@ def compile_all(timed: Iterable[Task], checked: Iterable[Task], out: Path) -> in
     Returns:
         1 where one is not compiled, or keeps anything outside of registers.
     """
-    device.DEVICE, _environment.INTERPRET = "cpu", True
+    device.DEVICE, device.name, _environment.INTERPRET = "cpu", lambda: CHIP, True
     problems.BYTES_OF_LOGITS, problems.MOST_DENSE_CLASSES = 1 << 20, 0
     problems.DENSE_SHAPE = 2, 16, problems.DENSE_SHAPE[-1]
     for task in timed:
