@@ -150,22 +150,9 @@ def loss(
         check_mask(mask, x0.shape)
         mask = mask.contiguous()
     model = _check_model(transition, logits, x_t, t, reverse, first_step, x0=x0, mask=mask)
-    if _is_too_narrow(logits, transition):
-        return loss(
-            transition,
-            _widened(logits),
-            x0,
-            x_t,
-            t,
-            s,
-            reverse=reverse,
-            first_step=first_step,
-            vb_weight=vb_weight,
-            ce_weight=ce_weight,
-            mask=mask,
-            reduction=reduction,
-            impl=impl,
-        ).float()
+    is_narrow = _is_too_narrow(logits, transition)
+    if is_narrow:
+        logits = _widened(logits)
     s = _check_target(transition, s, t, x_t.shape)
     name = _choose(impl, "loss", _dtype_of(logits), transition, t, 1, mask, x0=x0, x_t=x_t)
     kernels = ops.operations(name, transition)
@@ -192,7 +179,7 @@ def loss(
         value = _reduced(value, mask, reduction)
     if _can_be_read(value):
         warn_where_nan(value, transition, *items[:4])
-    return value
+    return value.float() if is_narrow else value
 
 
 def q_posterior(
