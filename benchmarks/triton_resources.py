@@ -42,6 +42,8 @@ PRODUCTS_DTYPES = ["float32", "float64"]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 TOKENS = 1 << 20
 
+Key = tuple[str, str, int, str]  # kernel, target, number of classes, dtype
+
 
 class Resources(NamedTuple):
     """One program; ``local`` counts the bytes a thread keeps outside of registers."""
@@ -59,7 +61,7 @@ class Resources(NamedTuple):
     triton: str  # the version that compiled it
 
     @property
-    def key(self) -> tuple[str, str, int, str]:
+    def key(self) -> Key:
         """What tells it apart from the others."""
         return self[:4]
 
@@ -140,9 +142,10 @@ def dense_calls(num_classes: int, dtype: torch.dtype) -> list[Callable[[], Any]]
     common = empty(1000, num_classes, dtype=torch.float64)
     steps = tables.StepTables(matrices, matrices, matrices, common, empty(1000))
     chain = Chain(steps, num_classes)
-    logits, tokens = empty(TOKENS, num_classes, dtype=dtype), empty(TOKENS)
-    times = (empty(TOKENS // 1024), None, chain.handle)
-    draw = (empty(TOKENS // 1024), 3)
+    shape = TOKENS // 1024, 1024
+    logits, tokens = empty(*shape, num_classes, dtype=dtype), empty(*shape)
+    times = (empty(shape[0]), None, chain.handle)
+    draw = (empty(shape[0]), 3)
     joint, mean = (False, True), (True, True)
     of_loss, weights = (logits, tokens, None, tokens, *times), (1.0, 0.01, "sum", False)
     return [
@@ -189,40 +192,46 @@ def compiled(target: str, run: Callable[[], Any]) -> dict[str, Any]:
 
 def inspect(program: Any) -> tuple[int, int, int, int, int, int]:
     """Return a program's warps, registers, local bytes, shared bytes, instructions and load."""
-    read = _inspect_cubin if "cubin" in program.asm else _inspect_amdgcn
-    return program.metadata.num_warps, *read(program)
+    read = _listed_cubin if "cubin" in program.asm else _listed_amdgcn
+    return program.metadata.num_warps, *usage(program), program.metadata.shared, *read(program)
 
 
-def _inspect_cubin(program: Any) -> tuple[int, int, int, int, int]:
-    tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(program.asm["cubin"])
-        file.flush()
-        usage = _output(tools / "cuobjdump", "-res-usage", file.name)
-        listing = _output(tools / "nvdisasm", "-c", file.name)
-    registers, stack, local = (
-        int(re.search(rf"{name}:(\d+)", usage)[1]) for name in ("REG", "STACK", "LOCAL")
-    )
+def usage(program: Any) -> tuple[int, int]:
+    """Return a program's registers, and the bytes that a thread keeps outside of them."""
+    if "cubin" in program.asm:
+        told = _output("cuobjdump", "-res-usage", program.asm["cubin"])
+        names = r"REG:(\d+)", r"STACK:(\d+)", r"LOCAL:(\d+)"
+    else:
+        told = program.asm["amdgcn"]
+        names = r"\.vgpr_count:\s+(\d+)", r"\.private_segment_fixed_size:\s+(\d+)"
+    registers, *outside = (int(re.search(name, told)[1]) for name in names)
+    return registers, sum(outside)
+
+
+def _listed_cubin(program: Any) -> tuple[int, int]:
+    listing = _output("nvdisasm", "-c", program.asm["cubin"])
     instructions = re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?\w+ )?([A-Z][\w.]*)", listing)
     loads = [name for name in instructions if name.startswith("LDG")]
     widest = max((128 if ".128" in n else 64 if ".64" in n else 32 for n in loads), default=0)
-    return registers, stack + local, program.metadata.shared, len(instructions), widest
+    return len(instructions), widest
 
 
-def _inspect_amdgcn(program: Any) -> tuple[int, int, int, int, int]:
+def _listed_amdgcn(program: Any) -> tuple[int, int]:
     listing = program.asm["amdgcn"]
-    registers, local = (
-        int(re.search(rf"\.{name}:\s+(\d+)", listing)[1])
-        for name in ("vgpr_count", "private_segment_fixed_size")
-    )
     instructions = re.findall(r"^\t([vs]_\w+|global_\w+|buffer_\w+|ds_\w+)", listing, re.MULTILINE)
     loads = [re.search(r"_load_dword(?:x(\d))?", name) for name in instructions]
     widest = max((32 * int(load[1] or 1) for load in loads if load), default=0)
-    return registers, local, program.metadata.shared, len(instructions), widest
+    return len(instructions), widest
 
 
-def _output(*command: Any) -> str:
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+def _output(tool: str, option: str, cubin: bytes) -> str:
+    """Return what a tool that Triton brings tells of a binary."""
+    path = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / tool
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [path, option, file.name]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
 def calls_for(size: int, dtype: str) -> Iterator[tuple[str, Callable[[], Any]]]:
@@ -234,28 +243,28 @@ def calls_for(size: int, dtype: str) -> Iterator[tuple[str, Callable[[], Any]]]:
         yield from (("dense", run) for run in dense_calls(size, DTYPES[dtype]))
 
 
-def resources(
+def programs(
     targets: list[str],
     sizes: list[int],
     dtypes: list[str],
     on_error: Callable[[str, Exception], None],
-) -> Iterator[Resources]:
-    """Compile all kernels and yield what each takes; what does not compile goes to ``on_error``."""
+) -> Iterator[tuple[Key, Any]]:
+    """Compile all kernels and yield them by key; what does not compile goes to ``on_error``."""
     for target, dtype, size in product(targets, dtypes, sizes):
         found = {}
         for name, run in calls_for(size, dtype):
             try:
-                programs = compiled(target, run)
+                made = compiled(target, run)
             except Exception as error:
                 on_error(f"{name}, {target}, {size} classes, {dtype}", error)
                 continue
-            for kernel, program in programs.items():
+            for kernel, program in made.items():
                 found[f"dense {kernel}" if name == "dense" else name] = program
         for name, program in found.items():
-            yield Resources(name, target, size, dtype, *inspect(program), triton.__version__)
+            yield (name, target, size, dtype), program
 
 
-def read_table(path: Path = TABLE) -> dict[tuple[str, str, int, str], Resources]:
+def read_table(path: Path = TABLE) -> dict[Key, Resources]:
     """Return a table by its programs."""
     with path.open(newline="") as file:
         rows = [
@@ -265,24 +274,25 @@ def read_table(path: Path = TABLE) -> dict[tuple[str, str, int, str], Resources]
     return {row.key: row for row in rows}
 
 
-def write(rows: Iterable[Resources], path: Path) -> None:
+def write(found: Iterable[tuple[Key, Any]], path: Path) -> None:
     """Write a table, each program as it comes."""
     with path.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(Resources._fields)
-        for row in rows:
-            writer.writerow(row)
+        for key, program in found:
+            writer.writerow(Resources(*key, *inspect(program), triton.__version__))
             file.flush()
 
 
-def check(rows: Iterable[Resources]) -> tuple[int, int]:
+def check(found: Iterable[tuple[Key, Any]]) -> tuple[int, int]:
     """Return how many programs there are, and of how many the registers do not suffice."""
     count = spills = 0
-    for row in rows:
+    for key, program in found:
         count += 1
-        if row.local > 0:
+        _, outside = usage(program)
+        if outside > 0:
             spills += 1
-            print(f"{row.local} bytes outside of registers: {row}")
+            print(f"{outside} bytes outside of registers: {key}", flush=True)
     return count, spills
 
 
@@ -299,15 +309,15 @@ def main() -> None:
 
     def on_error(call: str, error: Exception) -> None:
         failures.append(call)
-        print(f"not compiled: {call}: {type(error).__name__}: {error}")
+        print(f"not compiled: {call}: {type(error).__name__}: {error}", flush=True)
 
-    rows = resources(options.targets, options.sizes, options.dtypes, on_error)
+    found = programs(options.targets, options.sizes, options.dtypes, on_error)
     if options.check:
-        count, spills = check(rows)
+        count, spills = check(found)
         made = f"{count} programs, {spills} of them spill, {len(failures)} calls do not compile"
     else:
         spills = 0
-        write(rows, options.out)
+        write(found, options.out)
         made = f"{options.out}, {len(failures)} calls do not compile"
     print(f"Triton {triton.__version__}, {' '.join(options.targets)}: {made}", flush=True)
     if spills or failures:
