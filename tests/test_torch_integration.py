@@ -4,6 +4,7 @@ import pytest
 import torch
 from helpers.chains import make_chain
 from helpers.compare import assert_gradient_close, same_bits
+from helpers.dense_chains import make_dense_chain
 
 import d3pm_fast as d3
 from d3pm_fast import _environment, functional
@@ -307,19 +308,33 @@ def test_an_expanded_leaf_gets_the_sum_of_its_gradients(impl):
     torch.testing.assert_close(grad, rows.sum((0, 1)))
 
 
+@pytest.mark.parametrize("skips", [False, True])
+@pytest.mark.parametrize("family", ["mask_and_uniform", "gaussian", "sparse"])
 @pytest.mark.parametrize("shape", [(0,), (0, 4), (3, 0)])
-def test_empty_batches_pass_through(shape, impl):
+def test_empty_batches_pass_through(shape, family, skips, kernels):
+    if family != "mask_and_uniform" and kernels == "cuda":
+        pytest.skip("CUDA C++ has no chains of matrices")
+    for impl in ("reference", kernels):
+        pass_nothing_through(shape, family, skips, impl)
+
+
+def pass_nothing_through(shape, family, skips, impl):
+    make = make_chain if family == "mask_and_uniform" else make_dense_chain
+    chain = make(family, K).transition
     logits = torch.randn(*shape, K, requires_grad=True)
-    x, t = torch.zeros(shape, dtype=torch.int64), torch.ones(shape[0], dtype=torch.int64)
-    assert functional.q_sample(CHAIN, x, t, impl=impl).shape == shape
-    assert functional.p_sample(CHAIN, logits, x, t, impl=impl).shape == shape
-    assert functional.q_posterior(CHAIN, x, x, t, impl=impl).shape == (*shape, K)
-    assert functional.p_posterior(CHAIN, logits, x, t, impl=impl).shape == (*shape, K)
+    x, t = torch.zeros(shape, dtype=torch.int64), torch.full(shape[:1], 3)
+    steps = (t, t - 2) if skips else (t,)
+    assert functional.q_sample(chain, x, t, impl=impl).shape == shape
+    assert functional.p_sample(chain, logits, x, *steps, impl=impl).shape == shape
+    assert functional.q_posterior(chain, x, x, *steps, impl=impl).shape == (*shape, K)
+    log_p = functional.p_posterior(chain, logits, x, *steps, impl=impl)
+    assert log_p.shape == (*shape, K)
+    log_p.sum().backward()
     for reduction, expected in [("none", shape), ("batch", shape[:1]), ("sum", ())]:
-        loss = functional.loss(CHAIN, logits, x, x, t, reduction=reduction, impl=impl)
+        loss = functional.loss(chain, logits, x, x, *steps, reduction=reduction, impl=impl)
         assert loss.shape == expected
         loss.sum().backward()
-    assert functional.loss(CHAIN, logits, x, x, t, impl=impl).isnan()
+    assert functional.loss(chain, logits, x, x, *steps, impl=impl).isnan()
     assert logits.grad.shape == logits.shape
 
 

@@ -65,7 +65,7 @@ def _by_jumps(
         counts[here] = torch.searchsorted(transition.jumps_cdf(time), draw[here], right=True)
     starts, targets, cdf = transition.jump_rows()
     x = x.clone()
-    for jump in range(1, int(counts.max()) + 1):
+    for jump in range(1, max(counts.flatten().tolist(), default=0) + 1):
         here = counts >= jump
         _, number = (u.view(x.shape) for u in uniforms(seeds, step, x.numel(), jump))
         for place in here.nonzero().tolist():

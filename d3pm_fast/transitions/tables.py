@@ -84,7 +84,8 @@ def _steps_of(
 ) -> tuple[StepTables, Tensor]:
     pairs, which = torch.stack([s, t]).flatten(1).unique(dim=1, return_inverse=True)
     good = [0 <= a < b <= transition.num_steps for a, b in pairs.T.tolist()]
-    steps = pairs.T[torch.tensor(good, device=pairs.device)].tolist()
+    is_step = torch.tensor(good, dtype=torch.bool, device=t.device)
+    steps = pairs.T[is_step].tolist()
     n, k = max(len(steps), 1), transition.num_classes  # a kernel may look at a step it drops
     q, q_bar, q_bar_t = torch.zeros(3, n, k, k, dtype=torch.float64, device=t.device)
     first = torch.zeros(n, dtype=torch.int64, device=t.device)
@@ -93,7 +94,6 @@ def _steps_of(
         q_bar[u] = _entries(transition, 0, start)
         q_bar_t[u] = _entries(transition, 0, end)
         first[u] = start
-    is_step = torch.tensor(good, dtype=torch.bool, device=t.device)
     place = (is_step.long().cumsum(0) - 1).where(is_step, n)
     return StepTables(q, q_bar, q_bar_t, _common(q_bar), first), place[which].view(t.shape)
 
