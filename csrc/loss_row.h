@@ -61,7 +61,7 @@ struct LossRow {
 
     const V fall = Math::select(is_same, spread * not_x0,
                                 not_x0 * (spread + keep * bar_xt) + keep * d_x0_ * s_xt_);
-    g_x0_ = Math::select(d_x0_ > zero, -bar_keep * fall / (d_x0_ * z_), zero);
+    g_x0_ = Math::select(d_x0_ > zero, -(bar_keep / d_x0_) * (fall / z_), zero);
     log_s_x0_ = -cross_entropy_ + Math::log(tilt_x0 * sum_ * inv_);
   }
 
@@ -78,7 +78,9 @@ struct LossRow {
     const V phi_x0 =
         Math::select((bar_x0 <= tiny) & (g_x0_ < Math::splat(-0.5)), far, Math::phi(g_x0_, r_x0));
     const V w_x0 = Math::select(has_x0, bar_keep * s_x0_ / f_x0_, one);
-    const V term_x0 = Math::select(q_x0 > zero, q_x0 * phi_x0, zero);
+    const auto possible = (c_x0 > zero) & (d_x0_ > zero);  // also where q_x0 is below the range
+    const V weighted = Math::select(phi_x0 < Math::splat(INFINITY), q_x0 * phi_x0, phi_x0);
+    const V term_x0 = Math::select(possible, weighted, zero);
     const V pull_x0 = q_x0 * g_x0_ * w_x0;
     const V r_sum_x0 = Math::select(has_x0, c_x0 / z_ * bar_x0 * g_x0_ / r_x0, zero);
 

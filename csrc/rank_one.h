@@ -38,6 +38,15 @@ struct Vector {
   }
 };
 
+// Abar in the type of the loss, kept above zero, so that a product of it with a probability that
+// counts is a normal number: a class that it alone leads to may be next to impossible, but where
+// p excludes it the loss is infinite.
+template <class Real>
+D3PM_HOST_DEVICE Real at_least_normal(double bar_keep) {
+  const double least = sizeof(Real) == 4 ? 0x1p-120 : 0x1p-1000;
+  return static_cast<Real>(bar_keep > 0 && bar_keep < least ? least : bar_keep);
+}
+
 // Qbar_t[x_t, x_t]-tilt of s[x_t]; 1 where no other class than x_t can lead to x_t.
 D3PM_HOST_DEVICE inline double posterior_mean_tilt(double a, double u, double bar_keep,
                                                    double bar_xt) {

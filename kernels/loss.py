@@ -15,7 +15,15 @@ from ..ops.library import reduced
 from .launch import launch, triton_type
 from .loss_row import Row, Token, finish, solve
 from .math import exp, phi
-from .rank_one import chain_of, load_class, load_step, pi_at, pi_of, posterior_mean_tilt
+from .rank_one import (
+    chain_of,
+    load_class,
+    load_step,
+    never_stays,
+    pi_at,
+    pi_of,
+    posterior_mean_tilt,
+)
 from .tile import (
     classes_from,
     load_tile,
@@ -99,8 +107,7 @@ def load_tokens(
     ce = tl.full([ROWS], ce_weight, REAL) + tl.where(step.predicts_x0, vb_weight, 0.0)
 
     bad = (step.exists == 0) | (x0_is_class == 0) | (xt_is_class == 0)
-    never = (step.keeps == 0) | ((bar_xt == 0.0) & ((same == 0) | (step.bar_keep == 0.0)))
-    undefined = bad | ((spread == 0.0) & never)
+    undefined = bad | ((spread == 0.0) & never_stays(step, same, bar_xt))
     settled = undefined | ((vb == 0.0) & (ce == 0.0))
     value = tl.where(undefined, float("nan"), 0.0).to(REAL)
     if a.mask is not None:

@@ -112,7 +112,7 @@ def solve(token, row, REAL: tl.constexpr):
     fall_same = token.spread * not_x0
     fall_other = not_x0 * (token.spread + token.keep * token.bar_xt) + token.keep * d_x0 * s_xt
     fall = tl.where(same, fall_same, fall_other)
-    g_x0 = tl.where(d_x0 > 0.0, -token.bar_keep * fall * per_z / d_x0, 0.0)
+    g_x0 = tl.where(d_x0 > 0.0, -(token.bar_keep / d_x0) * (fall * per_z), 0.0)
     log_s_x0 = log(tilt_x0 * sum * inv) - cross_entropy
     return Solved(
         ratio,
@@ -152,7 +152,9 @@ def finish(token, row, solved, sum_phi, sum_h, REAL: tl.constexpr):
     is_far = (token.bar_x0 <= least) & (solved.g_x0 < -0.5)
     phi_x0 = tl.where(is_far, far, phi(solved.g_x0, r_x0))
     w_x0 = tl.where(has_x0, token.bar_keep * solved.s_x0 / solved.f_x0, 1.0)
-    term_x0 = tl.where(q_x0 > 0.0, q_x0 * phi_x0, 0.0)
+    possible = (c_x0 > 0.0) & (solved.d_x0 > 0.0)  # also where q_x0 is below the range
+    weighted = tl.where(phi_x0 < float("inf"), q_x0 * phi_x0, phi_x0)
+    term_x0 = tl.where(possible, weighted, 0.0)
     pull_x0 = q_x0 * solved.g_x0 * w_x0
     r_sum_x0 = tl.where(has_x0, c_x0 * solved.per_z * token.bar_x0 * solved.g_x0 / r_x0, 0.0)
 

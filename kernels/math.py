@@ -69,6 +69,20 @@ def log(y):
 
 
 @triton.jit
+def log_of_double(y, REAL: tl.constexpr):
+    """Return the logarithm, in the type of the calculation, of any float64 y >= 0."""
+    if REAL == tl.float64:
+        return tl.log(y)
+    else:
+        small = y < 2.2250738585072014e-308
+        bits = tl.where(small, y * 18014398509481984.0, y).to(tl.int64, bitcast=True)
+        power = (bits - 0x3FE6A09E667F3BCD) >> 52  # of 2, and what is left is near 1
+        mantissa = (bits - (power << 52)).to(tl.float64, bitcast=True).to(tl.float32)
+        n = tl.where(small, power - 54, power).to(tl.float32)
+        return tl.where(y > 0.0, (log(mantissa) + n * LN2_LOW) + n * LN2_HIGH, float("-inf"))
+
+
+@triton.jit
 def log1p(x):
     """For x >= 0 or NaN."""
     y = 1.0 + x

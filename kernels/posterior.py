@@ -16,7 +16,16 @@ from torch import Tensor
 
 from .launch import launch, triton_type
 from .math import exp, log, tiny
-from .rank_one import Step, chain_of, load_class, load_step, pi_at, pi_of, posterior_mean_tilt
+from .rank_one import (
+    Step,
+    chain_of,
+    load_class,
+    load_step,
+    never_stays,
+    pi_at,
+    pi_of,
+    posterior_mean_tilt,
+)
 from .tile import (
     classes_from,
     load_tile,
@@ -96,15 +105,22 @@ def q_posterior_of_tokens(
     rows, step = load_rows(a, chain, False, REAL, ROWS)
     u = spread_at(chain, step.base, step.to_mask, rows.x_t, a.num_classes, REAL)
     bar_xt = spread_at(chain, step.bar_base, step.bar_to_mask, rows.x_t, a.num_classes, REAL)
-    zq = u + step.keep * (bar_xt + tl.where(rows.x0 == rows.x_t, step.bar_keep, 0.0))
+    same = rows.x0 == rows.x_t
+    zq = u + step.keep * (bar_xt + tl.where(same, step.bar_keep, 0.0))
     log_leave = log(u / zq)
     log_stay = log((u + step.keep) / zq)
+    stays = on_tile(u == 0.0)  # and NaN where it cannot
+    impossible = on_tile(tl.where(never_stays(step, same, bar_xt), float("nan"), 0.0).to(REAL))
     for start in range(0, a.num_classes, HIGH * LOW):
         classes = classes_from(a, start, ROWS, HIGH, LOW)
-        truth = bar_spread_of(chain, step, classes, a.num_classes, REAL)
-        truth += tl.where(classes.j == on_tile(rows.x0), on_tile(step.bar_keep), 0.0)
-        reach = tl.where(classes.j == on_tile(rows.x_t), on_tile(log_stay), on_tile(log_leave))
-        store(a, rows, classes, reach + log(truth))
+        spread = bar_spread_of(chain, step, classes, a.num_classes, REAL)
+        kept = classes.j == on_tile(rows.x0)
+        log_truth = log(spread + tl.where(kept, on_tile(step.bar_keep), 0.0))
+        log_truth = tl.where(kept & (spread == 0.0), on_tile(step.log_bar_keep), log_truth)
+        here = classes.j == on_tile(rows.x_t)
+        log_q = tl.where(here, on_tile(log_stay), on_tile(log_leave)) + log_truth
+        fixed = tl.where(here, 0.0, float("-inf")) + impossible
+        store(a, rows, classes, tl.where(stays, fixed, log_q))
 
 
 class Predicted(NamedTuple):
@@ -153,6 +169,8 @@ def predict(
         direct,
         step.exists,
         step.keeps,
+        step.lasts,
+        tl.where(direct, 0.0, step.log_bar_keep),
     )
     top = tl.full([ROWS], float("-inf"), REAL)
     for start in range(0, a.num_classes, HIGH * LOW):
@@ -193,7 +211,7 @@ def write_log_p(
     step = model.step
     log_leave = on_tile(log(model.u / model.z))
     log_stay = on_tile(log((model.u + step.keep) / model.z))
-    log_scale = on_tile(log(step.bar_keep) - log(model.sum))
+    log_scale = on_tile(step.log_bar_keep - log(model.sum))
     scale = on_tile(step.bar_keep / model.sum)
     stays = on_tile((model.u == 0.0) & step.keeps)  # whatever the logits
     for start in range(0, a.num_classes, HIGH * LOW):

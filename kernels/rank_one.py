@@ -6,6 +6,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .math import log_of_double
+
 
 class Chain(NamedTuple):
     """The rows of a table of steps that runs of tokens have, and the chain's vector."""
@@ -30,6 +32,8 @@ class Step(NamedTuple):
     predicts_x0: Any  # whether p(x_s | x_t) is s itself
     exists: Any
     keeps: Any  # whether keep is above 0, also below the range of its type
+    lasts: Any  # and so for keep times bar_keep
+    log_bar_keep: Any  # also below the range
 
 
 def chain_of(
@@ -47,18 +51,36 @@ def load_step(chain, tokens, num_tokens, DIRECT: tl.constexpr, REAL: tl.constexp
     at = chain.table + tl.where(inside, row, 0) * 7
     keep = tl.load(at, mask=inside, other=float("nan"))
     exists = keep == keep
+    bar_keep = tl.load(at + 3, mask=exists, other=0.0)
     target_time = tl.load(at + 6, mask=exists, other=1.0)
     return Step(
         keep.to(REAL),
         tl.load(at + 1, mask=exists, other=0.0).to(REAL),
         tl.load(at + 2, mask=exists, other=0.0).to(REAL),
-        tl.load(at + 3, mask=exists, other=0.0).to(REAL),
+        at_least_normal(bar_keep, REAL),
         tl.load(at + 4, mask=exists, other=0.0).to(REAL),
         tl.load(at + 5, mask=exists, other=0.0).to(REAL),
         DIRECT & (target_time == 0.0),
         exists,
         keep > 0.0,
+        keep * bar_keep > 0.0,
+        log_of_double(bar_keep, REAL),
     )
+
+
+@triton.jit
+def at_least_normal(bar_keep, REAL: tl.constexpr):
+    """Return Abar as ``csrc/rank_one.h`` has it in the loss."""
+    powers: tl.constexpr = 9.33263618503218879e-302 if REAL == tl.float64 else 7.52316384526264e-37
+    least = tl.full([1], powers, tl.float64)
+    return tl.where((bar_keep > 0.0) & (bar_keep < least), least, bar_keep).to(REAL)
+
+
+@triton.jit
+def never_stays(step, same, bar_xt):
+    """Return whether x_0 cannot lead to x_t, where no other class than x_t leads to x_t."""
+    from_elsewhere = step.keeps & (bar_xt > 0.0)
+    return (from_elsewhere | (same & step.lasts)) == 0
 
 
 @triton.jit

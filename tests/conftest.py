@@ -54,11 +54,12 @@ RANK_ONE = [
     "test_posterior",
     "test_small_probabilities",
     "test_undefined",
+    "test_decay",
     "test_p_sample",
     "test_q_sample",
 ]
 # Whoever acts a GPU is too slow for the tests that draw many numbers.
-ON_GPU = RANK_ONE if torch.cuda.is_available() else RANK_ONE[:4]
+ON_GPU = RANK_ONE if torch.cuda.is_available() else RANK_ONE[:5]
 ALSO_BY_TRITON = ["test_logistic", "test_shaped", "test_underflow"]
 
 

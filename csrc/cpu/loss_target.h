@@ -108,7 +108,7 @@ class LossBlock {
           keep(static_cast<Real>(s.keep)),
           base(static_cast<Real>(s.base)),
           to_mask(static_cast<Real>(s.mask)),
-          bar_keep(static_cast<Real>(s.bar_keep)),
+          bar_keep(at_least_normal<Real>(s.bar_keep)),
           bar_base(static_cast<Real>(s.bar_base)),
           bar_to_mask(static_cast<Real>(s.bar_mask)),
           vb(static_cast<Real>(direct ? 0 : call.vb_weight)),

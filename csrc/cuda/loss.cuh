@@ -60,15 +60,15 @@ struct LossToken : LossRow<Math<Real>> {
     has_mask_apart = mask >= 0 && mask != x0 && mask != x_t;
 
     this->keep = static_cast<Real>(step.keep);
-    this->bar_keep = static_cast<Real>(step.bar_keep);
+    this->bar_keep = at_least_normal<Real>(step.bar_keep);
     this->bar_base = static_cast<Real>(step.bar_base);
     this->same = x0 == x_t;
     this->spread = entry(chain, step.base, step.mask, x_t);
     this->bar_x0 = entry(chain, step.bar_base, step.bar_mask, x0);
     this->bar_xt = entry(chain, step.bar_base, step.bar_mask, x_t);
     this->bar_mask = has_mask_apart ? entry(chain, step.bar_base, step.bar_mask, mask) : Real(0);
-    const Real u = this->spread, stay = x0 == x_t ? this->bar_keep : Real(0);
-    if (u == 0 && (step.keep == 0 || this->bar_xt + stay == 0)) return;
+    const Real u = this->spread;
+    if (u == 0 && never_stays(step, x0 == x_t, this->bar_xt)) return;
     value = 0;
     this->tilt = 1;
     if (call.posterior_mean && !direct)

@@ -20,7 +20,8 @@ struct PosteriorOfRows {
   const Vector<Real> vector;
   bool good = false, stays = false;  // whether nothing but x_t leads to x_t
   int64_t x0 = 0, x_t = 0;
-  Real keep = 0, u = 0, bar_keep = 0, bar_base = 0, bar_mask = 0, tilt = 1;
+  bool never = false;  // and it cannot have been x_t either
+  Real keep = 0, u = 0, bar_keep = 0, log_bar_keep = 0, bar_base = 0, bar_mask = 0, tilt = 1;
   Real values[Rows::kNumbers];
 
   __device__ PosteriorOfRows(const Posterior& call, bool aligned)
@@ -57,11 +58,18 @@ struct PosteriorOfRows {
     keep = direct ? Real(0) : static_cast<Real>(step->keep);
     u = direct ? Real(1) : static_cast<Real>(vector(step->base, step->mask, x_t));
     bar_keep = direct ? Real(1) : static_cast<Real>(step->bar_keep);
+    log_bar_keep = direct ? Real(0) : log_of(step->bar_keep);
     bar_base = direct ? Real(0) : static_cast<Real>(step->bar_base);
     bar_mask = direct ? Real(0) : static_cast<Real>(step->bar_mask);
     stays = u == 0 && step->keep > 0;
+    never = never_stays(*step, x0 == x_t, bar(x_t));
     if (call.posterior_mean && !direct)
       tilt = static_cast<Real>(posterior_mean_tilt(keep, u, bar_keep, bar(x_t)));
+  }
+
+  // Also below the range of Real.
+  static __device__ Real log_of(double x) {
+    return x > M::tiny ? M::log(static_cast<Real>(x)) : static_cast<Real>(::log(x));
   }
 
   __device__ Real bar(int64_t j) const { return static_cast<Real>(vector(bar_base, bar_mask, j)); }
@@ -70,8 +78,12 @@ struct PosteriorOfRows {
     const Real zq = u + keep * (bar(x_t) + (x0 == x_t ? bar_keep : Real(0)));
     const Real leave = M::log(u / zq), stay = M::log((u + keep) / zq);
     write([&](int, int64_t j) {
-      const Real truth = bar(j) + (j == x0 ? bar_keep : Real(0));
-      return (j == x_t ? stay : leave) + M::log(truth);
+      if (u == 0) return never ? Real(NAN) : j == x_t ? Real(0) : Real(-INFINITY);
+      const Real spread = bar(j);
+      const bool kept = j == x0;
+      const Real log_truth =
+          kept && spread == 0 ? log_bar_keep : M::log(spread + (kept ? bar_keep : Real(0)));
+      return (j == x_t ? stay : leave) + log_truth;
     });
   }
 
@@ -99,7 +111,7 @@ struct PosteriorOfRows {
   // Where ub_j = 0, f_j = A s_j: the level of the logits goes before anything is rounded.
   __device__ void write_p() {
     const Real leave = M::log(u / z), stay = M::log((u + keep) / z);
-    const Real scale = M::log(bar_keep) - M::log(sum), log_tilt = M::log(tilt);
+    const Real scale = log_bar_keep - M::log(sum), log_tilt = M::log(tilt);
     each_part([&](int64_t start) {
       read(call.logits, start, -INFINITY);
       each_number(start, [&](int i, int64_t j) {

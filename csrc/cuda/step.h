@@ -17,6 +17,11 @@ __device__ inline const StepCoefficients* find_step(const Chain& chain, int64_t 
   return step->keep == step->keep ? step : nullptr;
 }
 
+// Whether the chain cannot go from x_0 to x_t, where no other class than x_t leads to x_t.
+__device__ inline bool never_stays(const StepCoefficients& step, bool same, double bar_xt) {
+  return step.keep * (bar_xt + (same ? step.bar_keep : 0)) == 0;
+}
+
 template <class Real>
 __device__ Vector<Real> vector_of(const Chain& chain) {
   return {static_cast<const Real*>(chain.pi), 1.0 / static_cast<double>(chain.num_classes),
