@@ -12,7 +12,7 @@ import numpy
 from d3pm_fast import _compiled, _environment
 
 from .. import cases, providers
-from ..triton_resources import compiled, inspect
+from ..triton_resources import compiled, usage
 from . import checks, device, problems, timing
 from .device import Run
 from .problems import BY, Task, make
@@ -133,8 +133,7 @@ def compile_one(task: Task, run: Run, out: Path) -> None:
     known = {row.key for row in programs(out).read()}
     try:
         found = {
-            name: (*inspect(program)[1:3], COMPILED)
-            for name, program in compiled(TARGET, run).items()
+            name: (*usage(program), COMPILED) for name, program in compiled(TARGET, run).items()
         }
     except Exception as error:
         found = {"": (0, 0, " ".join(f"{type(error).__name__}: {error}".split())[:300])}
