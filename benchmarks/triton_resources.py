@@ -136,7 +136,7 @@ def calls(num_classes: int, dtype: torch.dtype) -> dict[str, Callable[[], Any]]:
 
 def dense_calls(num_classes: int, dtype: torch.dtype) -> list[Callable[[], Any]]:
     """Return calls that start every kernel for chains of matrices."""
-    from d3pm_fast.kernels.dense import ops
+    from d3pm_fast.kernels.dense import jumps, ops
 
     matrices = empty(1000, num_classes, num_classes, dtype=torch.float64)
     common = empty(1000, num_classes, dtype=torch.float64)
@@ -148,6 +148,8 @@ def dense_calls(num_classes: int, dtype: torch.dtype) -> list[Callable[[], Any]]
     draw = (empty(shape[0]), 3)
     joint, mean = (False, True), (True, True)
     of_loss, weights = (logits, tokens, None, tokens, *times), (1.0, 0.01, "sum", False)
+    counts = jumps.Counts(times[0], 1024, empty(1000, 100, dtype=torch.float64), 100)
+    rows = jumps.Jumps(tokens, tokens, empty(TOKENS, dtype=torch.float64), num_classes)
     return [
         lambda: ops.loss_and_grad(*of_loss, *joint, *weights),
         lambda: ops.loss_and_grad(*of_loss, *mean, *weights),
@@ -156,6 +158,7 @@ def dense_calls(num_classes: int, dtype: torch.dtype) -> list[Callable[[], Any]]
         lambda: ops.p_posterior_grad(logits, logits, tokens, *times, *mean),
         lambda: ops.q_sample(tokens, times[0], chain.handle, *draw),
         lambda: ops.p_sample(logits, tokens, *times, *mean, *draw),
+        lambda: jumps.draw_by(tokens, counts, rows, 32, *draw),
     ]
 
 

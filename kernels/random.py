@@ -24,10 +24,14 @@ def random_of(seeds: Tensor, step: int, num_tokens: int) -> Random:
 
 
 @triton.jit
-def uniforms(random, tokens, inside):
-    """Return two independent float64 uniforms in [0, 1) for each token, 53 bits each."""
+def uniforms(random, tokens, inside, pair=0):
+    """Return two independent float64 uniforms in [0, 1) for each token, 53 bits each.
+
+    A token has more than one pair where it jumps more than once.
+    """
     seed = tl.load(random.seeds + tokens // random.positions, mask=inside, other=0)
-    position = (tokens % random.positions).to(tl.uint64)
+    position = tokens % random.positions
+    position = (position + ((tl.zeros_like(position) + pair) << 40)).to(tl.uint64)
     zero = tl.zeros_like(position)
     low, high = zero + random.step_low, zero + random.step_high
     w0, w1, w2, w3 = tl.philox(
@@ -57,11 +61,19 @@ def draw_base(draw, cdf, num_classes, STEPS: tl.constexpr):
         return (draw * num_classes).to(tl.int64)
     else:
         first = tl.zeros_like(draw).to(tl.int64)
-        last = first + num_classes
-        for _ in range(STEPS):
-            middle = (first + last) // 2
-            searches = first < last
-            below = tl.load(cdf + middle, mask=searches, other=0.0) <= draw
-            last = tl.where(searches & (below == 0), middle, last)
-            first = tl.where(searches & below, middle + 1, first)
-        return first
+        return first_above(draw, cdf, first, first + num_classes, STEPS)
+
+
+@triton.jit
+def first_above(draw, cdf, first, last, STEPS: tl.constexpr):
+    """Return the first place in [first, last) where a cdf is above a uniform, else last.
+
+    STEPS halve the places to nothing.
+    """
+    for _ in range(STEPS):
+        middle = (first + last) // 2
+        searches = first < last
+        below = tl.load(cdf + middle, mask=searches, other=0.0) <= draw
+        last = tl.where(searches & (below == 0), middle, last)
+        first = tl.where(searches & below, middle + 1, first)
+    return first

@@ -191,3 +191,36 @@ def test_no_matrix_of_all_classes_is_made():
     assert ((drawn >= 0) & (drawn < 8192)).all()
     grown = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
     assert grown < 200 << 20
+
+
+@pytest.mark.parametrize("num_classes", [32, 64])
+def test_draws_are_the_same_by_every_implementation(cpu, triton, num_classes):
+    times = [0.3, 1.0, 6.0]
+    chain = transitions.nearest_neighbor(points(num_classes), 6, times, memory_budget=1)
+    assert isinstance(chain, transitions.SparseTransition)
+    seeds, t = torch.arange(4), torch.arange(4)
+    x0 = torch.randint(num_classes, (4, 20))
+    x_t, *others = (
+        functional.q_sample(chain, x0, t, seeds=seeds, step=1 << 33, impl=impl)
+        for impl in (cpu, triton, "reference")
+    )
+    assert torch.equal(x_t[0], x0[0])
+    assert (x_t != x0).float().mean(dim=1)[3] > 0.7
+    assert all(torch.equal(x_t, other) for other in others)
+    logits = torch.randn(3, 9, num_classes)
+    for options in ({}, {"s": torch.tensor([0, 1, 0]), "reverse": "posterior_mean"}):
+        x_s, *others = (
+            functional.p_sample(
+                chain, logits, x_t[1:, :9], t[1:], seeds=seeds[1:], impl=impl, **options
+            )
+            for impl in (cpu, triton, "reference")
+        )
+        assert all(torch.equal(x_s, other) for other in others)
+
+
+def test_what_is_no_class_or_time_is_not_drawn(triton):
+    chain = transitions.nearest_neighbor(points(9), 3, TIMES, memory_budget=1)
+    x0, t = torch.tensor([1, -1, 9, 3, 3]), torch.tensor([2, 2, 2, 5, -1])
+    drawn = functional.q_sample(chain, x0, t, impl=triton)
+    assert drawn[0] >= 0
+    assert drawn[1:].tolist() == [-1] * 4

@@ -17,7 +17,7 @@ triton = pytest.importorskip("triton")
 TRITON_OF_TABLE = "3.9.0"  # of constraints.txt
 # They read no row, or one beside itself shifted by a class.
 OTHERS = "q_posterior", "q_sample", "logistic logits", "logistic gradient"
-OTHERS += "dense anchors_of_rows", "dense loss_of_sums"
+OTHERS += "dense anchors_of_rows", "dense loss_of_sums", "dense walk"
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -42,7 +42,7 @@ def test_the_table_has_every_program(table):
 
     expected = {
         "tokens": (14, r.SIZES, r.DTYPES),
-        "dense": (14, r.DENSE_SIZES, r.DENSE_DTYPES),
+        "dense": (15, r.DENSE_SIZES, r.DENSE_DTYPES),
         "products": (2, r.PRODUCTS_SIZES, r.PRODUCTS_DTYPES),
     }
     for kind, found in programs_of(table).items():

@@ -1,4 +1,7 @@
-"""Draws ``x_t ~ q(x_t | x_0)`` of chains of matrices, by inverse CDF of rows of ``Qbar_t``."""
+"""Draws ``x_t ~ q(x_t | x_0)`` of chains of matrices, by inverse CDF of rows of ``Qbar_t``.
+
+A sparse chain has no such rows at hand and goes jump by jump, as everywhere.
+"""
 
 import torch
 import triton
@@ -6,12 +9,14 @@ import triton.language as tl
 from torch import Tensor
 
 from ...reference.logspace import spread
+from ...transitions import SparseTransition
 from ...transitions.handles import of_handle
 from ...transitions.tables import step_tables
 from ..launch import launch
 from ..random import NONE, random_of, uniforms
 from .arguments import Arguments
 from .entries import value_of
+from .jumps import q_sample_by_jumps
 from .shape import SPLIT
 from .tiles import load_rows, tiles_of
 
@@ -43,6 +48,8 @@ def q_sample_of_rows(
 def q_sample(x: Tensor, t: Tensor, handle: int, seeds: Tensor, step: int) -> Tensor:
     """Return a draw for each token; NONE where an index is bad."""
     transition = of_handle(handle)
+    if isinstance(transition, SparseTransition):
+        return q_sample_by_jumps(x, t, transition, seeds, step)
     steps, which = step_tables(transition, t, None)
     out = torch.empty_like(x)
     a = Arguments(None, x, x, None, None, None, None, None, x.numel(), transition.num_classes)
