@@ -169,6 +169,28 @@ def test_results_are_the_same(family, default, impl):
     assert_same(found, expected)
 
 
+def products_of_many_classes(v):
+    """Products with a matrix that is banded, with a full one, and with one of low rank."""
+    chain = transitions.discretized_gaussian(128, schedules.linear(50))
+    products = {}
+    for s in (1, 24, 49):
+        form = chain.step(s, s + 1, torch.float32).form
+        products[type(form).__name__] = torch.empty_like(v, dtype=form.dtype)
+        form.apply(v.to(form.dtype), products[type(form).__name__])
+    return products
+
+
+@each_default
+def test_cheaper_forms_of_many_classes_are_the_same(default):
+    v = torch.randn(3, 128)
+    v -= v.mean(1, keepdim=True)
+    expected = products_of_many_classes(v)
+    assert list(expected) == ["Band", "Dense", "LowRank"]
+    with default():
+        found = products_of_many_classes(v)
+    assert_same(found, expected)
+
+
 def test_a_model_built_on_the_meta_device_has_its_tables():
     class Model(torch.nn.Module):
         def __init__(self):
