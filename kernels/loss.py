@@ -196,18 +196,18 @@ def curve(chain, classes, e, line, num_classes):
 
 @triton.jit
 def curvature(chain, classes, e, line, num_classes):
-    """Return h of classes of the rest, and the sums of pi phi(g) and pi h over them."""
+    """Return the sums of pi phi(g) and pi h over classes of the rest."""
     g, y = curve(chain, classes, e, line, num_classes)
     h = g / y
     if chain.pi is None:
         count = num_classes.to(e.dtype)
         sum_phi = row_sum(tl.where(e < 0.0, 0.0, phi(g, y))) / count
-        return h, sum_phi, row_sum(tl.where(e < 0.0, 0.0, h)) / count
+        return sum_phi, row_sum(tl.where(e < 0.0, 0.0, h)) / count
     else:
         pi = pi_of(chain, classes, num_classes)
         terms = tl.where(pi > 0.0, pi * phi(g, y), line.slope * e)
         sum_phi = row_sum(tl.where(e < 0.0, 0.0, terms))
-        return h, sum_phi, row_sum(tl.where(e < 0.0, 0.0, pi * h))
+        return sum_phi, row_sum(tl.where(e < 0.0, 0.0, pi * h))
 
 
 @triton.jit
@@ -256,17 +256,18 @@ def loss_of_whole_rows(
     e = exponentials(a, chain, tokens, classes, logits, top)
     row = row_of(top, row_sum(tl.where(e < 0.0, 0.0, e)), *load_special(a, chain, tokens, REAL))
     solved = solve(token, row, REAL)
-    h = tl.full([HIGH, ROWS, LOW], 1.0, REAL)
+    line = line_of(chain, solved, a.num_classes, REAL)
     sum_phi, sum_h = tl.zeros([ROWS], REAL), tl.zeros([ROWS], REAL)
     if tl.max(solved.curved.to(tl.int32), axis=0) > 0:
-        line = line_of(chain, solved, a.num_classes, REAL)
-        h, sum_phi, sum_h = curvature(chain, classes, e, line, a.num_classes)
+        sum_phi, sum_h = curvature(chain, classes, e, line, a.num_classes)
     result = finish(token, row, solved, sum_phi, sum_h, REAL)
     loss = tl.where(tokens.settled, tokens.value, result.loss)
     tl.store(a.loss + tokens.at, loss, mask=tokens.inside)
     if a.grad is not None:
         factor = gradient_factor(a, grad_scale, REAL)
-        store_gradient(a, tokens, classes, e, h, result, factor)
+        # h anew: kept from above it takes too many registers.
+        g, y = curve(chain, classes, e, line, a.num_classes)
+        store_gradient(a, tokens, classes, e, g / y, result, factor)
         store_special(a, chain, tokens, result, factor)
 
 
@@ -297,7 +298,7 @@ def loss_of_long_rows(
             classes = classes_from(a, start, 1, HIGH, LOW)
             logits = load_logits(a, tokens, classes, REAL)
             e = exponentials(a, chain, tokens, classes, logits, top)
-            _, more_phi, more_h = curvature(chain, classes, e, line, a.num_classes)
+            more_phi, more_h = curvature(chain, classes, e, line, a.num_classes)
             sum_phi += more_phi
             sum_h += more_h
     result = finish(token, row, solved, sum_phi, sum_h, REAL)
