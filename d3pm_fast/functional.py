@@ -496,11 +496,7 @@ def _reduced(token_loss: Tensor, mask: Tensor | None, reduction: str) -> Tensor:
     total = token_loss.sum(dtype=torch.float64).to(token_loss.dtype)
     if reduction == "sum":
         return total
-    if mask is None:
-        return total / token_loss.numel()
-    count = mask.sum()
-    # The mean of no token is NaN, and its gradient 0.
-    return (total / count.clamp(min=1)).where(count > 0, torch.nan)
+    return total / (token_loss.numel() if mask is None else mask.sum())
 
 
 def row_of(prediction: Prediction, transition: Transition, token: tuple[int, ...]) -> Tensor:

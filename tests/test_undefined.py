@@ -23,7 +23,7 @@ INF, NAN = math.inf, math.nan
 # Of a CPU's arithmetic, of torch.nan, of a GPU's arithmetic.
 NANS = torch.tensor([-0x400000, 0x7FC00000, 0x7FFFFFFF], dtype=torch.int32).view(torch.float32)
 ROWS = [list(row) for row in itertools.product([0.3, -INF], repeat=K)]
-ROWS += [[0.1, NAN, -1.0], [NAN, -INF, 0.2], [INF, 0.0, 0.0], [-INF, INF, -INF]]
+ROWS += [[0.1, NAN, -1.0], [0.2, -INF, NAN], [0.0, 0.0, INF], [-INF, INF, -INF]]
 BETAS = [0.2, 0.4, 1.0]
 MOVES = torch.tensor([[0.5, 0.5, 0], [0, 0.5, 0.5], [0, 0, 1]]).double()
 CYCLE = torch.tensor([[0, 1, 0], [0, 0, 1], [1, 0, 0]]).double()
@@ -129,6 +129,20 @@ def test_the_divergence_is_nan_where_there_is_no_law(name, reverse, first_step, 
         if impl != "reference":
             loss.sum().backward()
             assert bool(leaf.grad[expected.isnan()].isnan().any(-1).all())
+
+
+@pytest.mark.parametrize("bad", [NAN, INF])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_class_that_cannot_lead_to_x_t_has_to_be_a_number(dtype, bad, impl):
+    """The posterior mean leaves it out, but there is no softmax."""
+    if impl == "cuda":
+        pytest.skip("CUDA C++ serves rank-one chains")
+    chain = transitions.from_matrices(torch.stack([MOVES, MOVES]))
+    logits = torch.tensor([[0.2, 0.1, bad]], dtype=dtype)
+    x0, x_t, t = torch.tensor([0]), torch.tensor([1]), torch.tensor([2])
+    options = {"reverse": "posterior_mean", "impl": impl}
+    assert functional.p_posterior(chain, logits, x_t, t, **options).isnan().all()
+    assert functional.loss(chain, logits, x0, x_t, t, **options).isnan()
 
 
 def test_a_cross_entropy_alone_needs_no_law(impl):
@@ -373,6 +387,22 @@ def test_no_sampler_goes_on_from_a_draw_of_nothing(sampler, bad):
         SAMPLERS[sampler](diffusion, denoiser, (64, 2))  # of which some are masked for so long
 
 
+@pytest.mark.skipif(not _environment.INTERPRET, reason="the tensors are a CPU's")
+@pytest.mark.parametrize("sampler", ["sample", "confidence"])
+def test_on_a_gpu_a_draw_of_nothing_stays_one_to_the_end(sampler, monkeypatch):
+    pytest.importorskip("triton")
+    from conftest import serve
+
+    def denoiser(x_t, t):
+        return torch.tensor([[0.0, 0.0, -INF], [NAN] * K]).expand(1, 2, K)
+
+    diffusion = d3.D3PM(transitions.absorbing(K, [0.5, 1.0], 2), impl="triton")
+    with serve("triton", monkeypatch):
+        first, second = SAMPLERS[sampler](diffusion, denoiser, (1, 2))[0].tolist()
+    assert first in (0, 1)
+    assert second == NONE
+
+
 @pytest.mark.parametrize("last", ["sample", "argmax"])
 @pytest.mark.parametrize("steps", [1, 2])
 @pytest.mark.parametrize("is_dense", [False, True])
@@ -408,8 +438,9 @@ def masked_sample(diffusion, denoiser, steps, last, known):
 
 
 @pytest.mark.parametrize("name", ["absorbing", "uniform", "moves"])
-def test_what_comes_of_no_class_is_no_class(name, impl):
+def test_what_comes_of_no_class_is_no_class(name, impl, monkeypatch):
     """On a GPU -1 goes on, and so does a time that is none, without a word."""
+    monkeypatch.setattr(functional, "warn_where_nan", lambda *_: None)  # on a CPU, which raises
     if impl in ("reference", "cpu") or (impl == "cuda" and name in DENSE):
         pytest.skip("raises there, or is not served")
     chain, logits = CHAINS[name](), torch.zeros(4, K)

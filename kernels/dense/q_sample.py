@@ -8,7 +8,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...reference.logspace import spread
 from ...transitions import SparseTransition
 from ...transitions.handles import of_handle
 from ...transitions.tables import step_tables
@@ -23,9 +22,13 @@ from .tiles import load_rows, tiles_of
 
 @triton.jit
 def q_sample_of_rows(
-    a, steps, tiles, random, out, num_steps, ROWS: tl.constexpr, COLUMNS: tl.constexpr
+    a, steps, tiles, random, t, run_length, out, num_steps,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """The first class whose running sum passes a uniform number, or the last that is possible."""
+    """The first class whose running sum passes a uniform number, or the last that is possible.
+
+    At t = 0, to which no step leads, x itself.
+    """
     rows = load_rows(a, tiles, tl.program_id(0), num_steps, ROWS)
     _, draw = uniforms(random, rows.at, rows.inside)
     before = tl.zeros([ROWS], tl.float64)
@@ -41,7 +44,10 @@ def q_sample_of_rows(
         passed += tl.sum((inside & (running <= draw[:, None])).to(tl.int64), axis=1)
         last = tl.maximum(last, tl.max(tl.where(mass > 0.0, j, 0), axis=1).to(tl.int64))
         before += tl.sum(mass, axis=1)
-    drawn = tl.where(rows.live, tl.minimum(passed, last), NONE)
+    x = tl.load(a.anchor + rows.at, mask=rows.inside, other=NONE)
+    at_start = tl.load(t + rows.at // run_length, mask=rows.inside, other=NONE) == 0
+    stays = at_start & (x >= 0) & (x < a.num_classes)
+    drawn = tl.where(rows.live, tl.minimum(passed, last), tl.where(stays, x, NONE))
     tl.store(out + rows.at, drawn, mask=rows.inside)
 
 
@@ -54,9 +60,9 @@ def q_sample(x: Tensor, t: Tensor, handle: int, seeds: Tensor, step: int) -> Ten
     out = torch.empty_like(x)
     a = Arguments(None, x, x, None, None, None, None, None, x.numel(), transition.num_classes)
     tiles, num_tiles = tiles_of(which, len(steps.s), a.num_tokens, SPLIT.rows)
+    run_length = a.num_tokens // max(t.numel(), 1)
     launch(
         q_sample_of_rows, num_tiles, x, a, steps, tiles, random_of(seeds, step, a.num_tokens),
-        out, len(steps.s), SPLIT.rows, SPLIT.columns // 2, num_warps=SPLIT.num_warps,
+        t, run_length, out, len(steps.s), SPLIT.rows, SPLIT.columns // 2, num_warps=SPLIT.num_warps,
     )  # fmt: skip
-    starts = (spread(t, x.shape) == 0) & (x >= 0) & (x < a.num_classes)
-    return x.where(starts, out)
+    return out
