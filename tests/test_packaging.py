@@ -25,6 +25,7 @@ BUILD_VARIABLES = {
     *("D3PM_FAST_REQUIRE_CPU", "D3PM_FAST_IMPL"),
 }
 JUNK = [
+    ".triton/3.6.0/triton/junk.py",
     ".venv/lib/junk.py",
     "build/lib/d3pm_fast/junk.py",
     "d3pm_fast/__pycache__/schedules.cpython-311.pyc",
