@@ -348,7 +348,9 @@ def loss_and_grad(
     scale = 1 / max(num_tokens, 1) if early and count is None else 1.0
     pi = base if base is None else base.to(real)
     chain = chain_of(num_tokens, rows, table, pi, mask_id)
-    tile = tile_of(num_classes, logits.dtype, copies=1 if pi is None else 2)
+    # Beside the logits, what the gradient needs of them.
+    copies = 1 if pi is None and grad is None else 2
+    tile = tile_of(num_classes, logits.dtype, copies)
     model = posterior_mean, direct, triton_type(real)
     weights = vb_weight, ce_weight, scale
     if tile.num_classes < num_classes:
