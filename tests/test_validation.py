@@ -453,14 +453,6 @@ def test_bad_times_and_settings_are_named(make, error, message):
         make(d3.D3PM(CHAIN))
 
 
-@pytest.mark.parametrize(
-    "call", [lambda d, x: d.elbo(None, x), lambda d, x: d.prior(x), lambda d, x: d.q_sample(x, T)]
-)
-def test_one_hot_vectors_in_floats_are_named_everywhere(call):
-    with pytest.raises(ValueError, match=r"x0 must hold class numbers.*: take x0.argmax\(-1\)"):
-        call(d3.D3PM(CHAIN), torch.zeros(B, P, K))
-
-
 def test_a_denoiser_of_the_wrong_shape_is_named():
     diffusion = d3.D3PM(CHAIN)
     with pytest.raises(ValueError, match=r"logits must have shape \(2, 3, 5\), got \(2, 5, 3\)"):
