@@ -58,7 +58,7 @@ def loss(operation: LossOperation, reduction: str, inputs: Inputs, items: Items)
         if reduction == "none":
             return tokens
         total = tokens.sum(dtype=torch.float64).to(tokens.dtype)
-        return total if reduction == "sum" else total / _count(items, least=0)
+        return total if reduction == "sum" else _mean(total, items)
     if operation.with_gradient is not None and _needs_graph(inputs):
         return Loss.apply(operation, reduction, len(inputs), *inputs, *items)  # type: ignore[no-any-return, no-untyped-call]
     return operation.value(inputs, items, reduction)
@@ -107,7 +107,7 @@ class Loss(torch.autograd.Function):
         late = reduction == "mean" and inputs[0].dtype == torch.float16
         assert operation.with_gradient is not None
         loss, *grads = operation.with_gradient(inputs, items, reduction, late)
-        ctx.late_count = _count(items, least=1) if late else None
+        ctx.late_count = _count(items) if late else None
         ctx.operation, ctx.reduction, ctx.count = operation, reduction, count
         ctx.dtype, ctx.num_items = inputs[0].dtype, len(items)
         ctx.is_compiled = is_compiling()
@@ -147,7 +147,7 @@ def _with_a_graph(ctx: Any, upstream: Tensor) -> tuple[Tensor, ...]:
     """Return gradients that can be differentiated: those of the losses of all tokens."""
     _, items = split(ctx.saved_tensors, ctx.count)
     if ctx.reduction == "mean":
-        upstream = upstream / _count(items, least=1)
+        upstream = upstream / _count(items)
     upstream = upstream.expand(items[0].shape)
     operation = ctx.operation.of_tokens()
     return Gradient.apply(operation, ctx.count, upstream, *ctx.saved_tensors)  # type: ignore[no-any-return, no-untyped-call]
@@ -163,8 +163,16 @@ def _of_rows(factor: Tensor, grad: Tensor) -> Tensor:
     return factor.unsqueeze(-1) if 0 < factor.ndim < grad.ndim else factor
 
 
-def _count(items: Items, least: int) -> Tensor | int:
-    """Return how many tokens count."""
+def _mean(total: Tensor, items: Items) -> Tensor:
+    """Return a sum divided by how many tokens count: NaN for none, with a gradient of zero."""
     x0, mask = items[:2]
     assert x0 is not None
-    return max(x0.numel(), least) if mask is None else mask.sum().clamp(min=least)
+    counts = torch.ones_like(x0, dtype=torch.bool) if mask is None else mask
+    return (total / _count(items)).where(counts.any(), torch.nan)
+
+
+def _count(items: Items) -> Tensor | int:
+    """Return how many tokens count, at least 1."""
+    x0, mask = items[:2]
+    assert x0 is not None
+    return max(x0.numel(), 1) if mask is None else mask.sum().clamp(min=1)

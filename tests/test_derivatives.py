@@ -285,3 +285,20 @@ def test_a_mask_without_a_token_gives_a_gradient_of_zero(dtype, reduction, impl)
         chain, leaf, x, x, t, mask=mask, reduction=reduction, impl=impl
     ).sum().backward()
     assert torch.equal(leaf.grad, torch.zeros_like(leaf))
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "batch"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_samples_without_a_token_give_a_gradient_of_zero(dtype, reduction, impl):
+    chain = make_chain("uniform", K).transition
+    x, t = torch.zeros(2, 1, 3).long(), torch.tensor([[3], [4]])
+    mask = torch.tensor([[[False, False, False]], [[True, False, True]]])
+
+    def of_one(logits, x, t, mask):
+        options = {"mask": mask, "reduction": reduction, "impl": impl}
+        return functional.loss(chain, logits, x, x, t, **options).sum()
+
+    together = vmap(grad(of_one))(torch.randn(2, 1, 3, K).to(dtype), x, t, mask)
+    assert torch.equal(together[0], torch.zeros_like(together[0]))
+    assert bool((together[1, 0, 0] != 0).any())
+    assert bool(together.isfinite().all())
