@@ -173,21 +173,20 @@ def check_tokens(
 ) -> None:
     """Raise unless ``value`` is an integer tensor with a batch axis.
 
-    One-hot vectors of K classes are told by their dtype, or by the shape that is expected.
+    One-hot vectors of K classes are told by the shape that is expected; where none is, they are
+    only what numbers with K in the last axis may be.
     """
     if not isinstance(value, Tensor):
         raise not_a_tensor(name, value)
-    if (
-        value.ndim > 1
-        and value.shape[-1] == num_classes
-        and (value.shape[:-1] == shape if shape is not None else value.dtype not in INTEGER_DTYPES)
-    ):
+    may_be_one_hot = value.ndim > 1 and value.shape[-1] == num_classes
+    if may_be_one_hot and value.shape[:-1] == shape:
         raise ValueError(
             f"{name} must hold class numbers (B, *S), got one-hot vectors {tuple(value.shape)}: "
             f"take {name}.argmax(-1)"
         )
     if value.dtype not in INTEGER_DTYPES:
-        raise TypeError(f"{name} must be an integer tensor, got {value.dtype}")
+        remedy = f"; of one-hot vectors take {name}.argmax(-1)" if may_be_one_hot else ""
+        raise TypeError(f"{name} must be an integer tensor, got {value.dtype}{remedy}")
     if value.ndim == 0:
         raise ValueError(f"{name} must have shape (B, *S), got a scalar")
 

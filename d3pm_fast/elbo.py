@@ -97,7 +97,7 @@ def elbo(
     Raises:
         TypeError, ValueError, IndexError: as the functions of :mod:`d3pm_fast.functional`.
     """
-    check_tokens("x0", x0)
+    check_tokens("x0", x0, diffusion.num_classes)
     x0 = x0.long()
     if mask is not None:
         check_mask(mask, x0.shape)

@@ -59,7 +59,7 @@ def evaluate(
     Raises:
         ValueError: no items, or the file is of an evaluation with other settings or items.
     """
-    check_tokens("x0", x0)
+    check_tokens("x0", x0, diffusion.num_classes)
     check_count("number of items in x0", len(x0))
     check_count("save_every", save_every)
     settings = {

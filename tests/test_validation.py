@@ -96,8 +96,8 @@ def test_bad_tensors_are_named(call, name, value, error, message, impl):
         (
             torch.zeros(B, P, K),
             torch.ones(B).long(),
-            ValueError,
-            r"got one-hot vectors \(2, 3, 5\)",
+            TypeError,
+            r"x0 must be an integer tensor.*of one-hot vectors take x0.argmax\(-1\)",
         ),
         (torch.zeros(B, P).long(), torch.full((B,), T + 1), IndexError, r"t must lie in \[0, 8\)"),
         (torch.zeros(B, P).long(), torch.full((B,), -1), IndexError, r"\[0, 8\), got -1"),
@@ -480,6 +480,16 @@ def test_a_tuple_that_is_no_prediction_is_refused(impl):
     ):
         with pytest.raises(error, match=re.escape(message)):
             functional.loss(chain, wrong, x, x, t, impl=impl)
+
+
+def test_floating_point_tokens_may_be_one_hot_or_not():
+    diffusion, x0 = d3.D3PM(CHAIN), torch.zeros(B, K)
+    for call in (
+        lambda: functional.prior(CHAIN, x0),
+        lambda: diffusion.elbo(lambda x, t: torch.zeros(*x.shape, K), x0),
+    ):
+        with pytest.raises(TypeError, match=r"an integer tensor.*of one-hot vectors take x0"):
+            call()
 
 
 @pytest.mark.parametrize("name", ["vb_weight", "ce_weight"])
