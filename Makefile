@@ -29,7 +29,7 @@ OF_TESTS = $(if $(filter Linux,$(shell uname -s)),.triton/3.6.0/installed)
 train: .venv/train data
 	$(BIN)/d3pm-fast train $(ARGS)
 
-test: lint $(OF_TESTS)
+test: lint data $(OF_TESTS)
 	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=8 $(ARGS)
 
 docs: .venv/dev

@@ -46,9 +46,14 @@ def warn_where_nan(
 def _first(
     transition: Transition, x0: Tensor, mask: Tensor | None, x_t: Tensor, t: Tensor
 ) -> str | None:
-    counts = torch.ones_like(x0, dtype=torch.bool) if mask is None else mask
-    x0, x_t = x0.long()[counts], x_t.long()[counts]
-    t = t.long().view(*t.shape, *(1,) * (counts.ndim - t.ndim)).expand(counts.shape)[counts]
+    x0, x_t = x0.long(), x_t.long()
+    t = t.long().view(*t.shape, *(1,) * (x0.ndim - t.ndim)).expand(x0.shape)
+    counts = (t >= 1) & (t <= transition.num_steps)
+    for tokens in (x0, x_t):
+        counts &= (tokens >= 0) & (tokens < transition.num_classes)
+    if mask is not None:
+        counts &= mask
+    x0, x_t, t = x0[counts], x_t[counts], t[counts]
     bad = transition.log_reach(x0, x_t, t) == -torch.inf
     if not bool(bad.any()):
         return None

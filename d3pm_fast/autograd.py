@@ -47,7 +47,7 @@ def differentiable(operation: Differentiable, inputs: Inputs, items: Items = ())
     if derivatives.are_asked(*inputs):
         return derivatives.Transformed.apply(operation, len(inputs), *inputs, *items)  # type: ignore[no-any-return, no-untyped-call]
     if operation.gradient is not None and _needs_graph(inputs):
-        return Value.apply(operation, len(inputs), *inputs, *items)  # type: ignore[no-any-return, no-untyped-call]
+        return Value.apply(operation, len(inputs), *_distinct(*inputs, *items))  # type: ignore[no-any-return, no-untyped-call]
     return operation.value(inputs, items)
 
 
@@ -60,8 +60,16 @@ def loss(operation: LossOperation, reduction: str, inputs: Inputs, items: Items)
         total = tokens.sum(dtype=torch.float64).to(tokens.dtype)
         return total if reduction == "sum" else _mean(total, items)
     if operation.with_gradient is not None and _needs_graph(inputs):
-        return Loss.apply(operation, reduction, len(inputs), *inputs, *items)  # type: ignore[no-any-return, no-untyped-call]
+        tensors = _distinct(*inputs, *items)
+        return Loss.apply(operation, reduction, len(inputs), *tensors)  # type: ignore[no-any-return, no-untyped-call]
     return operation.value(inputs, items, reduction)
+
+
+def _distinct(*tensors: Tensor | None) -> list[Tensor | None]:
+    """Return the tensors, for a compiler that refuses one given twice, as x_0 that is x_t."""
+    if not is_compiling():
+        return list(tensors)
+    return [x if x is None else x.view_as(x) for x in tensors]
 
 
 def _needs_graph(inputs: Inputs) -> bool:

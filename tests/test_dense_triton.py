@@ -268,7 +268,8 @@ def test_times_none_of_which_there_is_reach_no_matrix():
         loss, gradient = loss_and_gradient(small, torch.zeros(2, 3, 5).to(dtype), tokens, tokens, t)
         assert bool(loss.isnan().all())
         assert bool(gradient.isnan().all())
-    assert torch.equal(functional.q_sample(small, tokens, t, impl="triton"), tokens)
+    draws = functional.q_sample(small, tokens, t, impl="triton")
+    assert draws.tolist() == [[0, 0, 0], [-1, -1, -1]]
 
 
 def test_an_impossible_pair_is_nan():

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from d3pm_fast.train import fashion_mnist
+
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 
 
@@ -19,6 +21,10 @@ def each_notebook(test):
 @each_notebook
 def test_it_runs_from_top_to_bottom(notebook, tmp_path):
     pytest.importorskip("papermill")
+    try:
+        fashion_mnist.find("train")
+    except FileNotFoundError as error:
+        pytest.skip(str(error))
     out = tmp_path / "out.ipynb"
     run = [sys.executable, "-m", "papermill", "--no-progress-bar", "-p", "QUICK", "True"]
     environment = os.environ | {"PYTHONWARNINGS": "ignore"}

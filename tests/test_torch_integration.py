@@ -48,6 +48,21 @@ def test_the_loss_compiles_into_one_graph(reduction, dtype, masked, tokens, cpu)
     assert_gradient_close(grad, eager_grad.double(), dtype, ulps=4)
 
 
+@pytest.mark.parametrize("cut", [lambda x: x, lambda x: (x[..., 0],) * 2], ids=["logits", "pair"])
+def test_one_tensor_may_be_given_twice_to_what_is_compiled(cut, tokens, cpu):
+    x_t, t = tokens[1:]
+
+    def loss(x):
+        return functional.loss(CHAIN, cut(x), x_t, x_t, t, impl=cpu)
+
+    torch._dynamo.reset()
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    logits = torch.randn(B, P, K)
+    (value, grad), (expected, eager_grad) = (gradient(logits, f) for f in (compiled, loss))
+    torch.testing.assert_close(value, expected)
+    torch.testing.assert_close(grad, eager_grad)
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the compiler itself
 def test_a_training_step_compiles_with_the_default_backend(tokens, cpu):
     layer = torch.nn.Linear(4, K)
