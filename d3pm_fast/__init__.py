@@ -2,7 +2,16 @@
 
 from importlib.metadata import version as _version
 
-from . import evaluation, functional, sampling, schedules, timesteps, transitions, unmasking
+from . import (
+    choices,
+    evaluation,
+    functional,
+    sampling,
+    schedules,
+    timesteps,
+    transitions,
+    unmasking,
+)
 from .diffusion import D3PM
 from .elbo import ELBO
 from .functional import draw_seeds
@@ -15,6 +24,7 @@ __all__ = [
     "D3PM",
     "ELBO",
     "Implementation",
+    "choices",
     "cumulative_products",
     "draw_seeds",
     "evaluation",

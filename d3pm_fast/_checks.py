@@ -4,7 +4,7 @@ import math
 import numbers
 import operator
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ class HasDevice(Protocol):
         """Where its numbers are."""
 
 
+Choice = TypeVar("Choice", bound=str)
 ArrayLike = Tensor | np.ndarray | Sequence[float]
 
 INTEGER_DTYPES = frozenset(
@@ -161,7 +162,7 @@ def check_class(name: str, value: int, num_classes: int) -> int:
     return index
 
 
-def check_choice(name: str, value: str, choices: tuple[str, ...]) -> str:
+def check_choice(name: str, value: str, choices: tuple[Choice, ...]) -> Choice:
     """Return ``value`` if it is one of ``choices``."""
     if value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")

@@ -6,9 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import _settings, functional, ops, timesteps
+from . import _settings, functional, timesteps
 from ._checks import check_choice
 from ._loadable import loadable
+from .choices import FIRST_STEPS, IMPLS, REVERSES, FirstStep, Impl, Last, Reduction, Reverse
 from .elbo import ELBO, elbo
 from .sampling import ancestral
 from .transitions import Transition
@@ -39,9 +40,9 @@ class D3PM(nn.Module):
     def __init__(
         self,
         transition: Transition,
-        reverse: str = "joint",
-        first_step: str = "posterior",
-        impl: str = "auto",
+        reverse: Reverse = "joint",
+        first_step: FirstStep = "posterior",
+        impl: Impl = "auto",
     ) -> None:
         super().__init__()
         if not isinstance(transition, Transition):
@@ -49,9 +50,9 @@ class D3PM(nn.Module):
                 f"transition must be a d3pm_fast transition, got {type(transition).__name__}"
             )
         self.transition = transition
-        self.reverse = check_choice("reverse", reverse, functional.REVERSE)
-        self.first_step = check_choice("first_step", first_step, functional.FIRST_STEP)
-        self.impl = check_choice("impl", impl, ops.IMPLEMENTATIONS)
+        self.reverse = check_choice("reverse", reverse, REVERSES)
+        self.first_step = check_choice("first_step", first_step, FIRST_STEPS)
+        self.impl = check_choice("impl", impl, IMPLS)
 
     @property
     def num_classes(self) -> int:
@@ -165,7 +166,7 @@ class D3PM(nn.Module):
         vb_weight: float | Tensor = 1.0,
         ce_weight: float | Tensor = 0.0,
         mask: Tensor | None = None,
-        reduction: str = "mean",
+        reduction: Reduction = "mean",
     ) -> Tensor:
         """Return the hybrid loss in nats; see :func:`d3pm_fast.functional.loss`."""
         return functional.loss(
@@ -250,7 +251,7 @@ class D3PM(nn.Module):
         generator: torch.Generator | None = None,
         progress: bool = False,
         callback: Callable[[Tensor, int], None] | None = None,
-        last: str = "sample",
+        last: Last = "sample",
         known: tuple[Tensor, Tensor] | None = None,
         time_independent: bool = False,
         seeds: Tensor | None = None,

@@ -46,6 +46,7 @@ from ._checks import (
 )
 from ._impossible import check_possible, warn_where_nan
 from ._random import of_generator
+from .choices import FIRST_STEPS, REDUCTIONS, REVERSES, FirstStep, Impl, Reduction, Reverse
 from .chunks import Chunks
 from .logistic import Logistic, LogisticMaker
 from .reference.draws import draw_base
@@ -70,9 +71,6 @@ __all__ = [
 
 Prediction = Tensor | tuple[Any, ...]
 ChainOf = Callable[[Transition, Tensor, Tensor | None], tuple[Any, ...]]
-REVERSE = ("joint", "posterior_mean")
-FIRST_STEP = ("logits", "posterior")
-REDUCTIONS = ("mean", "sum", "none", "batch")
 
 
 def loss(
@@ -83,13 +81,13 @@ def loss(
     t: Tensor,
     s: Tensor | None = None,
     *,
-    reverse: str = "joint",
-    first_step: str = "posterior",
+    reverse: Reverse = "joint",
+    first_step: FirstStep = "posterior",
     vb_weight: float | Tensor = 1.0,
     ce_weight: float | Tensor = 0.0,
     mask: Tensor | None = None,
-    reduction: str = "mean",
-    impl: str = "auto",
+    reduction: Reduction = "mean",
+    impl: Impl = "auto",
 ) -> Tensor:
     """Return ``vb_weight L_{t-1} + ce_weight (-log softmax(logits)[x_0])``, in nats.
 
@@ -190,7 +188,7 @@ def q_posterior(
     s: Tensor | None = None,
     *,
     dtype: torch.dtype | None = None,
-    impl: str = "auto",
+    impl: Impl = "auto",
 ) -> Tensor:
     """Return ``log q(x_s | x_t, x_0)``, in nats; s = t - 1 unless given (D3PM, eq. 3).
 
@@ -230,9 +228,9 @@ def p_posterior(
     t: Tensor,
     s: Tensor | None = None,
     *,
-    reverse: str = "joint",
-    first_step: str = "posterior",
-    impl: str = "auto",
+    reverse: Reverse = "joint",
+    first_step: FirstStep = "posterior",
+    impl: Impl = "auto",
 ) -> Tensor:
     """Return ``log p(x_s | x_t)``, in nats, differentiable in the logits (D3PM, eq. 4).
 
@@ -257,7 +255,7 @@ def p_posterior(
     """
     model = _check_model(transition, logits, x_t, t, reverse, first_step)
     if _is_too_narrow(logits, transition):
-        options = {"reverse": reverse, "first_step": first_step, "impl": impl}
+        options: dict[str, Any] = {"reverse": reverse, "first_step": first_step, "impl": impl}
         wide = p_posterior(transition, _widened(logits), x_t, t, s, **options)
         return wide.to(_dtype_of(logits) or torch.float32)
     if _environment.CHECK:
@@ -293,7 +291,7 @@ def q_sample(
     generator: torch.Generator | None = None,
     seeds: Tensor | None = None,
     step: int = 0,
-    impl: str = "auto",
+    impl: Impl = "auto",
 ) -> Tensor:
     """Draw ``x_t ~ q(x_t | x_0)`` (D3PM, eq. 3).
 
@@ -334,12 +332,12 @@ def p_sample(
     t: Tensor,
     s: Tensor | None = None,
     *,
-    reverse: str = "joint",
-    first_step: str = "posterior",
+    reverse: Reverse = "joint",
+    first_step: FirstStep = "posterior",
     generator: torch.Generator | None = None,
     seeds: Tensor | None = None,
     step: int = 0,
-    impl: str = "auto",
+    impl: Impl = "auto",
 ) -> Tensor:
     """Draw ``x_s ~ p(x_s | x_t)``; s = t - 1 unless given (D3PM, eq. 4 and appendix A.3).
 
@@ -400,7 +398,7 @@ def logistic_logits(
     num_classes: int,
     *,
     edge_corrected: bool = False,
-    impl: str = "auto",
+    impl: Impl = "auto",
 ) -> Tensor:
     """Return the logits of a truncated discretized logistic distribution (D3PM, appendix A.8).
 
@@ -488,7 +486,7 @@ def draw_seeds(batch: int, generator: torch.Generator | None = None) -> Tensor:
     return torch.randint(bounds.min, bounds.max, (batch,), device=device, **options)
 
 
-def _reduced(token_loss: Tensor, mask: Tensor | None, reduction: str) -> Tensor:
+def _reduced(token_loss: Tensor, mask: Tensor | None, reduction: Reduction) -> Tensor:
     if reduction == "none":
         return token_loss
     if reduction == "batch":
@@ -570,12 +568,12 @@ def _check_model(
     logits: Prediction,
     x_t: Tensor,
     t: Tensor,
-    reverse: str,
-    first_step: str,
+    reverse: Reverse,
+    first_step: FirstStep,
     **others: Tensor | None,
 ) -> tuple[bool, bool]:
-    check_choice("reverse", reverse, REVERSE)
-    check_choice("first_step", first_step, FIRST_STEP)
+    check_choice("reverse", reverse, REVERSES)
+    check_choice("first_step", first_step, FIRST_STEPS)
     check_tokens("x_t", x_t, transition.num_classes, _shape_of(logits))
     if isinstance(logits, Shaped):
         check_shaped(*logits)
@@ -644,7 +642,7 @@ def _widened(logits: Prediction) -> Prediction:
 
 
 def _choose(
-    impl: str,
+    impl: Impl,
     operation: str,
     dtype: torch.dtype | None,
     transition: Transition,

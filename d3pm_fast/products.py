@@ -9,13 +9,14 @@ from torch.func import vjp
 
 from . import derivatives, reference
 from ._checks import not_a_tensor
+from .choices import Impl
 from .ops import implementation
 from .ops.products import Scan, scan_of
 
 __all__ = ["cumulative_products"]
 
 
-def cumulative_products(matrices: Tensor, impl: str = "auto") -> Tensor:
+def cumulative_products(matrices: Tensor, impl: Impl = "auto") -> Tensor:
     """Return ``Qbar_t = Q_1 ... Q_t`` for t = 1..T (D3PM, eq. 3).
 
     Calculated in float64 and rounded once. The backward pass keeps nothing but the matrices and

@@ -21,6 +21,7 @@ from ._checks import (
     check_tokens,
 )
 from ._reuse import Reuse
+from .choices import LASTS, Last
 from .reference.draws import NONE
 
 if TYPE_CHECKING:
@@ -30,7 +31,6 @@ __all__ = ["ancestral"]
 
 Denoiser = Callable[[Tensor, Tensor], functional.Prediction]
 Known = tuple[Tensor, Tensor]
-LAST = ("sample", "argmax")
 
 
 @torch.no_grad()
@@ -40,7 +40,7 @@ def ancestral(
     shape: tuple[int, ...],
     *,
     steps: int | Iterable[int] | None = None,
-    last: str = "sample",
+    last: Last = "sample",
     known: Known | None = None,
     time_independent: bool = False,
     generator: torch.Generator | None = None,
@@ -82,7 +82,7 @@ def ancestral(
         TypeError, ValueError, IndexError: as the functions of :mod:`d3pm_fast.functional`.
     """
     times = timesteps.path(diffusion.num_steps, steps)
-    check_choice("last", last, LAST)
+    check_choice("last", last, LASTS)
     x, seeds = start(diffusion, shape, known, generator, seeds)
     if time_independent:
         denoiser = Reuse(denoiser)
@@ -142,7 +142,7 @@ def step(
     t: int,
     s: int,
     seeds: Tensor,
-    last: str,
+    last: Last,
     known: Known | None,
 ) -> Tensor:
     """Return x_s after one call of the denoiser; the numbers are those of step t."""

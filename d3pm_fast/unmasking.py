@@ -11,8 +11,9 @@ from tqdm.auto import tqdm
 
 from . import functional, timesteps
 from ._checks import check_choice, check_number
+from .choices import LASTS, Last
 from .reference.philox import uniforms
-from .sampling import LAST, Denoiser, Known, start, step, warn_of_masks, widened
+from .sampling import Denoiser, Known, start, step, warn_of_masks, widened
 from .transitions import RankOneTransition
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ def first_hitting(
     shape: tuple[int, ...],
     *,
     steps: int | Iterable[int] | None = None,
-    last: str = "sample",
+    last: Last = "sample",
     known: Known | None = None,
     generator: torch.Generator | None = None,
     seeds: Tensor | None = None,
@@ -67,7 +68,7 @@ def first_hitting(
     """
     chain = _absorbing(diffusion)
     times = timesteps.path(chain.num_steps, steps)
-    check_choice("last", last, LAST)
+    check_choice("last", last, LASTS)
     x, seeds = start(diffusion, shape, known, generator, seeds)
     ends = torch.tensor(times[::-1], device=x.device)
     hit = _draw_hits(chain, ends, seeds, x)

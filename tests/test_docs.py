@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 PAGES = [page for page in sorted(ROOT.glob("docs/*.md")) if BLOCK.search(page.read_text())]
 MODULES = [
+    "d3pm_fast.choices",
     "d3pm_fast.elbo",
     "d3pm_fast.evaluation",
     "d3pm_fast.functional",

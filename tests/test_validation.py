@@ -1,6 +1,7 @@
 """Every bad input: the type of the error, the argument's name, what was expected, what came."""
 
 import copy
+import inspect
 import os
 import re
 import shutil
@@ -13,7 +14,7 @@ import pytest
 import torch
 
 import d3pm_fast as d3
-from d3pm_fast import _environment, functional, schedules, transitions
+from d3pm_fast import _environment, choices, functional, schedules, transitions
 
 K, T, B, P = 5, 7, 2, 3
 CHAIN = d3.transitions.absorbing(K, d3.schedules.jsd(T), mask_id=4)
@@ -113,7 +114,7 @@ def test_bad_tensors_of_q_sample_are_named(x0, t, error, message, impl):
     ("option", "error", "message"),
     [
         ({"reverse": "both"}, ValueError, "reverse must be one of 'joint', 'posterior_mean', got"),
-        ({"first_step": "?"}, ValueError, "first_step must be one of 'logits', 'posterior', got"),
+        ({"first_step": "?"}, ValueError, "first_step must be one of 'posterior', 'logits', got"),
         ({"reduction": "avg"}, ValueError, "reduction must be one of 'mean', 'sum', 'none', 'b"),
         ({"impl": "fpga"}, ValueError, "impl must be one of 'auto', 'reference', 'cpu'"),
         ({"impl": "cuda"}, RuntimeError, "impl='cuda' needs the compiled CUDA module"),
@@ -451,6 +452,32 @@ def test_bad_schedules_are_named(make, error, message):
 def test_bad_times_and_settings_are_named(make, error, message):
     with pytest.raises(error, match=message):
         make(d3.D3PM(CHAIN))
+
+
+TYPES_OF_CHOICES = {
+    "reverse": choices.Reverse,
+    "first_step": choices.FirstStep,
+    "impl": choices.Impl,
+    "reduction": choices.Reduction,
+    "last": choices.Last,
+    "method": choices.GraphMethod,
+}
+
+
+def test_choices_have_types_that_an_editor_can_complete():
+    modules = functional, transitions, d3.sampling, d3.unmasking, d3.evaluation, d3
+    public = [getattr(module, name) for module in modules for name in module.__all__]
+    methods = [member for _, member in inspect.getmembers(d3.D3PM, inspect.isfunction)]
+    callables = [d3.D3PM, *methods, *filter(inspect.isfunction, public)]
+    found = [
+        (name, parameter.annotation)
+        for called in callables
+        for name, parameter in inspect.signature(called).parameters.items()
+        if name in TYPES_OF_CHOICES
+    ]
+    assert {name for name, _ in found} == TYPES_OF_CHOICES.keys()
+    for name, annotation in found:
+        assert annotation == TYPES_OF_CHOICES[name]
 
 
 def test_a_denoiser_of_the_wrong_shape_is_named():

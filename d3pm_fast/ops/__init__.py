@@ -10,10 +10,9 @@ from typing import Any
 from .. import reference
 from ..transitions import RankOneTransition, Transition
 from . import dense, logistic, rank_one, shaped
-from .implementations import IMPLEMENTATIONS, Implementation, implementation
+from .implementations import Implementation, implementation
 
 __all__ = [
-    "IMPLEMENTATIONS",
     "Implementation",
     "implementation",
     "logistic",

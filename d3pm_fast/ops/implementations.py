@@ -6,10 +6,9 @@ import torch
 
 from .. import _compiled, _environment, _triton
 from .._checks import check_choice
+from ..choices import IMPLS, Impl
 from ..transitions import RankOneTransition, Transition
 from .preferred import preferred
-
-IMPLEMENTATIONS = ("auto", "reference", "cpu", "triton", "cuda")
 
 
 class Implementation(NamedTuple):
@@ -30,7 +29,7 @@ _WHY_NO_TRITON = _triton.why_not()
 
 
 def implementation(
-    impl: str = "auto",
+    impl: Impl = "auto",
     device: torch.device | str = "cpu",
     transition: Transition | None = None,
     *,
@@ -60,11 +59,11 @@ def implementation(
         ValueError: an unknown name, or one that cannot serve this device.
         RuntimeError: the implementation asked for is not installed.
     """
-    check_choice("impl", impl, IMPLEMENTATIONS)
+    check_choice("impl", impl, IMPLS)
     kind = device.type if isinstance(device, torch.device) else torch.device(device).type
     asked = "the call asks for it"
     if impl == "auto" and _environment.IMPL:
-        impl = check_choice("D3PM_FAST_IMPL", _environment.IMPL, IMPLEMENTATIONS)
+        impl = check_choice("D3PM_FAST_IMPL", _environment.IMPL, IMPLS)
         asked = "D3PM_FAST_IMPL asks for it"
     if impl == "reference":
         return Implementation("reference", asked)

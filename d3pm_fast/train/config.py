@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from .. import schedules, transitions
 from .._checks import check_count
+from ..choices import FirstStep, Impl, Reverse
 from ..diffusion import D3PM
 from ..transitions import Transition
 from .items import Items
@@ -72,11 +73,11 @@ class TrainConfig(ABC):
     """Weight of the variational bound."""
     ce_weight: float = 0.01
     """Weight of the cross-entropy (the paper's lambda)."""
-    reverse: Literal["joint", "posterior_mean"] = "joint"
+    reverse: Reverse = "joint"
     """The model's reverse step."""
-    first_step: Literal["posterior", "logits"] = "posterior"
+    first_step: FirstStep = "posterior"
     """The model of the last reverse step, p(x_0 | x_1): with logits it has to learn to copy."""
-    impl: Literal["auto", "reference", "cpu", "triton", "cuda"] = "auto"
+    impl: Impl = "auto"
     """The implementation of loss and sampler in training; all draw the same samples."""
     batch_size: int = 64
     """Items a step."""

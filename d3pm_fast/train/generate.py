@@ -11,6 +11,7 @@ import tyro
 from torch import Tensor, nn
 
 from .._checks import check_count
+from ..choices import Last
 from ..functional import Shaped
 from ..sampling import ancestral
 from ..unmasking import confidence, first_hitting
@@ -62,7 +63,7 @@ class SampleConfig:
     """Evenly strided steps, 1..T; default: as in training."""
     times: Annotated[tuple[int, ...], COMMAS] = ()
     """In place of steps: the times that they start from, falling from T, with commas between."""
-    last: Literal["sample", "argmax"] = "sample"
+    last: Last = "sample"
     """The step to t = 0: drawn, or the likeliest class."""
     temperature: float = 1.0
     """Of the predictions, above 0; below 1 the likelier classes gain."""

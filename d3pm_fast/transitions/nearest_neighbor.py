@@ -12,6 +12,7 @@ from .._checks import (
     check_number,
     check_probabilities,
 )
+from ..choices import GRAPH_METHODS, GraphMethod
 from .dense import DenseTransition
 from .jump_laws import Coins
 from .matrices import keep_or_move_chain
@@ -31,7 +32,7 @@ def nearest_neighbor(
     num_neighbors: int,
     schedule: ArrayLike,
     *,
-    method: str = "exponential",
+    method: GraphMethod = "exponential",
     mask_rate: float | None = None,
     memory_budget: int = MEMORY_BUDGET,
 ) -> DenseTransition | SparseTransition:
@@ -65,7 +66,7 @@ def nearest_neighbor(
             is not connected (take more neighbours), or one that no scaling makes doubly
             stochastic.
     """
-    check_choice("method", method, ("exponential", "sinkhorn"))
+    check_choice("method", method, GRAPH_METHODS)
     if method == "exponential":
         rates = _rates(embeddings, num_neighbors, mask_rate)
         mask_id = -1 if mask_rate is None else len(rates) - 1

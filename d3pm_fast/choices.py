@@ -1,0 +1,30 @@
+"""The words that arguments choose by, as types: editors complete them, type checkers know them.
+
+Code that passes such an argument on annotates it with the same type::
+
+    def make(reverse: d3pm_fast.choices.Reverse) -> d3pm_fast.D3PM: ...
+"""
+
+from typing import Literal, get_args
+
+__all__ = ["FirstStep", "GraphMethod", "Impl", "Last", "Reduction", "Reverse"]
+
+Reverse = Literal["joint", "posterior_mean"]
+"""The reverse step of the model, ``p(x_s | x_t)``."""
+FirstStep = Literal["posterior", "logits"]
+"""The model of ``p(x_0 | x_1)``, and of every step to time 0."""
+Impl = Literal["auto", "reference", "cpu", "triton", "cuda"]
+"""The implementation that serves a call."""
+Reduction = Literal["mean", "sum", "none", "batch"]
+"""What is returned of the losses of all tokens."""
+Last = Literal["sample", "argmax"]
+"""What a sampler does in the step to time 0."""
+GraphMethod = Literal["exponential", "sinkhorn"]
+"""How the graph of nearest neighbours becomes a chain."""
+
+REVERSES: tuple[Reverse, ...] = get_args(Reverse)
+FIRST_STEPS: tuple[FirstStep, ...] = get_args(FirstStep)
+IMPLS: tuple[Impl, ...] = get_args(Impl)
+REDUCTIONS: tuple[Reduction, ...] = get_args(Reduction)
+LASTS: tuple[Last, ...] = get_args(Last)
+GRAPH_METHODS: tuple[GraphMethod, ...] = get_args(GraphMethod)
