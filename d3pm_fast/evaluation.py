@@ -39,12 +39,15 @@ def evaluate(
     file of the first 100 is a part of that of the first 1000.
 
     Args:
-        diffusion: as for :func:`d3pm_fast.elbo.elbo`.
-        denoiser: as for :func:`d3pm_fast.elbo.elbo`.
+        diffusion: the chain and the model's reverse step.
+        denoiser: maps ``(x_t (n, *S) int64, t (n,) int64)`` to logits ``(n, *S, K)``, or to a
+            pair of parameters, see :class:`d3pm_fast.functional.Logistic`. Put it in evaluation
+            mode yourself.
         x0: the items, ``(N, *S)``, N at least 1; a few at a time go to the module's device.
         path: the file; written whole or not at all.
-        steps: as for :func:`d3pm_fast.elbo.elbo`.
-        num_times: as for :func:`d3pm_fast.elbo.elbo`.
+        steps: how many steps the model takes, evenly strided; None for all T.
+        num_times: how many of the steps are taken for each item, at least 3, for an estimate
+            without a bias; None takes all of them. See :func:`d3pm_fast.elbo.elbo`.
         mask: bool ``(N, *S)``, True where a token counts.
         seed: of all draws.
         batch_size: the most x_t in one denoiser call.

@@ -197,7 +197,7 @@ def q_posterior(
         x0: the data, ``(B, *S)``.
         x_t: the corrupted data, ``(B, *S)``.
         t: times, ``(B,)`` or ``(B, *S)``, in 1..T.
-        s: as in :func:`loss`.
+        s: times that the steps lead to, the shape of t, in 0..t-1; t - 1 unless given.
         dtype: of the result; None for PyTorch's default dtype.
         impl: which implementation serves the call.
 
@@ -242,9 +242,11 @@ def p_posterior(
             is differentiable, and a gradient asked of them is a ``ValueError``.
         x_t: the corrupted data, ``(B, *S)``.
         t: times, ``(B,)`` or ``(B, *S)``, in 1..T.
-        s: as in :func:`loss`.
-        reverse: as in :func:`loss`.
-        first_step: as in :func:`loss`.
+        s: times that the steps lead to, the shape of t, in 0..t-1; t - 1 unless given.
+        reverse: ``"joint"`` (eq. 4) or ``"posterior_mean"`` (the posteriors of all x_0,
+            each with its predicted weight).
+        first_step: the model of every step to s = 0: ``"posterior"`` treats it as any other step;
+            ``"logits"`` takes the softmax itself, for every token.
         impl: which implementation serves the call.
 
     Returns:
@@ -349,12 +351,15 @@ def p_sample(
         logits: the denoiser's prediction of x_0, ``(B, *S, K)``.
         x_t: the corrupted data, ``(B, *S)``.
         t: times, ``(B,)`` or ``(B, *S)``, in 1..T.
-        s: as in :func:`loss`.
-        reverse: as in :func:`loss`.
-        first_step: as in :func:`loss`.
-        generator: as in :func:`q_sample`.
-        seeds: as in :func:`q_sample`.
-        step: as in :func:`q_sample`.
+        s: times that the steps lead to, the shape of t, in 0..t-1; t - 1 unless given.
+        reverse: ``"joint"`` (eq. 4) or ``"posterior_mean"`` (the posteriors of all x_0,
+            each with its predicted weight).
+        first_step: the model of every step to s = 0: ``"posterior"`` treats it as any other step;
+            ``"logits"`` takes the softmax itself, for every token.
+        generator: where the seeds come from; None for PyTorch's default generator.
+        seeds: int64 ``(B,)`` in place of a generator: an item's draw depends on its own seed,
+            ``step`` and the position in the item alone (:func:`d3pm_fast.draw_seeds`).
+        step: a counter in [0, 2^63) that tells draws of the same seeds apart.
         impl: which implementation serves the call.
 
     Returns:
@@ -434,7 +439,7 @@ def prior(transition: Transition, x0: Tensor, mask: Tensor | None = None) -> Ten
     Args:
         transition: the chain.
         x0: the data, ``(B, *S)``.
-        mask: as in :func:`loss`.
+        mask: bool ``(B, *S)``, True where a token counts; the others may hold anything.
 
     Returns:
         float64 ``(B,)``, the sum over positions: it has no parameters, and says what the chain
@@ -461,8 +466,9 @@ def sample_prior(
     Args:
         transition: the chain.
         shape: ``(B, *S)``.
-        seeds: int64 ``(B,)``, as in :func:`q_sample`.
-        step: as in :func:`q_sample`.
+        seeds: int64 ``(B,)``: an item's draw depends on its own seed, ``step`` and the position in
+            the item alone (:func:`d3pm_fast.draw_seeds`).
+        step: a counter in [0, 2^63) that tells draws of the same seeds apart.
     """
     _, draw = uniforms(seeds, step, math.prod(shape))
     return draw_base(draw, running_sums(transition.stationary()), transition.num_classes).view(
@@ -476,9 +482,16 @@ def sum_positions(tokens: Tensor) -> Tensor:
 
 
 def draw_seeds(batch: int, generator: torch.Generator | None = None) -> Tensor:
-    """Return one int64 seed an item, ``(batch,)``, on the generator's device.
+    """Return a random seed for each item.
 
     Two calls for 3 and 5 items give the seeds that one call for 8 gives.
+
+    Args:
+        batch: how many.
+        generator: where they come from; None for PyTorch's default generator of the CPU.
+
+    Returns:
+        int64 ``(batch,)``, on the generator's device.
     """
     device = "cpu" if generator is None else generator.device
     bounds = torch.iinfo(torch.int64)

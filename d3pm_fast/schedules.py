@@ -49,7 +49,15 @@ def linear(num_steps: int, start: float = 1e-4, end: float = 0.02) -> Tensor:
 def quadratic(num_steps: int, start: float = 1e-4, end: float = 0.02) -> Tensor:
     """Return betas whose square roots grow linearly.
 
-    Source: the ``quad`` schedule of Ho et al. 2020's code. Arguments as in :func:`linear`.
+    Source: the ``quad`` schedule of Ho et al. 2020's code.
+
+    Args:
+        num_steps: T, at least 1.
+        start: beta_1, in [0, 1].
+        end: beta_T, in [0, 1].
+
+    Returns:
+        float64 ``(T,)``.
     """
     _check_range(start, end)
     return from_betas(_ramp(num_steps, math.sqrt(start), math.sqrt(end)) ** 2)
@@ -58,7 +66,15 @@ def quadratic(num_steps: int, start: float = 1e-4, end: float = 0.02) -> Tensor:
 def sigmoid(num_steps: int, start: float = 1e-4, end: float = 0.02) -> Tensor:
     """Return betas that follow a logistic curve on [-6, 6] between ``start`` and ``end``.
 
-    Source: Xu et al. 2022 (GeoDiff), appendix. Arguments as in :func:`linear`.
+    Source: Xu et al. 2022 (GeoDiff), appendix.
+
+    Args:
+        num_steps: T, at least 1.
+        start: beta_1, in [0, 1].
+        end: beta_T, in [0, 1].
+
+    Returns:
+        float64 ``(T,)``.
     """
     _check_range(start, end)
     curve = torch.sigmoid(_ramp(num_steps, 0.0, 1.0) * 12 - 6)
@@ -88,16 +104,31 @@ def cosine_multinomial(num_steps: int, offset: float = 0.008) -> Tensor:
 
     Source: Hoogeboom et al. 2021 (multinomial diffusion), code. The square root makes it the
     plain cosine of :func:`cosine` but for the floor of 0.001, which keeps 3 % of the tokens in
-    the last step. Arguments as in :func:`cosine`.
+    the last step.
+
+    Args:
+        num_steps: T, at least 1.
+        offset: s, at least 0.
+
+    Returns:
+        float64 ``(T,)``.
     """
     return _cosine(num_steps, offset, 1 - math.sqrt(0.001), power=1)
 
 
 def cosine_squared(num_steps: int, offset: float = 0.008, max_beta: float = 1.0) -> Tensor:
-    """Return the betas of ``alpha_bar_t = g(t/T)^2 / g(0)^2``, ``g`` as in :func:`cosine`.
+    """Return the betas of ``alpha_bar_t = g(t/T)^2 / g(0)^2``, ``g`` the cosine of :func:`cosine`.
 
     Source: Nichol and Dhariwal 2021 (improved DDPM), eq. 17; their code clips at
-    ``max_beta=0.999``. Arguments as in :func:`cosine`.
+    ``max_beta=0.999``.
+
+    Args:
+        num_steps: T, at least 1.
+        offset: s, at least 0.
+        max_beta: upper bound of every beta, in (0, 1].
+
+    Returns:
+        float64 ``(T,)``.
     """
     return _cosine(num_steps, offset, max_beta, power=2)
 

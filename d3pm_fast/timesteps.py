@@ -34,8 +34,13 @@ def low_discrepancy(
     """Return times that cover 1..T evenly, each of them uniform on 1..T, int64 ``(batch,)``.
 
     One uniform number is shifted by i / batch for item i (Kingma et al. 2021, VDM, appendix
-    I.1): the loss of a batch varies less than with independent times. Arguments as in
-    :func:`uniform`.
+    I.1): the loss of a batch varies less than with independent times.
+
+    Args:
+        num_steps: T.
+        batch: how many.
+        generator: None for PyTorch's default generator of the device.
+        device: of the result; None for the generator's, or the CPU.
     """
     num_steps = check_count("num_steps", num_steps)
     options = of_generator(generator)
@@ -63,8 +68,8 @@ def path(num_steps: int, steps: int | Iterable[int] | None = None) -> list[int]:
 
     Args:
         num_steps: T.
-        steps: a count or None, as for :func:`strided`; or the times that steps start from,
-            falling from T; the last step leads to 0.
+        steps: how many times the denoiser is called, in 1..T, evenly spaced; None for all T; or the
+            times that steps start from, falling from T: the last step leads to 0.
 
     Raises:
         TypeError: a time is no integer.

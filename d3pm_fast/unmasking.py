@@ -48,12 +48,16 @@ def first_hitting(
 
     Args:
         diffusion: an absorbing chain and the model's first step.
-        denoiser: as for :func:`d3pm_fast.sampling.ancestral`, its logit of the mask ``-inf``. It
-            is given a part of the batch, and t differs between items.
+        denoiser: maps ``(x_t (n, *S) int64, t (n,) int64)`` to logits ``(n, *S, K)``, that of the
+            mask ``-inf``, or to whatever else :func:`d3pm_fast.functional.p_sample` takes in their
+            place. It is given a part of the batch, and t differs between items. Put it in
+            evaluation mode yourself.
         shape: ``(B, *S)``.
-        steps: as for :func:`d3pm_fast.sampling.ancestral`.
-        last: as for :func:`d3pm_fast.sampling.ancestral`.
-        known: as for :func:`d3pm_fast.sampling.ancestral`.
+        steps: how many evenly strided times, in 1..T, or the times themselves, falling from T;
+            None for all T. See :func:`d3pm_fast.timesteps.path`.
+        last: in the step to 0, ``"sample"``, or ``"argmax"`` for the likeliest class of each token.
+        known: ``(tokens, mask)``, integers and bool ``(B, *S)``: where the mask is True, x is held
+            at these tokens, and the others are filled in.
         generator: where the seeds come from; None for PyTorch's default generator.
         seeds: int64 ``(B,)`` in its place, see :func:`d3pm_fast.draw_seeds`.
         progress: show a progress bar.
@@ -117,14 +121,18 @@ def confidence(
 
     Args:
         diffusion: an absorbing chain.
-        denoiser: as for :func:`d3pm_fast.sampling.ancestral`, its logit of the mask ``-inf``.
+        denoiser: maps ``(x_t (n, *S) int64, t (n,) int64)`` to logits ``(n, *S, K)``, that of the
+            mask ``-inf``, or to whatever else :func:`d3pm_fast.functional.p_sample` takes in their
+            place. Put it in evaluation mode yourself.
         shape: ``(B, *S)``.
-        steps: as for :func:`d3pm_fast.sampling.ancestral`.
+        steps: how many evenly strided times, in 1..T, or the times themselves, falling from T;
+            None for all T. See :func:`d3pm_fast.timesteps.path`.
         noise: what a Gumbel number is multiplied with before it is added to the log-probability
             of a token, at T; it falls to 0 in proportion to s (MaskGIT's choice temperature).
         remask: whether a token may be masked again in later steps, by the confidence with which
             it was drawn (Mask-Predict, Ghazvininejad et al. 2019); else it stays.
-        known: as for :func:`d3pm_fast.sampling.ancestral`.
+        known: ``(tokens, mask)``, integers and bool ``(B, *S)``: where the mask is True, x is held
+            at these tokens, and the others are filled in.
         generator: where the seeds come from; None for PyTorch's default generator.
         seeds: int64 ``(B,)`` in its place, see :func:`d3pm_fast.draw_seeds`.
         progress: show a progress bar.

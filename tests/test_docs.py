@@ -3,6 +3,7 @@
 import doctest
 import importlib
 import importlib.util
+import inspect
 import os
 import re
 import subprocess
@@ -11,6 +12,8 @@ from pathlib import Path
 
 import pytest
 import torch
+
+import d3pm_fast as d3
 
 ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -61,6 +64,29 @@ def test_the_pages_build_without_a_warning(tmp_path):
         names = importlib.import_module(module).__all__
         missing = [name for name in names if f'id="{module}.{name}"' not in pages]
         assert not missing, f"{module}: {missing}"
+
+
+def public_functions():
+    """Every function that users call, and the methods of D3PM, by name."""
+    modules = d3, *(importlib.import_module(name) for name in MODULES if "reference" not in name)
+    found = {f"{m.__name__}.{name}": getattr(m, name) for m in modules for name in m.__all__}
+    found |= {f"D3PM.{name}": method for name, method in vars(d3.D3PM).items() if name[0] != "_"}
+    state = "D3PM.set_extra_state"  # called by PyTorch
+    return {k: f for k, f in found.items() if inspect.isfunction(f) and k != state}
+
+
+FUNCTIONS = public_functions()
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_a_docstring_describes_every_argument_where_it_stands(name):
+    """What an editor shows of a call must not send the reader to another function for it."""
+    function = FUNCTIONS[name]
+    arguments = [name for name in inspect.signature(function).parameters if name != "self"]
+    text = inspect.getdoc(function)
+    described = text.partition("\nArgs:\n")[2].partition("\n\n")[0]
+    assert re.findall(r"^    (\w+): ", described, re.MULTILINE) == arguments
+    assert not re.search(r"\bas (in|for) :", described)
 
 
 def test_every_environment_variable_has_its_line():
