@@ -330,7 +330,7 @@ class D3PM(nn.Module):
             progress: show a progress bar.
 
         Returns:
-            :class:`d3pm_fast.ELBO`: float64, in nats, and ``bits_per_dim``.
+            :class:`d3pm_fast.elbo.ELBO`: float64, in nats, and ``bits_per_dim``.
 
         Raises:
             TypeError: a wrong type or dtype.
