@@ -66,7 +66,7 @@ class Report:
 
 def describe_machine() -> dict[str, Any]:
     """Return what the numbers depend on."""
-    name, reason = d3.implementation()
+    name, reason = d3.implementation("auto")
     return {
         "processor": _processor(),
         "vector instructions": torch.backends.cpu.get_cpu_capability(),

@@ -15,7 +15,7 @@ from . import (
 from .diffusion import D3PM
 from .elbo import ELBO
 from .functional import draw_seeds
-from .ops import Implementation, implementation
+from .ops import Implementation, Implementations, implementation
 from .products import cumulative_products
 
 __version__ = _version("d3pm_fast")
@@ -24,6 +24,7 @@ __all__ = [
     "D3PM",
     "ELBO",
     "Implementation",
+    "Implementations",
     "choices",
     "cumulative_products",
     "draw_seeds",

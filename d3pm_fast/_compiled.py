@@ -7,28 +7,30 @@ from pathlib import Path
 from typing import Any
 
 
-def _module(name: str) -> Any:
+def _module(name: str, remedy: str) -> tuple[Any, str]:
+    """Return a compiled module and "", or None and why there is none."""
     try:
-        return importlib.import_module(f"d3pm_fast.{name}")
-    except ImportError:
-        return None
+        return importlib.import_module(f"d3pm_fast.{name}"), ""
+    except ModuleNotFoundError:
+        return None, _hidden(name) or f"not built: {remedy}"
+    except ImportError as error:
+        return None, f"built, but it does not load: {error}"
 
 
-def _hidden() -> Path | None:
-    """Return the folder of an installed package with compiled modules that this one hides."""
+def _hidden(name: str) -> str:
+    """Return that this package hides an installed one which has the module, "" where none is."""
     here = Path(__file__).parent.resolve()
     folders = (Path(entry or ".", here.name).resolve() for entry in sys.path)
-    return next((f for f in folders if f != here and any(f.glob("_cpu.*"))), None)
-
-
-cpu: Any = _module("_cpu")
-cuda: Any = _module("_cuda")
-
-# What a message says of a missing module that is installed elsewhere.
-remedy = ""
-if cpu is None and (installed := _hidden()):
-    remedy = (
-        f": d3pm_fast is imported from the sources in {Path(__file__).parent}, which hide the one "
-        f"that is installed in {installed.parent}; work in another folder, or pip install -e ."
+    installed = next((f for f in folders if f != here and any(f.glob(f"{name}.*"))), None)
+    if installed is None:
+        return ""
+    return (
+        f"d3pm_fast is imported from the sources in {here}, which hide the one that is installed "
+        f"in {installed.parent}; work in another folder, or pip install -e ."
     )
-    warnings.warn(f"the compiled kernels are not found{remedy}", stacklevel=1)
+
+
+cpu, why_no_cpu = _module("_cpu", "install d3pm_fast with a C++17 compiler")
+cuda, why_no_cuda = _module("_cuda", "D3PM_FAST_CUDA=1 pip install . builds it with nvcc")
+if cpu is None and not why_no_cpu.startswith("not built"):
+    warnings.warn(f"the compiled kernels are not found: {why_no_cpu}", stacklevel=1)

@@ -8,13 +8,20 @@ OLDEST = "3.4"
 _PACKAGES = "triton", "pytorch-triton", "pytorch-triton-rocm"  # PyTorch's nightlies rename it
 
 
+def installed() -> str:
+    """Return the version, "" where none is installed."""
+    if find_spec("triton") is None:
+        return ""
+    return next(filter(None, map(_version_of, _PACKAGES)), OLDEST)
+
+
 def why_not() -> str:
     """Return why Triton cannot serve, "" where it can."""
-    if find_spec("triton") is None:
+    found = installed()
+    if not found:
         return "Triton is not installed"
-    installed = next(filter(None, map(_version_of, _PACKAGES)), OLDEST)
-    if _numbers(installed) < _numbers(OLDEST):
-        return f"Triton {installed} is too old: {OLDEST} is the oldest that these kernels support"
+    if _numbers(found) < _numbers(OLDEST):
+        return f"Triton {found} is too old: {OLDEST} is the oldest that these kernels support"
     return ""
 
 

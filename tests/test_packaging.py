@@ -151,7 +151,8 @@ def look_inside(target):
     code = (
         "import importlib.util, json, d3pm_fast as d3\n"
         "compiled = importlib.util.find_spec('d3pm_fast._cpu') is not None\n"
-        "print(json.dumps([d3.__file__, d3.__version__, compiled, d3.implementation().name]))\n"
+        "name = d3.implementation('auto').name\n"
+        "print(json.dumps([d3.__file__, d3.__version__, compiled, name]))\n"
     )
     output = run_installed(target, "-c", code)
     path, version, compiled, implementation = json.loads(output.splitlines()[-1])

@@ -301,29 +301,30 @@ def test_sources_that_hide_what_is_installed_are_named(tmp_path):
     code = (
         "import sys\n"
         "sys.meta_path[:] = [f for f in sys.meta_path if 'Editable' not in repr(f)]\n"
-        "import d3pm_fast as d3; print(d3.implementation().reason); d3.implementation('cpu')"
+        "import d3pm_fast as d3; print(d3.implementation()); d3.implementation('cpu')"
     )
     environment = {**os.environ, "PYTHONPATH": str(installed.parent), "PYTHONWARNINGS": "default"}
     run = subprocess.run(
         [sys.executable, "-c", code], cwd=sources.parent, env=environment,
         capture_output=True, text=True,
     )  # fmt: skip
-    remedy = f": d3pm_fast is imported from the sources in {sources}, which hide the one that"
-    assert f"the compiled CPU module is not installed{remedy}" in run.stdout
+    remedy = f"d3pm_fast is imported from the sources in {sources}, which hide the one that is"
+    assert f"cpu        nothing      {remedy}" in run.stdout
     for said in (
-        "UserWarning: the compiled kernels are not found",
-        "needs the compiled CPU module",
+        "UserWarning: the compiled kernels are not found: ",
+        "needs the compiled CPU module; ",
     ):
-        assert f"{said}{remedy} is installed in {installed.parent}; work in ano" in run.stderr
+        assert f"{said}{remedy} installed in {installed.parent}; work in ano" in run.stderr
 
 
 def test_the_environment_chooses_the_implementation(monkeypatch):
     monkeypatch.setattr(_environment, "IMPL", "reference")
-    assert d3.implementation().name == "reference"
-    assert "D3PM_FAST_IMPL" in d3.implementation().reason
+    assert d3.implementation("auto") == ("reference", "D3PM_FAST_IMPL asks for it")
+    assert d3.implementation().auto.reason == "reference: D3PM_FAST_IMPL asks for it"
     monkeypatch.setattr(_environment, "IMPL", "abacus")
-    with pytest.raises(ValueError, match="D3PM_FAST_IMPL must be one of"):
-        d3.implementation()
+    for arguments in [(), ("auto",)]:
+        with pytest.raises(ValueError, match="D3PM_FAST_IMPL must be one of"):
+            d3.implementation(*arguments)
 
 
 @pytest.mark.parametrize(
@@ -477,7 +478,7 @@ def test_choices_have_types_that_an_editor_can_complete():
     ]
     assert {name for name, _ in found} == TYPES_OF_CHOICES.keys()
     for name, annotation in found:
-        assert annotation == TYPES_OF_CHOICES[name]
+        assert annotation in (TYPES_OF_CHOICES[name], TYPES_OF_CHOICES[name] | None)
 
 
 def test_a_denoiser_of_the_wrong_shape_is_named():

@@ -10,10 +10,12 @@ from typing import Any
 from .. import reference
 from ..transitions import RankOneTransition, Transition
 from . import dense, logistic, rank_one, shaped
+from .available import Implementations
 from .implementations import Implementation, implementation
 
 __all__ = [
     "Implementation",
+    "Implementations",
     "implementation",
     "logistic",
     "operations",

@@ -1,6 +1,6 @@
 """The choice among implementations."""
 
-from typing import NamedTuple
+from typing import NamedTuple, overload
 
 import torch
 
@@ -8,6 +8,7 @@ from .. import _compiled, _environment, _triton
 from .._checks import check_choice
 from ..choices import IMPLS, Impl
 from ..transitions import RankOneTransition, Transition
+from .available import Implementations, available
 from .preferred import preferred
 
 
@@ -21,13 +22,16 @@ class Implementation(NamedTuple):
 _ON_CPU = (
     Implementation("cpu", f"CPU tensors; vector instructions: {_compiled.cpu.instruction_set()}")
     if _compiled.cpu
-    else Implementation("reference", f"the compiled CPU module is not installed{_compiled.remedy}")
+    else Implementation("reference", f"no compiled CPU module; {_compiled.why_no_cpu}")
 )
 
 
 _WHY_NO_TRITON = _triton.why_not()
 
 
+@overload
+def implementation() -> Implementations: ...
+@overload
 def implementation(
     impl: Impl = "auto",
     device: torch.device | str = "cpu",
@@ -36,8 +40,20 @@ def implementation(
     operation: str = "",
     num_classes: int = 0,
     dtype: torch.dtype | None = None,
-) -> Implementation:
-    """Return which implementation would serve a call, and why.
+) -> Implementation: ...
+def implementation(
+    impl: Impl | None = None,
+    device: torch.device | str | None = None,
+    transition: Transition | None = None,
+    *,
+    operation: str = "",
+    num_classes: int = 0,
+    dtype: torch.dtype | None = None,
+) -> Implementation | Implementations:
+    """Return which implementation would serve a call, and why; without arguments, what there is.
+
+    ``print(d3pm_fast.implementation())`` shows for each implementation which tensors it serves
+    here, or what is missing. With any argument the answer is that for a call:
 
     On a GPU ``"auto"`` takes whichever of Triton and CUDA C++ was measured to be faster for such a
     call (``d3pm_fast/ops/preferred.csv``), and Triton where that was not measured.
@@ -53,13 +69,17 @@ def implementation(
         dtype: of the logits or matrices; None where there are none, or a tuple in place of logits.
 
     Returns:
-        ``Implementation(name, reason)``.
+        ``Implementation(name, reason)``; without arguments ``Implementations``, an
+        ``Available(serves, reason)`` for each name.
 
     Raises:
         ValueError: an unknown name, or one that cannot serve this device.
         RuntimeError: the implementation asked for is not installed.
     """
-    check_choice("impl", impl, IMPLS)
+    if (impl, device, transition, operation, num_classes, dtype) == (None, None, None, "", 0, None):
+        return available()
+    impl = check_choice("impl", "auto" if impl is None else impl, IMPLS)
+    device = "cpu" if device is None else device
     kind = device.type if isinstance(device, torch.device) else torch.device(device).type
     asked = "the call asks for it"
     if impl == "auto" and _environment.IMPL:
@@ -77,10 +97,7 @@ def implementation(
         if kind != "cpu":
             raise ValueError(f"impl='cpu' needs CPU tensors, got {kind}")
         if _compiled.cpu is None:
-            raise RuntimeError(
-                "impl='cpu' needs the compiled CPU module"
-                + (_compiled.remedy or ": install d3pm_fast with a C++ compiler")
-            )
+            raise RuntimeError(f"impl='cpu' needs the compiled CPU module; {_compiled.why_no_cpu}")
         return Implementation("cpu", asked)
     if impl == "cuda" and not is_rank_one:
         raise RuntimeError("impl='cuda' serves rank-one chains; use 'auto' or 'triton'")
@@ -91,9 +108,7 @@ def implementation(
             raise ValueError(f"impl='triton' needs tensors on a GPU, got {kind}")
         return Implementation("triton", asked)
     if _compiled.cuda is None:
-        raise RuntimeError(
-            "impl='cuda' needs the compiled CUDA module: D3PM_FAST_CUDA=1 pip install with nvcc"
-        )
+        raise RuntimeError(f"impl='cuda' needs the compiled CUDA module; {_compiled.why_no_cuda}")
     if kind != _compiled.cuda.device:
         raise ValueError(f"impl='cuda' needs tensors on a GPU, got {kind}")
     return Implementation("cuda", asked)
