@@ -73,7 +73,7 @@ data:
 	fi
 
 clean:
-	rm -rf .venv .triton build dist docs/_build docs/notebooks *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf .venv .triton build dist docs/_build docs/notebooks docs/changelog.md docs/contributing.md *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks
 	find . -name __pycache__ -prune -exec rm -rf {} +
 	rm -f d3pm_fast/_cpu*.so
 

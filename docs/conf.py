@@ -1,5 +1,7 @@
 """Sphinx's settings; `make docs` builds the pages into docs/_build/html."""
 
+import re
+from importlib.metadata import distribution
 from importlib.metadata import version as installed_version
 from pathlib import Path
 
@@ -8,19 +10,35 @@ author = "The d3pm_fast authors"
 copyright = "the d3pm_fast authors"
 release = version = installed_version("d3pm_fast")
 
-extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.mathjax", "sphinx.ext.napoleon"]
+extensions = [
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.mathjax",
+    "sphinx.ext.napoleon",
+    "sphinx_copybutton",
+]
 exclude_patterns = ["_build"]
 html_theme = "furo"
 html_title = f"d3pm_fast {release}"
-html_static_path = ["_static"]
 html_css_files = ["pages.css"]
 html_copy_source = False
 html_show_sourcelink = False
 
+# One file that needs no other: the site draws its equations without a network.
+mathjax = distribution("sphinx-mathjax-offline").locate_file(
+    "sphinx-mathjax-offline/static/mathjax/tex-svg-full.js"
+)
+html_static_path = ["_static", str(mathjax)]
+mathjax_path = mathjax.name
+
+copybutton_prompt_is_regexp = True
+copybutton_prompt_text = r">>> |\.\.\. "
+copybutton_exclude = ".linenos, .gp, .go"
+
 nb_execution_mode = "off"  # the notebooks come with what they showed
-myst_enable_extensions = ["amsmath", "colon_fence", "dollarmath"]
+myst_enable_extensions = ["amsmath", "dollarmath"]
+myst_fence_as_directive = ["math"]
 myst_heading_anchors = 3
-math_eqref_format = "({number})"
 
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
@@ -39,15 +57,47 @@ nitpick_ignore_regex = [
 ]
 
 
+# The pages are plain Markdown, which GitHub shows too. What only the site has is added here.
+CONTENTS = {
+    "index": {
+        "Use": "install quickstart transitions samplers examples trainers command_line api/index",
+        "Learn": "notebooks/annotated_diffusion notebooks/annotated_training notebooks/elbo_ladder",
+        "Understand": "mathematics numerics performance comparison",
+        "Develop": "design contributing changelog",
+    },
+    "api/index": {
+        "Modules": "diffusion choices functional schedules transitions timesteps sampling "
+        "unmasking elbo evaluation products implementations reference",
+    },
+}
+COPIES = {"CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
+
+
 def setup(app):
-    """Bring the notebooks to where Sphinx reads pages."""
-    app.connect("config-inited", copy_notebooks)
+    """Connect what turns files of the repository into pages of the site."""
+    app.connect("config-inited", copy_files)
+    app.connect("source-read", adapt_page)
 
 
-def copy_notebooks(app, config):
-    """Copy the notebooks; their links to other folders change with the place."""
-    copies = Path(app.srcdir, "notebooks")
-    copies.mkdir(exist_ok=True)
-    for notebook in Path(app.srcdir, "../notebooks").glob("*.ipynb"):
+def copy_files(app, config):
+    """Copy notebooks and files from outside of docs/ to where Sphinx reads pages."""
+    docs = Path(app.srcdir)
+    (docs / "notebooks").mkdir(exist_ok=True)
+    for notebook in docs.parent.glob("notebooks/*.ipynb"):
         text = notebook.read_text().replace("](../", "](../../").replace("](../../docs/", "](../")
-        (copies / notebook.name).write_text(text)
+        (docs / "notebooks" / notebook.name).write_text(text)
+    for name, copy in COPIES.items():
+        text = (docs.parent / name).read_text()
+        (docs / copy).write_text(text.replace("](docs/", "]("))
+
+
+def adapt_page(app, page, source):
+    """Let links to copied files and to modules go to their pages; add the tables of contents."""
+    text = source[0].replace("](../notebooks/", "](notebooks/")
+    for name, copy in COPIES.items():
+        text = text.replace(f"](../{name}", f"]({copy}")
+    text = re.sub(r"\]\(\.\./\.\./d3pm_fast/(?:ops/)?(\w+)(?:\.py)?\)", r"](\1.rst)", text)
+    for caption, pages in CONTENTS.get(page, {}).items():
+        entries = "\n".join(pages.split())
+        text += f"\n```{{toctree}}\n:hidden:\n:caption: {caption}\n\n{entries}\n```\n"
+    source[0] = text

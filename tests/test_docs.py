@@ -1,9 +1,11 @@
-"""The code of the pages runs, and says what they say it does; the pages build without a warning."""
+"""The pages: their code runs, their links work, GitHub can show them, and the site builds."""
 
+import csv
 import doctest
 import importlib
 import importlib.util
 import inspect
+import json
 import os
 import re
 import subprocess
@@ -14,10 +16,19 @@ import pytest
 import torch
 
 import d3pm_fast as d3
+from benchmarks import chart
 
 ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 PAGES = [page for page in sorted(ROOT.glob("docs/*.md")) if BLOCK.search(page.read_text())]
+# What people open on GitHub: no page that a build of the site has made.
+COPIES = {ROOT / "docs/changelog.md", ROOT / "docs/contributing.md"}
+MARKDOWN = [
+    *ROOT.glob("*.md"),
+    *sorted({*ROOT.glob("docs/*.md")} - COPIES),
+    ROOT / "docs/api/index.md",
+]
+NOTEBOOKS = sorted(ROOT.glob("notebooks/*.ipynb"))
 MODULES = [
     "d3pm_fast.choices",
     "d3pm_fast.elbo",
@@ -34,7 +45,7 @@ MODULES = [
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_the_code_of_a_page_runs_from_top_to_bottom(page, request):
-    """A block in ``{code-block} python`` is only shown; one with prompts is compared."""
+    """A block in ``python no-run`` is only shown; one with prompts is compared."""
     torch.set_num_threads(1)
     text, names = page.read_text(), {"__name__": page.stem}
     if 'impl="cpu"' in text:
@@ -59,6 +70,8 @@ def test_the_pages_build_without_a_warning(tmp_path):
     environment = os.environ | {"PYTHONWARNINGS": "ignore"}
     done = subprocess.run(build, cwd=ROOT, env=environment, text=True, capture_output=True)
     assert done.returncode == 0, done.stderr
+    assert (tmp_path / "_static/tex-svg-full.js").exists()
+    assert "cdn" not in (tmp_path / "mathematics.html").read_text()
     pages = "".join(page.read_text() for page in (tmp_path / "api").glob("*.html"))
     for module in MODULES:
         names = importlib.import_module(module).__all__
@@ -97,3 +110,117 @@ def test_every_environment_variable_has_its_line():
     page = (ROOT / "docs/install.md").read_text()
     assert found
     assert not {name for name in found if f"`{name}`" not in page}
+
+
+def each_file(files):
+    return pytest.mark.parametrize("file", files, ids=lambda f: str(f.relative_to(ROOT)))
+
+
+@each_file(MARKDOWN)
+def test_a_page_has_no_markup_that_only_the_site_knows(file):
+    text = file.read_text()
+    directive, role, label = r"^\s*[`~:]{3,}\s*\{.*", r"\{[\w:-]+\}`.*", r"^\([\w-]+\)=$|\$\$.*"
+    assert not re.findall(rf"{directive}|{role}|{label}", text, re.MULTILINE)
+
+
+@each_file(MARKDOWN)
+def test_mathematics_between_dollars_is_left_alone_by_markdown(file):
+    """GitHub reads a page as Markdown first: an escape or an emphasis would change the TeX."""
+    inline = re.compile(r"\$[^$]+\$")
+    for token in tokens_of(file.read_text()):
+        if token.type == "inline":
+            source = re.sub(r"(`+).*?\1", "", token.content, flags=re.DOTALL)
+            breaks = {"softbreak": "\n", "hardbreak": "\n"}
+            shown = "".join(
+                breaks.get(child.type, child.content)
+                for child in token.children
+                if child.type in ("text", *breaks)
+            )
+            assert inline.findall(shown) == inline.findall(source)
+            outside = inline.sub("", source)
+            assert "$" not in outside
+            for formula in inline.finditer(source):
+                before, after = source[: formula.start()][-1:], source[formula.end() :][:1]
+                assert not before or before in " \n(", formula
+                assert not after or after in " \n.,:;)'", formula
+
+
+@each_file([*MARKDOWN, *NOTEBOOKS])
+def test_every_relative_link_leads_to_a_file_and_a_heading(file):
+    for link in links_of(markdown_of(file)):
+        path, _, anchor = link.partition("#")
+        if ":" not in path:
+            target = (file.parent / path).resolve() if path else file
+            assert target.exists(), link
+            assert target.is_relative_to(ROOT), link
+            assert not anchor or anchor in anchors_of(markdown_of(target)), link
+
+
+@each_file(NOTEBOOKS)
+def test_a_notebook_is_one_entry_of_the_contents(file):
+    titles = [token for token in tokens_of(markdown_of(file)) if token.type == "heading_open"]
+    assert [title.tag for title in titles].count("h1") == 1
+    assert titles[0].tag == "h1"
+
+
+def test_a_link_to_nowhere_is_found():
+    """The functions behind the test above see links and headings."""
+    text = "# A `b`, c\n\n[x](y.md#z) ![p](q.png) `[no](code.md)`\n"
+    assert links_of(text) == ["y.md#z", "q.png"]
+    assert anchors_of(text) == {"a-b-c"}
+
+
+def test_the_tables_show_what_was_measured():
+    page = (ROOT / "docs/performance.md").read_text()
+    order = "ours", "cross_entropy", "closed form compiled", "closed form eager", "dense eager"
+    times = chart.read()
+    for case in dict.fromkeys(case for case, _ in times):
+        cells = [times.get((case, name)) for name in (*order, "copy")]
+        shown = " | ".join("-" if cell is None else f"{cell:.2f}" for cell in cells)
+        assert f"| {case.removeprefix('loss ')} | {shown} |" in page
+    page = (ROOT / "docs/numerics.md").read_text()
+    with (ROOT / "benchmarks/results/epsilon.csv").open() as file:
+        for row in csv.DictReader(file):
+            exact, with_epsilon = float(row["exact"]), float(row["with_epsilon"])
+            percent = f"{float(row['difference_percent']):+.4f} %"
+            assert f"| {exact:.4f} | {with_epsilon:.4f} | {percent} |" in page
+
+
+def test_the_chart_shows_every_provider(tmp_path):
+    times = chart.read()
+    assert {provider for _, provider in times} == {*chart.STYLES, chart.UNIT}
+    chart.write(times, tmp_path / "loss.csv")
+    assert (tmp_path / "loss.csv").read_text() == chart.TABLE.read_text()
+    chart.draw(times, tmp_path / "loss.png")
+    assert (tmp_path / "loss.png").stat().st_size > 10_000
+
+
+def markdown_of(file):
+    """Return a page, or the text cells of a notebook."""
+    if file.suffix != ".ipynb":
+        return file.read_text()
+    cells = json.loads(file.read_text())["cells"]
+    return "\n\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
+
+
+def tokens_of(text):
+    """Return what CommonMark with tables, which GitHub extends, sees in a text."""
+    markdown_it = pytest.importorskip("markdown_it")
+    return markdown_it.MarkdownIt("commonmark").enable("table").parse(text)
+
+
+def links_of(text):
+    children = [child for token in tokens_of(text) for child in token.children or []]
+    found = [child.attrGet("href") or child.attrGet("src") for child in children]
+    return [link for link in found if link]
+
+
+def anchors_of(text):
+    """Return the names that GitHub gives the headings."""
+    tokens = tokens_of(text)
+    titles = [
+        "".join(child.content for child in title.children)
+        for heading, title in zip(tokens, tokens[1:], strict=False)
+        if heading.type == "heading_open"
+    ]
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
