@@ -1,130 +1,37 @@
 """The command line: ``python -m benchmarks --help``."""
 
 import argparse
-import json
 import sys
-import time
 from collections.abc import Sequence
-from itertools import groupby
-from pathlib import Path
 
-import torch
-from tqdm import tqdm
-
-try:
-    from .bench_dense import DENSE
-    from .bench_elbo import ELBO
-    from .bench_logistic import LOGISTIC
-    from .bench_loss import LOSS
-    from .bench_p_sample import P_SAMPLE
-    from .bench_posterior import POSTERIOR
-    from .bench_products import PRODUCTS
-    from .bench_q_sample import Q_SAMPLE
-    from .bench_shaped import SHAPED
-    from .bench_sparse import SPARSE
-except ModuleNotFoundError as error:
-    sys.exit(f'the benchmarks need {error.name}: pip install -e ".[dev]"')
-from .cases import OURS, Case, Run, make_inputs, prepare
-from .memory import peak_bytes
-from .report import (
-    Key,
-    Report,
-    as_json,
-    describe_machine,
-    text_of_case,
-    text_of_machine,
-    text_of_summary,
-)
-from .timing import OtherWork, interleave
-
-ALL = LOSS, Q_SAMPLE, P_SAMPLE, SHAPED, POSTERIOR, DENSE, LOGISTIC, PRODUCTS, SPARSE, ELBO
-OPERATIONS = {operation.name: operation for operation in ALL}
-CASES = [case for operation in OPERATIONS.values() for case in operation.cases]
+from .arguments import duration, new_file, whole
 
 
-def main(arguments: Sequence[str] | None = None, cases: Sequence[Case] = CASES) -> int:
-    """Measure the chosen cases and print the report; 1 if a provider disagrees with ours."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Read the command line, and only then load what measures: ``--help`` does not wait for it."""
     options = parse(arguments)
-    torch.set_num_threads(options.threads)
-    chosen = [case for case in cases if all(word in case.name for word in options.cases)]
-    if not chosen:
-        sys.exit(f"no case has {' '.join(options.cases)!r} in its name; --list shows all")
-    if options.list:
-        print(*(case.name for case in chosen), sep="\n")
-        return 0
-    budget = 2.0 if options.quick else options.seconds
-    report = measure(chosen, options.providers, budget)
-    print(text_of_summary(report))
-    print(f"\n{report.seconds:.0f} seconds")
-    if options.json:
-        options.json.write_text(json.dumps(as_json(report), indent=2) + "\n")
-    return 1 if report.wrong else 0
+    try:
+        from .program import run
+    except ModuleNotFoundError as error:
+        sys.exit(f'the benchmarks need {error.name}: pip install -e ".[dev]"')
+    return run(options)
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
-    names = sorted({name for op in OPERATIONS.values() for name in op.providers})
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
         description="Time d3pm_fast beside other ways to compute the same, in interleaved rounds.",
     )
     add = parser.add_argument
     add("cases", nargs="*", metavar="WORD", help="only cases with every WORD in their name")
-    add("--providers", nargs="+", choices=names, metavar="NAME", help=f"of: {', '.join(names)}")
+    add("--providers", nargs="+", metavar="NAME", help="only these beside ours; --list shows all")
     add("--quick", action="store_true", help="2 seconds an interleaved run")
-    add("--seconds", type=float, default=15.0, help="budget of an interleaved run (%(default)s)")
-    add("--threads", type=int, default=2, help="of PyTorch and of the kernels (%(default)s)")
-    add("--json", type=Path, metavar="PATH", help="write the results there too")
-    add("--list", action="store_true", help="print the cases' names and stop")
+    add("--seconds", type=duration, default=15.0, help="budget of an interleaved run (%(default)s)")
+    add("--threads", type=whole(1), default=2, help="of PyTorch and of the kernels (%(default)s)")
+    add("--json", type=new_file, metavar="PATH", help="write the results there too")
+    add("--list", action="store_true", help="print the names of cases and providers, and stop")
     return parser.parse_args(arguments)
-
-
-def measure(cases: Sequence[Case], providers: Sequence[str] | None, budget: float) -> Report:
-    """Check, time and print the cases, those of one group in one interleaved run."""
-    report, start = Report(describe_machine()), time.perf_counter()
-    names = None if providers is None else [OURS, *providers]
-    print(text_of_machine(report))
-    groups = [list(group) for _, group in groupby(cases, key=lambda case: case.group)]
-    for group in tqdm(groups, desc="benchmarks", unit="run", leave=False, disable=None):
-        torch.compiler.reset()
-        runs: dict[Key, Run] = {}
-        for case in group:
-            runs |= checked_runs(report, case, names)
-        others = OtherWork()
-        report.timings |= interleave(runs, budget)
-        report.others |= dict.fromkeys(group, others.cores())
-        for case in group:
-            tqdm.write(f"\n{text_of_case(report, case)}", file=sys.stdout)
-        if group[0].operation in (LOSS.name, DENSE.name):
-            report.memory |= measure_memory(runs)
-    print()
-    report.seconds = time.perf_counter() - start
-    return report
-
-
-def checked_runs(report: Report, case: Case, names: list[str] | None) -> dict[Key, Run]:
-    """Return the case's providers that agree with ours; the report takes note of the others."""
-    operation, inputs = OPERATIONS[case.operation], make_inputs(case)
-    prepared = prepare(operation, case, names)
-    expected = prepared[OURS]()
-    runs: dict[Key, Run] = {}
-    for name, run in prepared.items():
-        tolerance = operation.providers[name].tolerance
-        if run is None:
-            report.missing.append((case, name))
-            continue
-        far = 0.0 if tolerance is None else operation.distance(expected, run(), inputs)
-        if tolerance is None or far <= tolerance:
-            runs[case, name] = run
-        else:
-            report.wrong[case, name] = far
-    report.bytes_moved[case] = operation.bytes_moved(inputs)
-    return runs
-
-
-def measure_memory(runs: dict[Key, Run]) -> dict[Key, int]:
-    """Return the peak of every provider that computes a loss."""
-    return {key: peak_bytes(run) for key, run in runs.items() if key[1] != "copy"}
 
 
 if __name__ == "__main__":

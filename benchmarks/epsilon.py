@@ -18,8 +18,11 @@ import torch
 from torch import Tensor
 
 from d3pm_fast import D3PM, draw_seeds
+from d3pm_fast._files import replaced
 from d3pm_fast.train import checkpoint, fashion_mnist
 from d3pm_fast.train.images import ImageConfig
+
+from .arguments import new_file, whole
 
 TABLE = Path(__file__).parent / "results" / "epsilon.csv"
 EPSILON = 1e-6
@@ -81,16 +84,22 @@ def measure(path: Path, images: int, times: int, folder: Path | None = None) -> 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure the checkpoints and write the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.epsilon", description=(__doc__ or "").splitlines()[0]
+    )
     add = parser.add_argument
     add("checkpoints", type=Path, nargs="+", metavar="CHECKPOINT", help="of d3pm-fast train")
-    add("--images", type=int, default=200, help="test images, the first ones (default: 200)")
-    add("--times", type=int, default=20, help="times an image, see D3PM.elbo (default: 20)")
+    add("--images", type=whole(1), default=200, help="test images, the first ones (%(default)s)")
+    add("--times", type=whole(3), default=20, help="times an image, see D3PM.elbo (%(default)s)")
     add("--data", type=Path, help="folder of the images' IDX files")
-    add("--out", type=Path, default=TABLE, help="where the table goes")
+    add("--out", type=new_file, default=TABLE, help="the table (%(default)s)")
     options = parser.parse_args(arguments)
-    rows = [measure(p, options.images, options.times, options.data) for p in options.checkpoints]
-    with options.out.open("w", newline="") as file:
+    sizes = options.images, options.times, options.data
+    try:
+        rows = [measure(path, *sizes) for path in options.checkpoints]
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
+    with replaced(options.out) as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(Row._fields)
         writer.writerows(rows)

@@ -13,16 +13,20 @@ what a launch, or a step that waits for the one before, takes. Operations, a mul
 - of cumulative products: ``2 K^3`` each, at the rate of float64.
 """
 
+import argparse
 import csv
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import triton
 
+from d3pm_fast._files import replaced
+
+from .arguments import new_file
 from .triton_resources import DTYPES, calls, compiled
 
 TABLE = Path(__file__).parent / "results" / "floors.csv"
@@ -183,9 +187,15 @@ def written_down() -> Iterator[Work]:
                 yield work_of_products(operation, size, dtype)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Write the table."""
-    with TABLE.open("w", newline="") as file:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.floors",
+        description="Count the least time of every operation on a GPU; compiles for some minutes.",
+    )
+    parser.add_argument("--out", type=new_file, default=TABLE, help="the table (%(default)s)")
+    options = parser.parse_args(arguments)
+    with replaced(options.out) as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(HEAD)
         for work in (*rank_one(), *written_down()):

@@ -119,7 +119,8 @@ def text_of_summary(report: Report) -> str:
     sections = []
     if report.memory:
         sections.append((MEMORY_TITLE, _memory(report)))
-    sections.append(("Goals", _goals(report)))
+    if report.goals:
+        sections.append(("Goals", _goals(report)))
     sections.append(("Where we are slower", _slower(report)))
     if report.wrong:
         sections.append(("Not timed: disagrees with ours", _wrong(report)))

@@ -13,7 +13,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,8 +25,11 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
+from d3pm_fast._files import replaced
 from d3pm_fast.reference.logspace import compute_dtype
 from d3pm_fast.transitions import handles, tables
+
+from .arguments import new_file, whole
 
 TABLE = Path(__file__).parent / "results" / "triton.csv"
 TARGETS = {
@@ -284,13 +287,12 @@ def read_table(path: Path = TABLE) -> dict[Key, Resources]:
 
 
 def write(found: Iterable[tuple[Key, Any]], path: Path) -> None:
-    """Write a table, each program as it comes."""
-    with path.open("w", newline="") as file:
+    """Write a table."""
+    with replaced(path) as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(Resources._fields)
         for key, program in found:
             writer.writerow(Resources(*key, *inspect(program), triton.__version__))
-            file.flush()
 
 
 def check(found: Iterable[tuple[Key, Any]]) -> tuple[int, int]:
@@ -305,15 +307,17 @@ def check(found: Iterable[tuple[Key, Any]]) -> tuple[int, int]:
     return count, spills
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Write the table, or check the programs."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--targets", nargs="+", choices=TARGETS)
-    parser.add_argument("--sizes", nargs="+", type=int)
-    parser.add_argument("--dtypes", nargs="+", choices=DTYPES)
-    parser.add_argument("--out", type=Path, default=TABLE)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.triton_resources", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument("--targets", nargs="+", choices=TARGETS, help="compile for these")
+    parser.add_argument("--sizes", nargs="+", type=whole(2), metavar="K", help="numbers of classes")
+    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, help="of the logits")
+    parser.add_argument("--out", type=new_file, default=TABLE, help="the table (%(default)s)")
     parser.add_argument("--check", action="store_true", help="write nothing")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     failures = []
 
     def on_error(call: str, error: Exception) -> None:

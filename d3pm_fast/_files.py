@@ -1,21 +1,38 @@
-"""Files of tensors: written whole or not at all, read without running any code in them."""
+"""Files that are written whole or not at all; those of tensors are read without running code."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
-__all__ = ["load", "save"]
+__all__ = ["load", "replaced", "save"]
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
     """Write ``state`` to ``path`` in one step: a reader sees the old file or the new one."""
-    partial = path.with_suffix(".partial")
-    with open(partial, "wb") as file:
+    with replaced(path, "wb") as file:
         torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
+
+
+@contextmanager
+def replaced(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
+    """Open a file that takes the place of ``path`` once all is written.
+
+    Until then, and for good where the writing fails or is stopped, ``path`` stays as it was. Lines
+    of text end as they are written.
+    """
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        with open(partial, mode, newline=None if "b" in mode else "") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
     os.replace(partial, path)
 
 

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import __main__ as program
+from benchmarks import program
+from benchmarks.__main__ import parse
 from benchmarks.bench_loss import LOSS
 from benchmarks.cases import GAUSSIAN_FULL, OURS, Case, Provider, cases, make_inputs, prepare
 from benchmarks.epsilon import WithEpsilon
@@ -42,7 +43,7 @@ EAGER = sorted(
 
 
 def run(*options, chosen=TINY):
-    return program.main([*options, "--seconds", "0", "--threads", "1"], chosen)
+    return program.run(parse([*options, "--seconds", "0", "--threads", "1"]), chosen)
 
 
 def test_every_operation_is_timed_and_reported(tmp_path, capsys):
@@ -56,9 +57,11 @@ def test_every_operation_is_timed_and_reported(tmp_path, capsys):
         assert case["bytes_moved"] > 0
         assert all(timing["median"] > 0 for timing in case["providers"].values())
     assert data["machine"]["threads"] == 1
-    assert {goal["verdict"] for goal in data["goals"]} <= {"met", "not met", "not measured"}
-    for title in ("Goals", "Where we are slower", "Peak memory", "of copy"):
+    for title in ("Where we are slower", "Peak memory", "of copy"):
         assert title in text
+    runs = len({case.group for case in TINY})
+    plan = f"{len(TINY)} cases, {runs} interleaved runs of 0 seconds: about 0 seconds of timing"
+    assert text.startswith(plan)
 
 
 @pytest.mark.slow
@@ -71,9 +74,13 @@ def test_the_compiled_loss_agrees(capsys):
 
 def test_cases_are_chosen_by_words(capsys):
     assert run("--list", "loss", "absorbing") == 0
-    assert capsys.readouterr().out == "loss 3x64x11 absorbing\n"
-    with pytest.raises(SystemExit):
-        run("no such case")
+    listed, _, providers = capsys.readouterr().out.partition("\n\n")
+    assert listed == "loss 3x64x11 absorbing"
+    assert providers == f"providers: {', '.join(sorted(LOSS.providers))}\n"
+    with pytest.raises(SystemExit, match="no case has 'abacus' in its name"):
+        run("abacus")
+    with pytest.raises(SystemExit, match="no provider of these cases is called 'abacus': there ar"):
+        run("loss", "--providers", "abacus")
 
 
 def test_a_wrong_provider_is_not_timed(monkeypatch, capsys):
@@ -152,8 +159,13 @@ def test_goals_and_losses_are_told_apart():
         "loss 8x1024x256 absorbing: our uniform / our absorbing": "met",
         "loss 8x1024x256 uniform: bytes a row above one gradient": "not met",
     }
+    assert {text for text in measured if text not in verdicts} == {
+        "loss 8x1024x256 uniform: closed form compiled / ours"
+    }  # its case ran, and it did not
     assert report.slower() == [(uniform, "cross_entropy", 2.0)]
     assert Goal("anything", 1.0, True, None).verdict == "not measured"
+    assert "Goals" in text_of_summary(report)
+    assert "Goals" not in text_of_summary(Report({}))
 
 
 @pytest.mark.skipif(not Path("/proc/stat").exists(), reason="known on Linux only")
@@ -174,11 +186,14 @@ def test_tables_are_aligned():
 
 
 def test_without_what_development_needs_the_extra_is_named():
-    code = "import runpy, sys; sys.modules['pytest'] = None; runpy.run_module('benchmarks')"
+    code = (
+        "import runpy, sys; sys.modules['tqdm'] = None; sys.argv[1:] = ['--list']; "
+        "runpy.run_module('benchmarks', run_name='__main__')"
+    )
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1
-    assert done.stderr == 'the benchmarks need pytest: pip install -e ".[dev]"\n'
+    assert done.stderr == 'the benchmarks need tqdm: pip install -e ".[dev]"\n'
 
 
 def test_pytest_benchmark_finds_the_cases():

@@ -16,6 +16,9 @@ from typing import NamedTuple
 
 import torch
 
+from d3pm_fast._files import replaced
+
+from ..arguments import duration, folder, whole
 from . import device
 
 ROOT = Path(__file__).parents[2]
@@ -64,9 +67,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.gpu", description="The kernels on a GPU: checks, times, tests."
     )
-    parser.add_argument("--out", type=Path, required=True, help="folder of the results")
-    parser.add_argument("--seconds", type=float, help=f"for all of it (default: {SECONDS})")
-    parser.add_argument("--sizes", nargs="+", type=int, help="numbers of classes, in order")
+    parser.add_argument("--out", type=folder, required=True, help="folder of the results")
+    parser.add_argument("--seconds", type=duration, help=f"for all of it (default: {SECONDS})")
+    parser.add_argument("--sizes", nargs="+", type=whole(2), help="numbers of classes, in order")
     parser.add_argument("--dry-run", action="store_true", help="without a GPU, as far as that goes")
     parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
     parser.add_argument("--share", nargs=2, type=int, default=(0, 1), help=argparse.SUPPRESS)
@@ -255,7 +258,8 @@ def describe(options: argparse.Namespace, until: float) -> int:
         *(f"{name} kernels: {'' if found else 'not '}installed" for name, found in modules.items()),
         *device.describe(),
     ]
-    (options.out / "machine.txt").write_text("\n".join(lines) + "\n")
+    with replaced(options.out / "machine.txt") as file:
+        file.write("\n".join(lines) + "\n")
     print(*lines, sep="\n", flush=True)
     return 0
 

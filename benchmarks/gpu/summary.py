@@ -5,6 +5,7 @@ import math
 from itertools import groupby
 from pathlib import Path
 
+from d3pm_fast._files import replaced
 from d3pm_fast.ops import preferred
 from d3pm_fast.ops.preferred import Preference
 
@@ -61,5 +62,6 @@ def draw(rows: list[Row], path: Path) -> None:
         if of_panel:
             axis.legend(fontsize="small")
     figure.tight_layout()
-    figure.savefig(path, dpi=120)
+    with replaced(path, "wb") as file:
+        figure.savefig(file, dpi=120)
     plt.close(figure)

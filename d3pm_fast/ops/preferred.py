@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 import torch
 
+from .._files import replaced
+
 TABLE = Path(__file__).with_name("preferred.csv")
 
 
@@ -35,7 +37,7 @@ def read(path: Path) -> list[Preference]:
 
 def write(rows: list[Preference], path: Path) -> None:
     """Write a table."""
-    with path.open("w", newline="") as file:
+    with replaced(path) as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(Preference._fields)
         writer.writerows(rows)
