@@ -57,7 +57,7 @@ def write(times: Times, path: Path = TABLE) -> None:
 def draw(times: Times, path: Path = CHART) -> None:
     """Draw a line for each case, with a mark for each provider."""
     cases = list(dict.fromkeys(case for case, _ in times))
-    figure, axes = plt.subplots(figsize=(8, 3.6), layout="constrained")
+    figure, axes = plt.subplots(figsize=(6.6, 4.2), layout="constrained")
     for provider, (label, marker, colour) in STYLES.items():
         found = [n for n, case in enumerate(cases) if (case, provider) in times]
         ratios = [times[cases[n], provider] / times[cases[n], UNIT] for n in found]
@@ -65,7 +65,7 @@ def draw(times: Times, path: Path = CHART) -> None:
         axes.plot(ratios, found, marker, label=label, color=colour, markersize=size)
         if provider == "ours":
             for n, ratio in zip(found, ratios, strict=True):
-                place = {"xytext": (0, 8), "textcoords": "offset points", "ha": "center"}
+                place = {"xytext": (0, 8), "textcoords": "offset points", "ha": "right"}
                 axes.annotate(f"{ratio:.2f}", (ratio, n), color=colour, fontsize=9, **place)
     axes.axvline(1, color="black", linewidth=1, label="F.cross_entropy")
     ticks = [0.2, 0.5, 1, 2, 5, 10, 20]
@@ -76,9 +76,8 @@ def draw(times: Times, path: Path = CHART) -> None:
     axes.set_ylim(len(cases) - 0.5, -0.7)
     axes.grid(alpha=0.3)
     axes.set_xlabel("time as a multiple of F.cross_entropy (left is faster)")
-    axes.set_title(
-        "Loss and gradient of items x positions x classes, float32, two CPU cores", loc="left"
-    )
+    axes.set_ylabel("items x positions x classes, chain")
+    axes.set_title("Loss and gradient, float32, two CPU cores", loc="left")
     figure.legend(loc="outside lower center", ncols=3, frameon=False)
     figure.savefig(path, dpi=150)
     plt.close(figure)
