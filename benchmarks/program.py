@@ -50,10 +50,11 @@ def run(options: argparse.Namespace, cases: Sequence[Case] = CASES) -> int:
     names = sorted({name for providers in offered.values() for name in providers})
     for name in options.providers or []:
         if name not in names:
-            sys.exit(f"no provider of these cases is called {name!r}: there are {', '.join(names)}")
+            there_are = ", ".join(map(repr, names))
+            sys.exit(f"no provider of these cases is called {name!r}: there are {there_are}")
     if options.list:
         print(*(case.name for case in chosen), sep="\n")
-        print(f"\nproviders: {', '.join(names)}")
+        print("\nproviders:", *names, sep="\n")
         return 0
     budget = 2.0 if options.quick else options.seconds
     print(f"{text_of_plan(chosen, budget)}\n", flush=True)
