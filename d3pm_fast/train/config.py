@@ -66,8 +66,8 @@ class TrainConfig(ABC):
         "quadratic",
         "sigmoid",
     ] = "auto"
-    """The noise schedule. Auto: for gaussian linear from 1e-4 to 0.02, for the absorbing chain of text
-    jsd, for all others cosine. (The paper takes jsd for every absorbing chain.)"""
+    """The noise schedule. Auto: for gaussian linear from 1e-4 to 0.02, for the absorbing chain of
+    text jsd, for all others cosine. (The paper takes jsd for every absorbing chain.)"""
     timesteps: int = 1000
     """T, the steps of the forward process."""
     vb_weight: float = 1.0
