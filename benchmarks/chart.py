@@ -13,6 +13,10 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 
+from d3pm_fast._files import replaced
+
+from .arguments import new_file
+
 TABLE = Path(__file__).parent / "results" / "loss.csv"
 CHART = Path(__file__).parents[1] / "docs" / "_static" / "loss.png"
 UNIT = "cross_entropy"
@@ -48,7 +52,7 @@ def read(path: Path = TABLE) -> Times:
 
 def write(times: Times, path: Path = TABLE) -> None:
     """Write the table."""
-    with path.open("w", newline="") as file:
+    with replaced(path) as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(("case", "provider", "milliseconds"))
         writer.writerows((*key, f"{time:.2f}") for key, time in times.items())
@@ -79,19 +83,30 @@ def draw(times: Times, path: Path = CHART) -> None:
     axes.set_ylabel("items x positions x classes, chain")
     axes.set_title("Loss and gradient, float32, two CPU cores", loc="left")
     figure.legend(loc="outside lower center", ncols=3, frameon=False)
-    figure.savefig(path, dpi=150)
+    with replaced(path, "wb") as file:
+        figure.savefig(file, dpi=150)
     plt.close(figure)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Draw the chart, of new times where a report is given."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.chart", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("report", type=Path, nargs="?", help="of python -m benchmarks --json")
-    parser.add_argument("--out", type=Path, default=CHART, help="where the PNG goes")
+    parser.add_argument("--out", type=new_file, default=CHART, help="the PNG (%(default)s)")
     options = parser.parse_args(arguments)
-    if options.report:
-        write(from_report(options.report))
-    draw(read(), options.out)
+    if options.report is None:
+        draw(read(), options.out)
+        return
+    try:
+        times = from_report(options.report)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        parser.error(f"{options.report} is no report of python -m benchmarks --json: {error}")
+    if not times or any((case, UNIT) not in times for case, _ in times):
+        parser.error(f"{options.report} has no times of the loss, or none of {UNIT} beside them")
+    draw(times, options.out)
+    write(times)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import __main__ as benchmarks
-from benchmarks import epsilon
+from benchmarks import chart, epsilon
 from benchmarks.gpu import run as gpu
 from d3pm_fast._files import replaced
 
@@ -68,6 +68,9 @@ def test_help_of_the_benchmarks_waits_for_no_library():
         (benchmarks.main, ["--json", "no/such/folder.json"], "must be a file in a folder that is"),
         (benchmarks.main, ["--json", str(RESULTS)], "must be a file in a folder that is there"),
         (benchmarks.main, ["--fast"], "unrecognized arguments: --fast"),
+        (chart.main, ["no.json"], "no.json is no report of python -m benchmarks --json"),
+        (chart.main, [str(RESULTS / "loss.csv")], "is no report of python -m benchmarks --json"),
+        (chart.main, ["--out", "no/such/chart.png"], "--out: must be a file in a folder that is"),
         (epsilon.main, [], "the following arguments are required: CHECKPOINT"),
         (epsilon.main, ["no.pt"], "there is no"),
         (epsilon.main, ["no.pt", "--times", "2"], "--times: must be a whole number of at least 3"),
@@ -136,6 +139,16 @@ def test_a_table_that_is_stopped_half_way_stays_as_it_was(tmp_path, monkeypatch)
         triton_resources.main(["--out", str(path)])
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_report_without_the_loss_is_no_chart(tmp_path, capsys):
+    report = tmp_path / "report.json"
+    report.write_text('{"cases": [{"case": "elbo", "operation": "elbo", "providers": {}}]}')
+    before = content()
+    with pytest.raises(SystemExit):
+        chart.main([str(report), "--out", str(tmp_path / "chart.png")])
+    assert "has no times of the loss" in capsys.readouterr().err
+    assert content() == before
 
 
 def test_no_program_opens_a_table_for_writing_itself():
