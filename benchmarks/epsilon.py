@@ -19,7 +19,7 @@ from torch import Tensor
 
 from d3pm_fast import D3PM, draw_seeds
 from d3pm_fast._files import replaced
-from d3pm_fast.train import checkpoint, fashion_mnist
+from d3pm_fast.train import fashion_mnist, model
 from d3pm_fast.train.images import ImageConfig
 
 from .arguments import new_file, whole
@@ -66,7 +66,7 @@ class WithEpsilon(D3PM):
 
 def measure(path: Path, images: int, times: int, folder: Path | None = None) -> Row:
     """Bound the first test images with and without the epsilon."""
-    config, _, denoiser, exact = checkpoint.trained(path, torch.device("cpu"))
+    config, _, denoiser, exact = model.load(path, torch.device("cpu"))
     if not isinstance(config, ImageConfig):
         raise ValueError(f"{path} is of no images")
     if (exact.reverse, exact.first_step) != ("joint", "logits"):

@@ -8,13 +8,19 @@ from typing import IO, Any
 
 import torch
 
-__all__ = ["load", "replaced", "save"]
+__all__ = ["load", "replaced", "save", "write_text"]
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
     """Write ``state`` to ``path`` in one step: a reader sees the old file or the new one."""
     with replaced(path, "wb") as file:
         torch.save(state, file)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write ``text`` to ``path`` in one step, in UTF-8."""
+    with replaced(path, "wb") as file:
+        file.write(text.encode())
 
 
 @contextmanager
@@ -50,7 +56,7 @@ def load(path: Path, what: str, keys: set[str]) -> dict[str, Any]:
     except OSError:
         raise
     except Exception as error:
-        raise ValueError(f"{path} is not a {what} of d3pm-fast") from error
+        raise ValueError(f"{path} is damaged, or not a {what} of d3pm-fast") from error
     if not isinstance(state, dict) or not keys <= state.keys():
         raise ValueError(f"{path} is not a {what} of d3pm-fast")
     return state

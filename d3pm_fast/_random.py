@@ -1,10 +1,27 @@
-"""PyTorch's random numbers, with a generator or without one."""
+"""PyTorch's random numbers: with a generator or without one, and generators made from seeds."""
 
 from typing import Any
 
+import numpy as np
 import torch
+
+from ._checks import check_count
 
 
 def of_generator(generator: torch.Generator | None) -> dict[str, Any]:
     """Return the keyword arguments of a generator: torch.compile takes no None for it."""
     return {} if generator is None else {"generator": generator}
+
+
+def mixed_seed(seed: int, *key: int) -> int:
+    """Return a seed in [0, 2^32) that depends on every bit of ``seed`` and of the key.
+
+    PyTorch's generators on the CPU read the lower 32 bits of a seed and no more.
+    """
+    check_count("seed", seed, least=0)
+    return int(np.random.SeedSequence(seed, spawn_key=key).generate_state(1)[0])
+
+
+def seeded(seed: int, *key: int) -> torch.Generator:
+    """Return a generator on the CPU, seeded by :func:`mixed_seed`."""
+    return torch.Generator("cpu").manual_seed(mixed_seed(seed, *key))

@@ -29,6 +29,7 @@ class ELBO:
     Attributes:
         terms: ``(B, n)``, nats: each step's term, the sum over positions. Of an estimate, what
             each step adds to it: 0 for a step that was not taken.
+        taken: bool ``(B, n)``: which steps were taken; all of them where it is no estimate.
         times: int64 ``(n,)``: the times that the steps start from, ascending; 1..T, or strided.
         prior: ``(B,)``, nats: the term of x_T.
         num_tokens: int64 ``(B,)``: how many tokens count.
@@ -36,6 +37,7 @@ class ELBO:
     """
 
     terms: Tensor
+    taken: Tensor
     times: Tensor
     prior: Tensor
     num_tokens: Tensor
@@ -144,6 +146,7 @@ def elbo(
     counted = torch.ones_like(x0) if mask is None else mask.long()
     return ELBO(
         terms=torch.zeros_like(spare).scatter_add_(1, chosen, parts),
+        taken=torch.zeros_like(spare, dtype=torch.bool).scatter_(1, chosen, True),
         times=starts,
         prior=diffusion.prior(x0, mask),
         num_tokens=functional.sum_positions(counted),

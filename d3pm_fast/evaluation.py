@@ -11,6 +11,7 @@ from tqdm.auto import tqdm
 
 from . import _files
 from ._checks import check_count, check_tokens
+from ._random import seeded
 from .diffusion import D3PM
 from .elbo import ELBO
 from .functional import Prediction, draw_seeds
@@ -74,7 +75,7 @@ def evaluate(
     }
     bound = _finished(path, settings, x0, mask)
     done = 0 if bound is None else min(len(bound.terms), len(x0))
-    seeds = draw_seeds(len(x0), torch.Generator().manual_seed(seed))
+    seeds = draw_seeds(len(x0), seeded(seed))
     device = diffusion.transition.device
     with tqdm(total=len(x0), initial=done, unit="item", disable=not progress) as bar:
         for first in range(done, len(x0), save_every):
@@ -122,7 +123,7 @@ def _finished(path: Path, settings: dict[str, Any], x0: Tensor, mask: Tensor | N
 def _each(bounds: list[ELBO], make: Callable[[list[Tensor]], Tensor]) -> ELBO:
     """Return the bound that is made of all bounds' numbers of items, field by field."""
     fields: dict[str, Tensor | None] = {}
-    for name in ("terms", "prior", "num_tokens", "standard_error"):
+    for name in ("terms", "taken", "prior", "num_tokens", "standard_error"):
         values = [getattr(bound, name) for bound in bounds]
         fields[name] = None if values[0] is None else make([value.cpu() for value in values])
     return replace(bounds[0], times=bounds[0].times.cpu(), **fields)  # type: ignore[arg-type]

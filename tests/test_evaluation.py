@@ -10,6 +10,7 @@ from scipy import stats
 
 import d3pm_fast as d3
 from d3pm_fast import _files, evaluation
+from d3pm_fast._random import seeded
 from d3pm_fast.train.evaluate import summary
 
 DIFFUSION = d3.D3PM(make_chain("marginal", 4).transition)
@@ -94,7 +95,7 @@ def test_the_interval_of_an_estimate_holds_the_bound_where_one_step_is_half_of_i
 
 
 def test_it_is_the_bound_of_all_items_at_once(tmp_path):
-    seeds = d3.draw_seeds(11, torch.Generator().manual_seed(5))
+    seeds = d3.draw_seeds(11, seeded(5))
     expected = DIFFUSION.elbo(denoiser, items(), 3, seeds=seeds)
     found = evaluation.evaluate(
         DIFFUSION, denoiser, items(), tmp_path / "x", steps=3, seed=5, save_every=4, progress=True
@@ -140,7 +141,7 @@ def test_bad_arguments_are_named(tmp_path):
         evaluation.evaluate(DIFFUSION, denoiser, items(), path, save_every=0)
     for write in (lambda: path.write_bytes(b"nothing"), lambda: _files.save(path, {"step": 1})):
         write()
-        with pytest.raises(ValueError, match=r"x is not a file of bounds of d3pm-fast$"):
+        with pytest.raises(ValueError, match=r"x is .*not a file of bounds of d3pm-fast$"):
             evaluation.evaluate(DIFFUSION, denoiser, items(), path)
     with pytest.raises(IsADirectoryError):
         evaluation.evaluate(DIFFUSION, denoiser, items(), tmp_path)

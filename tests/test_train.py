@@ -1,28 +1,38 @@
 """The training program, on a handful of made-up images."""
 
+import csv
 import gzip
+import itertools
 import json
 import os
+import signal
 import struct
 import subprocess
 import sys
 import time
 from dataclasses import replace
-from pathlib import Path
+from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from helpers.training import go_until, losses
 from PIL import Image
 
 import d3pm_fast as d3
+import d3pm_fast.train
 from benchmarks import epsilon
 from d3pm_fast import _environment
-from d3pm_fast.train import checkpoint, fashion_mnist
+from d3pm_fast._random import seeded
+from d3pm_fast.train import checkpoint, fashion_mnist, loop, model
+from d3pm_fast.train.averaging import averaged
 from d3pm_fast.train.cli import main
 from d3pm_fast.train.images import ImageConfig
-from d3pm_fast.train.loop import Run, train
+from d3pm_fast.train.loop import Run, is_preview, train
+from d3pm_fast.train.process import interrupted_by_signals
+from d3pm_fast.train.running import RunningBound
 
 COUNT = 24
 
@@ -68,6 +78,10 @@ def config(folder, tmp_path):
         sample_steps=5,
         precision="float32",
     )
+
+
+def state_of(out):
+    return checkpoint.load(out / checkpoint.NAME)
 
 
 @pytest.mark.parametrize("levels", [2, 3, 16, 256])
@@ -141,44 +155,43 @@ def test_the_command_trains_and_draws_with_every_transition(transition, config, 
     options += ["--first-step", "logits"]  # the Gaussian's ten posteriors change no pixel
     main(["train", *options])
     assert len(losses(config.out)) == COUNT // 8
-    with Image.open(config.out / "samples.png") as grid:
+    samples = config.out / "samples" / "step-3"
+    with Image.open(samples / "samples.png") as grid:
         assert grid.size == (3 * 30 * 3, 30 * 3)
         assert len(grid.getcolors()) <= 4 + 1  # grey levels and the frame, but no mask
-    with Image.open(config.out / "samples.gif") as film:
+    with Image.open(samples / "samples.gif") as film:
         assert film.n_frames >= 2
     with Image.open(config.out / "loss.png") as curve:
         assert curve.width > 100
 
-    drawn = []
-    for i, seed in enumerate((1, 1, 2)):
-        out = config.out / str(i)
-        main(["sample", str(config.out), "--out", str(out), "--count", "2", "--seed", str(seed)])
-        drawn.append((out / "samples.png").read_bytes())
-    first, again, other = drawn
+    first, again, other = (drawn(config, "--seed", seed, "--force") for seed in ("1", "1", "2"))
     assert first == again
     assert first != other
 
 
+def drawn(config, *options):
+    """The picture of two samples, in a folder of its own or one that is replaced."""
+    main(["sample", str(config.out), "--count", "2", "--name", "drawn", *options])
+    folder = config.out / "samples" / "drawn"
+    with Image.open(folder / "samples.gif") as film:
+        assert film.n_frames >= 2
+    return (folder / "samples.png").read_bytes()
+
+
 def test_the_command_draws_by_every_sampler(config, capsys):
     train(replace(config, transition="absorbing", epochs=1))
-
-    def drawn(*options):
-        main(["sample", str(config.out), "--out", str(config.out), "--count", "2", *options])
-        with Image.open(config.out / "samples.gif") as film:
-            assert film.n_frames >= 2
-        return (config.out / "samples.png").read_bytes()
-
-    strided = drawn("--steps", "5")
-    assert drawn("--times", "10,8,6,4,2") == strided
+    draw = partial(drawn, config, "--force")
+    strided = draw("--steps", "5")
+    assert draw("--times", "10,8,6,4,2") == strided
     others = [
-        drawn("--times", "10,3"),
-        drawn("--last", "argmax"),
-        drawn("--sampler", "first-hitting", "--steps", "10"),
-        drawn("--sampler", "first-hitting", "--steps", "10", "--last", "argmax"),
-        drawn("--sampler", "confidence", "--seed", "1"),
-        drawn("--steps", "5", "--temperature", "0.2"),
-        drawn("--steps", "5", "--top-p", "0.2"),
-        drawn("--last", "argmax", "--top-k", "2"),
+        draw("--times", "10,3"),
+        draw("--last", "argmax"),
+        draw("--sampler", "first-hitting", "--steps", "10"),
+        draw("--sampler", "first-hitting", "--steps", "10", "--last", "argmax"),
+        draw("--sampler", "confidence", "--seed", "1"),
+        draw("--steps", "5", "--temperature", "0.2"),
+        draw("--steps", "5", "--top-p", "0.2"),
+        draw("--last", "argmax", "--top-k", "2"),
     ]
     assert len({strided, *others}) == 9
     assert "100%" in capsys.readouterr().err
@@ -188,20 +201,20 @@ def test_the_command_draws_by_every_sampler(config, capsys):
         (("--sampler", "confidence", "--last", "argmax"), "argmax is not for the confidence"),
     ):
         with pytest.raises(SystemExit, match=message):
-            drawn(*wrong)
+            draw(*wrong)
 
 
 @pytest.mark.parametrize("transition", ["absorbing", "gaussian"])
 def test_the_command_reports_the_bound_of_a_checkpoint(transition, config, capsys):
     train(replace(config, transition=transition, epochs=1))
-    out = config.out / "bound"
-    command = ["eval", str(config.out), "--data", str(config.data), "--out", str(out)]
+    out = config.out
+    command = ["eval", str(out), "--data", str(config.data)]
     main([*command, "--images", "6", "--times", "None"])
-    found = json.loads((out / "elbo.json").read_text())
+    found = json.loads((out / "eval.json").read_text())
 
-    trained = checkpoint.trained(config.out, torch.device("cpu"))
+    trained = model.load(config.out, torch.device("cpu"))
     images = fashion_mnist.load("test", config.levels, config.data)[:6]
-    seeds = d3.draw_seeds(6, torch.Generator().manual_seed(0))
+    seeds = d3.draw_seeds(6, seeded(0))
     bits = trained.diffusion.elbo(trained.denoiser, images, seeds=seeds).bits_per_dim
     assert found["bits_per_dim"] == pytest.approx(bits.mean().item(), rel=1e-5)
     low, high = found["interval_95"]
@@ -217,39 +230,52 @@ def test_the_command_reports_the_bound_of_a_checkpoint(transition, config, capsy
     assert f"{found['bits_per_dim']:.4f} bits/dim" in capsys.readouterr().out
 
     main([*command, "--images", "8", "--times", "None"])
-    assert json.loads((out / "elbo.json").read_text())["images"] == 8
-    with pytest.raises(SystemExit, match=r"with times = None, asked for is 3"):
+    assert json.loads((out / "eval.json").read_text())["images"] == 8
+    with pytest.raises(SystemExit, match=r"times = None, asked for is 3: --force replaces it"):
         main([*command, "--times", "3"])
-    with pytest.raises(SystemExit, match="no checkpoint"):
-        main(["eval", str(config.out / "nothing.pt")])
+    main([*command, "--times", "3", "--force"])
+    assert json.loads((out / "eval.json").read_text())["times"] == 3
+    with pytest.raises(SystemExit, match="no model"):
+        main(["eval", str(out / "nothing.safetensors")])
 
 
 def test_an_evaluation_takes_all_steps_where_they_are_few(config, capsys):
     train(replace(config, epochs=1))
     command = ["eval", str(config.out), "--data", str(config.data), "--images", "4"]
     found = []
-    for name, times in (("some", []), ("all", ["--times", "None"])):
-        out = config.out / name
-        main([*command, "--steps", "4", *times, "--out", str(out)])
-        found.append(json.loads((out / "elbo.json").read_text()))
+    for times in ([], ["--times", "None"]):
+        main([*command, "--steps", "4", *times])
+        found.append(json.loads((config.out / "eval.json").read_text()))
     assert found[0]["t"] == [3, 5, 8, 10]
     assert found[0]["terms_bits_per_dim"] == found[1]["terms_bits_per_dim"]
-    out = config.out / "refused"
     for wrong, message in (
-        (["--times", "2"], "d3pm-fast: times must be at least 3, got 2"),
-        (["--steps", "11"], "d3pm-fast: steps must be at most T = 10, got 11"),
+        (["--times", "2"], "d3pm-fast eval: times must be at least 3, got 2"),
+        (["--steps", "11"], "d3pm-fast eval: steps must be at most T = 10, got 11"),
     ):
         with pytest.raises(SystemExit, match=message):
-            main([*command, *wrong, "--out", str(out)])
-        assert not out.exists()
+            main([*command, *wrong])
+    assert json.loads((config.out / "eval.json").read_text()) == found[1]
+
+
+def test_an_estimate_lists_the_times_that_it_took(config, capsys):
+    train(replace(config, epochs=1, timesteps=200))
+    main(["eval", str(config.out), "--data", str(config.data), "--images", "4", "--times", "5"])
+    found = json.loads((config.out / "eval.json").read_text())
+    assert found["t"][0] == 1
+    assert len(found["t"]) == len(found["terms_bits_per_dim"]) <= 1 + 4 * 4
+    total = sum(found["terms_bits_per_dim"]) + found["prior_bits_per_dim"]
+    assert total == pytest.approx(found["bits_per_dim"], rel=1e-9)
 
 
 def test_a_stopped_evaluation_says_that_the_same_command_goes_on(config, monkeypatch, capsys):
     train(replace(config, epochs=1))
     command = ["eval", str(config.out), "--data", str(config.data), "--times", "3"]
-    whole, broken = config.out / "whole", config.out / "broken"
-    main([*command, "--out", str(whole)])
-    load = checkpoint.trained
+    main(command)
+    result, unfinished = config.out / "eval.json", config.out / "eval.pt"
+    whole = json.loads(result.read_text())
+    result.unlink()
+    unfinished.unlink()
+    load = model.load
 
     def stopping(*args):
         trained = load(*args)
@@ -263,22 +289,22 @@ def test_a_stopped_evaluation_says_that_the_same_command_goes_on(config, monkeyp
         return trained._replace(denoiser=denoise)
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "trained", stopping)
+        patch.setattr(model, "load", stopping)
         with pytest.raises(SystemExit) as stopped:
-            main([*command, "--out", str(broken)])
-    assert stopped.value.code == "d3pm-fast: stopped; the same command goes on"
-    assert [path.name for path in broken.iterdir()] == ["elbo.pt"]
-    main([*command, "--out", str(broken)])
-    first, second = (json.loads((out / "elbo.json").read_text()) for out in (whole, broken))
-    assert first["terms_bits_per_dim"] == second["terms_bits_per_dim"]
+            main(command)
+    assert stopped.value.code == "d3pm-fast eval: stopped; the same command goes on"
+    assert unfinished.exists()
+    assert not result.exists()
+    main(command)
+    assert json.loads(result.read_text())["terms_bits_per_dim"] == whole["terms_bits_per_dim"]
 
 
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        (["--device", "gpu"], "d3pm-fast: --device gpu is not to be had here: .*gpu"),
-        (["--device", "cuda:99"], "d3pm-fast: --device cuda:99 is not to be had here: "),
-        (["--device", "cpu", "--impl", "cuda"], "d3pm-fast: impl='cuda' needs"),
+        (["--device", "gpu"], "d3pm-fast train: --device gpu is not to be had here: .*gpu"),
+        (["--device", "cuda:99"], "d3pm-fast train: --device cuda:99 is not to be had here: "),
+        (["--device", "cpu", "--impl", "cuda"], "d3pm-fast train: impl='cuda' needs"),
     ],
 )
 def test_what_this_machine_lacks_is_said_in_a_line(option, message, config):
@@ -289,34 +315,47 @@ def test_what_this_machine_lacks_is_said_in_a_line(option, message, config):
     assert not config.out.exists()
 
 
-def test_a_checkpoint_may_be_of_a_machine_with_more(config, monkeypatch, capsys):
-    train(replace(config, epochs=1))
-    state = checkpoint.load(config.out)
-    state["config"]["impl"] = "cuda"
-    checkpoint.save(config.out / checkpoint.NAME, state)
-    out = config.out / "out"
-    options = [str(config.out), "--device", "cpu", "--out", str(out)]
+def test_a_model_may_be_of_a_machine_with_more(config, monkeypatch, capsys):
+    run = Run(replace(config, epochs=1))
+    run.go()
+    other = replace(run.config, impl="cuda")
+    model.save(config.out / model.NAME, other, run.statistics, run.average.module)
+    options = [str(config.out), "--device", "cpu"]
     draw, bound = ["sample", *options], ["eval", *options, "--data", str(config.data)]
     monkeypatch.setattr(_environment, "IMPL", "cuda")
     for command in (draw, bound):
-        with pytest.raises(SystemExit, match="d3pm-fast: impl='cuda' needs"):
+        with pytest.raises(SystemExit, match=f"d3pm-fast {command[0]}: impl='cuda' needs"):
             main(command)
         with pytest.raises(SystemExit, match="--device gpu is not to be had here"):
             main([*command, "--device", "gpu"])
-    assert not out.exists()
     monkeypatch.setattr(_environment, "IMPL", "")
     main(draw)
     main([*bound, "--images", "2"])
 
 
-def test_the_times_of_a_sample_do_not_take_its_checkpoint(config, capsys):
+def test_the_times_of_a_sample_do_not_take_its_run(config, capsys):
     train(replace(config, epochs=1))
-    out = config.out / "out"
-    main(["sample", "--times", "10,4", str(config.out), "--count", "2", "--out", str(out)])
-    assert (out / "samples.png").exists()
+    main(["sample", "--times", "10,4", str(config.out), "--count", "2"])
+    assert (config.out / "samples" / "ancestral_10-4_count-2" / "samples.png").exists()
     with pytest.raises(SystemExit):
         main(["sample", str(config.out), "--times", "10,x"])
     assert "must be integers with commas between, got '10,x'" in capsys.readouterr().err
+
+
+def test_samples_are_not_overwritten_unless_asked(config, capsys):
+    train(replace(config, epochs=1))
+    command = ["sample", str(config.out), "--count", "2", "--top-p", "0.9"]
+    main(command)
+    with pytest.raises(SystemExit, match=r"ancestral_5_count-2_top_p-0.9 exists: .*--force"):
+        main(command)
+    main([*command, "--force"])
+    main([*command, "--seed", "3"])
+    names = sorted(path.name for path in (config.out / "samples").iterdir())
+    assert names == [
+        "ancestral_5_count-2_top_p-0.9",
+        "ancestral_5_count-2_top_p-0.9_seed-3",
+        "step-3",
+    ]
 
 
 def test_a_run_of_few_steps_goes_on_with_more(config, tmp_path, capsys):
@@ -325,13 +364,13 @@ def test_a_run_of_few_steps_goes_on_with_more(config, tmp_path, capsys):
     train(replace(config, max_steps=2))
     printed = capsys.readouterr().out
     assert "stopped at step 2; with more --max-steps it goes on from here" in printed
-    assert (config.out / "samples.png").exists()
-    assert checkpoint.load(config.out)["step"] == 2
+    assert (config.out / "samples" / "step-2" / "samples.png").exists()
+    assert state_of(config.out)["step"] == 2
     train(replace(config, max_steps=7))
-    assert checkpoint.load(config.out)["step"] == 7
+    assert state_of(config.out)["step"] == 7
     train(config)
     assert losses(config.out) == losses(whole.out)
-    broken, unbroken = (checkpoint.load(out)["average"] for out in (config.out, whole.out))
+    broken, unbroken = (state_of(out)["average"] for out in (config.out, whole.out))
     assert all(torch.equal(broken[name], unbroken[name]) for name in unbroken)
     assert "held out: at most" in capsys.readouterr().out
     train(replace(config, max_steps=3))
@@ -361,7 +400,7 @@ def test_a_killed_run_goes_on_as_if_it_never_had_been(config, tmp_path):
     whole = replace(config, out=tmp_path / "whole")
     train(whole)
 
-    options = [f"--{k.replace('_', '-')}={v}" for k, v in config.to_dict().items()]
+    options = [f"--{k.replace('_', '-')}={v}" for k, v in config.to_dict().items() if v is not None]
     with subprocess.Popen(
         [sys.executable, "-m", "d3pm_fast.train", *options],
         stdout=subprocess.DEVNULL,
@@ -371,23 +410,23 @@ def test_a_killed_run_goes_on_as_if_it_never_had_been(config, tmp_path):
         while not (config.out / checkpoint.NAME).exists() and time.monotonic() < deadline:
             time.sleep(0.01)
         process.kill()
-    assert 5 <= checkpoint.load(config.out)["step"] <= 12
+    assert 5 <= state_of(config.out)["step"] <= 12
     train(config)
 
     assert losses(config.out) == losses(whole.out)
-    broken, unbroken = (checkpoint.load(out)["average"] for out in (config.out, whole.out))
+    broken, unbroken = (state_of(out)["average"] for out in (config.out, whole.out))
     assert all(torch.equal(broken[name], unbroken[name]) for name in unbroken)
 
 
 def test_a_run_that_is_told_to_stop_saves_and_says_so(config, capsys):
     go_until(Run(config), step=3)
-    assert checkpoint.load(config.out)["step"] == 3
+    assert state_of(config.out)["step"] == 3
     assert "stopped at step 3" in capsys.readouterr().out
 
 
 def test_a_checkpoint_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
     path = tmp_path / checkpoint.NAME
-    states = [{"config": {}, "statistics": {}, "average": {}, "step": step} for step in (1, 2)]
+    states = [dict.fromkeys(checkpoint.KEYS, step) for step in (1, 2)]
     checkpoint.save(path, states[0])
 
     def fail(*_):
@@ -401,8 +440,18 @@ def test_a_checkpoint_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
 
 def test_a_run_with_other_options_is_not_resumed(config):
     train(replace(config, epochs=1))
-    with pytest.raises(ValueError, match="epochs = 1"):
-        train(config)
+    with pytest.raises(ValueError, match="levels = 4, asked for is 8"):
+        train(replace(config, levels=8))
+
+
+def test_a_finished_run_goes_on_with_more_epochs_and_another_implementation(config, capsys):
+    train(replace(config, epochs=2))
+    train(replace(config, epochs=3, impl="reference"))
+    assert len(losses(config.out)) == 3 * COUNT // 8
+    with pytest.raises(ValueError, match="has 3 epochs behind it, asked for are 2"):
+        train(replace(config, epochs=2))
+    names = sorted(path.name for path in (config.out / "samples").iterdir())
+    assert names == ["step-6", "step-9"]
 
 
 @pytest.mark.parametrize(
@@ -414,6 +463,17 @@ def test_a_run_with_other_options_is_not_resumed(config):
         ({"timesteps": 0, "sample_steps": None}, "timesteps must be at least 1, got 0"),
         ({"max_steps": 0}, "max_steps must be at least 1, got 0"),
         ({"width": 20}, "width must be a multiple of 16, got 20"),
+        ({"width": 0}, "width must be at least 1, got 0"),
+        ({"width": 8192}, "width must be at most 4096, got 8192"),
+        ({"depth": 0}, "depth must be at least 1, got 0"),
+        ({"timesteps": 10**9}, "timesteps must be at most 100000, got 1000000000"),
+        ({"clip": -1.0}, "clip must be above 0, got -1.0"),
+        ({"clip": 0.0}, "clip must be above 0, got 0.0"),
+        ({"ema": float("nan")}, r"ema must lie in \[0, 1\), got nan"),
+        ({"learning_rate": float("inf")}, "learning_rate must be finite, got inf"),
+        ({"ce_weight": -0.1}, "ce_weight must be at least 0, got -0.1"),
+        ({"seed": -1}, r"seed must lie in \[0, 2\^64\), got -1"),
+        ({"seed": 2**64}, r"seed must lie in \[0, 2\^64\), got 18446744073709551616"),
     ],
 )
 def test_bad_options_are_named(config, option, message):
@@ -427,54 +487,349 @@ def test_a_sample_takes_100_steps_or_all(timesteps, calls, config):
     assert replace(config, timesteps=timesteps).steps_to_sample == 5
 
 
-def test_a_file_that_is_no_checkpoint_is_named(tmp_path):
-    path = Path(tmp_path / "x.pt")
-    for write in (
-        lambda: path.write_bytes(b"nothing"),
-        lambda: path.write_text('{"step": 1}\n'),
-        lambda: torch.save({"step": 1}, path),
-        lambda: torch.save(torch.zeros(2), path),
-    ):
-        write()
+def test_a_file_that_is_no_model_is_named(config, tmp_path):
+    run = Run(config)
+    config.out.mkdir()
+    run.save()
+    whole = (config.out / model.NAME).read_bytes()
+    path = tmp_path / "x.safetensors"
+    for content in (b"nothing", b"", whole[:-1], whole[: len(whole) // 2], whole[:100]):
+        path.write_bytes(content)
         with pytest.raises(SystemExit) as error:
-            main(["sample", str(path), "--out", str(tmp_path)])
-        assert error.value.code == f"d3pm-fast: {path} is not a checkpoint of d3pm-fast"
-    with pytest.raises(SystemExit, match="no checkpoint"):
-        main(["sample", str(tmp_path / "missing.pt"), "--out", str(tmp_path)])
+            main(["sample", str(path)])
+        message = f"d3pm-fast sample: {path} is damaged, or not a model of d3pm-fast"
+        assert error.value.code == message
+    safetensors.torch.save_file({"x": torch.zeros(2)}, path)
+    with pytest.raises(SystemExit, match="not a model of d3pm-fast"):
+        main(["sample", str(path)])
+    with pytest.raises(SystemExit, match="no model"):
+        main(["sample", str(tmp_path / "missing")])
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda state: state["config"].update(colour="red"),
-        lambda state: state["config"].pop("command"),
-        lambda state: state["config"].update(command="train-sound"),
-        lambda state: state["statistics"].clear(),
-        lambda state: state["average"].popitem(),
-    ],
-)
-def test_a_checkpoint_of_another_version_is_named(change, config, tmp_path):
+def test_a_damaged_checkpoint_is_named(config):
     run = Run(config)
     config.out.mkdir()
     run.save()
     path = config.out / checkpoint.NAME
-    state = checkpoint.load(path)
-    change(state)
-    checkpoint.save(path, state)
-    message = f"d3pm-fast: {path} was written by another version of d3pm-fast"
-    with pytest.raises(SystemExit) as error:
-        main(["sample", str(config.out), "--out", str(tmp_path / "out")])
-    assert error.value.code == message
-    assert not (tmp_path / "out").exists()
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=f"{path} is damaged, or not a checkpoint"):
+        train(config)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda about: about["options"].update(colour="red"), "another version"),
+        (lambda about: about["options"].pop("command"), "another version"),
+        (lambda about: about["options"].update(command="train-sound"), "another version"),
+        (lambda about: about["options"].update(width=32), "another version"),
+        (lambda about: about["options"].update(width=0), "width must be at least 1, got 0"),
+        (lambda about: about["options"].update(timesteps=10**9), "timesteps must be at most"),
+        (lambda about: about["statistics"].clear(), "another version"),
+        (lambda about: about.clear(), "another version"),
+    ],
+)
+def test_what_a_model_says_of_itself_is_checked(change, message, config):
+    run = Run(config)
+    config.out.mkdir()
+    run.save()
+    path = config.out / model.NAME
+    with safetensors.safe_open(path, "pt") as file:
+        about = json.loads(file.metadata()[model.METADATA])
+    change(about)
+    weights = safetensors.torch.load_file(path)
+    safetensors.torch.save_file(weights, path, {model.METADATA: json.dumps(about)})
+    with pytest.raises(SystemExit, match=f"d3pm-fast sample: .*{message}"):
+        main(["sample", str(config.out)])
+    assert not (config.out / "samples").exists()
+
+
+def test_weights_that_are_not_finite_are_refused(config):
+    run = Run(config)
+    config.out.mkdir()
+    next(run.average.parameters()).data[0] = torch.nan
+    run.save()
+    for command in (["sample", str(config.out)], ["eval", str(config.out)]):
+        with pytest.raises(SystemExit, match="holds weights that are not finite"):
+            main(command)
+
+
+def test_a_run_whose_loss_is_not_finite_stops_and_keeps_its_checkpoint(config, capsys):
+    run = Run(config)
+    step = run.train_step
+
+    def broken():
+        if run.step == 7:
+            with torch.no_grad():
+                run.denoiser.enter.weight[0] = torch.inf
+        return step()
+
+    run.train_step = broken
+    with pytest.raises(ValueError, match=r"the loss is nan .* at step 7; the last checkpoint"):
+        run.go()
+    state = state_of(config.out)
+    assert state["step"] == 5
+    assert all(bool(w.isfinite().all()) for w in state["denoiser"].values())
+    train(config)
+    assert len(losses(config.out)) == 12
+
+
+def test_a_second_run_in_a_folder_is_refused(config):
+    run = Run(config)
+    step = run.train_step
+
+    def other():
+        with pytest.raises(ValueError, match="another run is at work"):
+            train(config)
+        return step()
+
+    run.train_step = other
+    run.config = replace(config, max_steps=1)
+    run.end = 1
+    run.go()
+    assert state_of(config.out)["step"] == 1
+
+
+def test_the_seed_changes_order_times_and_noise_in_all_of_its_bits(config):
+    starts = []
+    for seed in (0, 1, 1 << 31, 1 << 32, 1 << 63):
+        run = Run(replace(config, seed=seed))
+        seen = {}
+
+        def denoise(x_t, t, seen=seen):
+            seen.update(x_t=x_t, t=t)
+            return torch.zeros(*x_t.shape, 5, requires_grad=True)
+
+        weights = run.denoiser.state_dict()["enter.weight"].clone()
+        batch = run.batch()
+        run.denoiser = denoise
+        with pytest.raises(AttributeError):
+            run.train_step()
+        starts.append([weights, run.order, batch.x0, seen["t"], seen["x_t"]])
+    for one, other in itertools.combinations(starts, 2):
+        for here, there in zip(one, other, strict=True):
+            assert not torch.equal(here, there)
+
+
+def test_an_early_average_has_forgotten_the_start():
+    network = torch.nn.Linear(1, 1, bias=False)
+    average = averaged(network, 0.999)
+    for value in range(100):
+        network.weight.data.fill_(float(value))
+        average.update_parameters(network)
+    mean = average.module.weight.item()
+    assert 85 < mean < 95  # of the last tenth; a fixed decay would leave it near 5
+
+
+def test_the_running_bound_is_the_mean_of_each_stretch_times_its_length():
+    bound, generator = RunningBound(50), torch.Generator().manual_seed(0)
+    terms = torch.linspace(3, 1, 50, dtype=torch.float64)
+    terms[0] = 1000.0
+    assert bound.nats() is None
+    for _ in range(400):
+        t = d3.timesteps.low_discrepancy(50, 16, generator)
+        tokens = torch.randint(1, 9, (16,), generator=generator)
+        bound.update(t, terms[t - 1] * tokens, tokens)
+    assert bound.nats() == pytest.approx(terms.sum().item(), rel=1e-3)
+    other = RunningBound(50)
+    other.load_state_dict(bound.state_dict())
+    assert other.nats() == bound.nats()
+
+
+def test_a_run_opens_in_python(config):
+    run = Run(config)
+    run.go()
+    for path in (config.out, str(config.out / model.NAME)):
+        trained = d3pm_fast.train.load(path)
+        x_t, t = torch.randint(5, (2, 28, 28)), torch.tensor([1, 7])
+        expected = run.average.module.eval()(x_t, t)
+        assert torch.equal(trained.denoiser(x_t, t), expected)
+        assert repr(trained.diffusion) == repr(run.diffusion)
+        assert not trained.denoiser.training
+
+
+def test_a_run_goes_to_the_hub_and_back(config, tmp_path, monkeypatch):
+    hub = pytest.importorskip("d3pm_fast.train.hub")
+    run = Run(config)
+    config.out.mkdir()
+    run.save()
+    sent = hub.HubModel.of_run(config.out)
+    sent.save_pretrained(tmp_path / "hub")
+    back = hub.HubModel.from_pretrained(tmp_path / "hub")
+    x_t, t = torch.randint(5, (2, 28, 28)), torch.tensor([1, 7])
+    assert torch.equal(back(x_t, t), run.average.module.eval()(x_t, t))
+    assert repr(back.trained.diffusion) == repr(sent.trained.diffusion)
+    assert sorted(path.name for path in (tmp_path / "hub").iterdir()) == [
+        "README.md",
+        "config.json",
+        "model.safetensors",
+    ]
+
+
+def test_images_of_any_size_are_drawn_at_their_own(config, tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (COUNT, 9, 13), np.uint8)
+    for name, _ in fashion_mnist.FILES.values():
+        write_idx(tmp_path / name, images)
+    train(replace(config, data=tmp_path, epochs=1))
+    with Image.open(config.out / "samples" / "step-3" / "samples.png") as grid:
+        assert grid.size == (3 * (13 + 2) * 3, (9 + 2) * 3)
+
+
+def test_a_truncated_file_of_images_is_named(folder, tmp_path):
+    path = tmp_path / fashion_mnist.FILES["train"][0]
+    path.write_bytes((folder / path.name).read_bytes()[:-20])
+    with pytest.raises(ValueError, match=f"{path} is damaged"):
+        fashion_mnist.load("train", 4, tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["csv", "tensorboard"])
+def test_metrics_go_where_they_are_asked_for_and_on_after_a_stop(kind, config):
+    if kind == "tensorboard":
+        pytest.importorskip("tensorboard")
+    train(replace(config, log=kind, max_steps=7))
+    train(replace(config, log=kind))
+    steps = list(range(1, 13))
+    if kind == "csv":
+        with open(config.out / "metrics.csv", newline="") as file:
+            rows = list(csv.DictReader(file))
+        assert [int(row["step"]) for row in rows] == steps
+        assert [float(row["loss"]) for row in rows] == losses(config.out)
+    else:
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+        events = EventAccumulator(str(config.out / "tensorboard"))
+        events.Reload()
+        assert [event.step for event in events.Scalars("loss")] == steps
+
+
+def test_metrics_go_to_wandb(config, monkeypatch):
+    lines = []
+
+    class Fake:
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            lines.append("finished")
+
+        def log(self, line, step):
+            lines.append((line["loss"], step))
+
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=lambda **options: Fake()))
+    train(replace(config, log="wandb", max_steps=2))
+    assert lines == [*zip(losses(config.out), (1, 2), strict=True), "finished"]
+
+
+@pytest.mark.parametrize("kind", ["tensorboard", "wandb"])
+def test_a_package_that_is_missing_for_metrics_is_named(kind, config, monkeypatch):
+    for name in ("wandb", "torch.utils.tensorboard"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ValueError, match=f"--log {kind} needs a package: pip install {kind}"):
+        train(replace(config, log=kind))
+
+
+def test_metrics_survive_a_resume_that_is_killed(config, monkeypatch):
+    train(replace(config, max_steps=6))
+    before = losses(config.out)
+    run = Run(config)
+
+    def killed():
+        raise KeyboardInterrupt
+
+    run.train_step = killed
+    with pytest.raises(KeyboardInterrupt):
+        run.go()
+    assert losses(config.out) == before
+    with open(config.out / "metrics.jsonl", "a") as file:
+        file.write('{"step": 7, "lo')  # as a kill leaves it
+    train(config)
+    assert len(losses(config.out)) == 12
+
+
+def test_a_run_is_reproduced_by_its_configuration(config, tmp_path, capsys):
+    train(replace(config, transition="uniform", max_steps=3))
+    options = ["--config", str(config.out / "config.toml"), "--out", str(tmp_path / "again")]
+    main(["train", *options])
+    assert losses(tmp_path / "again") == losses(config.out)
+    with pytest.raises(SystemExit, match=r"no file .*nothing.toml"):
+        main(["train", "--config", str(tmp_path / "nothing.toml")])
+    (tmp_path / "wrong.toml").write_text('command = "train"\ncolour = "red"\n')
+    with pytest.raises(SystemExit, match=r"wrong.toml is no configuration of d3pm-fast: .*colour"):
+        main(["train", "--config", str(tmp_path / "wrong.toml")])
+
+
+def test_runs_are_listed_with_their_bounds(config, tmp_path, capsys):
+    with pytest.raises(SystemExit, match="there are no runs in"):
+        main(["runs", str(tmp_path)])
+    train(replace(config, epochs=1))
+    train(replace(config, max_steps=5, out=tmp_path / "other"))
+    main(["eval", str(tmp_path / "other"), "--data", str(config.data), "--images", "6"])
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / checkpoint.NAME).write_bytes(b"")
+    capsys.readouterr()
+    main(["runs", str(tmp_path)])
+    head, *rows = (line.split() for line in capsys.readouterr().out.splitlines())
+    assert head == ["run", "task", "chain", "steps", "bits", "of"]
+    bits = json.loads((tmp_path / "other" / "eval.json").read_text())["bits_per_dim"]
+    held_out = json.loads((config.out / "held_out.json").read_text())["bits"]
+    assert rows == [
+        [str(tmp_path / "broken"), "damaged"],
+        [str(tmp_path / "other"), "train", "absorbing", "5", f"{bits:.3f}", "6", "test", "images"],
+        [str(config.out), "train", "absorbing", "3", f"{held_out:.3f}", "items", "held", "out"],
+    ]
+
+
+def test_previews_come_early_and_are_replaced(config, monkeypatch, capsys):
+    assert [step for step in range(1, 1000) if is_preview(step)] == [100, 200, 400, 800]
+    monkeypatch.setattr(loop, "FIRST_PREVIEW", 2)
+    drawn = []
+    run = Run(config)
+    draw = run.draw
+    run.draw = lambda folder, count: drawn.append((run.step, folder)) or draw(folder, count)
+    run.go()
+    previews = [(step, config.out / "preview") for step in (2, 4, 8)]
+    assert drawn == [*previews, (12, config.out / "samples" / "step-12")]
+    assert (config.out / "preview" / "samples.png").exists()
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_every_signal_that_ends_a_program_stops_a_run_in_order(name, config, capsys):
+    run = Run(config)
+    step = run.train_step
+
+    def signalled():
+        os.kill(os.getpid(), getattr(signal, name))
+        return step()
+
+    run.train_step = signalled
+    run.go()
+    assert state_of(config.out)["step"] == 1
+    with interrupted_by_signals(), pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), getattr(signal, name))
+
+
+def test_the_command_tells_its_version_and_prints_what_it_can(capsys):
+    main(["--version"])
+    assert capsys.readouterr().out == f"d3pm-fast {d3.__version__}\n"
+    code = (
+        "from d3pm_fast.train.cli import main; print(end=''); main(['--version']); print('\u20ac')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.endswith("?\n"), done.stderr
 
 
 def test_a_run_of_another_version_is_not_resumed(config):
     run = Run(config)
     config.out.mkdir()
     run.save()
-    state = checkpoint.load(config.out)
+    state = state_of(config.out)
     state["denoiser"].popitem()
     checkpoint.save(config.out / checkpoint.NAME, state)
     with pytest.raises(ValueError, match="was written by another version of d3pm-fast"):
         train(config)
-    assert [path.name for path in config.out.iterdir()] == [checkpoint.NAME]
+    assert state_of(config.out)["denoiser"].keys() == state["denoiser"].keys()

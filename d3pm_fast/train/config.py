@@ -11,11 +11,22 @@ import torch
 from torch import Tensor, nn
 
 from .. import schedules, transitions
-from .._checks import check_count
+from .._checks import check_count, check_number
 from ..choices import FirstStep, Impl, Reverse
 from ..diffusion import D3PM
 from ..transitions import Transition
 from .items import Items
+from .records import LogKind
+
+Statistics = dict[str, list[float]]
+MOST = {
+    "batch_size": 10**6,
+    "depth": 100,
+    "epochs": 10**6,
+    "sample_count": 10**5,
+    "timesteps": 10**5,
+    "width": 4096,
+}
 
 SCHEDULES: dict[str, Callable[[int], Tensor]] = {
     "cosine": schedules.cosine,
@@ -49,7 +60,7 @@ class TrainConfig(ABC):
     transition: str
     """The forward process."""
     epochs: int
-    """Passes over the data."""
+    """Passes over the data; a finished run goes on with more."""
     width: int
     """Width of the network."""
     depth: int
@@ -89,33 +100,48 @@ class TrainConfig(ABC):
     clip: float = 1.0
     """Upper bound of the gradient's norm, for a loss in nats a token."""
     ema: float = 0.999
-    """Decay of the averaged weights that the samples are drawn with."""
+    """Decay of the averaged weights that the samples are drawn with; it rises to this value."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Arithmetic of the network; auto takes bfloat16 where the hardware has it."""
     device: str = "auto"
     """A PyTorch device; auto takes the GPU where there is one."""
     seed: int = 0
-    """Of the weights, the order of the items and the noise."""
+    """Of the weights, the order of the items, the times and the noise; 0 or more."""
+    log: LogKind = "none"
+    """Also write the metrics for TensorBoard, as CSV, or to Weights & Biases."""
+    config: Path | None = None
+    """Take the options from the config.toml of another run; those given here go first."""
     checkpoint_every: int = 500
     """Steps between two checkpoints."""
     max_steps: int | None = None
     """Stop after so many steps, and draw, as for a first try; the same command with more goes on.
     Default: none, to the end of the last epoch."""
-    sample_every: int = 2
-    """Epochs between two sets of samples; there is always one at the end."""
     sample_steps: int | None = None
     """Denoiser calls a sample takes, at most T; default: 100, or T where that is less."""
 
     def __post_init__(self) -> None:
         """Check what does not check itself further down."""
-        counts = "epochs", "timesteps", "batch_size", "checkpoint_every", "sample_every"
+        counts = "epochs", "timesteps", "batch_size", "checkpoint_every", "width", "depth"
         for name in (*counts, "sample_count", "max_steps"):
             if getattr(self, name) is not None:
                 check_count(name, getattr(self, name))
+        for name, most in MOST.items():
+            if getattr(self, name) > most:
+                raise ValueError(f"{name} must be at most {most}, got {getattr(self, name)}")
         if not 1 <= self.steps_to_sample <= self.timesteps:
             raise ValueError(
                 f"sample_steps must lie in [1, {self.timesteps}], got {self.sample_steps}"
             )
+        for name in ("learning_rate", "clip"):
+            if check_number(name, getattr(self, name)) <= 0:
+                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
+        for name in ("vb_weight", "ce_weight", "weight_decay"):
+            if check_number(name, getattr(self, name)) < 0:
+                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"ema must lie in [0, 1), got {self.ema}")
+        if not 0 <= self.seed < 2**64:
+            raise ValueError(f"seed must lie in [0, 2^64), got {self.seed}")
 
     @abstractmethod
     def load(self) -> tuple[Items, Items]:
@@ -130,7 +156,7 @@ class TrainConfig(ABC):
         self,
         sample: Callable[..., Tensor],
         denoiser: nn.Module,
-        statistics: dict[str, list[float]],
+        statistics: Statistics,
         count: int,
         out: Path,
     ) -> list[Path]:
@@ -168,12 +194,12 @@ class TrainConfig(ABC):
         """K, the mask counted in."""
         return self.num_symbols + (self.mask_id is not None)
 
-    def statistics(self, items: Items) -> dict[str, list[float]]:
+    def statistics(self, items: Items) -> Statistics:
         """Return what diffusion and samples need to know of the training data."""
         counts = torch.bincount(items.tokens(), minlength=self.num_symbols).double()
         return {"marginals": (counts / counts.sum()).tolist()}
 
-    def diffusion(self, statistics: dict[str, list[float]]) -> D3PM:
+    def diffusion(self, statistics: Statistics) -> D3PM:
         """Return the diffusion for data with these statistics."""
         transition = self.chains(statistics["marginals"])[self.transition]()
         return D3PM(transition, self.reverse, self.first_step, self.impl)
@@ -202,5 +228,5 @@ class TrainConfig(ABC):
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
         """Return the options that ``to_dict`` wrote."""
-        paths = {name: Path(values[name]) for name in ("out", "data") if values[name]}
+        paths = {name: Path(values[name]) for name in ("out", "data") if values.get(name)}
         return cls(**{**values, **paths})

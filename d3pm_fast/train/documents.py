@@ -51,10 +51,13 @@ def read(path: Path) -> str:
     """Return the text of a file in UTF-8.
 
     Raises:
+        FileNotFoundError: there is none.
         ValueError: it is not UTF-8, or has zero bytes, as no text has.
     """
     try:
         text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise FileNotFoundError(f"there is no text file {path}") from None
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not text in UTF-8: {error}") from error
     if "\0" in text:

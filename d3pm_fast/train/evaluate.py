@@ -7,30 +7,34 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import tyro
 from torch import Tensor
 
-from .. import evaluation, timesteps
+from .. import _files, evaluation, timesteps
 from .._checks import check_count
 from ..elbo import ELBO
-from . import checkpoint, fashion_mnist, figures
+from . import fashion_mnist, figures, model
 from .device import autocast, pick_device
 from .images import ImageConfig
+from .process import locked
 
 NORMAL_QUANTILE = 1.959964  # of 97.5 %
+DRAWS_A_POINT = 200
+OTHER_FILE = "choose another file, or remove it"
 
 
 @dataclass(frozen=True)
 class EvalConfig:
-    """Bound the bits per dimension of test images; stop it at any time, the same command goes on.
+    """Bound the bits per dimension of test images. Ctrl-C stops; the same command goes on.
 
-    Writes elbo.json, terms.png and, to go on from, elbo.pt.
+    Writes eval.json, terms.png and, to go on from, eval.pt into the folder of the run.
     """
 
-    checkpoint: Annotated[Path, tyro.conf.Positional]
-    """The checkpoint, or the folder of its run."""
-    out: Path = Path("evaluation")
-    """Folder for the results. An evaluation in it is resumed."""
+    run: Annotated[Path, tyro.conf.Positional]
+    """The folder of a run, or a model.safetensors."""
+    force: bool = False
+    """Replace an evaluation of other options, or of the model as it was before."""
     data: Path | None = None
     """Folder with the IDX files of Fashion-MNIST; default: the usual places, or a download."""
     images: int | None = None
@@ -57,55 +61,64 @@ class EvalConfig:
 def evaluate(config: EvalConfig) -> None:
     """Write the bound of the images, its terms and its interval."""
     device = pick_device(config.device)
-    trained, _, denoiser, diffusion = checkpoint.trained(config.checkpoint, device)
+    trained, _, denoiser, diffusion = model.load(config.run, device)
     if not isinstance(trained, ImageConfig):
-        raise ValueError(f"{config.checkpoint} is of {trained.UNIT}s, eval bounds images")
+        raise ValueError(f"{config.run} is of {trained.UNIT}s, eval bounds images")
     times, steps = config.times, len(timesteps.strided(diffusion.num_steps, config.steps)) - 1
     if times is not None:
         times = None if times >= steps else check_count("times", times, least=3)
     images = fashion_mnist.load("test", trained.levels, config.data)[: config.images]
-    with open(checkpoint.locate(config.checkpoint), "rb") as file:
+    with open(model.locate(config.run), "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    config.out.mkdir(parents=True, exist_ok=True)
-    try:
-        with autocast(trained.precision, device):
-            bound = evaluation.evaluate(
-                diffusion,
-                denoiser,
-                images,
-                config.out / "elbo.pt",
-                steps=config.steps,
-                num_times=times,
-                seed=config.seed,
-                batch_size=config.batch_size,
-                about=f"checkpoint {digest}",
-                progress=True,
-            )
-    except ValueError as error:
-        raise ValueError(str(error).replace("num_times", "times")) from error
-    found = summary(bound)
-    options = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(config).items()}
-    about = {"diffusion": repr(diffusion), "sha256": digest, **options, "images": len(images)}
-    (config.out / "elbo.json").write_text(json.dumps({**about, **found}) + "\n")
-    figures.terms(
-        config.out / "terms.png", bound.times.numpy(), per_dim(bound, bound.terms).numpy()
-    )
+    out = model.folder_of(config.run)
+    unfinished = out / "eval.pt"
+    with locked(out):
+        if config.force:
+            unfinished.unlink(missing_ok=True)
+        try:
+            with autocast(trained.precision, device):
+                bound = evaluation.evaluate(
+                    diffusion,
+                    denoiser,
+                    images,
+                    unfinished,
+                    steps=config.steps,
+                    num_times=times,
+                    seed=config.seed,
+                    batch_size=config.batch_size,
+                    about=f"model {digest}",
+                    progress=True,
+                )
+        except ValueError as error:
+            said = str(error).replace("num_times", "times")
+            raise ValueError(said.replace(OTHER_FILE, "--force replaces it")) from error
+        found = summary(bound)
+        options = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(config).items()}
+        about = {"diffusion": repr(diffusion), "sha256": digest, **options, "images": len(images)}
+        _files.write_text(out / "eval.json", json.dumps({**about, **found}) + "\n")
+        times_taken, terms = np.array(found["t"]), np.array(found["terms_bits_per_dim"])
+        draws = len(images) * (steps if times is None else times - 1)
+        figures.terms(out / "terms.png", times_taken, terms, -(-DRAWS_A_POINT * steps // draws))
     low, high = found["interval_95"]
     print(f"{found['bits_per_dim']:.4f} bits/dim, 95 % interval {low:.4f} to {high:.4f}")
-    print(f"wrote {config.out / 'elbo.json'} and {config.out / 'terms.png'}")
+    print(f"wrote {out / 'eval.json'} and {out / 'terms.png'}")
 
 
 def summary(bound: ELBO) -> dict[str, Any]:
-    """Return the means over the images in bits per dimension, with a normal 95 % interval."""
+    """Return the means over the images in bits per dimension, with a normal 95 % interval.
+
+    Of an estimate the times that it took are listed, and no others.
+    """
     bits = bound.bits_per_dim
     mean = float(bits.mean())
+    taken = bound.taken.any(dim=0)
     half = NORMAL_QUANTILE * float(bits.std()) / math.sqrt(len(bits))
     return {
         "bits_per_dim": mean,
         "interval_95": [mean - half, mean + half],
         "prior_bits_per_dim": per_dim(bound, bound.prior[:, None]).item(),
-        "t": bound.times.tolist(),
-        "terms_bits_per_dim": per_dim(bound, bound.terms).tolist(),
+        "t": bound.times[taken].tolist(),
+        "terms_bits_per_dim": per_dim(bound, bound.terms[:, taken]).tolist(),
     }
 
 

@@ -1,6 +1,7 @@
 """Fashion-MNIST (Xiao et al. 2017) as images of a few grey levels."""
 
 import gzip
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -52,8 +53,11 @@ def find(split: str, folder: Path | None = None) -> Path:
 
 def read_idx(path: Path) -> np.ndarray:
     """Return the images of a gzipped IDX file, uint8 ``(N, H, W)``."""
-    with gzip.open(path) as file:
-        content = file.read()
+    try:
+        with gzip.open(path) as file:
+            content = file.read()
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
     header = np.frombuffer(content[:16], dtype=">i4")
     if len(header) < 4 or header[0] != 0x803 or len(content) != 16 + np.prod(header[1:]):
         raise ValueError(f"{path} is not an IDX file of images")

@@ -33,7 +33,7 @@ def film(path: Path, frames: Sequence[Tensor], colours: np.ndarray) -> None:
     )
 
 
-def terms(path: Path, times: np.ndarray, bits: np.ndarray, steps_a_point: int = 20) -> None:
+def terms(path: Path, times: np.ndarray, bits: np.ndarray, steps_a_point: int) -> None:
     """Plot what the steps from each time add to the bound, in bits per dimension a step.
 
     Neighbouring steps are averaged, for of an estimate each is known to few digits; the first
@@ -51,16 +51,20 @@ def terms(path: Path, times: np.ndarray, bits: np.ndarray, steps_a_point: int = 
 
 
 def curve(path: Path, metrics: Sequence[dict[str, Any]], unit: str) -> None:
-    """Plot the bound of every step and its running mean, in bits per ``unit``."""
-    steps = [m["step"] for m in metrics]
-    bits = np.array([m["bits_per_dim"] for m in metrics])
-    window = max(1, len(bits) // 50)
-    smooth = np.convolve(bits, np.ones(window) / window, mode="valid")
+    """Plot the running bound and the running mean of the cross-entropy, in bits per ``unit``."""
+    steps = np.array([m["step"] for m in metrics])
+    bound = np.array([np.nan if m["bound"] is None else m["bound"] for m in metrics])
+    entropy = np.array([m["cross_entropy"] for m in metrics])
+    window = max(1, len(metrics) // 50)
+    smooth = np.convolve(entropy, np.ones(window) / window, mode="valid")
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
-    axes.plot(steps, bits, alpha=0.25, linewidth=0.5, label="one batch, one time an item")
-    axes.plot(steps[window - 1 :], smooth, label=f"mean of {window} steps")
-    axes.set(xlabel="step", ylabel=f"bits per {unit}", title="Variational bound in training")
-    axes.set_ylim(0, float(np.quantile(bits, 0.99)) * 1.1 if len(bits) else 1)
+    axes.plot(steps, bound, label="variational bound (running)")
+    axes.plot(steps[window - 1 :], smooth, label=f"cross-entropy, mean of {window} steps")
+    axes.set(xlabel="step", ylabel=f"bits per {unit}", title="Training")
+    known = np.concatenate([bound[np.isfinite(bound)], smooth])
+    if len(known):
+        axes.set_ylim(0, 1.2 * float(np.quantile(known, 0.9)))
+    axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(path, dpi=120)

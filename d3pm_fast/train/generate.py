@@ -1,7 +1,7 @@
 """Draw items from a trained denoiser."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -11,12 +11,13 @@ import tyro
 from torch import Tensor, nn
 
 from .._checks import check_count
+from .._random import seeded
 from ..choices import Last
 from ..functional import Shaped
 from ..sampling import ancestral
 from ..unmasking import confidence, first_hitting
-from . import checkpoint
-from .config import TrainConfig
+from . import model
+from .config import Statistics, TrainConfig
 from .device import autocast, pick_device
 
 Denoiser = Callable[[Tensor, Tensor], Tensor]
@@ -26,6 +27,7 @@ SAMPLERS: dict[str, Sampler] = {
     "first-hitting": first_hitting,
     "confidence": confidence,
 }
+NAMED = {"count", "last", "temperature", "top_k", "top_p", "seed"}
 
 
 def parse_times(text: list[str]) -> tuple[int, ...]:
@@ -50,10 +52,13 @@ COMMAS = tyro.constructors.PrimitiveConstructorSpec[tuple[int, ...]](
 class SampleConfig:
     """Draw from a trained denoiser."""
 
-    checkpoint: Annotated[Path, tyro.conf.Positional]
-    """The checkpoint, or the folder of its run."""
-    out: Path = Path("samples")
-    """Folder for samples.png and samples.gif, or samples.txt."""
+    run: Annotated[Path, tyro.conf.Positional]
+    """The folder of a run, or a model.safetensors."""
+    name: str | None = None
+    """Of the folder in RUN/samples for samples.png and samples.gif, or samples.txt; default: what
+    the other options say."""
+    force: bool = False
+    """Replace samples of the same name."""
     count: int | None = None
     """Items to draw; default: as in training."""
     sampler: Literal["ancestral", "first-hitting", "confidence"] = "ancestral"
@@ -89,8 +94,7 @@ def sample(config: SampleConfig) -> None:
         raise ValueError("last = argmax is not for the confidence sampler")
     if config.count is not None:
         check_count("count", config.count)
-    device = pick_device(config.device)
-    trained, statistics, denoiser, diffusion = checkpoint.trained(config.checkpoint, device)
+    trained, statistics, denoiser, diffusion = model.load(config.run, pick_device(config.device))
     steps = trained.steps_to_sample if config.steps is None else config.steps
     options: dict[str, Any] = {"steps": config.times or steps}
     if config.sampler != "confidence":
@@ -104,16 +108,31 @@ def sample(config: SampleConfig) -> None:
         return SAMPLERS[config.sampler](diffusion, shaping, *args, **options, **more)
 
     count = trained.sample_count if config.count is None else config.count
-    config.out.mkdir(parents=True, exist_ok=True)
-    files = draw(trained, sampler, denoiser, statistics, config.out, count, config.seed, device)
+    out = model.folder_of(config.run) / "samples" / (config.name or name_of(config, steps))
+    if out.exists() and not config.force:
+        raise ValueError(f"{out} exists: choose another --name, or --force to replace it")
+    out.mkdir(parents=True, exist_ok=True)
+    device = diffusion.transition.device
+    files = draw(trained, sampler, denoiser, statistics, out, count, config.seed, device)
     print("wrote", *files)
+
+
+def name_of(config: SampleConfig, steps: int) -> str:
+    """Return the name of samples that these options make."""
+    path = "-".join(map(str, config.times)) if config.times else str(steps)
+    parts = [config.sampler, path]
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if field.name in NAMED and value != field.default:
+            parts.append(f"{field.name}-{value}")
+    return "_".join(parts)
 
 
 def draw(
     trained: TrainConfig,
     sampler: Sampler,
     denoiser: nn.Module,
-    statistics: dict[str, list[float]],
+    statistics: Statistics,
     out: Path,
     count: int,
     seed: int,
@@ -121,7 +140,7 @@ def draw(
 ) -> list[Path]:
     """Draw ``count`` items, show them in files in ``out`` and return the files."""
     denoiser.eval()
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded(seed)
     drawing = partial(sampler, generator=generator, progress=True)
     with autocast(trained.precision, device):
         return trained.draw(drawing, denoiser, statistics, count, out)

@@ -5,6 +5,7 @@ import math
 import torch
 from torch import nn
 
+from .._random import seeded
 from ..diffusion import D3PM
 from .device import autocast
 from .items import Items
@@ -30,7 +31,7 @@ def bits_per_token(
     """
     denoiser.eval()
     repeats = min(diffusion.num_steps, -(-PAIRS // len(items)))
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded(seed)
     # The times of item i are t[i], t[i + N], t[i + 2N] ...
     t = diffusion.sample_t(repeats * len(items), low_discrepancy=True, generator=generator)
     rows = torch.arange(len(items)).repeat(repeats)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from .. import schedules, transitions
 from ..transitions import Transition
 from . import fashion_mnist, figures
-from .config import TrainConfig
+from .config import Statistics, TrainConfig
 from .items import Items
 from .unet import CategoricalUNet
 
@@ -21,14 +21,14 @@ FILM_IMAGES = 18
 
 @dataclass(frozen=True)
 class ImageConfig(TrainConfig):
-    """Train a denoiser on Fashion-MNIST; stop it at any time, the same command goes on."""
+    """Train a denoiser of images, Fashion-MNIST. Ctrl-C stops; the same command goes on."""
 
     UNIT: ClassVar[str] = "dimension"
     # The paper's for the Gaussian.
     AUTO_SCHEDULES: ClassVar[dict[str, str]] = {"gaussian": "slow"}
 
     out: Path = Path("runs/fashion-mnist")
-    """Folder for the checkpoint, the metrics and the pictures. A checkpoint in it is resumed."""
+    """Folder for all that the run makes. A run in it goes on."""
     data: Path | None = None
     """Folder with the four IDX files of Fashion-MNIST; default: the usual places, or a download."""
     levels: int = 16
@@ -39,7 +39,7 @@ class ImageConfig(TrainConfig):
     """The forward process. The nearest-neighbor chain loses information at an even pace and has
     no other schedule."""
     epochs: int = 4
-    """Passes over the 60,000 images; 20 for the full run."""
+    """Passes over the 60,000 images; 20 for good ones. A finished run goes on with more."""
     width: int = 32
     """Channels of the U-Net at full resolution, a multiple of 16."""
     depth: int = 1
@@ -69,6 +69,10 @@ class ImageConfig(TrainConfig):
         )
         return train, test
 
+    def statistics(self, items: Items) -> Statistics:
+        """Return the frequencies of the grey levels, and the height and width of an image."""
+        return super().statistics(items) | {"shape": list(items.x0.shape[1:])}
+
     def chains(self, marginals: list[float]) -> dict[str, Callable[[], Transition]]:
         """Return how each transition is made, those between neighbouring grey levels as well."""
         k = self.num_classes
@@ -88,15 +92,14 @@ class ImageConfig(TrainConfig):
         self,
         sample: Callable[..., Tensor],
         denoiser: nn.Module,
-        statistics: dict[str, list[float]],
+        statistics: Statistics,
         count: int,
         out: Path,
     ) -> list[Path]:
         """Write a grid of images, and a film of how they came about."""
         chain: list[Tensor] = []
-        images = sample(
-            denoiser, (count, 28, 28), callback=lambda x, s: chain.append(x[:FILM_IMAGES])
-        )
+        shape = (count, *map(int, statistics["shape"]))
+        images = sample(denoiser, shape, callback=lambda x, s: chain.append(x[:FILM_IMAGES]))
         colours = fashion_mnist.palette(self.levels, self.mask_id is not None)
         grid, film = out / "samples.png", out / "samples.gif"
         figures.grid(images, colours).save(grid)

@@ -6,27 +6,31 @@ goes on from its last checkpoint as if it never had been.
 
 import json
 import math
-import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import tomli_w
 import torch
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm.auto import tqdm
 
-from . import checkpoint, figures
+from .. import _files
+from .._random import mixed_seed, seeded
+from . import checkpoint, figures, model, records
+from .averaging import averaged
 from .config import TrainConfig
 from .device import autocast, pick_device, place
 from .generate import draw
 from .held_out import bits_per_token
 from .items import Items
+from .process import locked, stop_requested
+from .running import RunningBound
 from .tasks import to_options
 
 WARM_UP = 200
+ORDER, NOISE = 1, 2  # keys of the seed
+FIRST_PREVIEW, PREVIEW_COUNT = 100, 16  # steps, the next ones twice as late each; items
 
 
 def train(config: TrainConfig) -> None:
@@ -51,11 +55,9 @@ class Run:
         self.end = self.total if config.max_steps is None else min(config.max_steps, self.total)
         self.statistics = config.statistics(self.items)
         self.diffusion = place(config.diffusion(self.statistics), self.device)
-        torch.manual_seed(config.seed)
+        torch.manual_seed(mixed_seed(config.seed))
         self.denoiser = config.denoiser().to(self.device)
-        self.average = AveragedModel(
-            self.denoiser, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True
-        )
+        self.average = averaged(self.denoiser, config.ema)
         self.optimizer = torch.optim.AdamW(
             self.denoiser.parameters(),
             config.learning_rate,
@@ -64,47 +66,76 @@ class Run:
         )
         self.step = 0
         self.metrics: list[dict[str, Any]] = []
+        self.bound = RunningBound(config.timesteps)
+        marginals = torch.tensor(self.statistics["marginals"], dtype=torch.float64)
+        prior = self.diffusion.transition.prior().cpu()[: len(marginals)]
+        self.prior = float(marginals @ prior)
 
     def go(self) -> None:
-        """Train to the end, or to the first Ctrl-C or SIGTERM, from the last checkpoint."""
+        """Train to the end, or until told to stop, from the last checkpoint.
+
+        Raises:
+            ValueError: the run cannot go on from what is in its folder, or another process is at
+                work there; the loss became infinite or NaN.
+        """
         out = self.config.out
         out.mkdir(parents=True, exist_ok=True)
-        self.resume()
-        print(f"{self.diffusion.transition}\nimplementation {self.config.impl}, {self.device}")
-        print(f"step {self.step} of {self.total}; files go to {out}", flush=True)
-        with (
-            stop_requested() as stopped,
-            open(out / "metrics.jsonl", "w") as log,
-            tqdm(total=self.end, initial=self.step, unit="step", smoothing=0.05) as bar,
-        ):
-            log.writelines(json.dumps(line) + "\n" for line in self.metrics)
+        with locked(out):
+            self.resume()
+            print(f"{self.diffusion.transition}\nimplementation {self.config.impl}, {self.device}")
+            print(f"step {self.step} of {self.total}; files go to {out}", flush=True)
+            options = to_options(self.config)
+            given = {k: v for k, v in options.items() if v is not None and k != "config"}
+            _files.write_text(out / "config.toml", tomli_w.dumps(given))
+            with (
+                stop_requested() as stopped,
+                records.open_log(out, self.config.log, self.metrics, options) as log,
+            ):
+                self.advance(log, stopped)
+            if self.step < self.end:
+                print(f"stopped at step {self.step}; the same command goes on from here")
+            else:
+                self.finish()
+
+    def advance(self, log: records.Write, stopped: Any) -> None:
+        """Train to the end or until ``stopped()``."""
+        with tqdm(total=self.end, initial=self.step, unit="step", smoothing=0.05) as bar:
             while self.step < self.end and not stopped():
                 line = self.train_step()
                 self.metrics.append(line)
-                log.write(json.dumps(line) + "\n")
+                log(line)
                 bar.update()
                 bar.set_postfix_str(self.progress())
                 if self.step % self.config.checkpoint_every == 0 or stopped():
-                    log.flush()
                     self.save()
-                if self.step % (self.config.sample_every * self.steps_per_epoch) == 0:
-                    self.draw()
-        self.save()
-        if self.step < self.end:
-            print(f"stopped at step {self.step}; the same command goes on from here")
-            return
-        files = self.draw()
+                if is_preview(self.step) and self.step < self.end:
+                    self.draw(self.config.out / "preview", PREVIEW_COUNT)
+            self.save()
+
+    def finish(self) -> None:
+        """Draw samples, and bound the items held out where the run is whole."""
+        out = self.config.out
+        samples = out / "samples" / f"step-{self.step}"
+        if not samples.exists():
+            print("wrote", *self.draw(samples, self.config.sample_count))
         if self.step < self.total:
             print(f"stopped at step {self.step}; with more --max-steps it goes on from here")
-        else:
-            print(f"held out: at most {self.evaluate():.3f} bits per {self.config.UNIT}")
-        print("done:", *files)
+            return
+        bits = self.evaluate()
+        found = {"step": self.step, "bits": bits, "unit": self.config.UNIT}
+        _files.write_text(out / "held_out.json", json.dumps(found) + "\n")
+        print(f"held out: at most {bits:.3f} bits per {self.config.UNIT}")
+        print(f"done: {out}; with more --epochs it goes on from here")
 
     def train_step(self) -> dict[str, Any]:
-        """Take one step and return its metrics."""
+        """Take one step and return its metrics.
+
+        Raises:
+            ValueError: the loss or its gradient is infinite or NaN; the weights are as before.
+        """
         started = time.perf_counter()
         config = self.config
-        generator = torch.Generator().manual_seed((config.seed << 32) + self.step)
+        generator = seeded(config.seed, NOISE, self.step)
         batch = self.batch().to(self.device)
         x0, mask = batch.x0, batch.mask
         t = self.diffusion.sample_t(len(x0), low_discrepancy=True, generator=generator)
@@ -113,31 +144,41 @@ class Run:
             group["lr"] = config.learning_rate * self.rate()
         with autocast(config.precision, self.device):
             logits = batch.predict(self.denoiser, x_t, t)
+        loss_of = partial(self.diffusion.loss, logits, x0, x_t, t, mask=mask)
         vb, ce = config.timesteps * config.vb_weight, config.timesteps * config.ce_weight
         self.optimizer.zero_grad(set_to_none=True)
-        loss = self.diffusion.loss(logits, x0, x_t, t, vb_weight=vb, ce_weight=ce, mask=mask)
+        loss = loss_of(vb_weight=vb, ce_weight=ce)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.denoiser.parameters(), config.clip)
+        if not bool(loss.isfinite() & norm.isfinite()):
+            raise ValueError(
+                f"the loss is {loss.item()} and its gradient's norm {norm.item()} at step "
+                f"{self.step}; the last checkpoint is kept. A smaller --learning-rate, or "
+                "--precision float32, may help"
+            )
         self.optimizer.step()
         self.average.update_parameters(self.denoiser)
         with torch.no_grad():
-            bound = config.timesteps * self.diffusion.loss(logits, x0, x_t, t, mask=mask)
+            terms = loss_of(reduction="batch")
+            cross_entropy = loss_of(vb_weight=0.0, ce_weight=1.0).item()
+        self.bound.update(t, terms, batch.lengths())
+        running = self.bound.nats()
         self.step += 1
-        seconds = time.perf_counter() - started
         return {
             "step": self.step,
             "epoch": self.step / self.steps_per_epoch,
             "loss": loss.item(),
-            "bits_per_dim": bound.item() / math.log(2),
+            "bound": None if running is None else (running + self.prior) / math.log(2),
+            "cross_entropy": cross_entropy / math.log(2),
             "gradient_norm": norm.item(),
-            "items_per_second": len(x0) / seconds,
+            "items_per_second": len(x0) / (time.perf_counter() - started),
         }
 
     def batch(self) -> Items:
         """Return the items of this step, in an order of each epoch's own."""
         epoch, place = divmod(self.step, self.steps_per_epoch)
         if place == 0 or not hasattr(self, "order"):
-            order = torch.Generator().manual_seed((self.config.seed << 32) + (1 << 31) + epoch)
+            order = seeded(self.config.seed, ORDER, epoch)
             self.order = torch.randperm(len(self.items), generator=order)
         size = self.config.batch_size
         return self.items[self.order[place * size : (place + 1) * size]]
@@ -148,26 +189,27 @@ class Run:
         return warm_up * 0.5 * (1 + math.cos(math.pi * self.step / self.total))
 
     def progress(self) -> str:
-        """Return what the progress bar says, over the last 50 steps."""
+        """Return what the progress bar says."""
         recent = self.metrics[-50:]
-        bits = sum(m["bits_per_dim"] for m in recent) / len(recent)
-        speed = sum(m["items_per_second"] for m in recent) / len(recent)
-        return f"{bits:.3f} bits/{self.config.UNIT}, {speed:.0f} items/s"
+        bound, speed = recent[-1]["bound"], sum(m["items_per_second"] for m in recent) / len(recent)
+        entropy = sum(m["cross_entropy"] for m in recent) / len(recent)
+        known = "" if bound is None else f"bound {bound:.3f}, "
+        return f"{known}cross-entropy {entropy:.3f} bits/{self.config.UNIT}, {speed:.0f} items/s"
 
     def save(self) -> None:
-        """Write the checkpoint."""
-        checkpoint.save(
-            self.config.out / checkpoint.NAME,
-            {
-                "config": to_options(self.config),
-                "step": self.step,
-                "statistics": self.statistics,
-                "denoiser": self.denoiser.state_dict(),
-                "average": self.average.module.state_dict(),
-                "averaged_steps": int(self.average.n_averaged),
-                "optimizer": self.optimizer.state_dict(),
-            },
-        )
+        """Write the checkpoint, and the model with averaged weights."""
+        out = self.config.out
+        state = {
+            "options": to_options(self.config),
+            "step": self.step,
+            "statistics": self.statistics,
+            "denoiser": self.denoiser.state_dict(),
+            "average": self.average.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "bound": self.bound.state_dict(),
+        }
+        checkpoint.save(out / checkpoint.NAME, state)
+        model.save(out / model.NAME, self.config, self.statistics, self.average.module)
 
     def resume(self) -> None:
         """Take over the checkpoint and the metrics in the run's folder, if there are any.
@@ -179,36 +221,36 @@ class Run:
         if not path.exists():
             return
         state = checkpoint.load(path)
-        check_same(state["config"], to_options(self.config), path)
+        check_same(state["options"], to_options(self.config), path)
         if state["statistics"] != self.statistics:
             raise ValueError(
                 f"{path} was trained on other data: choose another --out, or remove the old run"
             )
+        if state["step"] > self.total:
+            raise ValueError(
+                f"{path} has {state['step'] / self.steps_per_epoch:g} epochs behind it, asked for "
+                f"are {self.config.epochs}"
+            )
         with checkpoint.of_this_version(path):
             self.denoiser.load_state_dict(state["denoiser"])
-            self.average.module.load_state_dict(state["average"])
-            self.average.n_averaged.fill_(state["averaged_steps"])
+            self.average.load_state_dict(state["average"])
             self.optimizer.load_state_dict(state["optimizer"])
+            self.bound.load_state_dict(state["bound"])
             self.step = state["step"]
-        log = self.config.out / "metrics.jsonl"
-        lines = [json.loads(line) for line in log.read_text().splitlines() if line.endswith("}")]
-        self.metrics = [line for line in lines if line["step"] <= self.step]
+        self.metrics = records.read(self.config.out, self.step)
 
-    def draw(self) -> list[Path]:
+    def draw(self, folder: Path, count: int) -> list[Path]:
         """Show samples of the averaged weights, plot loss.png, and return the files."""
-        out = self.config.out
+        config = self.config
+        folder.mkdir(parents=True, exist_ok=True)
+        sampler = partial(self.diffusion.sample, steps=config.steps_to_sample)
         files = draw(
-            self.config,
-            partial(self.diffusion.sample, steps=self.config.steps_to_sample),
-            self.average.module,
-            self.statistics,
-            out,
-            self.config.sample_count,
-            self.config.seed,
+            config, sampler, self.average.module, self.statistics, folder, count, config.seed,
             self.device,
-        )
-        figures.curve(out / "loss.png", self.metrics, self.config.UNIT)
-        return [*files, out / "loss.png"]
+        )  # fmt: skip
+        plot = config.out / "loss.png"
+        figures.curve(plot, self.metrics, config.UNIT)
+        return [*files, plot]
 
     def evaluate(self) -> float:
         """Return the averaged weights' bound on the items held out, in bits a token."""
@@ -223,14 +265,22 @@ class Run:
         )
 
 
+def is_preview(step: int) -> bool:
+    """Return whether samples are shown after this step."""
+    return step % FIRST_PREVIEW == 0 and (step // FIRST_PREVIEW).bit_count() == 1
+
+
 # Options that may differ from those of the checkpoint a run goes on from.
 FREE = {
-    "out",
+    "checkpoint_every",
+    "config",
     "data",
     "device",
+    "epochs",
+    "impl",
+    "log",
     "max_steps",
-    "checkpoint_every",
-    "sample_every",
+    "out",
     "sample_count",
     "sample_steps",
 }
@@ -244,22 +294,3 @@ def check_same(saved: dict[str, Any], asked: dict[str, Any], path: Path) -> None
                 f"{path} was trained with {name} = {saved.get(name)!r}, asked for is {value!r}: "
                 "choose another --out, or remove the old run"
             )
-
-
-@contextmanager
-def stop_requested() -> Iterator[Any]:
-    """Yield a function that tells whether Ctrl-C or SIGTERM came; a second one ends at once."""
-    asked = False
-
-    def ask(*_: Any) -> None:
-        nonlocal asked
-        if asked:
-            raise KeyboardInterrupt
-        asked = True
-
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

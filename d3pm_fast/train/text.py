@@ -12,16 +12,17 @@ from tqdm.auto import tqdm
 
 from .._checks import check_count
 from . import documents
-from .config import TrainConfig
+from .config import Statistics, TrainConfig
 from .items import Items
 from .transformer import Transformer
 
 HELD_OUT = 0.05
+MOST_CONTEXT = 2**16
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextConfig(TrainConfig):
-    """Train a denoiser on a text file; stop it at any time, the same command goes on."""
+    """Train a denoiser of text. Ctrl-C stops; the same command goes on."""
 
     UNIT: ClassVar[str] = "character"
     # The paper's for text8.
@@ -30,7 +31,7 @@ class TextConfig(TrainConfig):
     data: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")]
     """The text, in UTF-8. Its last 5 % of documents are held out."""
     out: Path = Path("runs/text")
-    """Folder for the checkpoint, the metrics and the samples. A checkpoint in it is resumed."""
+    """Folder for all that the run makes. A run in it goes on."""
     alphabet: documents.Alphabet = "letters"
     """Letters: space and a to z, as in text8, whatever else is a space. Bytes: of UTF-8."""
     split: Literal["paragraphs", "lines"] = "paragraphs"
@@ -40,7 +41,7 @@ class TextConfig(TrainConfig):
     transition: Literal["uniform", "absorbing"] = "absorbing"
     """The forward process."""
     epochs: int = 15
-    """Passes over the documents."""
+    """Passes over the documents; a finished run goes on with more."""
     width: int = 128
     """Features of a character in the Transformer, a multiple of 32."""
     depth: int = 2
@@ -48,15 +49,15 @@ class TextConfig(TrainConfig):
     learning_rate: float = 3e-3
     """Peak learning rate: a linear rise over 200 steps, then half a cosine down to 0."""
     ema: float = 0.99
-    """Decay of the averaged weights that the samples are drawn with."""
+    """Decay of the averaged weights that the samples are drawn with; it rises to this value."""
     sample_count: int = 8
     """Documents to draw."""
 
     def __post_init__(self) -> None:
         """Check what does not check itself further down."""
         super().__post_init__()
-        check_count("context", self.context)
-        check_count("depth", self.depth)
+        if check_count("context", self.context) > MOST_CONTEXT:
+            raise ValueError(f"context must be at most {MOST_CONTEXT}, got {self.context}")
         if self.width % Transformer.HEAD_WIDTH:
             raise ValueError(
                 f"width must be a multiple of {Transformer.HEAD_WIDTH}, got {self.width}"
@@ -73,7 +74,7 @@ class TextConfig(TrainConfig):
         count = max(1, round(HELD_OUT * len(both)))
         return both[:-count], both[-count:]
 
-    def statistics(self, items: Items) -> dict[str, list[float]]:
+    def statistics(self, items: Items) -> Statistics:
         """Return the frequencies of the characters, and how many documents have each length."""
         lengths = torch.bincount(items.lengths(), minlength=self.context + 1)
         return super().statistics(items) | {"lengths": lengths.tolist()}
@@ -86,7 +87,7 @@ class TextConfig(TrainConfig):
         self,
         sample: Callable[..., Tensor],
         denoiser: nn.Module,
-        statistics: dict[str, list[float]],
+        statistics: Statistics,
         count: int,
         out: Path,
     ) -> list[Path]:

@@ -1,0 +1,55 @@
+"""A bound in training that does not jump with the times that a batch happens to draw."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class RunningBound:
+    """The variational bound, summed over stretches of time, each with a running mean of its own.
+
+    The loss of a time can be thousands of times that of another, as at t = 1 for chains that
+    change few tokens there: an estimate from one batch is then set by the times in it.
+
+    Args:
+        num_steps: T.
+    """
+
+    STRETCHES = 20
+    DECAY = 0.99  # a step
+
+    def __init__(self, num_steps: int) -> None:
+        # t = 1 alone, then stretches as equal in length as can be.
+        others = torch.linspace(1, num_steps, self.STRETCHES + 1).round().unique().long()
+        self.last = torch.cat([torch.ones(1).long(), others[others > 1]])
+        self.lengths = self.last.diff(prepend=torch.zeros(1).long())
+        self.sums = torch.zeros(len(self.last), dtype=torch.float64)
+        self.counts = torch.zeros(len(self.last), dtype=torch.float64)
+
+    def update(self, t: Tensor, nats: Tensor, tokens: Tensor) -> None:
+        """Take in a batch.
+
+        Args:
+            t: times ``(B,)`` in 1..T.
+            nats: the loss of each item, the sum over the tokens that count, ``(B,)``.
+            tokens: how many those are, ``(B,)``.
+        """
+        stretch = torch.searchsorted(self.last, t.cpu())
+        for running, values in ((self.sums, nats), (self.counts, tokens)):
+            running.mul_(self.DECAY).index_add_(0, stretch, values.cpu().double())
+
+    def nats(self) -> float | None:
+        """Return the bound without its prior, nats a token; None while a stretch is not seen."""
+        if not bool((self.counts > 0).all()):
+            return None
+        return float((self.lengths * self.sums / self.counts).sum())
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what ``load_state_dict`` takes."""
+        return {"sums": self.sums, "counts": self.counts}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what ``state_dict`` returned."""
+        self.sums.copy_(state["sums"])
+        self.counts.copy_(state["counts"])
