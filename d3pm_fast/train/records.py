@@ -5,7 +5,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, TextIO
+from typing import IO, Any, Literal
 
 from .. import _files
 
@@ -67,7 +67,7 @@ def _csv(out: Path, before: list[Line], options: Line) -> Iterator[Write]:
         yield lambda line: _write_row(file, line)
 
 
-def _write_row(file: TextIO, line: Line) -> None:
+def _write_row(file: IO[str], line: Line) -> None:
     writer = csv.DictWriter(file, line)
     if file.tell() == 0:
         writer.writeheader()
