@@ -61,7 +61,8 @@ nitpick_ignore_regex = [
 CONTENTS = {
     "index": {
         "Use": "install quickstart transitions samplers examples trainers command_line api/index",
-        "Learn": "notebooks/annotated_diffusion notebooks/annotated_training notebooks/elbo_ladder",
+        "Learn": "notebooks/quickstart notebooks/annotated_diffusion notebooks/annotated_training "
+        "notebooks/elbo_ladder",
         "Understand": "mathematics numerics performance comparison",
         "Develop": "design contributing changelog",
     },
