@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, settings
 # Without a GPU, Triton's kernels are run by its interpreter. Both read this when imported.
 os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else "1")
 
-from helpers import simulated
+from helpers import covering, simulated
 
 import d3pm_fast
 from d3pm_fast import _compiled, _environment, functional, transitions
@@ -61,6 +61,21 @@ RANK_ONE = [
 # Whoever acts a GPU is too slow for the tests that draw many numbers.
 ON_GPU = RANK_ONE if torch.cuda.is_available() else RANK_ONE[:5]
 ALSO_BY_TRITON = ["test_logistic", "test_shaped", "test_underflow"]
+
+
+def pytest_addoption(parser):
+    parser.addoption("--all", action="store_true", help="run every test, the exhaustive ones too")
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leave out what ``make test-all`` is for, unless a test is asked for by its name."""
+    if config.option.all or any("::" in argument for argument in config.args):
+        return
+    quick = [item for item in items if not item.get_closest_marker("exhaustive")]
+    chosen = covering.part(quick)
+    kept = set(chosen)
+    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+    items[:] = chosen
 
 
 def pytest_generate_tests(metafunc):

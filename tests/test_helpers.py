@@ -1,7 +1,11 @@
 """The comparisons that the other tests rest on: what they accept, and that they can fail."""
 
+import itertools
+from types import SimpleNamespace
+
 import pytest
 import torch
+from helpers import covering
 from helpers.chains import (
     FAMILIES,
     FIRST_STEP,
@@ -206,3 +210,26 @@ def test_rate_rejects_what_poisson_would_not_give():
     assert_rate(95, 100)
     with pytest.raises(AssertionError):
         assert_rate(150, 100)
+
+
+@pytest.mark.parametrize("sizes", [(2, 3, 4), (4, 2, 3, 2), (3, 5)])
+def test_a_covering_part_of_a_grid_has_every_pair_of_values(sizes):
+    values = [[object() for _ in range(size)] for size in sizes]
+    grid = [
+        SimpleNamespace(
+            nodeid=f"test[{'-'.join(map(str, place))}]",
+            callspec=SimpleNamespace(
+                params={f"p{axis}": values[axis][i] for axis, i in enumerate(place)}
+            ),
+            place=place,
+        )
+        for place in itertools.product(*map(range, sizes))
+    ]
+    part = covering.part(grid)
+    assert part == [item for item in grid if item in part]
+    for one, other in itertools.combinations(range(len(sizes)), 2):
+        met = {(item.place[one], item.place[other]) for item in part}
+        assert len(met) == sizes[one] * sizes[other]
+    assert len(part) < len(grid) or len(sizes) < 3
+    alone = [SimpleNamespace(nodeid=f"test_{i}") for i in range(3)]
+    assert covering.part(alone) == alone
