@@ -1,5 +1,7 @@
 """The differentiable operations: each gradient comes from a kernel, nothing is saved but inputs."""
 
+from __future__ import annotations  # of inner functions, which older compilers cannot build
+
 from collections.abc import Callable
 from typing import Any, NamedTuple
 

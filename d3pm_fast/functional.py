@@ -16,6 +16,8 @@ All functions take ``impl``, see :func:`d3pm_fast.implementation`, and raise
   a draw -1).
 """
 
+from __future__ import annotations  # of inner functions, which older compilers cannot build
+
 import math
 from collections.abc import Callable
 from functools import partial
@@ -209,7 +211,8 @@ def q_posterior(
     if dtype not in FLOAT_DTYPES:
         raise TypeError(f"dtype must be float32, float64, bfloat16 or float16, got {dtype}")
     for key, tokens, others in (("x0", x0, x_t), ("x_t", x_t, x0)):
-        check_tokens(key, tokens, transition.num_classes, getattr(others, "shape", None))
+        shape = others.shape if isinstance(others, Tensor) else None
+        check_tokens(key, tokens, transition.num_classes, shape)
     check_shape("x_t", x_t, tuple(x0.shape))
     check_times("t", t, x0.shape)
     check_same_device(x0=x0, x_t=x_t, t=t, transition=transition)

@@ -4,6 +4,8 @@
 after the logits.
 """
 
+from __future__ import annotations  # of inner functions, which older compilers cannot build
+
 from collections.abc import Callable
 from typing import Any
 

@@ -32,7 +32,8 @@ class MatrixStep:
             (pairs.shape[1], 3, k, k), torch.nan, dtype=torch.float64, device="cpu"
         )
         times = torch.full((pairs.shape[1],), torch.nan, dtype=torch.float64, device="cpu")
-        for u, (a, b) in enumerate(pairs.T.tolist()):
+        for u, (a, b) in enumerate(pairs.T.cpu()):
+            a, b = int(a), int(b)
             if 0 <= a < b <= transition.num_steps:
                 times[u] = a
                 for n, step in enumerate(((a, b), (0, a), (0, b))):
