@@ -59,7 +59,7 @@ def only(folder, pattern):
 
 def wheel_files(wheel):
     with zipfile.ZipFile(wheel) as archive:
-        return set(archive.namelist())
+        return {name for name in archive.namelist() if not name.endswith("/")}
 
 
 DATA = {"d3pm_fast/py.typed", "d3pm_fast/ops/preferred.csv"}
@@ -203,6 +203,18 @@ def test_wheel_is_portable(wheel_and_log):
         content = archive.read(module)
     assert b"libtorch" not in content
     assert b"libc10" not in content
+
+
+def test_repaired_wheel_is_small_and_adds_nothing(wheel_and_log, tmp_path):
+    """As ``make wheels`` repairs it, without a copy of the OpenMP that PyTorch brings."""
+    pytest.importorskip("auditwheel")
+    wheel, _ = wheel_and_log
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    command = "-m", "auditwheel", "repair", "--exclude", "libgomp.so.1", "--wheel-dir", tmp_path
+    run(*command, wheel, cwd=tmp_path, PATH=path)
+    repaired = only(tmp_path, "*-manylinux_*.whl")
+    assert wheel_files(repaired) == wheel_files(wheel)
+    assert repaired.stat().st_size < 3e6
 
 
 def test_wheel_installs_and_runs(wheel_and_log, tmp_path):
