@@ -1,6 +1,7 @@
 """The differentiable operations: each gradient comes from a kernel, nothing is saved but inputs."""
 
-from __future__ import annotations  # of inner functions, which older compilers cannot build
+# The compilers of PyTorch 2.4 to 2.6 cannot build annotations of inner functions.
+from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any, NamedTuple

@@ -16,8 +16,6 @@ All functions take ``impl``, see :func:`d3pm_fast.implementation`, and raise
   a draw -1).
 """
 
-from __future__ import annotations  # of inner functions, which older compilers cannot build
-
 import math
 from collections.abc import Callable
 from functools import partial
@@ -72,6 +70,7 @@ __all__ = [
 ]
 
 Prediction = Tensor | tuple[Any, ...]
+# In quotes on inner functions: the compilers of PyTorch 2.4 to 2.6 cannot build it.
 ChainOf = Callable[[Transition, Tensor, Tensor | None], tuple[Any, ...]]
 
 
@@ -158,7 +157,7 @@ def loss(
     kernels = ops.operations(name, transition)
     items = _contiguous(x0), mask, _contiguous(x_t), _contiguous(t), s
 
-    def arguments(chain: ChainOf, *items: Any) -> tuple[Any, ...]:
+    def arguments(chain: "ChainOf", *items: Any) -> "tuple[Any, ...]":
         x0, mask, x_t, t, s = items
         return x0, mask, x_t, *chain(transition, t, s), *model, vb_weight, ce_weight
 
@@ -270,7 +269,7 @@ def p_posterior(
     kernels = ops.operations(name, transition)
     items = _contiguous(x_t), _contiguous(t), s
 
-    def arguments(chain: ChainOf, *items: Any) -> tuple[Any, ...]:
+    def arguments(chain: "ChainOf", *items: Any) -> "tuple[Any, ...]":
         x_t, t, s = items
         return x_t, *chain(transition, t, s), *model
 
@@ -384,7 +383,7 @@ def p_sample(
     kernels = ops.operations(name, transition)
     items = _contiguous(x_t), _contiguous(t), s, seeds
 
-    def arguments(chain: ChainOf, *items: Any) -> tuple[Any, ...]:
+    def arguments(chain: "ChainOf", *items: Any) -> "tuple[Any, ...]":
         x_t, t, s, seeds = items
         return x_t, *chain(transition, t, s), *model, seeds, step
 
