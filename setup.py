@@ -87,7 +87,7 @@ def build_cuda(sources, target, folder):
     codes = [f"-gencode arch=compute_{arch},code=sm_{arch}" for arch in archs]
     codes.append(f"-gencode arch=compute_{archs[-1]},code=compute_{archs[-1]}")
     includes = ["csrc", pybind11.get_include(), sysconfig.get_paths()["include"]]
-    flags = ["-std=c++17 -O3 -Xcompiler -fPIC,-fvisibility=hidden", *codes]
+    flags = ["-std=c++17 -O3 -Xfatbin -compress-all -Xcompiler -fPIC,-fvisibility=hidden", *codes]
     flags += ["-DD3PM_MODULE=_cuda", "'-DD3PM_DEVICE=\"cuda\"'"]
     flags += [f"-I{Path(path).absolute()}" for path in includes]
     folder.mkdir(parents=True, exist_ok=True)

@@ -147,10 +147,17 @@ def run_nvcc(folder):
 @pytest.mark.slow
 def test_no_kernel_spills_a_register(nvcc_build):
     _, log = nvcc_build
-    spills = re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", log)
+    frames = re.findall(
+        r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", log
+    )
     kernels = len(re.findall(r"Compiling entry function '\w+' for 'sm_(?:80|90|100)'", log))
-    assert kernels == len(spills) == 3 * (1 + 3 + 4 * (5 + 4 + 4))
-    assert set(spills) == {("0", "0")}
+    assert kernels == len(frames) == 3 * (1 + 3 + 4 * (2 + 1 + 1))
+    assert set(frames) == {("0", "0", "0")}
+
+
+@pytest.mark.slow
+def test_the_module_is_small_enough_for_a_wheel(nvcc_build):
+    assert nvcc_build[0].stat().st_size < 4e6
 
 
 @pytest.mark.slow

@@ -26,6 +26,7 @@ inline const char* cudaGetErrorString(int) { return nullptr; }
 namespace d3pm::device {
 
 constexpr int kWarp = 32;
+constexpr int kMostThreads = 256;  // that share a row
 
 template <class To, class From>
 __device__ To bit_cast(const From& from) {
@@ -148,40 +149,39 @@ struct Max {
   }
 };
 
-// What `fold` makes of a number of each of the kThreads threads that share a row, all of a block
-// where they are more than a warp. Every thread of the block calls it.
-template <int kThreads, class Real, class Fold>
-__device__ Real reduce(Real value, Fold fold) {
-  for (int other = (kThreads < kWarp ? kThreads : kWarp) / 2; other > 0; other /= 2)
+// What `fold` makes of a number of each of the `threads` that share a row, all of a block where
+// they are more than a warp. Every thread of the block calls it.
+template <class Real, class Fold>
+__device__ Real reduce(int threads, Real value, Fold fold) {
+  for (int other = (threads < kWarp ? threads : kWarp) / 2; other > 0; other /= 2)
     value = fold(value, __shfl_xor_sync(0xffffffff, value, other));
-  if constexpr (kThreads > kWarp) {
-    __shared__ Real of_warp[kThreads / kWarp];
+  if (threads > kWarp) {
+    __shared__ Real of_warp[kMostThreads / kWarp];
     if (threadIdx.x % kWarp == 0) of_warp[threadIdx.x / kWarp] = value;
     __syncthreads();
     value = of_warp[0];
-    for (int warp = 1; warp < kThreads / kWarp; ++warp) value = fold(value, of_warp[warp]);
+    for (int warp = 1; warp < threads / kWarp; ++warp) value = fold(value, of_warp[warp]);
     __syncthreads();
   }
   return value;
 }
 
 // The sum of `value` over the threads that share a row and come before this one, and over all.
-template <int kThreads>
-__device__ double sum_before(double value, double& total) {
-  constexpr int kLanes = kThreads < kWarp ? kThreads : kWarp;
+__device__ inline double sum_before(int threads, double value, double& total) {
+  const int lanes = threads < kWarp ? threads : kWarp;
   double running = value;
-  for (int step = 1; step < kLanes; step *= 2) {
-    const double other = __shfl_up_sync(0xffffffff, running, step, kLanes);
-    if (static_cast<int>(threadIdx.x % kLanes) >= step) running += other;
+  for (int step = 1; step < lanes; step *= 2) {
+    const double other = __shfl_up_sync(0xffffffff, running, step, lanes);
+    if (static_cast<int>(threadIdx.x % lanes) >= step) running += other;
   }
-  total = __shfl_sync(0xffffffff, running, kLanes - 1, kLanes);
+  total = __shfl_sync(0xffffffff, running, lanes - 1, lanes);
   double before = running - value;
-  if constexpr (kThreads > kWarp) {
-    __shared__ double of_warp[kThreads / kWarp];
+  if (threads > kWarp) {
+    __shared__ double of_warp[kMostThreads / kWarp];
     if (threadIdx.x % kWarp == 0) of_warp[threadIdx.x / kWarp] = total;
     __syncthreads();
     total = 0;
-    for (int warp = 0; warp < kThreads / kWarp; ++warp) {
+    for (int warp = 0; warp < threads / kWarp; ++warp) {
       if (warp == static_cast<int>(threadIdx.x / kWarp)) before += total;
       total += of_warp[warp];
     }

@@ -126,47 +126,44 @@ struct LossCurve {
   }
 };
 
-// A block's rows in registers, kThreads threads a row. Rows longer than what the registers hold
-// are gone through part by part, three times.
-template <class Element, int kThreads, int kVectors>
+// A block's rows in registers. Rows longer than what the registers hold are read three times.
+template <class Element>
 struct LossOfRows {
-  using Rows = RowsOfBlock<Element, kThreads, kVectors>;
-  using Part = RowPart<Element, kThreads, kVectors>;
-  using Real = typename Part::Real;
+  static constexpr int kNumbers = kMostNumbers<Element>;
+  using BlockRows = Rows<Element, kNumbers>;
+  using Real = typename BlockRows::Real;
   using M = Math<Real>;
-  static constexpr int kNumbers = Rows::kNumbers;
-  static constexpr int64_t kClasses = Rows::kClasses;
 
   const Loss& call;
+  const BlockRows& rows;
   LossToken<Real> token;
   const Element* const row;
   const int64_t num_classes;
-  const bool aligned;
   Real e[kNumbers];
 
-  __device__ explicit LossOfRows(const Loss& call, bool aligned)
+  __device__ LossOfRows(const Loss& call, const BlockRows& rows)
       : call(call),
-        token(call, Rows::row()),
+        rows(rows),
+        token(call, rows.row()),
         row(static_cast<const Element*>(call.logits) + token.token * call.chain.num_classes),
-        num_classes(call.chain.num_classes),
-        aligned(aligned) {}
+        num_classes(call.chain.num_classes) {}
 
   __device__ void run() {
-    const bool is_whole = num_classes <= kClasses;
+    const bool is_whole = rows.is_whole();
     Real top = -INFINITY;
-    each_part([&](int64_t start) {
+    rows.each_part([&](int64_t start) {
       read(start);
       for (int i = 0; i < kNumbers; ++i) top = Max()(top, e[i]);
     });
-    top = reduce<kThreads>(top, Max());
+    top = rows.reduce(top, Max());
     if (token.settled) top = 0;
 
     Real e_rest = 0;
-    each_part([&](int64_t start) {
+    rows.each_part([&](int64_t start) {
       exponentiate(start, top, is_whole);
       for (int i = 0; i < kNumbers; ++i) e_rest += e[i] < 0 ? Real(0) : e[i];
     });
-    e_rest = reduce<kThreads>(e_rest, Sum());
+    e_rest = rows.reduce(e_rest, Sum());
     if (!token.settled)
       token.predict(top, e_rest, logit(token.x0), logit(token.x_t),
                     logit(token.has_mask_apart ? call.chain.mask_id : token.x0));
@@ -174,49 +171,32 @@ struct LossOfRows {
     const LossCurve<Real> curve(call, token);
     Real sum_phi = 0, sum_h = 0;
     if (!token.settled && token.is_curved()) {
-      each_part([&](int64_t start) {
+      rows.each_part([&](int64_t start) {
         if (!is_whole) read(start), exponentiate(start, top, true);
-        each_number(start, [&](int i, int64_t j) {
+        rows.each_number(start, [&](int i, int64_t j) {
           if (e[i] >= 0) curve.add(e[i], j, sum_phi, sum_h);
         });
       });
     }
-    token.sum_phi = reduce<kThreads>(sum_phi, Sum()) / curve.count(call);
-    token.sum_h = reduce<kThreads>(sum_h, Sum()) / curve.count(call);
+    token.sum_phi = rows.reduce(sum_phi, Sum()) / curve.count(call);
+    token.sum_h = rows.reduce(sum_h, Sum()) / curve.count(call);
     if (!token.settled) token.finish();
     if (!token.inside) return;
-    if (threadIdx.x % kThreads == 0)
+    if (rows.is_first_thread())
       static_cast<Real*>(call.loss)[token.token] = token.settled ? token.value : token.loss;
     if (call.grad) write_gradient(curve, top, is_whole);
   }
 
  private:
-  template <class Body>
-  __device__ void each_part(const Body& body) {
-    for (int64_t start = 0; start < num_classes; start += kClasses) body(start);
-  }
-
-  template <class Body>
-  __device__ void each_number(int64_t start, const Body& body) {
-#pragma unroll
-    for (int v = 0; v < kVectors; ++v) {
-      const int64_t first = Part::first(start, v);
-#pragma unroll
-      for (int i = 0; i < Part::kWidth; ++i) body(v * Part::kWidth + i, first + i);
-    }
-  }
-
   __device__ Real logit(int64_t j) const { return Memory<Element>::widen(row[j]); }
 
-  __device__ void read(int64_t start) {
-    Part::read(row, start, token.settled ? 0 : num_classes, aligned, e);
-  }
+  __device__ void read(int64_t start) { rows.read(row, start, token.settled ? 0 : num_classes, e); }
 
   // Turns logits, read anew where they are not there any more, into exp(logit - top).
   __device__ void exponentiate(int64_t start, Real top, bool are_there) {
     if (!are_there) read(start);
     const int64_t mask = call.chain.mask_id;
-    each_number(start, [&](int i, int64_t j) {
+    rows.each_number(start, [&](int i, int64_t j) {
       const bool apart = j == token.x0 || j == token.x_t || j == mask || j >= num_classes;
       e[i] = apart ? Real(kApart) : M::exp(e[i] - top);
     });
@@ -225,14 +205,14 @@ struct LossOfRows {
   __device__ void write_gradient(const LossCurve<Real>& curve, Real top, bool is_whole) {
     Element* const grad = static_cast<Element*>(call.grad) + token.token * num_classes;
     const Real steep = token.steep * token.factor, flat = token.flat * token.factor;
-    each_part([&](int64_t start) {
+    rows.each_part([&](int64_t start) {
       if (!is_whole) read(start), exponentiate(start, top, true);
-      each_number(start, [&](int i, int64_t j) {
+      rows.each_number(start, [&](int i, int64_t j) {
         e[i] = token.settled || j >= num_classes
                    ? token.value
                    : special(j, e[i] * (steep * curve.h(e[i], j) + flat));
       });
-      Part::write(grad, start, num_classes, aligned, e);
+      rows.write(grad, start, num_classes, e);
     });
   }
 
@@ -244,10 +224,10 @@ struct LossOfRows {
   }
 };
 
-template <class Element, int kThreads, int kVectors>
-__global__ void __launch_bounds__((RowsOfBlock<Element, kThreads, kVectors>::kBlock), 1)
-    loss_of_rows(const Loss call, const bool aligned) {
-  LossOfRows<Element, kThreads, kVectors>(call, aligned).run();
+template <class Element>
+__global__ void __launch_bounds__(kMostThreads, 1)
+    loss_of_rows(const Loss call, const typename LossOfRows<Element>::BlockRows rows) {
+  LossOfRows<Element>(call, rows).run();
 }
 
 // As many as fit 48 KiB of shared memory, what a block has without asking.
@@ -331,12 +311,8 @@ const char* launch(const Loss& call, void* on) {
     D3PM_LAUNCH((loss_of_few_classes<Element>), blocks, kRowsOfFew, bytes, stream, call);
     return last_error();
   }
-  const bool aligned = is_aligned({call.logits, call.grad}, classes * sizeof(Element));
-  with_layout<Element>(classes, [&](auto threads, auto vectors) {
-    using Rows = RowsOfBlock<Element, threads(), vectors()>;
-    D3PM_LAUNCH((loss_of_rows<Element, threads(), vectors()>), Rows::blocks(tokens), Rows::kBlock,
-                0, stream, call, aligned);
-  });
+  const typename LossOfRows<Element>::BlockRows rows(classes, {call.logits, call.grad});
+  D3PM_LAUNCH((loss_of_rows<Element>), rows.blocks(tokens), rows.block(), 0, stream, call, rows);
   return last_error();
 }
 

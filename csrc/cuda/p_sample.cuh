@@ -9,14 +9,14 @@
 
 namespace d3pm::device {
 
-template <class Element, int kThreads, int kVectors>
+template <class Element>
 struct PSampleOfRows {
-  using Rows = RowsOfBlock<Element, kThreads, kVectors>;
-  using Part = RowPart<Element, kThreads, kVectors>;
-  using Real = typename Part::Real;
+  static constexpr int kNumbers = kMostNumbers<Element>;
+  using BlockRows = Rows<Element, kNumbers>;
+  using Real = typename BlockRows::Real;
 
   const PSample& call;
-  const bool aligned;
+  const BlockRows& rows;
   const int64_t token, num_classes;
   const Element* const row;
   bool reads = false, direct = false;
@@ -24,12 +24,12 @@ struct PSampleOfRows {
   double keep, u, bar_xt, model, base, mask, bar_keep;
   Real tilt = 1, top = -INFINITY;
   Uniforms random;
-  Real e[Rows::kNumbers];
+  Real e[kNumbers];
 
-  __device__ PSampleOfRows(const PSample& call, bool aligned)
+  __device__ PSampleOfRows(const PSample& call, const BlockRows& rows)
       : call(call),
-        aligned(aligned),
-        token(Rows::row()),
+        rows(rows),
+        token(rows.row()),
         num_classes(call.chain.num_classes),
         row(static_cast<const Element*>(call.logits) + token * num_classes) {}
 
@@ -38,20 +38,20 @@ struct PSampleOfRows {
     if (inside) x_t = call.x_t[token];
     if (inside && is_class(call.chain, x_t)) look_up();
 
-    each_part([&](int64_t start) {
+    rows.each_part([&](int64_t start) {
       read(start);
       for (Real logit : e) top = Max()(top, logit);
     });
-    top = reduce<kThreads>(top, Max());
+    top = rows.reduce(top, Max());
     double total = 0;
-    each_part([&](int64_t start) {
+    rows.each_part([&](int64_t start) {
       exponentiate(start);
       for (Real mass : e) total += mass;
     });
-    total = reduce<kThreads>(total, Sum());
+    total = rows.reduce(total, Sum());
     const int64_t of_model = draw_class(random.draw * total);
     if (reads) choose(total, of_model);
-    if (inside && threadIdx.x % kThreads == 0) call.out[token] = drawn;
+    if (inside && rows.is_first_thread()) call.out[token] = drawn;
   }
 
  private:
@@ -99,66 +99,52 @@ struct PSampleOfRows {
   __device__ int64_t draw_class(double target) {
     int64_t found = num_classes, last = 0;
     double before = 0;
-    each_part([&](int64_t start) {
+    rows.each_part([&](int64_t start) {
       exponentiate(start);
-      for (int v = 0; v < kVectors; ++v) {
-        const Real* const masses = e + v * Part::kWidth;
+#pragma unroll
+      for (int v = 0; v < BlockRows::kVectors; ++v) {
+        const Real* const masses = e + v * BlockRows::kWidth;
         double sum = 0, of_vector;
-        for (int i = 0; i < Part::kWidth; ++i) sum += masses[i];
-        double running = before + sum_before<kThreads>(sum, of_vector);
+        for (int i = 0; i < BlockRows::kWidth; ++i) sum += masses[i];
+        double running = before + sum_before(rows.threads, sum, of_vector);
         before += of_vector;
-        for (int i = 0; i < Part::kWidth; ++i) {
-          const int64_t j = Part::first(start, v) + i;
+        for (int i = 0; i < BlockRows::kWidth; ++i) {
+          const int64_t j = rows.first(start, v) + i;
           running += masses[i];
           if (masses[i] > 0) last = j;
           if (masses[i] > 0 && running > target && j < found) found = j;
         }
       }
     });
-    found = -reduce<kThreads>(-found, Max());
-    last = reduce<kThreads>(last, Max());
+    found = -rows.reduce(-found, Max());
+    last = rows.reduce(last, Max());
     return found < num_classes ? found : last;
   }
 
-  template <class Body>
-  __device__ void each_part(const Body& body) {
-    for (int64_t start = 0; start < num_classes; start += Rows::kClasses) body(start);
-  }
-
-  __device__ void read(int64_t start) {
-    Part::read(row, start, reads ? num_classes : 0, aligned, e);
-  }
+  __device__ void read(int64_t start) { rows.read(row, start, reads ? num_classes : 0, e); }
 
   // Turns logits, which the first part still holds where there is no other, into masses.
   __device__ void exponentiate(int64_t start) {
     read(start);
-    for (int v = 0; v < kVectors; ++v) {
-      for (int i = 0; i < Part::kWidth; ++i) {
-        const int64_t j = Part::first(start, v) + i;
-        Real& mass = e[v * Part::kWidth + i];
-        mass = reads && j < num_classes ? Math<Real>::exp(mass - top) : Real(0);
-        if (j == x_t) mass *= tilt;
-      }
-    }
+    rows.each_number(start, [&](int i, int64_t j) {
+      e[i] = reads && j < num_classes ? Math<Real>::exp(e[i] - top) : Real(0);
+      if (j == x_t) e[i] *= tilt;
+    });
   }
 };
 
-template <class Element, int kThreads, int kVectors>
-__global__ void __launch_bounds__((RowsOfBlock<Element, kThreads, kVectors>::kBlock), 1)
-    p_sample_of_rows(const PSample call, const bool aligned) {
-  PSampleOfRows<Element, kThreads, kVectors>(call, aligned).run();
+template <class Element>
+__global__ void __launch_bounds__(kMostThreads, 1)
+    p_sample_of_rows(const PSample call, const typename PSampleOfRows<Element>::BlockRows rows) {
+  PSampleOfRows<Element>(call, rows).run();
 }
 
 template <class Element>
 const char* launch(const PSample& call, void* on) {
   const auto stream = static_cast<cudaStream_t>(on);
-  const int64_t tokens = call.chain.num_tokens, classes = call.chain.num_classes;
-  const bool aligned = is_aligned({call.logits}, classes * sizeof(Element));
-  with_layout<Element>(classes, [&](auto threads, auto vectors) {
-    using Rows = RowsOfBlock<Element, threads(), vectors()>;
-    D3PM_LAUNCH((p_sample_of_rows<Element, threads(), vectors()>), Rows::blocks(tokens),
-                Rows::kBlock, 0, stream, call, aligned);
-  });
+  const typename PSampleOfRows<Element>::BlockRows rows(call.chain.num_classes, {call.logits});
+  D3PM_LAUNCH((p_sample_of_rows<Element>), rows.blocks(call.chain.num_tokens), rows.block(), 0,
+              stream, call, rows);
   return last_error();
 }
 

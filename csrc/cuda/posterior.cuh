@@ -6,15 +6,15 @@
 
 namespace d3pm::device {
 
-template <class Element, int kThreads, int kVectors>
+template <class Element>
 struct PosteriorOfRows {
-  using Rows = RowsOfBlock<Element, kThreads, kVectors>;
-  using Part = RowPart<Element, kThreads, kVectors>;
-  using Real = typename Part::Real;
+  static constexpr int kNumbers = kMostNumbers<Element> / 2;  // for the gradient needs two rows
+  using BlockRows = Rows<Element, kNumbers>;
+  using Real = typename BlockRows::Real;
   using M = Math<Real>;
 
   const Posterior& call;
-  const bool aligned;
+  const BlockRows& rows;
   const int64_t token, num_classes;
   const bool inside;
   const Vector<Real> vector;
@@ -22,12 +22,12 @@ struct PosteriorOfRows {
   int64_t x0 = 0, x_t = 0;
   bool never = false;  // and it cannot have been x_t either
   Real keep = 0, u = 0, bar_keep = 0, log_bar_keep = 0, bar_base = 0, bar_mask = 0, tilt = 1;
-  Real values[Rows::kNumbers];
+  Real values[kNumbers];
 
-  __device__ PosteriorOfRows(const Posterior& call, bool aligned)
+  __device__ PosteriorOfRows(const Posterior& call, const BlockRows& rows)
       : call(call),
-        aligned(aligned),
-        token(Rows::row()),
+        rows(rows),
+        token(rows.row()),
         num_classes(call.chain.num_classes),
         inside(token < call.chain.num_tokens),
         vector(vector_of<Real>(call.chain)) {
@@ -89,17 +89,17 @@ struct PosteriorOfRows {
 
   // The row's largest logit, and the sum and what is at x_t of exp(logit - top), tilted at x_t.
   __device__ void predict() {
-    each_part([&](int64_t start) {
+    rows.each_part([&](int64_t start) {
       read(call.logits, start, -INFINITY);
       for (Real logit : values) top = Max()(top, logit);
     });
-    top = reduce<kThreads>(top, Max());
+    top = rows.reduce(top, Max());
     if (!good) top = 0;
-    each_part([&](int64_t start) {
+    rows.each_part([&](int64_t start) {
       read(call.logits, start, -INFINITY);
-      each_number(start, [&](int i, int64_t j) { sum += weight(values[i], j); });
+      rows.each_number(start, [&](int i, int64_t j) { sum += weight(values[i], j); });
     });
-    sum = reduce<kThreads>(sum, Sum());
+    sum = rows.reduce(sum, Sum());
     if (good) s_xt = weight(logit(x_t), x_t) / sum;
     z = u + keep * (bar_keep * s_xt + bar(x_t));
   }
@@ -112,9 +112,9 @@ struct PosteriorOfRows {
   __device__ void write_p() {
     const Real leave = M::log(u / z), stay = M::log((u + keep) / z);
     const Real scale = log_bar_keep - M::log(sum), log_tilt = M::log(tilt);
-    each_part([&](int64_t start) {
+    rows.each_part([&](int64_t start) {
       read(call.logits, start, -INFINITY);
-      each_number(start, [&](int i, int64_t j) {
+      rows.each_number(start, [&](int i, int64_t j) {
         const Real spread = j < num_classes ? bar(j) : Real(0);
         const Real alone = values[i] - top + (j == x_t ? log_tilt : Real(0)) + scale;
         const Real log_f = spread > M::splat(M::tiny)
@@ -133,8 +133,8 @@ struct PosteriorOfRows {
       total += g;
       weighted += w * g;
     });
-    total = reduce<kThreads>(total, Sum());
-    weighted = reduce<kThreads>(weighted, Sum());
+    total = rows.reduce(total, Sum());
+    weighted = rows.reduce(weighted, Sum());
     const Real pull = bar_keep / z * total, level = weighted - pull * (u + keep * s_xt);
     each_weight(
         [&](int i, int64_t j, Real w, Real s, Real g) {
@@ -147,12 +147,12 @@ struct PosteriorOfRows {
   // Calls body(i, j, w_j, s_j, G_j) for all classes, and then(start) after every part.
   template <class Body, class Then>
   __device__ void each_weight(const Body& body, const Then& then) {
-    each_part([&](int64_t start) {
-      Real upstream[Rows::kNumbers];
+    rows.each_part([&](int64_t start) {
+      Real upstream[kNumbers];
       read(call.upstream, start, 0);
-      for (int i = 0; i < Rows::kNumbers; ++i) upstream[i] = values[i];
+      for (int i = 0; i < kNumbers; ++i) upstream[i] = values[i];
       read(call.logits, start, -INFINITY);
-      each_number(start, [&](int i, int64_t j) {
+      rows.each_number(start, [&](int i, int64_t j) {
         const Real spread = j < num_classes ? bar(j) : Real(0), s = weight(values[i], j) / sum;
         const Real model = bar_keep * s;
         const Real w = spread > M::splat(M::tiny) ? model / (model + spread) : Real(1);
@@ -167,23 +167,10 @@ struct PosteriorOfRows {
     each_weight(body, [](int64_t) {});
   }
 
-  template <class Body>
-  __device__ void each_part(const Body& body) {
-    for (int64_t start = 0; start < num_classes; start += Rows::kClasses) body(start);
-  }
-
-  template <class Body>
-  __device__ void each_number(int64_t start, const Body& body) {
-#pragma unroll
-    for (int v = 0; v < kVectors; ++v)
-#pragma unroll
-      for (int i = 0; i < Part::kWidth; ++i) body(v * Part::kWidth + i, Part::first(start, v) + i);
-  }
-
   template <class Value>
   __device__ void write(const Value& value) {
-    each_part([&](int64_t start) {
-      each_number(start, [&](int i, int64_t j) {
+    rows.each_part([&](int64_t start) {
+      rows.each_number(start, [&](int i, int64_t j) {
         if (j < num_classes) values[i] = value(i, j);
       });
       store(start);
@@ -193,13 +180,13 @@ struct PosteriorOfRows {
   __device__ void store(int64_t start) {
     if (!good)
       for (Real& value : values) value = NAN;
-    Part::write(static_cast<Element*>(call.out) + token * num_classes, start,
-                inside ? num_classes : 0, aligned, values);
+    rows.write(static_cast<Element*>(call.out) + token * num_classes, start,
+               inside ? num_classes : 0, values);
   }
 
-  __device__ void read(const void* rows, int64_t start, Real fill) {
-    const Element* const row = static_cast<const Element*>(rows) + token * num_classes;
-    Part::read(row, start, good ? num_classes : 0, aligned, values, fill);
+  __device__ void read(const void* tensor, int64_t start, Real fill) {
+    const Element* const row = static_cast<const Element*>(tensor) + token * num_classes;
+    rows.read(row, start, good ? num_classes : 0, values, fill);
   }
 
   __device__ Real logit(int64_t j) const {
@@ -208,24 +195,20 @@ struct PosteriorOfRows {
   }
 };
 
-template <class Element, int kThreads, int kVectors>
-__global__ void __launch_bounds__((RowsOfBlock<Element, kThreads, kVectors>::kBlock), 1)
-    posterior_of_rows(const Posterior call, const bool aligned) {
-  PosteriorOfRows<Element, kThreads, kVectors>(call, aligned).run();
+template <class Element>
+__global__ void __launch_bounds__(kMostThreads, 1)
+    posterior_of_rows(const Posterior call,
+                      const typename PosteriorOfRows<Element>::BlockRows rows) {
+  PosteriorOfRows<Element>(call, rows).run();
 }
 
 template <class Element>
 const char* launch(const Posterior& call, void* on) {
   const auto stream = static_cast<cudaStream_t>(on);
-  const int64_t tokens = call.chain.num_tokens, classes = call.chain.num_classes;
-  const bool aligned =
-      is_aligned({call.logits, call.upstream, call.out}, classes * sizeof(Element));
-  with_layout<Element>(classes, [&](auto threads, auto vectors) {
-    constexpr int kHalf = (vectors() + 1) / 2;  // of the registers, for the gradient needs two rows
-    using Rows = RowsOfBlock<Element, threads(), kHalf>;
-    D3PM_LAUNCH((posterior_of_rows<Element, threads(), kHalf>), Rows::blocks(tokens), Rows::kBlock,
-                0, stream, call, aligned);
-  });
+  const typename PosteriorOfRows<Element>::BlockRows rows(call.chain.num_classes,
+                                                          {call.logits, call.upstream, call.out});
+  D3PM_LAUNCH((posterior_of_rows<Element>), rows.blocks(call.chain.num_tokens), rows.block(), 0,
+              stream, call, rows);
   return last_error();
 }
 

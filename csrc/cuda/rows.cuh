@@ -2,25 +2,81 @@
 #pragma once
 
 #include <initializer_list>
-#include <type_traits>
 
 #include "device.h"
 
 namespace d3pm::device {
 
-// Vectors of a row, one after the other by the threads that share it.
-template <class Element, int kThreads, int kVectors>
-struct RowPart {
+// Of a row, that a thread holds at a time.
+template <class Element>
+constexpr int kMostNumbers = sizeof(Element) == 8 ? 8 : 32;
+
+// The rows of a block. The threads that share a row, a power of two, take vectors of it in turn.
+// A row longer than what they hold is gone through part by part. How many they are is no template
+// parameter: four times the code would be built.
+template <class Element, int kNumbers>
+struct Rows {
   using Real = typename Memory<Element>::Real;
   static constexpr int kWidth = Pack<Element>::kSize;
+  static constexpr int kVectors = kNumbers / kWidth;
 
-  // The class of the first number of a thread's vector.
-  static __device__ int64_t first(int64_t start, int vector) {
-    return start + (static_cast<int64_t>(vector) * kThreads + threadIdx.x % kThreads) * kWidth;
+  int threads;
+  int64_t num_classes;
+  bool aligned;
+
+  Rows(int64_t num_classes, std::initializer_list<const void*> starts)
+      : threads(num_classes <= 8 * kMostNumbers<Element>     ? 8
+                : num_classes <= 32 * kMostNumbers<Element>  ? 32
+                : num_classes <= 128 * kMostNumbers<Element> ? 128
+                                                             : kMostThreads),
+        num_classes(num_classes) {
+    uintptr_t bits = static_cast<uintptr_t>(num_classes) * sizeof(Element);
+    for (const void* start : starts) bits |= reinterpret_cast<uintptr_t>(start);
+    aligned = bits % 16 == 0;
   }
 
-  static __device__ void read(const Element* row, int64_t start, int64_t end, bool aligned,
-                              Real* to, Real fill = -INFINITY) {
+  int block() const { return threads < 128 ? 128 : threads; }
+
+  int64_t blocks(int64_t num_rows) const {
+    const int64_t of_block = block() / threads;
+    return (num_rows + of_block - 1) / of_block;
+  }
+
+  __device__ int64_t row() const {
+    return int64_t{blockIdx.x} * (blockDim.x / threads) + threadIdx.x / threads;
+  }
+
+  __device__ bool is_first_thread() const { return threadIdx.x % threads == 0; }
+
+  __device__ bool is_whole() const { return num_classes <= part(); }
+
+  // The class of the first number of a thread's vector.
+  __device__ int64_t first(int64_t start, int vector) const {
+    return start + (static_cast<int64_t>(vector) * threads + threadIdx.x % threads) * kWidth;
+  }
+
+  template <class Body>
+  __device__ void each_part(const Body& body) const {
+    for (int64_t start = 0; start < num_classes; start += part()) body(start);
+  }
+
+  template <class Body>
+  __device__ void each_number(int64_t start, const Body& body) const {
+#pragma unroll
+    for (int v = 0; v < kVectors; ++v) {
+      const int64_t j = first(start, v);
+#pragma unroll
+      for (int i = 0; i < kWidth; ++i) body(v * kWidth + i, j + i);
+    }
+  }
+
+  template <class Number, class Fold>
+  __device__ Number reduce(Number value, Fold fold) const {
+    return device::reduce(threads, value, fold);
+  }
+
+  __device__ void read(const Element* row, int64_t start, int64_t end, Real* to,
+                       Real fill = -INFINITY) const {
     Pack<Element> packs[kVectors];
 #pragma unroll
     for (int v = 0; v < kVectors; ++v) {
@@ -40,8 +96,7 @@ struct RowPart {
         to[v * kWidth + i] = Memory<Element>::widen(packs[v].values[i]);
   }
 
-  static __device__ void write(Element* row, int64_t start, int64_t end, bool aligned,
-                               const Real* from) {
+  __device__ void write(Element* row, int64_t start, int64_t end, const Real* from) const {
 #pragma unroll
     for (int v = 0; v < kVectors; ++v) {
       const int64_t j = first(start, v);
@@ -58,41 +113,9 @@ struct RowPart {
       }
     }
   }
+
+ private:
+  __device__ int64_t part() const { return int64_t{threads} * kNumbers; }
 };
-
-// A block's rows, kThreads threads each.
-template <class Element, int kThreads, int kVectors>
-struct RowsOfBlock {
-  static constexpr int kBlock = kThreads < 128 ? 128 : kThreads;
-  static constexpr int kRows = kBlock / kThreads;
-  static constexpr int kNumbers = kVectors * Pack<Element>::kSize;
-  static constexpr int64_t kClasses = int64_t{kThreads} * kNumbers;
-
-  static int64_t blocks(int64_t num_rows) { return (num_rows + kRows - 1) / kRows; }
-
-  static __device__ int64_t row() { return int64_t{blockIdx.x} * kRows + threadIdx.x / kThreads; }
-};
-
-inline bool is_aligned(std::initializer_list<const void*> rows, int64_t bytes_of_row) {
-  uintptr_t bits = static_cast<uintptr_t>(bytes_of_row);
-  for (const void* row : rows) bits |= reinterpret_cast<uintptr_t>(row);
-  return bits % 16 == 0;
-}
-
-// Calls start(threads, vectors), two std::integral_constant, for rows of so many classes: a thread
-// holds 32 numbers, 8 in double, of which the longest rows take more than one turn.
-template <class Element, class Start>
-void with_layout(int64_t num_classes, const Start& start) {
-  constexpr int kNumbers = sizeof(Element) == 8 ? 8 : 32;
-  const std::integral_constant<int, kNumbers / Pack<Element>::kSize> vectors;
-  if (num_classes <= 8 * kNumbers)
-    start(std::integral_constant<int, 8>(), vectors);
-  else if (num_classes <= 32 * kNumbers)
-    start(std::integral_constant<int, 32>(), vectors);
-  else if (num_classes <= 128 * kNumbers)
-    start(std::integral_constant<int, 128>(), vectors);
-  else
-    start(std::integral_constant<int, 256>(), vectors);
-}
 
 }  // namespace d3pm::device
