@@ -144,7 +144,7 @@ def run_nvcc(folder):
     (folder / "log.txt").write_text(done.stdout + done.stderr)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_no_kernel_spills_a_register(nvcc_build):
     _, log = nvcc_build
     frames = re.findall(
@@ -155,12 +155,12 @@ def test_no_kernel_spills_a_register(nvcc_build):
     assert set(frames) == {("0", "0", "0")}
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_module_is_small_enough_for_a_wheel(nvcc_build):
     assert nvcc_build[0].stat().st_size < 4e6
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_the_module_is_imported_without_a_gpu_and_says_so(nvcc_build):
     module = simulated.load(nvcc_build[0])

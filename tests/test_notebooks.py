@@ -17,8 +17,14 @@ def each_notebook(test):
     return pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)(test)
 
 
+ALL = [
+    pytest.param(notebook, marks=[] if notebook.stem == "quickstart" else pytest.mark.exhaustive)
+    for notebook in NOTEBOOKS
+]
+
+
 @pytest.mark.slow
-@each_notebook
+@pytest.mark.parametrize("notebook", ALL, ids=[notebook.stem for notebook in NOTEBOOKS])
 def test_it_runs_from_top_to_bottom(notebook, tmp_path):
     pytest.importorskip("papermill")
     try:

@@ -178,6 +178,7 @@ def test_sdist_has_what_a_build_needs_and_nothing_else(sdist, source):
     }
 
 
+@pytest.mark.exhaustive
 def test_wheel_has_the_package_and_its_compiled_module(wheel_and_log, source):
     files = wheel_files(wheel_and_log[0])
     compiled = {name for name in files if name.startswith("d3pm_fast/_cpu.")}
@@ -189,6 +190,7 @@ def test_wheel_has_the_package_and_its_compiled_module(wheel_and_log, source):
     assert any(name.endswith("/LICENSE") for name in metadata)
 
 
+@pytest.mark.exhaustive
 def test_wheel_is_portable(wheel_and_log):
     wheel, log = wheel_and_log
     compilations = [line for line in log.splitlines() if " -c csrc/" in line.replace("\\", "/")]
@@ -205,6 +207,7 @@ def test_wheel_is_portable(wheel_and_log):
     assert b"libc10" not in content
 
 
+@pytest.mark.exhaustive
 def test_repaired_wheel_is_small_and_adds_nothing(wheel_and_log, tmp_path):
     """As ``make wheels`` repairs it, without a copy of the OpenMP that PyTorch brings."""
     pytest.importorskip("auditwheel")
@@ -217,6 +220,7 @@ def test_repaired_wheel_is_small_and_adds_nothing(wheel_and_log, tmp_path):
     assert repaired.stat().st_size < 3e6
 
 
+@pytest.mark.exhaustive
 def test_wheel_installs_and_runs(wheel_and_log, tmp_path):
     target = install(wheel_and_log[0], tmp_path / "site")
     assert look_inside(target) == (True, "cpu")
@@ -225,6 +229,7 @@ def test_wheel_installs_and_runs(wheel_and_log, tmp_path):
     assert "sample" in usage
 
 
+@pytest.mark.exhaustive
 def test_compiled_module_needs_no_torch(wheel_and_log, no_torch, tmp_path):
     with zipfile.ZipFile(wheel_and_log[0]) as archive:
         (name,) = (name for name in archive.namelist() if name.endswith((".so", ".pyd")))

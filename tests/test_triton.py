@@ -14,7 +14,7 @@ from d3pm_fast import functional
 from d3pm_fast.reference.logspace import compute_dtype
 
 triton = pytest.importorskip("triton")
-TRITON_OF_TABLE = "3.9.0"  # of constraints.txt
+TRITON_OF_TABLE = "3.9.0"
 # They read no row, or one beside itself shifted by a class.
 OTHERS = "q_posterior", "q_sample", "logistic logits", "logistic gradient"
 OTHERS += "dense anchors_of_rows", "dense loss_of_sums", "dense walk"
@@ -73,7 +73,12 @@ def test_rows_are_read_16_bytes_at_a_time(table):
 @pytest.mark.skipif(triton.__version__ != TRITON_OF_TABLE, reason="the table is another Triton's")
 @pytest.mark.parametrize(
     ("targets", "sizes", "dtype"),
-    [(["sm_90"], [27, 8192], "float32"), (["sm_80", "sm_100", "gfx942"], [256], "bfloat16")],
+    [
+        (["sm_90"], [27, 8192], "float32"),
+        pytest.param(
+            ["sm_80", "sm_100", "gfx942"], [256], "bfloat16", marks=pytest.mark.exhaustive
+        ),
+    ],
 )
 def test_programs_take_what_the_table_says(table, tmp_path, targets, sizes, dtype):
     """A change is welcome in the table, where a review sees it: benchmarks/triton_resources.py."""

@@ -40,7 +40,7 @@ class ImageConfig(TrainConfig):
     no other schedule."""
     epochs: int = 4
     """Passes over the 60,000 images; 20 for good ones. A finished run goes on with more."""
-    width: int = 32
+    width: int = 16
     """Channels of the U-Net at full resolution, a multiple of 16."""
     depth: int = 1
     """Residual blocks a resolution."""

@@ -17,7 +17,7 @@ class RunningBound:
     """
 
     STRETCHES = 20
-    DECAY = 0.99  # a step
+    DECAY = 0.97  # a step
 
     def __init__(self, num_steps: int) -> None:
         # t = 1 alone, then stretches as equal in length as can be.
