@@ -26,7 +26,7 @@ import d3pm_fast.train
 from benchmarks import epsilon
 from d3pm_fast import _environment
 from d3pm_fast._random import seeded
-from d3pm_fast.train import checkpoint, fashion_mnist, loop, model
+from d3pm_fast.train import checkpoint, fashion_mnist, generate, loop, model
 from d3pm_fast.train.averaging import averaged
 from d3pm_fast.train.cli import main
 from d3pm_fast.train.images import ImageConfig
@@ -342,9 +342,13 @@ def test_the_times_of_a_sample_do_not_take_its_run(config, capsys):
     assert "must be integers with commas between, got '10,x'" in capsys.readouterr().err
 
 
-def test_samples_are_not_overwritten_unless_asked(config, capsys):
+def test_samples_are_not_overwritten_unless_asked(config, capsys, monkeypatch):
     train(replace(config, epochs=1))
     command = ["sample", str(config.out), "--count", "2", "--top-p", "0.9"]
+    with monkeypatch.context() as patch:
+        patch.setitem(generate.SAMPLERS, "ancestral", interrupted)
+        with pytest.raises(SystemExit, match=r"^d3pm-fast sample: stopped$"):
+            main(command)
     main(command)
     with pytest.raises(SystemExit, match=r"ancestral_5_count-2_top_p-0.9 exists: .*--force"):
         main(command)
@@ -356,6 +360,10 @@ def test_samples_are_not_overwritten_unless_asked(config, capsys):
         "ancestral_5_count-2_top_p-0.9_seed-3",
         "step-3",
     ]
+
+
+def interrupted(*_, **__):
+    raise KeyboardInterrupt
 
 
 def test_a_run_of_few_steps_goes_on_with_more(config, tmp_path, capsys):

@@ -168,7 +168,7 @@ class TrainConfig(ABC):
             denoiser: the network.
             statistics: of the training data.
             count: how many.
-            out: folder for the files.
+            out: folder for the files, made once they are drawn.
 
         Returns:
             The files written.

@@ -111,7 +111,6 @@ def sample(config: SampleConfig) -> None:
     out = model.folder_of(config.run) / "samples" / (config.name or name_of(config, steps))
     if out.exists() and not config.force:
         raise ValueError(f"{out} exists: choose another --name, or --force to replace it")
-    out.mkdir(parents=True, exist_ok=True)
     device = diffusion.transition.device
     files = draw(trained, sampler, denoiser, statistics, out, count, config.seed, device)
     print("wrote", *files)

@@ -101,6 +101,7 @@ class ImageConfig(TrainConfig):
         shape = (count, *map(int, statistics["shape"]))
         images = sample(denoiser, shape, callback=lambda x, s: chain.append(x[:FILM_IMAGES]))
         colours = fashion_mnist.palette(self.levels, self.mask_id is not None)
+        out.mkdir(parents=True, exist_ok=True)
         grid, film = out / "samples.png", out / "samples.gif"
         figures.grid(images, colours).save(grid)
         every = max(1, len(chain) // FILM_FRAMES)

@@ -242,7 +242,6 @@ class Run:
     def draw(self, folder: Path, count: int) -> list[Path]:
         """Show samples of the averaged weights, plot loss.png, and return the files."""
         config = self.config
-        folder.mkdir(parents=True, exist_ok=True)
         sampler = partial(self.diffusion.sample, steps=config.steps_to_sample)
         files = draw(
             config, sampler, self.average.module, self.statistics, folder, count, config.seed,

@@ -101,6 +101,7 @@ class TextConfig(TrainConfig):
         ]
         text = "\n\n".join(drawn) + "\n"
         tqdm.write(f"\n{text}")
+        out.mkdir(parents=True, exist_ok=True)
         path = out / "samples.txt"
         path.write_text(text, encoding="utf-8")
         return [path]
