@@ -761,6 +761,8 @@ def test_a_run_is_reproduced_by_its_configuration(config, tmp_path, capsys):
     assert losses(tmp_path / "again") == losses(config.out)
     with pytest.raises(SystemExit, match=r"no file .*nothing.toml"):
         main(["train", "--config", str(tmp_path / "nothing.toml")])
+    with pytest.raises(SystemExit, match=r"is a configuration of the command train$"):
+        main(["train-text", str(config.out / "config.toml"), *options])
     (tmp_path / "wrong.toml").write_text('command = "train"\ncolour = "red"\n')
     with pytest.raises(SystemExit, match=r"wrong.toml is no configuration of d3pm-fast: .*colour"):
         main(["train", "--config", str(tmp_path / "wrong.toml")])

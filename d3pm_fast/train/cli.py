@@ -81,8 +81,11 @@ def read_config(arguments: Sequence[str]) -> dict[str, Any]:
         return {}
     try:
         options = tomllib.loads(path.read_text(encoding="utf-8"))
-        return {options["command"]: from_options(options)}
+        command, config = options["command"], from_options(options)
     except FileNotFoundError:
         raise FileNotFoundError(f"there is no file {path}") from None
     except (KeyError, TypeError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ValueError(f"{path} is no configuration of d3pm-fast: {error}") from error
+    if command not in arguments:
+        raise ValueError(f"{path} is a configuration of the command {command}")
+    return {command: config}
