@@ -53,7 +53,7 @@ def load(path: Path, what: str, keys: set[str]) -> dict[str, Any]:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise FileNotFoundError(f"there is no {what} {path}") from None
-    except OSError:
+    except (IsADirectoryError, PermissionError):
         raise
     except Exception as error:
         raise ValueError(f"{path} is damaged, or not a {what} of d3pm-fast") from error

@@ -802,6 +802,48 @@ def test_previews_come_early_and_are_replaced(config, monkeypatch, capsys):
     assert (config.out / "preview" / "samples.png").exists()
 
 
+def test_a_run_whose_output_nobody_reads_any_more_saves(config, monkeypatch):
+    run = Run(config)
+    step = run.train_step
+
+    def broken():
+        if run.step == 3:
+            raise BrokenPipeError
+        return step()
+
+    run.train_step = broken
+    run.go()
+    assert state_of(config.out)["step"] == 3
+    model_before = (config.out / model.NAME).read_bytes()
+    train(replace(config, max_steps=3))
+    assert (config.out / model.NAME).read_bytes() == model_before
+    (config.out / checkpoint.NAME).unlink()
+    with pytest.raises(ValueError, match="has a model without its checkpoint"):
+        train(config)
+
+
+def test_an_evaluation_gives_way_to_no_smaller_one_and_not_to_another_model(config, capsys):
+    train(replace(config, max_steps=3))
+    command = ["eval", str(config.out), "--data", str(config.data), "--images"]
+    main([*command, "6"])
+    with pytest.raises(SystemExit, match="has an evaluation of 6 images: --force"):
+        main([*command, "4"])
+    train(replace(config, max_steps=4))
+    capsys.readouterr()
+    main(["runs", str(config.out)])
+    assert "test images" not in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="the model has changed since its evaluation: --force"):
+        main([*command, "6"])
+    (config.out / "eval.json").write_text("{")
+    main(["runs", str(config.out)])
+
+
+@pytest.mark.parametrize("name", ["../other", "/tmp/other", "..", "a/b"])
+def test_the_name_of_samples_names_no_other_folder(name, config):
+    with pytest.raises(SystemExit, match="name must be a name without folders"):
+        main(["sample", str(config.out), "--name", name])
+
+
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
 def test_every_signal_that_ends_a_program_stops_a_run_in_order(name, config, capsys):
     run = Run(config)

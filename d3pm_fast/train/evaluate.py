@@ -1,6 +1,5 @@
 """The bound of test images under a trained denoiser."""
 
-import hashlib
 import json
 import math
 from dataclasses import asdict, dataclass
@@ -68,13 +67,14 @@ def evaluate(config: EvalConfig) -> None:
     if times is not None:
         times = None if times >= steps else check_count("times", times, least=3)
     images = fashion_mnist.load("test", trained.levels, config.data)[: config.images]
-    with open(model.locate(config.run), "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = model.digest(config.run)
     out = model.folder_of(config.run)
     unfinished = out / "eval.pt"
     with locked(out):
         if config.force:
             unfinished.unlink(missing_ok=True)
+        elif (more := images_of(out / "eval.json")) > len(images):
+            raise ValueError(f"{out} has an evaluation of {more} images: --force replaces it")
         try:
             with autocast(trained.precision, device):
                 bound = evaluation.evaluate(
@@ -90,6 +90,9 @@ def evaluate(config: EvalConfig) -> None:
                     progress=True,
                 )
         except ValueError as error:
+            if "about = " in str(error):
+                message = "the model has changed since its evaluation: --force replaces it"
+                raise ValueError(message) from error
             said = str(error).replace("num_times", "times")
             raise ValueError(said.replace(OTHER_FILE, "--force replaces it")) from error
         found = summary(bound)
@@ -102,6 +105,14 @@ def evaluate(config: EvalConfig) -> None:
     low, high = found["interval_95"]
     print(f"{found['bits_per_dim']:.4f} bits/dim, 95 % interval {low:.4f} to {high:.4f}")
     print(f"wrote {out / 'eval.json'} and {out / 'terms.png'}")
+
+
+def images_of(path: Path) -> int:
+    """Return how many images the evaluation in a file has; 0 where there is none."""
+    try:
+        return int(json.loads(path.read_text(encoding="utf-8"))["images"])
+    except (FileNotFoundError, KeyError, json.JSONDecodeError):
+        return 0
 
 
 def summary(bound: ELBO) -> dict[str, Any]:

@@ -92,6 +92,8 @@ def sample(config: SampleConfig) -> None:
         raise ValueError("give steps or times, not both")
     if config.sampler == "confidence" and config.last == "argmax":
         raise ValueError("last = argmax is not for the confidence sampler")
+    if (config.name is not None and Path(config.name).name != config.name) or config.name == "..":
+        raise ValueError(f"name must be a name without folders, got {config.name!r}")
     if config.count is not None:
         check_count("count", config.count)
     trained, statistics, denoiser, diffusion = model.load(config.run, pick_device(config.device))

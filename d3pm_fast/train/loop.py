@@ -7,6 +7,7 @@ goes on from its last checkpoint as if it never had been.
 import json
 import math
 import time
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -99,7 +100,12 @@ class Run:
 
     def advance(self, log: records.Write, stopped: Any) -> None:
         """Train to the end or until ``stopped()``."""
-        with tqdm(total=self.end, initial=self.step, unit="step", smoothing=0.05) as bar:
+        start = self.step
+        with (
+            # Whoever reads the output may end first, as after Ctrl-C in a pipe.
+            suppress(BrokenPipeError),
+            tqdm(total=self.end, initial=self.step, unit="step", smoothing=0.05) as bar,
+        ):
             while self.step < self.end and not stopped():
                 line = self.train_step()
                 self.metrics.append(line)
@@ -110,6 +116,7 @@ class Run:
                     self.save()
                 if is_preview(self.step) and self.step < self.end:
                     self.draw(self.config.out / "preview", PREVIEW_COUNT)
+        if self.step > start:
             self.save()
 
     def finish(self) -> None:
@@ -219,6 +226,11 @@ class Run:
         """
         path = self.config.out / checkpoint.NAME
         if not path.exists():
+            if (self.config.out / model.NAME).exists():
+                raise ValueError(
+                    f"{self.config.out} has a model without its checkpoint, and would lose it: "
+                    "choose another --out"
+                )
             return
         state = checkpoint.load(path)
         check_same(state["options"], to_options(self.config), path)

@@ -1,5 +1,6 @@
 """The model that a run has made, in one file of safetensors."""
 
+import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from .config import Statistics, TrainConfig
 from .device import place
 from .tasks import from_options, to_options
 
-__all__ = ["NAME", "Trained", "folder_of", "load", "locate", "restore", "save"]
+__all__ = ["NAME", "Trained", "digest", "folder_of", "load", "locate", "restore", "save"]
 
 NAME = "model.safetensors"
 METADATA = "d3pm_fast"
@@ -48,6 +49,12 @@ def locate(path: Path) -> Path:
 def folder_of(path: Path) -> Path:
     """Return the folder of a run that is meant by itself or by its model."""
     return path if path.is_dir() else path.parent
+
+
+def digest(path: Path) -> str:
+    """Return what tells a model's file from others, in hexadecimal digits."""
+    with open(locate(path), "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def save(path: Path, config: TrainConfig, statistics: Statistics, denoiser: nn.Module) -> None:

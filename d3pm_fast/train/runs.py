@@ -1,13 +1,14 @@
 """The list of runs, each with its bound."""
 
 import json
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from . import checkpoint, records
+from . import checkpoint, model, records
 
 HEADER = ("run", "task", "chain", "steps", "bits", "of")
 
@@ -43,18 +44,23 @@ def row(out: Path) -> tuple[str, ...]:
     except ValueError:
         return str(out), "damaged", "", "", "", ""
     options = state["options"]
-    return (
-        str(out), options["command"], options["transition"], str(state["step"]), *bound(out),
-    )  # fmt: skip
+    step = state["step"]
+    return str(out), options["command"], options["transition"], str(step), *bound(out, step)
 
 
-def bound(out: Path) -> tuple[str, str]:
-    """Return the bound of a run in bits a token: of eval, of the items held out, or running."""
-    for name, key in (("eval.json", "bits_per_dim"), ("held_out.json", "bits")):
-        if (out / name).is_file():
-            found = json.loads((out / name).read_text(encoding="utf-8"))
-            of = f"{found['images']} test images" if name == "eval.json" else "items held out"
-            return f"{found[key]:.3f}", of
+def bound(out: Path, step: int) -> tuple[str, str]:
+    """Return the bound of a run in bits a token: of eval, of the items held out, or running.
+
+    What is of the model as it was before does not count, nor does a damaged file.
+    """
+    with suppress(OSError, KeyError, json.JSONDecodeError):
+        found = json.loads((out / "eval.json").read_text(encoding="utf-8"))
+        if found["sha256"] == model.digest(out):
+            return f"{found['bits_per_dim']:.3f}", f"{found['images']} test images"
+    with suppress(OSError, KeyError, json.JSONDecodeError):
+        found = json.loads((out / "held_out.json").read_text(encoding="utf-8"))
+        if found["step"] == step:
+            return f"{found['bits']:.3f}", "items held out"
     lines = records.read(out)
     if lines and lines[-1]["bound"] is not None:
         return f"{lines[-1]['bound']:.3f}", "training"
