@@ -667,6 +667,7 @@ def test_a_run_goes_to_the_hub_and_back(config, tmp_path, monkeypatch):
     x_t, t = torch.randint(5, (2, 28, 28)), torch.tensor([1, 7])
     assert torch.equal(back(x_t, t), run.average.module.eval()(x_t, t))
     assert repr(back.trained.diffusion) == repr(sent.trained.diffusion)
+    assert back.to("meta").trained.diffusion.transition.device.type == "meta"
     assert sorted(path.name for path in (tmp_path / "hub").iterdir()) == [
         "README.md",
         "config.json",

@@ -38,7 +38,7 @@ def parse_times(text: list[str]) -> tuple[int, ...]:
         raise ValueError(f"must be integers with commas between, got {text[0]!r}") from None
 
 
-# One word: of several the last could be the checkpoint.
+# One word: of several the last could be the run.
 COMMAS = tyro.constructors.PrimitiveConstructorSpec[tuple[int, ...]](
     nargs=1,
     metavar="INT,INT,...",
@@ -83,7 +83,7 @@ class SampleConfig:
 
 
 def sample(config: SampleConfig) -> None:
-    """Draw anew from a checkpoint.
+    """Draw anew from the model of a run.
 
     Raises:
         ValueError: options that exclude each other, or a sampler that the chain does not have.

@@ -33,7 +33,7 @@ class HubModel(
     def __init__(self, options: dict[str, Any], statistics: Statistics) -> None:
         super().__init__()
         self.trained = restore(options, statistics, None)
-        self.denoiser = self.trained.denoiser
+        self.denoiser, self.diffusion = self.trained.denoiser, self.trained.diffusion
 
     @classmethod
     def of_run(cls, path: str | Path) -> "HubModel":

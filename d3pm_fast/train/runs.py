@@ -38,7 +38,7 @@ def list_runs(config: RunsConfig) -> None:
 
 
 def row(out: Path) -> tuple[str, ...]:
-    """Return the cells of a run: its best known bound, and of what that is."""
+    """Return the cells of a run: the bound of its present model, and of what that is."""
     try:
         state = checkpoint.load(out / checkpoint.NAME)
     except ValueError:
