@@ -92,16 +92,23 @@ def build_cuda(sources, target, folder):
     flags += [f"-I{Path(path).absolute()}" for path in includes]
     folder.mkdir(parents=True, exist_ok=True)
     target.parent.mkdir(parents=True, exist_ok=True)
-    objects = {f"{Path(source).name}.o": Path(source).absolute() for source in sources}
     lines = [
         "rule compile",
-        f"  command = {nvcc} {' '.join(flags)} -MD -MF $out.d -c $in -o $out",
+        f"  command = {nvcc} {' '.join(flags)} $element -MD -MF $out.d -c $in -o $out",
         "  depfile = $out.d",
         "rule link",
         f"  command = {nvcc} -shared $in -o $out",
-        *(f"build {made}: compile {source}" for made, source in objects.items()),
-        f"build {target.absolute()}: link {' '.join(objects)}",
     ]
+    objects = []
+    for source in map(Path, sources):
+        once_a_type = "D3PM_ELEMENT" in source.read_text()
+        for element in CUDA_ELEMENTS if once_a_type else [""]:
+            objects.append(f"{element}{source.name}.o")
+            lines += [
+                f"build {objects[-1]}: compile {source.absolute()}",
+                f"  element = -DD3PM_ELEMENT={element}",
+            ]
+    lines.append(f"build {target.absolute()}: link {' '.join(objects)}")
     Path(folder, "build.ninja").write_text("\n".join(lines) + "\n")
     jobs = os.environ.get("D3PM_FAST_BUILD_JOBS")
     options = ["-j", jobs] if jobs else []
@@ -127,6 +134,7 @@ kernels = Pybind11Extension(
 )
 
 CUDA_ARCHS = ["80", "90", "100"]
+CUDA_ELEMENTS = ["float", "double", "BFloat16", "Float16"]  # as the sources name them
 CUDA = Extension("d3pm_fast._cuda", [*sorted(glob("csrc/cuda/*.cu")), "csrc/cuda/module.cpp"])
 
 with ParallelCompile("D3PM_FAST_BUILD_JOBS"):

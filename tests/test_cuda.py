@@ -87,7 +87,7 @@ def products():
 
 USERS = {  # of the barriers in a file
     "device.h": partial(results, 2000),
-    "loss.cuh": partial(results, 27),
+    "loss.cu": partial(results, 27),
     "products.cu": products,
 }
 BARRIERS = [

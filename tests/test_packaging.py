@@ -165,7 +165,7 @@ def test_sdist_has_what_a_build_needs_and_nothing_else(sdist, source):
     with tarfile.open(sdist) as archive:
         files = {member.name.partition("/")[2] for member in archive if member.isfile()}
     code = [path for path in (ROOT / "csrc").rglob("*.*") if path.is_file()]
-    assert {path.suffix for path in code} == {".cpp", ".h", ".cu", ".cuh"}
+    assert {path.suffix for path in code} == {".cpp", ".h", ".cu"}
     assert files >= {path.relative_to(ROOT).as_posix() for path in code}
     assert files >= python_files(ROOT)
     assert files >= {"pyproject.toml", "setup.py", "LICENSE", "README.md", *DATA}

@@ -76,7 +76,7 @@ struct Scan {
 };
 
 // Starts a call on a stream (cudaStream_t) for logits of a type and returns what went wrong, null
-// for nothing.
+// for nothing. A file that defines one for D3PM_ELEMENT is compiled once for each type.
 template <class Element>
 const char* launch(const Loss& call, void* stream);
 template <class Element>

@@ -17,15 +17,20 @@ ROOT = Path(__file__).parents[2]
 FLAGS = "-std=c++17 -O2 -fPIC -fvisibility=hidden -U_FORTIFY_SOURCE"
 WARNINGS = "-Wall -Wextra -Werror -Wno-unknown-pragmas"
 LIBRARY = "_cuda.so"
+ELEMENTS = ["float", "double", "BFloat16", "Float16"]
 DEFINES = ["-DD3PM_MODULE=_cuda", '-DD3PM_DEVICE="cpu"']
 
 
 @functools.cache
 def module():
     """Build the module, once a run, and import it."""
+    return load(once("simt", build_module) / LIBRARY)
+
+
+def build_module(folder):
+    """Compile all of CUDA's sources."""
     kernels = sorted((ROOT / "csrc/cuda").glob("*.cu"))
-    sources = [*kernels, ROOT / "csrc/cuda/module.cpp", ROOT / "tests/simt/schedule.cpp"]
-    return load(once("simt", functools.partial(build, sources)) / LIBRARY)
+    build([*kernels, ROOT / "csrc/cuda/module.cpp", ROOT / "tests/simt/schedule.cpp"], folder)
 
 
 def load(path):
@@ -40,7 +45,7 @@ def load(path):
 
 
 def build(sources, folder, name=LIBRARY):
-    """Compile sources as C++ and link them to a library."""
+    """Compile sources as C++, once for each type where setup.py does, and link a library."""
     compiler = os.environ.get("CXX", "c++")
     includes = ["csrc", "tests/simt", pybind11.get_include(), sysconfig.get_paths()["include"]]
     flags = [
@@ -49,16 +54,21 @@ def build(sources, folder, name=LIBRARY):
         *DEFINES,
         *(f"-I{ROOT / path}" for path in includes),
     ]
-    objects = [folder / f"{source.name}.o" for source in sources]
-    waiting = list(zip(sources, objects, strict=True))
+    units = [
+        (source, f"-DD3PM_ELEMENT={element}", folder / f"{element}{source.name}.o")
+        for source in sources
+        for element in (ELEMENTS if "D3PM_ELEMENT" in source.read_text() else [""])
+    ]
+    waiting = units
     while waiting:
         jobs = [
-            subprocess.Popen([compiler, *flags, "-x", "c++", "-c", source, "-o", made])
-            for source, made in waiting[: os.cpu_count()]
+            subprocess.Popen([compiler, *flags, element, "-x", "c++", "-c", source, "-o", made])
+            for source, element, made in waiting[: os.cpu_count()]
         ]
         assert [job.wait() for job in jobs] == [0] * len(jobs)
         waiting = waiting[len(jobs) :]
     built = folder / name
+    objects = [made for *_, made in units]
     subprocess.run([compiler, "-shared", *objects, "-o", built], check=True)
     return built
 

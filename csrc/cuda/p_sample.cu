@@ -4,7 +4,7 @@
 // model (mass u A), pi, the mask and staying, the other draws the class. Since
 // Z >= u + a ub[x_t], most tokens are seen to stay before their row is read.
 
-#include "rows.cuh"
+#include "rows.h"
 #include "step.h"
 
 namespace d3pm::device {
@@ -147,5 +147,7 @@ const char* launch(const PSample& call, void* on) {
               stream, call, rows);
   return last_error();
 }
+
+template const char* launch<D3PM_ELEMENT>(const PSample&, void*);
 
 }  // namespace d3pm::device

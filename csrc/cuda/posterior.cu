@@ -1,7 +1,7 @@
 // Log-probabilities of a step of rank-one chains, and their gradient, see
 // csrc/cpu/posterior_target.h. Rows are read again from the cache for every pass.
 
-#include "rows.cuh"
+#include "rows.h"
 #include "step.h"
 
 namespace d3pm::device {
@@ -211,5 +211,7 @@ const char* launch(const Posterior& call, void* on) {
               stream, call, rows);
   return last_error();
 }
+
+template const char* launch<D3PM_ELEMENT>(const Posterior&, void*);
 
 }  // namespace d3pm::device

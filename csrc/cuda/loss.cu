@@ -2,7 +2,7 @@
 // the gradient. A row of few classes is one thread's, in shared memory; a longer one lies in the
 // registers of a part of a warp, a warp or a block; the longest are read three times.
 
-#include "rows.cuh"
+#include "rows.h"
 #include "step.h"
 
 namespace d3pm::device {
@@ -315,5 +315,7 @@ const char* launch(const Loss& call, void* on) {
   D3PM_LAUNCH((loss_of_rows<Element>), rows.blocks(tokens), rows.block(), 0, stream, call, rows);
   return last_error();
 }
+
+template const char* launch<D3PM_ELEMENT>(const Loss&, void*);
 
 }  // namespace d3pm::device

@@ -1,7 +1,0 @@
-#include "p_sample.cuh"
-
-namespace d3pm::device {
-
-template const char* launch<BFloat16>(const PSample& call, void* stream);
-
-}  // namespace d3pm::device
