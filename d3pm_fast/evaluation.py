@@ -16,7 +16,23 @@ from .diffusion import D3PM
 from .elbo import ELBO
 from .functional import Prediction, draw_seeds
 
-__all__ = ["evaluate"]
+__all__ = ["OtherEvaluation", "evaluate"]
+
+
+class OtherEvaluation(ValueError):
+    """A file has the bounds of an evaluation with other settings or items.
+
+    Attributes:
+        name: the argument of :func:`evaluate` that differs.
+        saved: its value in the file.
+        asked: its value in the call.
+    """
+
+    def __init__(self, path: Path, name: str, saved: Any, asked: Any) -> None:
+        values = f"{name} = {saved!r}, asked for is {asked!r}"
+        differs = f"another {name}" if name in ("x0", "mask") else values
+        super().__init__(f"{path} was made with {differs}: choose another file, or remove it")
+        self.name, self.saved, self.asked = name, saved, asked
 
 
 def evaluate(
@@ -61,7 +77,8 @@ def evaluate(
         The bounds, on the CPU.
 
     Raises:
-        ValueError: no items, or the file is of an evaluation with other settings or items.
+        OtherEvaluation: the file is of an evaluation with other settings or items.
+        ValueError: no items.
     """
     check_tokens("x0", x0, diffusion.num_classes)
     check_count("number of items in x0", len(x0))
@@ -105,10 +122,7 @@ def _finished(path: Path, settings: dict[str, Any], x0: Tensor, mask: Tensor | N
     for name, value in settings.items():
         was = state["settings"].get(name)
         if was != value:
-            raise ValueError(
-                f"{path} was made with {name} = {was!r}, asked for is {value!r}: "
-                "choose another file, or remove it"
-            )
+            raise OtherEvaluation(path, name, was, value)
     for name, asked in (("x0", x0), ("mask", mask)):
         saved = state[name]
         same = saved is asked is None
@@ -116,7 +130,7 @@ def _finished(path: Path, settings: dict[str, Any], x0: Tensor, mask: Tensor | N
             count = min(len(saved), len(asked))
             same = torch.equal(saved[:count], asked[:count].cpu())
         if not same:
-            raise ValueError(f"{path} was made with another {name}: choose another file")
+            raise OtherEvaluation(path, name, saved, asked)
     return ELBO(**state["bound"])
 
 

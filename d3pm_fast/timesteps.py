@@ -79,13 +79,13 @@ def path(num_steps: int, steps: int | Iterable[int] | None = None) -> list[int]:
     if steps is None or not isinstance(steps, Iterable):
         return strided(num_steps, steps)
     num_steps = check_count("num_steps", num_steps)
-    times = [check_integer("steps", t) for t in steps]
+    times = [check_integer("times", t) for t in steps]
     if not times or times[0] != num_steps:
-        raise ValueError(f"steps must begin at T = {num_steps}, got {times[:1]}")
+        raise ValueError(f"times must begin at T = {num_steps}, got {times[:1]}")
     times.append(0)
     for t, s in itertools.pairwise(times):
         if s >= t:
-            raise ValueError(f"steps must fall, and stay above 0, got {s} after {t}")
+            raise ValueError(f"times must fall, and stay above 0, got {s} after {t}")
     return times
 
 

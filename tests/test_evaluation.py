@@ -129,8 +129,9 @@ def test_more_or_fewer_items_may_be_asked_for_later(tmp_path):
 def test_the_file_of_another_evaluation_is_refused(tmp_path, change, message):
     asked = {"diffusion": DIFFUSION, "denoiser": denoiser, "x0": items(), "path": tmp_path / "x"}
     evaluation.evaluate(**asked)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(evaluation.OtherEvaluation, match=message) as error:
         evaluation.evaluate(**{**asked, **change})
+    assert [error.value.name] == list(change)
 
 
 def test_bad_arguments_are_named(tmp_path):

@@ -68,8 +68,8 @@ DATA = {"d3pm_fast/py.typed", "d3pm_fast/ops/preferred.csv"}
 def python_files(root):
     return {
         path.relative_to(root).as_posix()
-        for folder in ("d3pm_fast", "kernels")
-        for path in root.glob(f"{folder}/**/*.py")
+        for pattern in ("d3pm_fast/**/*.py", "kernels/**/*.py", "d3pm_fast_command.py")
+        for path in root.glob(pattern)
     }
 
 

@@ -196,8 +196,8 @@ def test_the_command_draws_by_every_sampler(config, capsys):
     assert len({strided, *others}) == 9
     assert "100%" in capsys.readouterr().err
     for wrong, message in (
-        (("--steps", "2", "--times", "10"), "steps or times, not both"),
-        (("--times", "9,3"), "steps must begin at T = 10, got"),
+        (("--steps", "2", "--times", "10"), "give --steps or --times, not both"),
+        (("--times", "9,3"), "times must begin at T = 10, got"),
         (("--sampler", "confidence", "--last", "argmax"), "argmax is not for the confidence"),
     ):
         with pytest.raises(SystemExit, match=message):
@@ -292,7 +292,8 @@ def test_a_stopped_evaluation_says_that_the_same_command_goes_on(config, monkeyp
         patch.setattr(model, "load", stopping)
         with pytest.raises(SystemExit) as stopped:
             main(command)
-    assert stopped.value.code == "d3pm-fast eval: stopped; the same command goes on"
+    assert stopped.value.code == 128 + signal.SIGINT
+    assert capsys.readouterr().err.endswith("d3pm-fast eval: stopped; the same command goes on\n")
     assert unfinished.exists()
     assert not result.exists()
     main(command)
@@ -347,8 +348,9 @@ def test_samples_are_not_overwritten_unless_asked(config, capsys, monkeypatch):
     command = ["sample", str(config.out), "--count", "2", "--top-p", "0.9"]
     with monkeypatch.context() as patch:
         patch.setitem(generate.SAMPLERS, "ancestral", interrupted)
-        with pytest.raises(SystemExit, match=r"^d3pm-fast sample: stopped$"):
+        with pytest.raises(SystemExit, match=f"^{128 + signal.SIGTERM}$"):
             main(command)
+        assert capsys.readouterr().err.endswith("\nd3pm-fast sample: stopped\n")
     main(command)
     with pytest.raises(SystemExit, match=r"ancestral_5_count-2_top_p-0.9 exists: .*--force"):
         main(command)
@@ -363,7 +365,7 @@ def test_samples_are_not_overwritten_unless_asked(config, capsys, monkeypatch):
 
 
 def interrupted(*_, **__):
-    raise KeyboardInterrupt
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def test_a_run_of_few_steps_goes_on_with_more(config, tmp_path, capsys):
@@ -587,8 +589,11 @@ def test_a_second_run_in_a_folder_is_refused(config):
     step = run.train_step
 
     def other():
-        with pytest.raises(ValueError, match="another run is at work"):
+        run.save()
+        with pytest.raises(ValueError, match=r"another run is at work in .*: choose another -"):
             train(config)
+        with pytest.raises(SystemExit, match=r"eval: another run .*: wait .* copy of model.safet"):
+            main(["eval", str(config.out), "--data", str(config.data)])
         return step()
 
     run.train_step = other
@@ -664,8 +669,12 @@ def test_a_run_goes_to_the_hub_and_back(config, tmp_path, monkeypatch):
     sent = hub.HubModel.of_run(config.out)
     sent.save_pretrained(tmp_path / "hub")
     back = hub.HubModel.from_pretrained(tmp_path / "hub")
+    opened = d3pm_fast.train.load(tmp_path / "hub")
     x_t, t = torch.randint(5, (2, 28, 28)), torch.tensor([1, 7])
-    assert torch.equal(back(x_t, t), run.average.module.eval()(x_t, t))
+    expected = run.average.module.eval()(x_t, t)
+    assert torch.equal(back(x_t, t), expected)
+    assert torch.equal(opened.denoiser(x_t, t), expected)
+    assert repr(opened.diffusion) == repr(run.diffusion)
     assert repr(back.trained.diffusion) == repr(sent.trained.diffusion)
     assert back.to("meta").trained.diffusion.transition.device.type == "meta"
     assert sorted(path.name for path in (tmp_path / "hub").iterdir()) == [
@@ -729,14 +738,6 @@ def test_metrics_go_to_wandb(config, monkeypatch):
     assert lines == [*zip(losses(config.out), (1, 2), strict=True), "finished"]
 
 
-@pytest.mark.parametrize("kind", ["tensorboard", "wandb"])
-def test_a_package_that_is_missing_for_metrics_is_named(kind, config, monkeypatch):
-    for name in ("wandb", "torch.utils.tensorboard"):
-        monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(ValueError, match=f"--log {kind} needs a package: pip install {kind}"):
-        train(replace(config, log=kind))
-
-
 def test_metrics_survive_a_resume_that_is_killed(config, monkeypatch):
     train(replace(config, max_steps=6))
     before = losses(config.out)
@@ -760,13 +761,10 @@ def test_a_run_is_reproduced_by_its_configuration(config, tmp_path, capsys):
     options = ["--config", str(config.out / "config.toml"), "--out", str(tmp_path / "again")]
     main(["train", *options])
     assert losses(tmp_path / "again") == losses(config.out)
-    with pytest.raises(SystemExit, match=r"no file .*nothing.toml"):
+    with pytest.raises(SystemExit, match=r"--config .*nothing.toml cannot be read: No such"):
         main(["train", "--config", str(tmp_path / "nothing.toml")])
-    with pytest.raises(SystemExit, match=r"is a configuration of the command train$"):
+    with pytest.raises(SystemExit, match="is of the command train, not of train-text"):
         main(["train-text", str(config.out / "config.toml"), *options])
-    (tmp_path / "wrong.toml").write_text('command = "train"\ncolour = "red"\n')
-    with pytest.raises(SystemExit, match=r"wrong.toml is no configuration of d3pm-fast: .*colour"):
-        main(["train", "--config", str(tmp_path / "wrong.toml")])
 
 
 def test_runs_are_listed_with_their_bounds(config, tmp_path, capsys):
@@ -829,6 +827,10 @@ def test_an_evaluation_gives_way_to_no_smaller_one_and_not_to_another_model(conf
     main([*command, "6"])
     with pytest.raises(SystemExit, match="has an evaluation of 6 images: --force"):
         main([*command, "4"])
+    others = fashion_mnist.FILES["test"][0]
+    write_idx(config.out / others, np.zeros((COUNT, 28, 28), np.uint8))
+    with pytest.raises(SystemExit, match="was made with other images: --force replaces it"):
+        main([*command, "6", "--data", str(config.out)])
     train(replace(config, max_steps=4))
     capsys.readouterr()
     main(["runs", str(config.out)])
@@ -846,19 +848,22 @@ def test_the_name_of_samples_names_no_other_folder(name, config):
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
-def test_every_signal_that_ends_a_program_stops_a_run_in_order(name, config, capsys):
-    run = Run(config)
-    step = run.train_step
+def test_every_signal_that_ends_a_program_stops_a_run_in_order(name, config, monkeypatch, capsys):
+    number = getattr(signal, name)
+    step = Run.train_step
 
-    def signalled():
-        os.kill(os.getpid(), getattr(signal, name))
-        return step()
+    def signalled(run):
+        os.kill(os.getpid(), number)
+        return step(run)
 
-    run.train_step = signalled
-    run.go()
-    assert state_of(config.out)["step"] == 1
-    with interrupted_by_signals(), pytest.raises(KeyboardInterrupt):
-        os.kill(os.getpid(), getattr(signal, name))
+    monkeypatch.setattr(Run, "train_step", signalled)
+    for last in (4 * COUNT // 8, 1):  # a signal in the last step counts as well
+        with pytest.raises(SystemExit, match=f"^{128 + number}$"):
+            train(replace(config, out=config.out / str(last), max_steps=last))
+        assert state_of(config.out / str(last))["step"] == 1
+        assert not (config.out / str(last) / "samples").exists()
+    with interrupted_by_signals(), pytest.raises(KeyboardInterrupt, match=f"^{number}$"):
+        os.kill(os.getpid(), number)
 
 
 def test_the_command_tells_its_version_and_prints_what_it_can(capsys):

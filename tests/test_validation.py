@@ -416,7 +416,7 @@ def test_bad_schedules_are_named(make, error, message):
         (lambda d: d3.timesteps.path(7, []), ValueError, r"begin at T = 7, got \[\]"),
         (lambda d: d3.timesteps.path(7, [7, 3, 3]), ValueError, "must fall.*got 3 after 3"),
         (lambda d: d3.timesteps.path(7, [7, 0]), ValueError, "stay above 0, got 0 after 0"),
-        (lambda d: d3.timesteps.path(7, [7, 2.5]), TypeError, "steps must be an integer"),
+        (lambda d: d3.timesteps.path(7, [7, 2.5]), TypeError, "times must be an integer"),
         (lambda d: d.sample(None, (2, 3), last="mode"), ValueError, "last must be one of"),
         (
             lambda d: d.sample(None, (2,), known=(torch.zeros(3).long(), torch.ones(3).bool())),

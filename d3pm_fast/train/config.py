@@ -5,13 +5,13 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor, nn
 
 from .. import schedules, transitions
-from .._checks import check_count, check_number
+from .._checks import check_choice, check_count, check_number
 from ..choices import FirstStep, Impl, Reverse
 from ..diffusion import D3PM
 from ..transitions import Transition
@@ -110,7 +110,8 @@ class TrainConfig(ABC):
     log: LogKind = "none"
     """Also write the metrics for TensorBoard, as CSV, or to Weights & Biases."""
     config: Path | None = None
-    """Take the options from the config.toml of another run; those given here go first."""
+    """Take the options from the config.toml of another run, its folder too: without --out that
+    run goes on. Options given here go first."""
     checkpoint_every: int = 500
     """Steps between two checkpoints."""
     max_steps: int | None = None
@@ -121,6 +122,9 @@ class TrainConfig(ABC):
 
     def __post_init__(self) -> None:
         """Check what does not check itself further down."""
+        for name, kind in get_type_hints(type(self)).items():
+            if get_origin(kind) is Literal:
+                check_choice(name, getattr(self, name), get_args(kind))
         counts = "epochs", "timesteps", "batch_size", "checkpoint_every", "width", "depth"
         for name in (*counts, "sample_count", "max_steps"):
             if getattr(self, name) is not None:

@@ -52,12 +52,14 @@ def read(path: Path) -> str:
 
     Raises:
         FileNotFoundError: there is none.
-        ValueError: it is not UTF-8, or has zero bytes, as no text has.
+        ValueError: it is a folder, not UTF-8, or has zero bytes, as no text has.
     """
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise FileNotFoundError(f"there is no text file {path}") from None
+    except IsADirectoryError:
+        raise ValueError(f"FILE must be a text file, {path} is a folder") from None
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not text in UTF-8: {error}") from error
     if "\0" in text:

@@ -20,7 +20,7 @@ from .process import locked
 
 NORMAL_QUANTILE = 1.959964  # of 97.5 %
 DRAWS_A_POINT = 200
-OTHER_FILE = "choose another file, or remove it"
+OPTIONS = {"num_times": "times"}  # where an option has another name than the argument
 
 
 @dataclass(frozen=True)
@@ -31,20 +31,21 @@ class EvalConfig:
     """
 
     run: Annotated[Path, tyro.conf.Positional]
-    """The folder of a run, or a model.safetensors."""
+    """The folder of a run or of HubModel.save_pretrained, or a model.safetensors."""
     force: bool = False
     """Replace an evaluation of other options, or of the model as it was before."""
     data: Path | None = None
-    """Folder with the IDX files of Fashion-MNIST; default: the usual places, or a download."""
+    """Folder with t10k-images-idx3-ubyte.gz of Fashion-MNIST; default: the usual places, or a
+    download."""
     images: int | None = None
     """How many test images, the first ones; default: all 10,000."""
     times: int | None = 10
-    """Steps taken for an image, 3 or more: the one to t = 0 and random others, an estimate without
-    a bias. None, or no fewer than the model has, for every step."""
+    """Times taken for an image, 3 or more: the last one and random others, an estimate without a
+    bias. None, or no fewer than there are, for every time."""
     steps: int | None = None
     """Denoiser calls of the model, 1..T, each with a bound of its own; default: all T."""
     seed: int = 0
-    """Of the steps and the noise."""
+    """Of the times and the noise."""
     batch_size: int = 64
     """Noisy images a denoiser call."""
     device: str = "auto"
@@ -66,11 +67,15 @@ def evaluate(config: EvalConfig) -> None:
     times, steps = config.times, len(timesteps.strided(diffusion.num_steps, config.steps)) - 1
     if times is not None:
         times = None if times >= steps else check_count("times", times, least=3)
-    images = fashion_mnist.load("test", trained.levels, config.data)[: config.images]
+    images = fashion_mnist.load("test", trained.levels, config.data)
+    count = len(images) if config.images is None else config.images
+    if count > len(images):
+        raise ValueError(f"images must be at most {len(images)}, the whole test set, got {count}")
+    images = images[:count]
     digest = model.digest(config.run)
     out = model.folder_of(config.run)
     unfinished = out / "eval.pt"
-    with locked(out):
+    with locked(out, f"wait until it ends, or evaluate a copy of {model.NAME} in another folder"):
         if config.force:
             unfinished.unlink(missing_ok=True)
         elif (more := images_of(out / "eval.json")) > len(images):
@@ -89,12 +94,8 @@ def evaluate(config: EvalConfig) -> None:
                     about=f"model {digest}",
                     progress=True,
                 )
-        except ValueError as error:
-            if "about = " in str(error):
-                message = "the model has changed since its evaluation: --force replaces it"
-                raise ValueError(message) from error
-            said = str(error).replace("num_times", "times")
-            raise ValueError(said.replace(OTHER_FILE, "--force replaces it")) from error
+        except evaluation.OtherEvaluation as error:
+            raise ValueError(f"{differs(unfinished, error)}: --force replaces it") from error
         found = summary(bound)
         options = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(config).items()}
         about = {"diffusion": repr(diffusion), "sha256": digest, **options, "images": len(images)}
@@ -105,6 +106,16 @@ def evaluate(config: EvalConfig) -> None:
     low, high = found["interval_95"]
     print(f"{found['bits_per_dim']:.4f} bits/dim, 95 % interval {low:.4f} to {high:.4f}")
     print(f"wrote {out / 'eval.json'} and {out / 'terms.png'}")
+
+
+def differs(unfinished: Path, error: evaluation.OtherEvaluation) -> str:
+    """Return what tells the evaluation in a file from the one asked for."""
+    if error.name == "about":
+        return "the model has changed since its evaluation"
+    if error.name == "x0":
+        return f"{unfinished} was made with other images"
+    name = OPTIONS.get(error.name, error.name)
+    return f"{unfinished} was made with {name} = {error.saved!r}, asked for is {error.asked!r}"
 
 
 def images_of(path: Path) -> int:

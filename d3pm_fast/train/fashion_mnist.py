@@ -46,8 +46,8 @@ def find(split: str, folder: Path | None = None) -> Path:
         raise FileNotFoundError(
             f"no Fashion-MNIST images ({error}). Three ways to get them: the package "
             "dataset-fashion-mnist on Debian and Ubuntu (apt-get install dataset-fashion-mnist); "
-            f"--data DIR, a folder with {', '.join(n for n, _ in FILES.values())}; or an "
-            f"internet connection, to download them from {URL}"
+            f"--data DIR, a folder with {' and '.join(n for n, _ in FILES.values())} (eval needs "
+            f"only the latter); or an internet connection, to download them from {URL}"
         ) from error
 
 

@@ -53,7 +53,7 @@ class SampleConfig:
     """Draw from a trained denoiser."""
 
     run: Annotated[Path, tyro.conf.Positional]
-    """The folder of a run, or a model.safetensors."""
+    """The folder of a run or of HubModel.save_pretrained, or a model.safetensors."""
     name: str | None = None
     """Of the folder in RUN/samples for samples.png and samples.gif, or samples.txt; default: what
     the other options say."""
@@ -67,7 +67,7 @@ class SampleConfig:
     steps: int | None = None
     """Evenly strided steps, 1..T; default: as in training."""
     times: Annotated[tuple[int, ...], COMMAS] = ()
-    """In place of steps: the times that they start from, falling from T, with commas between."""
+    """In place of steps: the times of the denoiser's calls, falling from T, with commas between."""
     last: Last = "sample"
     """The step to t = 0: drawn, or the likeliest class."""
     temperature: float = 1.0
@@ -89,7 +89,7 @@ def sample(config: SampleConfig) -> None:
         ValueError: options that exclude each other, or a sampler that the chain does not have.
     """
     if config.times and config.steps is not None:
-        raise ValueError("give steps or times, not both")
+        raise ValueError("give --steps or --times, not both")
     if config.sampler == "confidence" and config.last == "argmax":
         raise ValueError("last = argmax is not for the confidence sampler")
     if (config.name is not None and Path(config.name).name != config.name) or config.name == "..":

@@ -30,7 +30,8 @@ class ImageConfig(TrainConfig):
     out: Path = Path("runs/fashion-mnist")
     """Folder for all that the run makes. A run in it goes on."""
     data: Path | None = None
-    """Folder with the four IDX files of Fashion-MNIST; default: the usual places, or a download."""
+    """Folder with train-images-idx3-ubyte.gz and t10k-images-idx3-ubyte.gz of Fashion-MNIST;
+    default: the usual places, or a download."""
     levels: int = 16
     """Grey levels the images are quantized to, 2..256."""
     transition: Literal[

@@ -25,7 +25,7 @@ from .device import autocast, pick_device, place
 from .generate import draw
 from .held_out import bits_per_token
 from .items import Items
-from .process import locked, stop_requested
+from .process import exit_status, locked, stop_requested
 from .running import RunningBound
 from .tasks import to_options
 
@@ -35,14 +35,23 @@ FIRST_PREVIEW, PREVIEW_COUNT = 100, 16  # steps, the next ones twice as late eac
 
 
 def train(config: TrainConfig) -> None:
-    """Train, or go on with, the run in ``config.out``; write checkpoints, metrics and samples."""
-    Run(config).go()
+    """Train, or go on with, the run in ``config.out``; write checkpoints, metrics and samples.
+
+    Raises:
+        SystemExit: a signal asked to stop; with its exit status.
+    """
+    run = Run(config)
+    run.go()
+    if run.stopped_by:
+        raise SystemExit(exit_status(run.stopped_by))
 
 
 class Run:
     """The state of a training run and what one step does to it."""
 
     def __init__(self, config: TrainConfig) -> None:
+        records.check_installed(config.log)
+        check_folder(config.out)
         self.config = config
         self.device = pick_device(config.device)
         self.items, self.held_out = config.load()
@@ -66,6 +75,7 @@ class Run:
             fused=True,
         )
         self.step = 0
+        self.stopped_by = 0  # a signal
         self.metrics: list[dict[str, Any]] = []
         self.bound = RunningBound(config.timesteps)
         marginals = torch.tensor(self.statistics["marginals"], dtype=torch.float64)
@@ -81,7 +91,7 @@ class Run:
         """
         out = self.config.out
         out.mkdir(parents=True, exist_ok=True)
-        with locked(out):
+        with locked(out, "choose another --out, or wait until it ends"):
             self.resume()
             print(f"{self.diffusion.transition}\nimplementation {self.config.impl}, {self.device}")
             print(f"step {self.step} of {self.total}; files go to {out}", flush=True)
@@ -93,7 +103,8 @@ class Run:
                 records.open_log(out, self.config.log, self.metrics, options) as log,
             ):
                 self.advance(log, stopped)
-            if self.step < self.end:
+                self.stopped_by = stopped()
+            if self.stopped_by or self.step < self.end:
                 print(f"stopped at step {self.step}; the same command goes on from here")
             else:
                 self.finish()
@@ -274,6 +285,13 @@ class Run:
             self.device,
             self.config.seed,
         )
+
+
+def check_folder(out: Path) -> None:
+    """Raise ValueError where a file stands in the way of the folder ``out``."""
+    there = next(path for path in (out, *out.parents) if path.exists())
+    if not there.is_dir():
+        raise ValueError(f"--out {out} cannot be a folder: {there} is a file")
 
 
 def is_preview(step: int) -> bool:

@@ -4,7 +4,7 @@ import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import safetensors
 import safetensors.torch
@@ -22,6 +22,8 @@ __all__ = ["NAME", "Trained", "digest", "folder_of", "load", "locate", "restore"
 
 NAME = "model.safetensors"
 METADATA = "d3pm_fast"
+NETWORK = "denoiser."  # what HubModel puts before the names of the weights
+NOT_OURS = FileNotFoundError, KeyError, TypeError, ValueError, safetensors.SafetensorError
 
 
 class Trained(NamedTuple):
@@ -77,10 +79,8 @@ def load(path: Path, device: torch.device) -> Trained:
     if not path.is_file():
         raise FileNotFoundError(f"there is no model {path}")
     try:
-        with safetensors.safe_open(path, "pt") as file:
-            about = json.loads((file.metadata() or {})[METADATA])
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (KeyError, json.JSONDecodeError, safetensors.SafetensorError) as error:
+        about, weights = read(path)
+    except NOT_OURS as error:
         raise ValueError(f"{path} is damaged, or not a model of d3pm-fast") from error
     with of_this_version(path):
         trained = restore(about["options"], about["statistics"], weights)
@@ -89,6 +89,22 @@ def load(path: Path, device: torch.device) -> Trained:
     return trained._replace(
         denoiser=trained.denoiser.to(device), diffusion=place(trained.diffusion, device)
     )
+
+
+def read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """Return the options and statistics of a model, and its weights.
+
+    A run has all of it in one file; ``HubModel.save_pretrained`` writes a config.json beside it.
+    """
+    with safetensors.safe_open(path, "pt") as file:
+        metadata = file.metadata() or {}
+        weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    if METADATA in metadata:
+        return json.loads(metadata[METADATA]), weights
+    about = json.loads((path.parent / "config.json").read_text(encoding="utf-8"))
+    of_network = {name: value for name, value in weights.items() if name.startswith(NETWORK)}
+    about = {key: about[key] for key in ("options", "statistics")}
+    return about, {name.removeprefix(NETWORK): value for name, value in of_network.items()}
 
 
 def restore(

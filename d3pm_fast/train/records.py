@@ -4,17 +4,19 @@ import csv
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import IO, Any, Literal
 
 from .. import _files
 
-__all__ = ["LogKind", "open_log", "read"]
+__all__ = ["LogKind", "check_installed", "open_log", "read"]
 
 LogKind = Literal["none", "csv", "tensorboard", "wandb"]
 Line = dict[str, Any]
 Write = Callable[[Line], None]
 NAME = "metrics.jsonl"
+MODULES = {"tensorboard": "torch.utils.tensorboard", "wandb": "wandb"}
 
 
 def read(out: Path, last_step: int | None = None) -> list[Line]:
@@ -31,13 +33,18 @@ def read(out: Path, last_step: int | None = None) -> list[Line]:
     return [line for line in lines if last_step is None or line["step"] <= last_step]
 
 
+def check_installed(kind: LogKind) -> None:
+    """Raise ValueError where the package that this kind of log needs is not installed."""
+    try:
+        if kind in MODULES:
+            import_module(MODULES[kind])
+    except ImportError as error:
+        raise ValueError(f"--log {kind} needs a package: pip install {kind}") from error
+
+
 @contextmanager
 def open_log(out: Path, kind: LogKind, before: list[Line], options: Line) -> Iterator[Write]:
-    """Yield what writes the metrics of a step, behind those of the steps ``before``.
-
-    Raises:
-        ValueError: the package that this kind needs is not installed.
-    """
+    """Yield what writes the metrics of a step, behind those of the steps ``before``."""
     _files.write_text(out / NAME, "".join(json.dumps(line) + "\n" for line in before))
     with (
         open(out / NAME, "a", encoding="utf-8") as lines,
@@ -76,10 +83,8 @@ def _write_row(file: IO[str], line: Line) -> None:
 
 @contextmanager
 def _tensorboard(out: Path, before: list[Line], options: Line) -> Iterator[Write]:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise ValueError("--log tensorboard needs a package: pip install tensorboard") from error
+    from torch.utils.tensorboard import SummaryWriter
+
     step = before[-1]["step"] if before else 0
     with SummaryWriter(out / "tensorboard", purge_step=step + 1) as writer:
 
@@ -93,10 +98,8 @@ def _tensorboard(out: Path, before: list[Line], options: Line) -> Iterator[Write
 
 @contextmanager
 def _wandb(out: Path, before: list[Line], options: Line) -> Iterator[Write]:
-    try:
-        import wandb
-    except ImportError as error:
-        raise ValueError("--log wandb needs a package: pip install wandb") from error
+    import wandb
+
     with wandb.init(project="d3pm-fast", name=out.name, dir=out, config=options) as run:
         yield lambda line: run.log(line, step=line["step"])
 
