@@ -26,8 +26,8 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 from d3pm_fast._files import replaced
+from d3pm_fast.chains import handles, tables
 from d3pm_fast.reference.logspace import compute_dtype
-from d3pm_fast.transitions import handles, tables
 
 from .arguments import new_file, whole
 

@@ -6,7 +6,7 @@ from weakref import WeakSet
 import torch
 from torch import Tensor
 
-from .transitions import Transition
+from .chains import Transition
 
 __all__ = ["check_possible", "warn_where_nan"]
 

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from ._checks import ArrayLike, check_count, check_law, check_square, check_stochastic
 from ._information import divergence_terms
-from .transitions.limits import closure, stationary_law
-from .transitions.rates import check_rate, exponential
+from .chains.exponentials import check_rate, exponential
+from .chains.limits import closure, stationary_law
 
 __all__ = ["mutual_information", "mutual_information_times"]
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from .transitions.fingerprint import number_of_name
+from .chains.fingerprint import number_of_name
 
 if TYPE_CHECKING:
     from .diffusion import D3PM

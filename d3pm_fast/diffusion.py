@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from . import _settings, functional, timesteps
 from ._checks import check_choice
 from ._loadable import loadable
+from .chains import Transition
 from .choices import FIRST_STEPS, IMPLS, REVERSES, FirstStep, Impl, Last, Reduction, Reverse
 from .elbo import ELBO, elbo
 from .sampling import ancestral
-from .transitions import Transition
 
 __all__ = ["D3PM"]
 

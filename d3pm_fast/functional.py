@@ -46,14 +46,14 @@ from ._checks import (
 )
 from ._impossible import check_possible, warn_where_nan
 from ._random import of_generator
+from .chains import Transition
+from .chains.base import running_sums
 from .choices import FIRST_STEPS, REDUCTIONS, REVERSES, FirstStep, Impl, Reduction, Reverse
 from .chunks import Chunks
 from .logistic import Logistic, LogisticMaker
 from .reference.draws import draw_base
 from .reference.philox import uniforms
 from .shaped import Shaped, arguments_of
-from .transitions import Transition
-from .transitions.base import running_sums
 
 __all__ = [
     "Logistic",

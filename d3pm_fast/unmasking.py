@@ -11,10 +11,10 @@ from tqdm.auto import tqdm
 
 from . import functional, timesteps
 from ._checks import check_choice, check_number
+from .chains import RankOneTransition
 from .choices import LASTS, Last
 from .reference.philox import uniforms
 from .sampling import Denoiser, Known, start, step, warn_of_masks, widened
-from .transitions import RankOneTransition
 
 if TYPE_CHECKING:
     from .diffusion import D3PM

@@ -53,7 +53,7 @@ nitpicky = True
 nitpick_ignore_regex = [
     (r"py:.*", r"(torch|collections|numpy|pathlib)(\..*)?"),
     # Classes of the library that signatures of the reference and of a chain's insides name.
-    (r"py:class", r"d3pm_fast\.(reference\.step|transitions\.[a-z_]+)\.[A-Z][A-Za-z]+"),
+    (r"py:class", r"d3pm_fast\.(reference\.step|chains\.[a-z_]+)\.[A-Z][A-Za-z]+"),
 ]
 
 

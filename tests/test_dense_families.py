@@ -355,7 +355,7 @@ def test_the_lower_index_wins_a_tie():
 
 def test_nearest_neighbors_in_chunks_are_the_same(monkeypatch):
     whole = transitions.nearest_neighbors(points(50), 4)
-    module = importlib.import_module("d3pm_fast.transitions.nearest_neighbor")
+    module = importlib.import_module("d3pm_fast.chains.neighbors")
     monkeypatch.setattr(module, "_CHUNK", 170)
     assert torch.equal(transitions.nearest_neighbors(points(50), 4), whole)
 

@@ -8,7 +8,7 @@ from helpers.compare import assert_close, check_gradient
 from helpers.dense_chains import MIXING, make_late_chain
 
 from d3pm_fast import functional, schedules, transitions
-from d3pm_fast.transitions.factored import is_mixed
+from d3pm_fast.chains.factored import is_mixed
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16]
 

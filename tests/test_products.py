@@ -7,8 +7,8 @@ from helpers.compare import assert_close, check_gradient, same_bits
 
 import d3pm_fast as d3
 from d3pm_fast import _compiled, _environment, reference
+from d3pm_fast.chains.products import Products
 from d3pm_fast.ops.products import scan_of
-from d3pm_fast.transitions.products import Products
 
 SIZES = [(1, 3), (2, 4), (3, 5), (4, 2), (10, 7), (17, 16), (50, 27), (9, 96), (9, 97), (5, 130)]
 

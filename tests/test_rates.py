@@ -6,7 +6,7 @@ import torch
 from mpmath import mpf
 
 from d3pm_fast import schedules, transitions
-from d3pm_fast.transitions.limits import closure, stationary_law
+from d3pm_fast.chains.limits import closure, stationary_law
 
 RISING = torch.tensor([0.1, 0.5, 2.0, 2.0], dtype=torch.float64)
 

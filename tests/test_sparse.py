@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from d3pm_fast import functional, transitions
-from d3pm_fast.transitions.jump_laws import Coins, Poisson
-from d3pm_fast.transitions.jumps import TAIL
+from d3pm_fast.chains.jump_laws import Coins, Poisson
+from d3pm_fast.chains.jumps import TAIL
 
 SIZE = 200
 TIMES = torch.tensor([0.01, 0.3, 2.0, 30.0]).double()
@@ -124,7 +124,7 @@ def test_draws_follow_the_rows(impl):
 def test_without_the_compiled_module(pair, monkeypatch):
     sparse, _ = pair
     made = sparse.product(0, 3)
-    monkeypatch.setattr("d3pm_fast.transitions.jumps.cpu", None)
+    monkeypatch.setattr("d3pm_fast.chains.jumps.cpu", None)
     torch.testing.assert_close(sparse.product(0, 3), made, rtol=1e-13, atol=0)
 
 

@@ -8,8 +8,8 @@ import torch
 from helpers.dense_chains import make_dense_chain
 
 from d3pm_fast import functional, schedules, transitions
-from d3pm_fast.transitions.logs import log_matmul
-from d3pm_fast.transitions.sparse import sparse_rate_chain
+from d3pm_fast.chains.logs import log_matmul
+from d3pm_fast.chains.sparse import sparse_rate_chain
 
 K = 64
 BETAS = schedules.linear(1000)

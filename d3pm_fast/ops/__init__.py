@@ -8,7 +8,7 @@ contiguous.
 from typing import Any
 
 from .. import reference
-from ..transitions import RankOneTransition, Transition
+from ..chains import RankOneTransition, Transition
 from . import dense, logistic, rank_one, shaped
 from .available import Implementations
 from .implementations import Implementation, implementation

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..transitions import DenseTransition, SparseTransition
+from ..chains import DenseTransition, SparseTransition
 from . import dense_cpu
 from .library import Deferred
 from .operations import Operations

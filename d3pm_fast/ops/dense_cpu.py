@@ -15,13 +15,13 @@ from torch import Tensor
 from .. import reference
 from .._checks import check_drawn, check_range
 from .._compiled import cpu
+from ..chains import SparseTransition
+from ..chains.dense import DenseStep
+from ..chains.handles import of_handle
+from ..chains.sparse import SparseStep
 from ..reference.draws import NONE, draw_row
 from ..reference.logspace import compute_dtype, spread
 from ..reference.philox import uniforms
-from ..transitions import SparseTransition
-from ..transitions.dense import DenseStep
-from ..transitions.handles import of_handle
-from ..transitions.sparse import SparseStep
 from .library import pointer
 
 CHUNK_BYTES = 1 << 19  # of each of three rooms, which stay in the second-level cache

@@ -6,8 +6,8 @@ import torch
 
 from .. import _compiled, _environment, _triton
 from .._checks import check_choice
+from ..chains import RankOneTransition, Transition
 from ..choices import IMPLS, Impl
-from ..transitions import RankOneTransition, Transition
 from .available import Implementations, available
 from .preferred import preferred
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..transitions import RankOneTransition
+from ..chains import RankOneTransition
 from . import rank_one_cpu, rank_one_cuda
 from .library import Deferred
 from .operations import Operations

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..transitions import DenseTransition, SparseTransition
+from ..chains import DenseTransition, SparseTransition
 from .logspace import log_sum_exp, spread
 
 

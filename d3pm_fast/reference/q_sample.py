@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ..transitions import DenseTransition, RankOneTransition, SparseTransition, Transition
+from ..chains import DenseTransition, RankOneTransition, SparseTransition, Transition
 from .draws import NONE, draw_base
 from .logspace import spread
 from .philox import uniforms

@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..transitions import DenseTransition, RankOneTransition, SparseTransition, Transition
+from ..chains import DenseTransition, RankOneTransition, SparseTransition, Transition
 from .dense import MatrixStep
 from .rank_one import RankOneStep
 

@@ -1,16 +1,22 @@
 """The forward processes: structured chains of transition matrices, one family a function."""
 
-from .base import Transition
+from ..chains import DenseTransition, RankOneTransition, SparseTransition, Transition
+from ..chains.neighbors import nearest_neighbors
+from .absorbing import absorbing
+from .band import band
 from .blosum62 import AMINO_ACIDS, BLOSUM62, BLOSUM62_BACKGROUND
-from .combine import mixture, with_mask
-from .dense import DenseTransition
-from .gaussian import band, discretized_gaussian
-from .matrices import from_matrices
-from .nearest_neighbor import nearest_neighbor, nearest_neighbor_rate, nearest_neighbors
-from .rank_one import RankOneTransition, absorbing, marginal, mask_and_uniform, uniform
-from .rates import from_rate, rate_exponential
-from .sparse import SparseTransition
+from .discretized_gaussian import discretized_gaussian
+from .from_matrices import from_matrices
+from .from_rate import from_rate
+from .marginal import marginal
+from .mask_and_uniform import mask_and_uniform
+from .mixture import mixture
+from .nearest_neighbor import nearest_neighbor
+from .nearest_neighbor_rate import nearest_neighbor_rate
+from .rate_exponential import rate_exponential
 from .substitution import substitution
+from .uniform import uniform
+from .with_mask import with_mask
 
 __all__ = [
     "AMINO_ACIDS",

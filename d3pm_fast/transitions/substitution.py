@@ -5,9 +5,8 @@ import math
 import torch
 
 from .._checks import ArrayLike, check_law, check_probabilities, check_square
-from .dense import DenseTransition
-from .matrices import keep_or_move_chain
-from .products import MEMORY_BUDGET
+from ..chains import MEMORY_BUDGET, DenseTransition
+from ..chains.keep_or_move import keep_or_move_chain
 
 __all__ = ["substitution"]
 

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...transitions.tables import StepTables
+from ...chains.tables import StepTables
 from ..launch import launch
 from ..math import phi, rounded_to
 from .arguments import Arguments

@@ -9,7 +9,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from ...transitions import SparseTransition
+from ...chains import SparseTransition
 from ..launch import launch
 from ..random import NONE, draw_base, first_above, random_of, uniforms
 

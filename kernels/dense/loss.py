@@ -12,9 +12,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ...chains.handles import of_handle
+from ...chains.tables import StepTables, step_tables
 from ...ops.library import reduced
-from ...transitions.handles import of_handle
-from ...transitions.tables import StepTables, step_tables
 from ..launch import launch
 from ..math import phi
 from .arguments import Arguments, Weights, weights_of

@@ -5,8 +5,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...transitions.handles import of_handle
-from ...transitions.tables import StepTables, step_tables
+from ...chains.handles import of_handle
+from ...chains.tables import StepTables, step_tables
 from ..launch import launch
 from ..random import NONE, Random, random_of, uniforms
 from .arguments import Arguments, of_prediction

@@ -9,8 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...transitions.handles import of_handle
-from ...transitions.tables import StepTables, step_tables
+from ...chains.handles import of_handle
+from ...chains.tables import StepTables, step_tables
 from ..launch import launch
 from ..math import log, rounded_to
 from .arguments import Arguments, Weights, of_prediction

@@ -8,9 +8,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...transitions import SparseTransition
-from ...transitions.handles import of_handle
-from ...transitions.tables import step_tables
+from ...chains import SparseTransition
+from ...chains.handles import of_handle
+from ...chains.tables import step_tables
 from ..launch import launch
 from ..random import NONE, random_of, uniforms
 from .arguments import Arguments

@@ -6,7 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ...transitions.tables import StepTables
+from ...chains.tables import StepTables
 from ..launch import launch
 from .arguments import Arguments, Weights, weights_of
 from .predict import carry, load_matrix, softmax_of

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from d3pm_fast import schedules, transitions
-from d3pm_fast.transitions.sparse import sparse_rate_chain
+from d3pm_fast.chains.sparse import sparse_rate_chain
 
 FAMILIES = [
     "gaussian",

@@ -10,19 +10,12 @@ and the absorbing case), so a chain of T steps is O(T) scalars and at most one K
 import torch
 from torch import Tensor
 
-from .._checks import (
-    ArrayLike,
-    check_class,
-    check_count,
-    check_law,
-    check_probabilities,
-    check_probability,
-)
+from .._checks import ArrayLike, check_probabilities
 from .._information import divergence_terms
 from .._loadable import loadable
 from .base import Transition, running_sums
 
-__all__ = ["RankOneTransition", "absorbing", "marginal", "mask_and_uniform", "uniform"]
+__all__ = ["RankOneTransition"]
 
 # exp(-1000) is 0 in float64, and differences of sums of it stay finite where -inf would not.
 _LOG_ZERO = -1000.0
@@ -35,7 +28,8 @@ _LEAST = {torch.float32: 1e-18, torch.float64: 1e-150}
 class RankOneTransition(Transition):
     """The chain ``Q_t = (1 - beta_t) I + beta_t 1 (g_t base + (1 - g_t) e_mask)^T``.
 
-    Made by :func:`uniform`, :func:`absorbing`, :func:`marginal` and :func:`mask_and_uniform`.
+    Made by :func:`~d3pm_fast.transitions.uniform`, :func:`~d3pm_fast.transitions.absorbing`,
+    :func:`~d3pm_fast.transitions.marginal` and :func:`~d3pm_fast.transitions.mask_and_uniform`.
 
     Raises:
         ValueError: a class is entered in some step with a probability above 0 and below 1e-150.
@@ -191,89 +185,6 @@ class RankOneTransition(Transition):
         if self.mask_id >= 0:
             vector[self.mask_id] += mask
         return vector
-
-
-def uniform(num_classes: int, betas: ArrayLike) -> RankOneTransition:
-    """Return ``Q_t = (1 - beta_t) I + beta_t 1 1^T / K`` (D3PM, appendix A.2.1).
-
-    Args:
-        num_classes: K, at least 2.
-        betas: ``(T,)``, see :mod:`d3pm_fast.schedules`.
-
-    Raises:
-        ValueError: fewer than 2 classes, or betas outside [0, 1].
-    """
-    num_classes = check_count("num_classes", num_classes, least=2)
-    return RankOneTransition("uniform", num_classes, betas, base=None, base_share=1.0)
-
-
-def absorbing(num_classes: int, betas: ArrayLike, mask_id: int) -> RankOneTransition:
-    """Return ``Q_t = (1 - beta_t) I + beta_t 1 e_mask^T`` (D3PM, appendix A.2.2).
-
-    Args:
-        num_classes: K, at least 2, the mask counted in.
-        betas: ``(T,)``, see :mod:`d3pm_fast.schedules`; :func:`~d3pm_fast.schedules.jsd` is
-            the paper's.
-        mask_id: the mask's class, in [0, K).
-
-    Raises:
-        ValueError: fewer than 2 classes, or betas outside [0, 1].
-        IndexError: ``mask_id`` is not a class.
-    """
-    num_classes = check_count("num_classes", num_classes, least=2)
-    mask_id = check_class("mask_id", mask_id, num_classes)
-    return RankOneTransition("absorbing", num_classes, betas, None, 0.0, mask_id)
-
-
-def marginal(num_classes: int, betas: ArrayLike, pi: ArrayLike) -> RankOneTransition:
-    """Return ``Q_t = (1 - beta_t) I + beta_t 1 pi^T``: any stationary vector, data marginals say.
-
-    Source: Vignac et al. 2023 (DiGress), section 4.1.
-
-    Args:
-        num_classes: K, at least 2.
-        betas: ``(T,)``, see :mod:`d3pm_fast.schedules`.
-        pi: ``(K,)``, not negative, summing to 1 within 1e-6 (and divided by its float64 sum);
-            zeros are legal: the chain never enters such a class.
-
-    Raises:
-        ValueError: wrong shape, a negative or infinite entry, or a sum that is not 1.
-    """
-    num_classes = check_count("num_classes", num_classes, least=2)
-    base = check_law("pi", pi, num_classes)
-    return RankOneTransition("marginal", num_classes, betas, base, base_share=1.0)
-
-
-def mask_and_uniform(
-    num_classes: int, betas: ArrayLike, mask_id: int, uniform_share: float | ArrayLike = 0.1
-) -> RankOneTransition:
-    """Return ``Q_t = (1 - beta_t) I + beta_t 1 (g_t 1/K + (1 - g_t) e_mask)^T``.
-
-    Source: D3PM, appendix A.2.6; one step of it is BERT's corruption. A masked token may be
-    redrawn like any other.
-
-    Args:
-        num_classes: K, at least 2, the mask counted in.
-        betas: ``(T,)``, see :mod:`d3pm_fast.schedules`.
-        mask_id: the mask's class, in [0, K).
-        uniform_share: g, in [0, 1]: one number, or ``(T,)`` for one of each step.
-
-    Raises:
-        ValueError: fewer than 2 classes, betas or shares outside [0, 1], or of unequal length.
-        IndexError: ``mask_id`` is not a class.
-    """
-    num_classes = check_count("num_classes", num_classes, least=2)
-    mask_id = check_class("mask_id", mask_id, num_classes)
-    share: float | Tensor
-    if isinstance(uniform_share, (int, float)):
-        share = float(check_probability("uniform_share", uniform_share))
-    else:
-        share = check_probabilities("uniform_share", uniform_share)
-        if len(share) != len(betas):
-            raise ValueError(
-                f"uniform_share must have one entry a step, {len(betas)}, got {len(share)}"
-            )
-    return RankOneTransition("mask_and_uniform", num_classes, betas, None, share, mask_id)
 
 
 def _needs_float64(betas: Tensor, share: Tensor, base: Tensor | None, num_classes: int) -> bool:

@@ -13,11 +13,11 @@ from torch import Tensor
 from .._information import divergence_terms
 from .._loadable import loadable
 from .base import running_sums
+from .cache import MEMORY_BUDGET, ByteCache
 from .factored import least_factor
 from .handles import RegisteredTransition
 from .jump_laws import JumpLaw, Poisson
 from .jumps import TAIL, Columns, Polynomial, hops, log_rows
-from .products import MEMORY_BUDGET, ByteCache
 
 __all__ = ["SparseTransition", "sparse_rate_chain"]
 

@@ -12,72 +12,14 @@ from torch import Tensor
 
 from .._checks import ArrayLike, as_float64, check_law, check_square
 from .._loadable import loadable
+from .cache import ByteCache
 from .dense import DenseTransition
 from .limits import closure, stationary_law
 from .logs import LEAST, log_matmul
-from .products import MEMORY_BUDGET, ByteCache
 
-__all__ = [
-    "check_rate",
-    "check_rising",
-    "exponential",
-    "from_rate",
-    "rate_chain",
-    "rate_exponential",
-]
+__all__ = ["Exponentials", "check_rate", "check_rising", "exponential", "rate_chain"]
 
 _TERMS = 16  # of a Taylor series, a multiple of 4
-
-
-def rate_exponential(rate: ArrayLike, time: float) -> Tensor:
-    """Return ``exp(time * rate)``, every entry to nearly the last digits, however small it is.
-
-    With s the fastest rate, ``rate + s I`` has no negative entry, and ``exp`` of it is made of
-    sums and products of such numbers alone: a Taylor series of a fraction of the time, squared
-    again and again. Nothing cancels, so an entry of 1e-200 is as accurate as one of 0.5, and
-    forbidden transitions are exactly 0. The factor ``exp(-s time)`` is the one that makes the
-    rows sum to 1.
-
-    Args:
-        rate: ``(K, K)``, not negative off the diagonal, rows summing to 0.
-        time: finite, at least 0.
-
-    Returns:
-        float64 ``(K, K)``, rows summing to 1.
-
-    Raises:
-        ValueError: not a rate matrix, or a time that is negative or not finite.
-    """
-    rate = check_rate(rate)
-    if not 0 <= time < math.inf:
-        raise ValueError(f"time must be finite and at least 0, got {time}")
-    return exponential(rate, closure(rate)[1], time)
-
-
-def from_rate(
-    rate: ArrayLike,
-    times: ArrayLike,
-    *,
-    stationary: ArrayLike | None = None,
-    memory_budget: int = MEMORY_BUDGET,
-) -> DenseTransition:
-    """Return ``Q_t = exp((tau_t - tau_{t-1}) R)``, so that ``Qbar_t = exp(tau_t R)``.
-
-    Source: D3PM, appendix A.4.2, whose ``alpha_t`` are the differences of these times.
-
-    Args:
-        rate: R, ``(K, K)``: not negative off the diagonal, rows summing to 0 within 1e-6 of the
-            largest rate (the diagonal is then set anew in float64).
-        times: ``tau_1 .. tau_T``, at least 0, never falling; ``tau_0 = 0`` is implied. See
-            :func:`d3pm_fast.schedules.mutual_information_times`.
-        stationary: ``(K,)``, what x_T tends to; by default the law that R keeps.
-        memory_budget: bytes that products of the chain may take.
-
-    Raises:
-        ValueError: not a rate matrix, times that fall or are not finite, a stationary vector
-            that is no law, or none given where the limit depends on x_0.
-    """
-    return rate_chain("from_rate", check_rate(rate), times, stationary, -1, memory_budget)
 
 
 def rate_chain(

@@ -1,4 +1,4 @@
-"""Chains of given matrices."""
+"""The chain of matrices of your own."""
 
 from functools import partial
 
@@ -6,11 +6,9 @@ from torch import Tensor
 
 from .._checks import ArrayLike, as_float64, check_law, check_stochastic
 from .._loadable import loadable
-from .dense import DenseTransition
-from .limits import stationary_law
-from .products import MEMORY_BUDGET, Products
+from ..chains import MEMORY_BUDGET, DenseTransition, Products, stationary_law
 
-__all__ = ["from_matrices", "keep_or_move_chain"]
+__all__ = ["from_matrices"]
 
 
 def from_matrices(
@@ -53,24 +51,6 @@ def from_matrices(
         law = check_law("stationary", stationary, num_classes)
     products = Products(partial(_given_step, steps), num_classes, num_steps, memory_budget)
     return DenseTransition("from_matrices", products, law)
-
-
-@loadable
-def _keep_or_move(move: Tensor, betas: Tensor, t: int) -> Tensor:
-    """Return ``(1 - beta_t) I + beta_t move``, float64 ``(K, K)``."""
-    beta = betas[t - 1]
-    matrix = beta * move
-    matrix.diagonal().add_(1 - beta)
-    return matrix
-
-
-def keep_or_move_chain(
-    family: str, move: Tensor, betas: Tensor, memory_budget: int
-) -> DenseTransition:
-    """Return the chain of ``Q_t = (1 - beta_t) I + beta_t move``."""
-    step = partial(_keep_or_move, move, betas)
-    matrices = Products(step, len(move), len(betas), memory_budget)
-    return DenseTransition(family, matrices, stationary_law(move))
 
 
 @loadable

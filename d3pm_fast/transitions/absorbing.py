@@ -1,0 +1,24 @@
+"""The absorbing chain: a token that changes is masked, and stays so."""
+
+from .._checks import ArrayLike, check_class, check_count
+from ..chains import RankOneTransition
+
+__all__ = ["absorbing"]
+
+
+def absorbing(num_classes: int, betas: ArrayLike, mask_id: int) -> RankOneTransition:
+    """Return ``Q_t = (1 - beta_t) I + beta_t 1 e_mask^T`` (D3PM, appendix A.2.2).
+
+    Args:
+        num_classes: K, at least 2, the mask counted in.
+        betas: ``(T,)``, see :mod:`d3pm_fast.schedules`; :func:`~d3pm_fast.schedules.jsd` is
+            the paper's.
+        mask_id: the mask's class, in [0, K).
+
+    Raises:
+        ValueError: fewer than 2 classes, or betas outside [0, 1].
+        IndexError: ``mask_id`` is not a class.
+    """
+    num_classes = check_count("num_classes", num_classes, least=2)
+    mask_id = check_class("mask_id", mask_id, num_classes)
+    return RankOneTransition("absorbing", num_classes, betas, None, 0.0, mask_id)

@@ -1,0 +1,46 @@
+"""The chain of BERT's corruption: a token that changes is masked, or redrawn from all classes."""
+
+from torch import Tensor
+
+from .._checks import (
+    ArrayLike,
+    check_class,
+    check_count,
+    check_probabilities,
+    check_probability,
+)
+from ..chains import RankOneTransition
+
+__all__ = ["mask_and_uniform"]
+
+
+def mask_and_uniform(
+    num_classes: int, betas: ArrayLike, mask_id: int, uniform_share: float | ArrayLike = 0.1
+) -> RankOneTransition:
+    """Return ``Q_t = (1 - beta_t) I + beta_t 1 (g_t 1/K + (1 - g_t) e_mask)^T``.
+
+    Source: D3PM, appendix A.2.6; one step of it is BERT's corruption. A masked token may be
+    redrawn like any other.
+
+    Args:
+        num_classes: K, at least 2, the mask counted in.
+        betas: ``(T,)``, see :mod:`d3pm_fast.schedules`.
+        mask_id: the mask's class, in [0, K).
+        uniform_share: g, in [0, 1]: one number, or ``(T,)`` for one of each step.
+
+    Raises:
+        ValueError: fewer than 2 classes, betas or shares outside [0, 1], or of unequal length.
+        IndexError: ``mask_id`` is not a class.
+    """
+    num_classes = check_count("num_classes", num_classes, least=2)
+    mask_id = check_class("mask_id", mask_id, num_classes)
+    share: float | Tensor
+    if isinstance(uniform_share, (int, float)):
+        share = float(check_probability("uniform_share", uniform_share))
+    else:
+        share = check_probabilities("uniform_share", uniform_share)
+        if len(share) != len(betas):
+            raise ValueError(
+                f"uniform_share must have one entry a step, {len(betas)}, got {len(share)}"
+            )
+    return RankOneTransition("mask_and_uniform", num_classes, betas, None, share, mask_id)
