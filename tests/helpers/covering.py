@@ -1,5 +1,6 @@
 """A part of a grid of test cases in which every two values of different parameters meet."""
 
+import heapq
 from collections import defaultdict
 from itertools import combinations
 
@@ -8,22 +9,40 @@ def part(items):
     """Return the items to run, in order.
 
     Two parameters at a time find most of what three would (Kuhn et al. 2004): of a test with
-    three parameters or more, an item runs if two of its values have not met in one before it.
+    three parameters or more, those items run that a greedy search for such a part takes.
     """
-    met, numbers = defaultdict(set), defaultdict(dict)
-    chosen = []
+    grids, chosen = defaultdict(list), set()
     for item in items:
-        test = item.nodeid.partition("[")[0]
-        parameters = getattr(item, "callspec", None)
-        values = {} if parameters is None else parameters.params
-        # Values may not be hashable; those of a grid are the same objects in all items.
-        marks = []
-        for name, value in sorted(values.items()):
-            seen = numbers[test, name]
-            marks.append((name, seen.setdefault(id(value), len(seen))))
-        pairs = set(combinations(marks, 2))
-        is_new = len(marks) < 3 or not pairs <= met[test]
-        met[test] |= pairs
-        if is_new:
-            chosen.append(item)
+        grids[item.nodeid.partition("[")[0]].append(item)
+    for grid in grids.values():
+        chosen.update(cover(grid))
+    return [item for item in items if item in chosen]
+
+
+def cover(grid):
+    """Return items of one test: each next one is that with the most pairs that have not met."""
+    marks = marks_of(grid)
+    if len(marks[0]) < 3:
+        return grid
+    pairs = [set(combinations(each, 2)) for each in marks]
+    met, chosen = set(), []
+    # How many are new can only fall: an item whose old number is the largest is counted again.
+    queue = [(-len(new), position) for position, new in enumerate(pairs)]
+    heapq.heapify(queue)
+    while queue:
+        old, position = heapq.heappop(queue)
+        new = len(pairs[position] - met)
+        if new == -old:
+            met |= pairs[position]
+            chosen.append(grid[position])
+        elif new:
+            heapq.heappush(queue, (-new, position))
     return chosen
+
+
+def marks_of(grid):
+    """Return each item's parameters by name, with what tells their values apart."""
+    # Values may not be hashable; those of a grid are the same objects in all items.
+    parameters = [getattr(item, "callspec", None) for item in grid]
+    values = [{} if each is None else each.params for each in parameters]
+    return [sorted((name, id(value)) for name, value in each.items()) for each in values]
