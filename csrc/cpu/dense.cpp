@@ -1,8 +1,6 @@
-#include <limits>
-
-#include "../sampling.h"
 #include "kernels.h"
 #include "subnormal.h"
+#include "target_headers.h"
 
 #define D3PM_TARGET_FILE "dense_target.h"
 #include "for_each_target.h"
@@ -10,18 +8,14 @@
 namespace d3pm {
 namespace {
 
-struct BestDense {
-  template <class Element, class Call>
-  static bool call(const Call& call, int64_t begin, int64_t end) {
-    [[maybe_unused]] const FlushSubnormals flush;
-    D3PM_CALL_BEST(dense<Element>, call, begin, end);
-  }
-};
-
 template <class Call>
 bool run_dense(Type type, const Call& call) {
   const DenseRows& rows = call.rows;
-  return run_rows<BestDense>(type, call, rows.num_rows, rows.num_classes, rows.num_threads);
+  return run_rows(type, rows.num_rows, rows.num_classes, rows.num_threads,
+                  [&](auto element, int64_t begin, int64_t end) {
+                    [[maybe_unused]] const FlushSubnormals flush;
+                    D3PM_CALL_BEST(dense<decltype(element)>, call, begin, end);
+                  });
 }
 
 }  // namespace

@@ -1,5 +1,5 @@
 // What happens to the tokens of a dense chain between the products with Qbar_s, for one set of
-// vector instructions; kernels.h has the notation.
+// vector instructions; dense_calls.h has the notation.
 //
 // With c = Q_{s->t}[:, x_t], d = Qbar_s[x_0, :], f = s Qbar_s and D = f - d:
 //   q_j = c_j d_j / Zq,  p_j = c_j f_j / Z,  W = Z / Zq - 1 = sum_j q_j D_j / d_j

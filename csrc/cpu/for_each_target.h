@@ -2,6 +2,8 @@
 // namespace of its own; `call_best` picks one at run time. No global flag asks for more than
 // the platform's baseline, so no code outside these namespaces can hold an illegal instruction.
 
+#include "instruction_sets.h"
+
 #if defined(__x86_64__)
 #include <immintrin.h>
 #define D3PM_HAS_X86_TARGETS 1

@@ -1,4 +1,5 @@
 #include "kernels.h"
+#include "target_headers.h"
 
 #define D3PM_TARGET_FILE "logistic_target.h"
 #include "for_each_target.h"
@@ -6,34 +7,23 @@
 namespace d3pm {
 namespace {
 
-struct BestLogisticLogits {
-  template <class Element>
-  static bool call(const LogisticLogits& call, int64_t begin, int64_t end) {
-    D3PM_CALL_BEST(logistic_logits<Element>, call, begin, end);
-  }
-};
-
-struct BestLogisticGradient {
-  template <class Element>
-  static bool call(const LogisticGradient& call, int64_t begin, int64_t end) {
-    D3PM_CALL_BEST(logistic_gradient<Element>, call, begin, end);
-  }
-};
-
-template <class Kernel, class Call>
-bool run_tokens(Type type, const Call& call) {
-  const Logistic& of = call.logistic;
-  return run_rows<Kernel>(type, call, of.num_tokens, of.num_classes, of.num_threads);
+template <class Body>
+bool run_tokens(Type type, const Logistic& of, const Body& body) {
+  return run_rows(type, of.num_tokens, of.num_classes, of.num_threads, body);
 }
 
 }  // namespace
 
 bool run(Type type, const LogisticLogits& call) {
-  return run_tokens<BestLogisticLogits>(type, call);
+  return run_tokens(type, call.logistic, [&](auto element, int64_t begin, int64_t end) {
+    D3PM_CALL_BEST(logistic_logits<decltype(element)>, call, begin, end);
+  });
 }
 
 bool run(Type type, const LogisticGradient& call) {
-  return run_tokens<BestLogisticGradient>(type, call);
+  return run_tokens(type, call.logistic, [&](auto element, int64_t begin, int64_t end) {
+    D3PM_CALL_BEST(logistic_gradient<decltype(element)>, call, begin, end);
+  });
 }
 
 }  // namespace d3pm

@@ -1,17 +1,11 @@
 #include "kernels.h"
+#include "target_headers.h"
 
 #define D3PM_TARGET_FILE "loss_target.h"
 #include "for_each_target.h"
 
 namespace d3pm {
 namespace {
-
-struct BestLoss {
-  template <class Element>
-  static bool call(const Loss& call, int64_t begin, int64_t end) {
-    D3PM_CALL_BEST(loss<Element>, call, begin, end);
-  }
-};
 
 // In double and in one order, whatever the number of threads.
 template <class Real>
@@ -24,22 +18,26 @@ double sum(const Real* values, int64_t count) {
 }
 
 template <class Real>
-bool run_sum_as(Type type, Loss call, double factor) {
+bool run_sum_as(Type type, Loss call, double factor, int num_threads) {
   Real* reduced = static_cast<Real*>(call.loss);
   const Scratch<Real> losses(call.chain.num_tokens);
   call.loss = losses.data();
-  const bool bad = run(type, call);
+  const bool bad = run(type, call, num_threads);
   *reduced = static_cast<Real>(sum(losses.data(), call.chain.num_tokens) * factor);
   return bad;
 }
 
 }  // namespace
 
-bool run(Type type, const Loss& call) { return run_rows<BestLoss>(type, call); }
+bool run(Type type, const Loss& call, int num_threads) {
+  return run_rows(type, call.chain, num_threads, [&](auto element, int64_t begin, int64_t end) {
+    D3PM_CALL_BEST(loss<decltype(element)>, call, begin, end);
+  });
+}
 
-bool run_sum(Type type, const Loss& call, double factor) {
-  return type == Type::float64 ? run_sum_as<double>(type, call, factor)
-                               : run_sum_as<float>(type, call, factor);
+bool run_sum(Type type, const Loss& call, double factor, int num_threads) {
+  return type == Type::float64 ? run_sum_as<double>(type, call, factor, num_threads)
+                               : run_sum_as<float>(type, call, factor, num_threads);
 }
 
 }  // namespace d3pm

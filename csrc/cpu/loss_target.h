@@ -111,8 +111,8 @@ class LossBlock {
           bar_keep(at_least_normal<Real>(s.bar_keep)),
           bar_base(static_cast<Real>(s.bar_base)),
           bar_to_mask(static_cast<Real>(s.bar_mask)),
-          vb(static_cast<Real>(direct ? 0 : call.vb_weight)),
-          ce(static_cast<Real>(call.ce_weight + (direct ? call.vb_weight : 0))) {}
+          vb(static_cast<Real>(direct ? 0 : call.weights.vb)),
+          ce(static_cast<Real>(call.weights.ce + (direct ? call.weights.vb : 0))) {}
   };
 
   // Whether the chain cannot go from x_0 to x_t, where no other class than x_t leads to x_t.

@@ -18,10 +18,10 @@ class RowSampler {
   static constexpr int64_t kTokens = 64;  // that are looked at before the first row is read
 
  public:
-  explicit RowSampler(const PSample& call)
+  RowSampler(const PSample& call, const Shaping& shaping)
       : call_(call),
         row_(call.chain),
-        shaped_(row_, call.logits, call.shaping),
+        shaped_(row_, call.logits, shaping),
         vector_(call.chain.template vector<double>()),
         step_of_(call.chain),
         uniforms_of_(call.random, call.chain.num_tokens),
@@ -170,6 +170,6 @@ class RowSampler {
 };
 
 template <class Element>
-static bool p_sample(const PSample& call, int64_t begin, int64_t end) {
-  return RowSampler<Element>(call).draw(begin, end);
+static bool p_sample(const PSample& call, const Shaping& shaping, int64_t begin, int64_t end) {
+  return RowSampler<Element>(call, shaping).draw(begin, end);
 }

@@ -5,14 +5,12 @@
 
 static bool q_sample(const QSample& call, int64_t begin, int64_t end) {
   const Chain& chain = call.chain;
-  const int64_t run_length = chain.num_tokens / chain.num_rows;
   UniformsCursor uniforms_of(call.random, chain.num_tokens);
   bool bad = false;
   for (int64_t first = begin, last; first < end; first = last) {
-    const int64_t run = first / run_length, row = chain.rows[run];
-    last = std::min(end, (run + 1) * run_length);
-    const bool is_step = row >= 0 && row < chain.table_size;
-    const double* step = is_step ? chain.table + 3 * row : nullptr;
+    const int64_t run = first / chain.run_length;
+    last = std::min(end, (run + 1) * chain.run_length);
+    const double* step = chain.has_row(run) ? chain.table + 3 * chain.rows[run] : nullptr;
     for (int64_t token = first; token < last; ++token) {
       const int64_t x = call.out[token] = call.x[token];
       if (!step || !chain.is_class(x)) {

@@ -1,6 +1,6 @@
-#include "../sampling.h"
 #include "kernels.h"
 #include "subnormal.h"
+#include "target_headers.h"
 
 #define D3PM_TARGET_FILE "sparse_target.h"
 #include "for_each_target.h"

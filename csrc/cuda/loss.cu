@@ -3,7 +3,6 @@
 // registers of a part of a warp, a warp or a block; the longest are read three times.
 
 #include "rows.h"
-#include "step.h"
 
 namespace d3pm::device {
 
@@ -50,12 +49,12 @@ struct LossToken : LossRow<Math<Real>> {
     const Chain& chain = call.chain;
     value = NAN;
     const int64_t from = call.x0[token], to = call.x_t[token];
-    const StepCoefficients* const found = find_step(chain, token);
-    if (!found || !is_class(chain, from) || !is_class(chain, to)) return;
+    const StepCoefficients* const found = chain.step(token / chain.run_length);
+    if (!found || !chain.is_class(from) || !chain.is_class(to)) return;
     const StepCoefficients& step = *found;
     x0 = static_cast<int>(from);
     x_t = static_cast<int>(to);
-    const bool direct = call.direct && step.target_time == 0;
+    const bool direct = call.model.predicts_x0(step);
     const int mask = static_cast<int>(chain.mask_id);
     has_mask_apart = mask >= 0 && mask != x0 && mask != x_t;
 
@@ -71,18 +70,18 @@ struct LossToken : LossRow<Math<Real>> {
     if (u == 0 && never_stays(step, x0 == x_t, this->bar_xt)) return;
     value = 0;
     this->tilt = 1;
-    if (call.posterior_mean && !direct)
+    if (call.model.posterior_mean && !direct)
       this->tilt =
           static_cast<Real>(posterior_mean_tilt(this->keep, u, this->bar_keep, this->bar_xt));
-    this->vb = direct || u == 0 ? Real(0) : static_cast<Real>(call.vb_weight);
-    this->ce = static_cast<Real>(call.ce_weight + (direct ? call.vb_weight : 0));
+    this->vb = direct || u == 0 ? Real(0) : static_cast<Real>(call.weights.vb);
+    this->ce = static_cast<Real>(call.weights.ce + (direct ? call.weights.vb : 0));
     settled = this->vb == 0 && this->ce == 0;
     factor = static_cast<Real>(call.grad_scale);
     if (call.count) factor /= *static_cast<const Real*>(call.count);
   }
 
   static __device__ Real entry(const Chain& chain, double base, double mask, int j) {
-    return static_cast<Real>(vector_of<Real>(chain)(base, mask, j));
+    return static_cast<Real>(chain.template vector<Real>()(base, mask, j));
   }
 };
 

@@ -1,11 +1,6 @@
-// The module d3pm_fast._cuda: pointers, sizes and the stream as integers, no PyTorch header and no
+// The module d3pm_fast._cuda: addresses, sizes and the stream as integers, no PyTorch header and no
 // need of a GPU to be imported.
-#include <pybind11/pybind11.h>
-
-#include <stdexcept>
-#include <string>
-#include <tuple>
-
+#include "../bind.h"
 #include "kernels.h"
 
 namespace py = pybind11;
@@ -13,102 +8,52 @@ namespace py = pybind11;
 namespace d3pm::device {
 namespace {
 
-template <class T>
-T* pointer(uintptr_t address) {
-  return reinterpret_cast<T*>(address);
-}
-
-using ChainArguments =
-    std::tuple<int64_t, int64_t, uintptr_t, int64_t, uintptr_t, int64_t, uintptr_t, int64_t>;
-
-Chain parse(const ChainArguments& arguments) {
-  const auto [tokens, classes, rows, num_rows, table, table_size, pi, mask_id] = arguments;
-  return {tokens,
-          classes,
-          pointer<const int64_t>(rows),
-          tokens / num_rows,
-          pointer<const double>(table),
-          table_size,
-          pointer<const void>(pi),
-          mask_id};
-}
-
 void check(const char* error) {
   if (error) throw std::runtime_error("CUDA: " + std::string(error));
 }
 
 template <class Call>
-void start(const std::string& dtype, const Call& call, uintptr_t stream) {
-  void* const on = pointer<void>(stream);
-  check(dtype == "torch.float32"    ? launch<float>(call, on)
-        : dtype == "torch.float64"  ? launch<double>(call, on)
-        : dtype == "torch.bfloat16" ? launch<BFloat16>(call, on)
-        : dtype == "torch.float16"  ? launch<Float16>(call, on)
-                                    : "no kernel for this dtype");
+void start(const std::string& dtype, const Call& call, Address stream) {
+  check(with_element(parse(dtype),
+                     [&](auto element) { return launch<decltype(element)>(call, stream); }));
 }
 
-void loss(const std::string& dtype, const ChainArguments& chain, bool posterior_mean, bool direct,
-          uintptr_t logits, uintptr_t x0, uintptr_t x_t, uintptr_t mask, double vb_weight,
-          double ce_weight, double grad_scale, uintptr_t count, uintptr_t loss, uintptr_t grad,
-          uintptr_t stream) {
-  const Loss call{parse(chain),
-                  posterior_mean,
-                  direct,
-                  pointer<const void>(logits),
-                  pointer<const int64_t>(x0),
-                  pointer<const int64_t>(x_t),
-                  pointer<const uint8_t>(mask),
-                  vb_weight,
-                  ce_weight,
-                  grad_scale,
-                  pointer<const void>(count),
-                  pointer<void>(loss),
-                  pointer<void>(grad)};
+void loss(const std::string& dtype, const Chain& chain, bool posterior_mean, bool direct,
+          Address logits, Address x0, Address x_t, Address mask, double vb_weight, double ce_weight,
+          double grad_scale, Address count, Address loss, Address grad, Address stream) {
+  const Loss call{chain, {posterior_mean, direct}, logits,     x0,    x_t,
+                  mask,  {vb_weight, ce_weight},   grad_scale, count, loss,
+                  grad};
   start(dtype, call, stream);
 }
 
-void posterior(const std::string& dtype, const ChainArguments& chain, bool posterior_mean,
-               bool direct, uintptr_t logits, uintptr_t upstream, uintptr_t x0, uintptr_t x_t,
-               uintptr_t out, uintptr_t stream) {
-  const Posterior call{parse(chain),
-                       posterior_mean,
-                       direct,
-                       pointer<const void>(logits),
-                       pointer<const void>(upstream),
-                       pointer<const int64_t>(x0),
-                       pointer<const int64_t>(x_t),
-                       pointer<void>(out)};
+// Of q where there are no logits.
+void posterior(const std::string& dtype, const Chain& chain, bool posterior_mean, bool direct,
+               Address logits, Address upstream, Address x0, Address x_t, Address out,
+               Address stream) {
+  if (logits.value)
+    start(dtype, PPosterior{chain, {posterior_mean, direct}, logits, upstream, x_t, out}, stream);
+  else
+    start(dtype, QPosterior{chain, x0, x_t, out}, stream);
+}
+
+void q_sample(const Chain& chain, Address cdf, Address seeds, int64_t num_seeds, int64_t step,
+              Address x, Address out, Address stream) {
+  check(launch(QSample{chain, cdf, {seeds, num_seeds, step}, x, out}, stream));
+}
+
+void p_sample(const std::string& dtype, const Chain& chain, Address cdf, bool posterior_mean,
+              bool direct, Address seeds, int64_t num_seeds, int64_t step, Address logits,
+              Address x_t, Address out, Address stream) {
+  const PSample call{chain, cdf, {posterior_mean, direct}, {seeds, num_seeds, step}, logits,
+                     x_t,   out};
   start(dtype, call, stream);
 }
 
-void q_sample(const ChainArguments& chain, uintptr_t cdf, uintptr_t seeds, int64_t num_seeds,
-              int64_t step, uintptr_t x, uintptr_t out, uintptr_t stream) {
-  const QSample call{parse(chain), pointer<const double>(cdf),
-                     Random{pointer<const int64_t>(seeds), num_seeds, step},
-                     pointer<const int64_t>(x), pointer<int64_t>(out)};
-  check(launch(call, pointer<void>(stream)));
-}
-
-void p_sample(const std::string& dtype, const ChainArguments& chain, uintptr_t cdf,
-              bool posterior_mean, bool direct, uintptr_t seeds, int64_t num_seeds, int64_t step,
-              uintptr_t logits, uintptr_t x_t, uintptr_t out, uintptr_t stream) {
-  const PSample call{parse(chain),
-                     pointer<const double>(cdf),
-                     posterior_mean,
-                     direct,
-                     Random{pointer<const int64_t>(seeds), num_seeds, step},
-                     pointer<const void>(logits),
-                     pointer<const int64_t>(x_t),
-                     pointer<int64_t>(out)};
-  start(dtype, call, stream);
-}
-
-void scan(const std::string& dtype, int64_t num_steps, int64_t num_classes, uintptr_t matrices,
-          uintptr_t upstream, uintptr_t out, uintptr_t stream) {
-  const Scan call{num_steps, num_classes, pointer<const void>(matrices),
-                  pointer<const void>(upstream), pointer<void>(out)};
-  void* const on = pointer<void>(stream);
-  check(dtype == "torch.float64" ? launch<double>(call, on) : launch<float>(call, on));
+void scan(const std::string& dtype, int64_t num_steps, int64_t num_classes, Address matrices,
+          Address upstream, Address out, Address stream) {
+  const Scan call{num_steps, num_classes, matrices, upstream, out};
+  check(dtype == "torch.float64" ? launch<double>(call, stream) : launch<float>(call, stream));
 }
 
 }  // namespace
@@ -117,7 +62,7 @@ void scan(const std::string& dtype, int64_t num_steps, int64_t num_classes, uint
 // No call changes anything but the memory it is given, so that no lock is needed. Others run while
 // one waits for its place in the stream's queue.
 PYBIND11_MODULE(D3PM_MODULE, m, py::mod_gil_not_used()) {
-  using Unlocked = py::call_guard<py::gil_scoped_release>;
+  using d3pm::Unlocked;
   m.attr("device") = D3PM_DEVICE;  // the kind of tensors that the kernels serve
   m.def("loss", &d3pm::device::loss, Unlocked());
   m.def("posterior", &d3pm::device::posterior, Unlocked());

@@ -5,7 +5,6 @@
 // Z >= u + a ub[x_t], most tokens are seen to stay before their row is read.
 
 #include "rows.h"
-#include "step.h"
 
 namespace d3pm::device {
 
@@ -36,7 +35,7 @@ struct PSampleOfRows {
   __device__ void run() {
     const bool inside = token < call.chain.num_tokens;
     if (inside) x_t = call.x_t[token];
-    if (inside && is_class(call.chain, x_t)) look_up();
+    if (inside && call.chain.is_class(x_t)) look_up();
 
     rows.each_part([&](int64_t start) {
       read(start);
@@ -57,11 +56,11 @@ struct PSampleOfRows {
  private:
   __device__ void look_up() {
     const Chain& chain = call.chain;
-    const StepCoefficients* step = find_step(chain, token);
+    const StepCoefficients* step = chain.step(token / chain.run_length);
     if (!step) return;
     drawn = x_t;
-    const Vector<double> vector = vector_of<double>(chain);
-    direct = call.direct && step->target_time == 0;
+    const Vector<double> vector = chain.vector<double>();
+    direct = call.model.predicts_x0(*step);
     keep = step->keep;
     bar_keep = step->bar_keep;
     u = vector(step->base, step->mask, x_t);
@@ -73,7 +72,7 @@ struct PSampleOfRows {
     const double least = random.choice * (u + keep * bar_xt);
     const bool only_mask = step->bar_base == 0 && x_t == chain.mask_id;
     reads = direct || (least < mask && (least < model || !only_mask));
-    if (call.posterior_mean && !direct)
+    if (call.model.posterior_mean && !direct)
       tilt = static_cast<Real>(posterior_mean_tilt(keep, u, bar_keep, bar_xt));
   }
 

@@ -2,9 +2,17 @@
 // csrc/cpu/posterior_target.h. Rows are read again from the cache for every pass.
 
 #include "rows.h"
-#include "step.h"
 
 namespace d3pm::device {
+
+// Either posterior: that of q has no logits, that of p no x_0.
+struct Posterior {
+  Chain chain;
+  Model model;
+  const void *logits, *upstream;
+  const int64_t *x0, *x_t;
+  void* out;
+};
 
 template <class Element>
 struct PosteriorOfRows {
@@ -30,7 +38,7 @@ struct PosteriorOfRows {
         token(rows.row()),
         num_classes(call.chain.num_classes),
         inside(token < call.chain.num_tokens),
-        vector(vector_of<Real>(call.chain)) {
+        vector(call.chain.template vector<Real>()) {
     if (inside) look_up();
   }
 
@@ -49,12 +57,12 @@ struct PosteriorOfRows {
   __device__ void look_up() {
     const Chain& chain = call.chain;
     const int64_t to = call.x_t[token], from = call.x0 ? call.x0[token] : to;
-    const StepCoefficients* step = find_step(chain, token);
-    if (!step || !is_class(chain, from) || !is_class(chain, to)) return;
+    const StepCoefficients* step = chain.step(token / chain.run_length);
+    if (!step || !chain.is_class(from) || !chain.is_class(to)) return;
     good = true;
     x0 = from;
     x_t = to;
-    const bool direct = call.logits && call.direct && step->target_time == 0;
+    const bool direct = call.model.predicts_x0(*step);
     keep = direct ? Real(0) : static_cast<Real>(step->keep);
     u = direct ? Real(1) : static_cast<Real>(vector(step->base, step->mask, x_t));
     bar_keep = direct ? Real(1) : static_cast<Real>(step->bar_keep);
@@ -63,7 +71,7 @@ struct PosteriorOfRows {
     bar_mask = direct ? Real(0) : static_cast<Real>(step->bar_mask);
     stays = u == 0 && step->keep > 0;
     never = never_stays(*step, x0 == x_t, bar(x_t));
-    if (call.posterior_mean && !direct)
+    if (call.model.posterior_mean && !direct)
       tilt = static_cast<Real>(posterior_mean_tilt(keep, u, bar_keep, bar(x_t)));
   }
 
@@ -203,7 +211,7 @@ __global__ void __launch_bounds__(kMostThreads, 1)
 }
 
 template <class Element>
-const char* launch(const Posterior& call, void* on) {
+const char* start(const Posterior& call, void* on) {
   const auto stream = static_cast<cudaStream_t>(on);
   const typename PosteriorOfRows<Element>::BlockRows rows(call.chain.num_classes,
                                                           {call.logits, call.upstream, call.out});
@@ -212,6 +220,18 @@ const char* launch(const Posterior& call, void* on) {
   return last_error();
 }
 
-template const char* launch<D3PM_ELEMENT>(const Posterior&, void*);
+template <class Element>
+const char* launch(const QPosterior& call, void* stream) {
+  return start<Element>({call.chain, {}, nullptr, nullptr, call.x0, call.x_t, call.out}, stream);
+}
+
+template <class Element>
+const char* launch(const PPosterior& call, void* stream) {
+  return start<Element>(
+      {call.chain, call.model, call.logits, call.upstream, nullptr, call.x_t, call.out}, stream);
+}
+
+template const char* launch<D3PM_ELEMENT>(const QPosterior&, void*);
+template const char* launch<D3PM_ELEMENT>(const PPosterior&, void*);
 
 }  // namespace d3pm::device

@@ -11,11 +11,11 @@ __global__ void __launch_bounds__(kBlock) q_sample(const QSample call) {
   const Chain& chain = call.chain;
   const int64_t token = int64_t{blockIdx.x} * kBlock + threadIdx.x;
   if (token >= chain.num_tokens) return;
-  const int64_t x = call.x[token], row = chain.rows[token / chain.run_length];
-  const bool good = row >= 0 && row < chain.table_size && x >= 0 && x < chain.num_classes;
+  const int64_t x = call.x[token], run = token / chain.run_length;
+  const bool good = chain.has_row(run) && chain.is_class(x);
   call.out[token] = good ? x : kNone;
   if (!good) return;
-  const double* const step = chain.table + 3 * row;
+  const double* const step = chain.table + 3 * chain.rows[run];
   const Uniforms u = token_uniforms(call.random, chain.num_tokens, token);
   if (u.choice < step[0]) return;
   const bool redrawn = u.choice < step[0] + step[1] || chain.mask_id < 0;

@@ -22,7 +22,7 @@ _CHUNK = 1 << 21  # numbers at a time: 16 MiB of float64
 @loadable
 @dataclass(frozen=True)
 class Columns:
-    """A sparse matrix by columns, as ``SparsePolynomial`` in ``csrc/cpu/kernels.h`` reads it."""
+    """A sparse matrix by columns; ``SparsePolynomial`` in ``csrc/cpu/dense_calls.h`` reads it."""
 
     starts: Tensor
     sources: Tensor

@@ -54,7 +54,7 @@ class Chunk(NamedTuple):
 class Pass:
     """One pass over the tokens of a call that count, chunk by chunk of one step.
 
-    ``anchor`` is x_0, or x_t where there is none, see ``DenseRows`` in ``csrc/cpu/kernels.h``;
+    ``anchor`` is x_0, or x_t where there is none, see ``DenseRows`` in ``csrc/cpu/dense_calls.h``;
     it is joined where nothing ``splits`` it from the others. What ``draws`` needs p as a whole,
     not each of its entries.
     """

@@ -4,7 +4,7 @@
 #include <cstdio>
 #include <cstdlib>
 
-#include "cpu/kernels.h"
+#include "cpu/target_headers.h"
 
 #define D3PM_TARGET_FILE "tests/cpu/mathematics_target.h"
 #include "cpu/for_each_target.h"

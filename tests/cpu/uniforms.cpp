@@ -1,6 +1,6 @@
 // For tests only: the random numbers of tokens, by each set of vector instructions and one by one.
 
-#include "cpu/kernels.h"
+#include "cpu/target_headers.h"
 
 #define D3PM_TARGET_FILE "tests/cpu/uniforms_target.h"
 #include "cpu/for_each_target.h"

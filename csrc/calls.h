@@ -1,0 +1,117 @@
+// What the kernels for rank-one chains are called with, on the CPU and by CUDA. N tokens, K
+// classes; a tensor of logits, of its gradient or of log-probabilities has the type of the call, a
+// tensor of `real` numbers that of the calculation: double for double, float for all others.
+#pragma once
+
+#include <cstdint>
+
+#include "rank_one.h"
+#include "sampling.h"
+
+namespace d3pm {
+
+// Tokens, and for each run of them, all of one length, the row of the table with its step.
+struct Chain {
+  int64_t num_tokens, num_classes;  // N, K
+  const int64_t* rows;              // (N / run_length,)
+  int64_t run_length;
+  const double* table;  // (table_size, 7): StepCoefficients
+  int64_t table_size;
+  const void* pi;   // (K,) real; null for 1/K
+  int64_t mask_id;  // negative where there is no mask
+
+  D3PM_HOST_DEVICE bool is_class(int64_t j) const { return j >= 0 && j < num_classes; }
+
+  template <class Real>
+  D3PM_HOST_DEVICE Vector<Real> vector() const {
+    return {static_cast<const Real*>(pi), 1.0 / static_cast<double>(num_classes), mask_id};
+  }
+
+  // Whether the table has a row for the tokens of a run.
+  D3PM_HOST_DEVICE bool has_row(int64_t run) const {
+    return rows[run] >= 0 && rows[run] < table_size;
+  }
+
+  // The coefficients of the step of a run; null where there is none.
+  D3PM_HOST_DEVICE const StepCoefficients* step(int64_t run) const {
+    if (!has_row(run)) return nullptr;
+    const auto* found = reinterpret_cast<const StepCoefficients*>(table) + rows[run];
+    return found->keep == found->keep ? found : nullptr;
+  }
+};
+
+// How the model's distribution is made of its prediction.
+struct Model {
+  bool posterior_mean;  // else joint
+  bool direct;          // whether p(x_0 | x_1) is the prediction itself
+
+  D3PM_HOST_DEVICE bool predicts_x0(const StepCoefficients& step) const {
+    return direct && step.target_time == 0;
+  }
+};
+
+// Of a loss: vb KL(q || p) + ce (-log s[x_0]).
+struct Weights {
+  double vb, ce;
+};
+
+struct Loss {
+  Chain chain;
+  Model model;
+  const void* logits;       // (N, K)
+  const int64_t *x0, *x_t;  // (N,)
+  const uint8_t* mask;      // (N,); null where every token counts
+  Weights weights;
+  double grad_scale;
+  const void*
+      count;   // (1,) real, what divides the gradient where the host does not know it; or null
+  void* loss;  // (N,) real
+  void* grad;  // (N, K); null where no gradient is wanted
+};
+
+// log q(x_s | x_t, x_0).
+struct QPosterior {
+  Chain chain;
+  const int64_t *x0, *x_t;  // (N,)
+  void* out;                // (N, K)
+};
+
+// log p(x_s | x_t), or with `upstream` the gradient of the logits.
+struct PPosterior {
+  Chain chain;
+  Model model;
+  const void *logits, *upstream;  // (N, K)
+  const int64_t* x_t;             // (N,)
+  void* out;                      // (N, K)
+};
+
+// A draw of q(x_t | x_s). `chain.table` is (table_size, 3) here: A, W, M of
+// Qbar = A I + 1 (W pi + M e)^T.
+struct QSample {
+  Chain chain;
+  const double* cdf;  // (K,) of pi; null for 1/K
+  Random random;
+  const int64_t* x;  // (N,)
+  int64_t* out;      // (N,)
+};
+
+// A draw of p(x_s | x_t). `chain.pi` is in double.
+struct PSample {
+  Chain chain;
+  const double* cdf;  // (K,) of pi; null for 1/K
+  Model model;
+  Random random;
+  const void* logits;  // (N, K)
+  const int64_t* x_t;  // (N,)
+  int64_t* out;        // (N,)
+};
+
+// Guidance, temperature and truncation of logits; top_k = K and top_p = 1 keep all.
+struct Shaping {
+  const void* unconditional;  // as the logits; null for no guidance
+  double guidance, temperature;
+  int64_t top_k;
+  double top_p;
+};
+
+}  // namespace d3pm
