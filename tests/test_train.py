@@ -258,7 +258,7 @@ def test_an_evaluation_takes_all_steps_where_they_are_few(config, capsys):
 
 
 def test_an_estimate_lists_the_times_that_it_took(config, capsys):
-    train(replace(config, epochs=1, timesteps=200))
+    train(replace(config, epochs=1, timesteps=40))
     main(["eval", str(config.out), "--data", str(config.data), "--images", "4", "--times", "5"])
     found = json.loads((config.out / "eval.json").read_text())
     assert found["t"][0] == 1
