@@ -71,11 +71,31 @@ def pytest_collection_modifyitems(config, items):
     """Leave out what ``make test-all`` is for, unless a test is asked for by its name."""
     if config.option.all or any("::" in argument for argument in config.args):
         return
-    quick = [item for item in items if not item.get_closest_marker("exhaustive")]
+    quick = [
+        item
+        for item in items
+        if not item.get_closest_marker("exhaustive") and why_unserved(item) is None
+    ]
     chosen = covering.part(quick)
     kept = set(chosen)
     config.hook.pytest_deselected(items=[item for item in items if item not in kept])
     items[:] = chosen
+
+
+def pytest_runtest_setup(item):
+    if reason := why_unserved(item):
+        pytest.skip(reason)
+
+
+def why_unserved(item):
+    """The reason of the mark ``unserved`` where it says so of the test's parameters, or None.
+
+    Told before the tests run, so that no such case stands for a pair of values in a part of a grid.
+    """
+    for mark in item.iter_markers("unserved"):
+        if mark.kwargs["where"](**item.callspec.params):
+            return mark.kwargs["reason"]
+    return None
 
 
 def pytest_generate_tests(metafunc):

@@ -36,6 +36,10 @@ CHAINS = {
     "cycle": lambda: transitions.from_matrices(torch.stack([CYCLE, MOVES, CYCLE])),
 }
 DENSE = ["moves", "cycle"]
+rank_one_for_cuda = pytest.mark.unserved(
+    where=lambda impl, name, **_: impl == "cuda" and name in DENSE,
+    reason="CUDA C++ serves rank-one chains",
+)
 STEPS = [(1, 0), (2, 1), (3, 2), (3, 0)]
 
 
@@ -91,14 +95,13 @@ class Case:
 
 
 def cases(impl, name, reverse, first_step="posterior", dtype=torch.float64):
-    if impl == "cuda" and name in DENSE:
-        pytest.skip("CUDA C++ serves rank-one chains")
     return Case(name, reverse, first_step, dtype, few=impl == "triton" and name in DENSE)
 
 
 MODELS = [("joint", "posterior"), ("posterior_mean", "posterior"), ("joint", "logits")]
 
 
+@rank_one_for_cuda
 @pytest.mark.parametrize(("reverse", "first_step"), MODELS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("name", list(CHAINS))
@@ -112,6 +115,7 @@ def test_the_posterior_is_that_law_or_nan_for_every_class(name, dtype, reverse, 
     torch.testing.assert_close(log_p.exp().double(), expected, rtol=1e-5, atol=0, equal_nan=True)
 
 
+@rank_one_for_cuda
 @pytest.mark.parametrize(("reverse", "first_step"), MODELS)
 @pytest.mark.parametrize("name", list(CHAINS))
 def test_the_divergence_is_nan_where_there_is_no_law(name, reverse, first_step, impl):
@@ -168,6 +172,7 @@ def draw_alone(case, n, impl, seeds):
         return NONE
 
 
+@rank_one_for_cuda
 @pytest.mark.parametrize(("reverse", "first_step"), MODELS)
 @pytest.mark.parametrize("name", list(CHAINS))
 def test_a_draw_is_of_that_law_or_of_none(name, reverse, first_step, impl):
@@ -232,12 +237,16 @@ SHAPINGS = [
 ]
 
 
+@pytest.mark.unserved(
+    where=lambda impl, name, num_classes, **_: (
+        name == "gaussian" and (impl == "cuda" or (impl == "triton" and num_classes > 5))
+    ),
+    reason="not served, or too slow in the interpreter",
+)
 @pytest.mark.parametrize("shaping", SHAPINGS)
 @pytest.mark.parametrize("num_classes", [5, 40])
 @pytest.mark.parametrize("name", ["uniform", "gaussian"])
 def test_no_shaping_makes_a_law_of_none(name, num_classes, shaping, impl):
-    if name == "gaussian" and (impl == "cuda" or (impl == "triton" and num_classes > 5)):
-        pytest.skip("not served, or too slow in the interpreter")
     chain = make_dense_chain(name, num_classes) if name == "gaussian" else None
     chain = (chain or make_chain(name, num_classes)).transition
     row = torch.linspace(-1, 1, num_classes)
@@ -476,13 +485,12 @@ def test_the_reference_looks_up_nothing_outside(name):
     assert (reference.q_sample(good, chain, t + 3, seeds, 0) == NONE).all()
 
 
+@rank_one_for_cuda
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("shape", [(0,), (0, 3), (2, 0), (2, 3)])
 @pytest.mark.parametrize("name", ["absorbing", "marginal", "moves"])
 def test_the_mean_of_no_token_is_nan_and_its_gradient_0(name, shape, dtype, impl):
     """As that of ``F.cross_entropy``; (2, 3) are tokens that do not count."""
-    if impl == "cuda" and name in DENSE:
-        pytest.skip("CUDA C++ serves rank-one chains")
     chain = CHAINS[name]()
     x, t = torch.zeros(shape).long(), torch.ones(shape[:1]).long()
     for mask in [torch.zeros(shape).bool()] + [None] * (x.numel() == 0):
