@@ -8,26 +8,89 @@
 // a sum of terms of one sign, so that the loss and its gradient keep their digits as p tends
 // to q.
 
+// For class j of the rest: 1 + g_j = ratio + slope e_j / pi_j and g_j = shift + slope e_j / pi_j,
+// without pi_j where all are the same and in the slope.
+template <class Math>
+struct LossLine {
+  typename Math::V ratio, shift, slope;
+};
+
+// g and y = 1 + g at a class of the rest.
+template <class Math>
+struct LossPoint {
+  using V = typename Math::V;
+  V g, y;
+
+  D3PM_HOST_DEVICE D3PM_MEMBER LossPoint(const LossLine<Math>& line, const V& e)
+      : g(line.shift + line.slope * e), y(line.ratio + line.slope * e) {}
+
+  // Where pi = 0, h = 1.
+  D3PM_HOST_DEVICE D3PM_MEMBER LossPoint(const LossLine<Math>& line, const V& e, const V& pi) {
+    const V lift = line.slope * e / pi, one = Math::splat(1);
+    const auto reachable = pi > Math::splat(0);
+    g = Math::select(reachable, line.shift + lift, one);
+    y = Math::select(reachable, line.ratio + lift, one);
+  }
+};
+
 // One token's loss and gradient, in three strokes: the caller fills the first two groups from
 // the step and from a pass over the row, calls solve(), sums phi and h over the other classes
-// with `slope` and `shift`, and calls finish(). V is a scalar or a vector of tokens; Math has
-// its select, log, log1p and phi.
+// along line(), and calls finish(). V is a scalar or a vector of tokens; Math has its select, exp,
+// log, log1p and phi.
 template <class Math>
 struct LossRow {
   using V = typename Math::V;
 
   // The step.
-  V keep, spread, bar_keep, bar_base, bar_x0, bar_xt, bar_mask, same, tilt, vb, ce;
+  V keep, bar_keep, bar_base, tilt, vb, ce;
+  // The step as the special classes see it; bar_mask is 0 where the mask is x_0 or x_t.
+  V spread, bar_x0, bar_xt, bar_mask, same;
   // The row: exp(logit - top) at x_0, x_t, the mask (0 where it is one of the two) and summed
   // over the rest; top - logit[x_0].
   V e_x0, e_xt, e_mask, e_rest, below_top;
-  // For class j of the rest, with weight pi_j: 1 + g_j = ratio + slope e_j / pi_j, and
-  // g_j = shift + slope e_j / pi_j.
+  // The line of a rest with curvature, by pi_j.
   V ratio, shift, slope;
   // Sums over the rest: pi_j phi(g_j) and pi_j h_j.
   V sum_phi, sum_h;
   // The result. The gradient of class j of the rest is e_j (steep h_j + flat).
   V loss, steep, flat, grad_x0, grad_xt, grad_mask;
+
+  // Fills in the second group, from the classes, from pi at each of them, and from the step.
+  template <class Classes, class Class>
+  D3PM_HOST_DEVICE void look_up(const Classes& x0, const Classes& x_t, Class mask_id,
+                                const V& pi_x0, const V& pi_xt, const V& pi_mask, const V& base,
+                                const V& to_mask, const V& bar_to_mask) {
+    const V zero = Math::splat(0);
+    const auto x0_is_mask = x0 == mask_id, xt_is_mask = x_t == mask_id;
+    const V of_mask = bar_base * pi_mask + bar_to_mask;
+    same = Math::select(x0 == x_t, Math::splat(1), zero);
+    spread = base * pi_xt + Math::select(xt_is_mask, to_mask, zero);
+    bar_x0 = Math::select(x0_is_mask, of_mask, bar_base * pi_x0);
+    bar_xt = Math::select(xt_is_mask, of_mask, bar_base * pi_xt);
+    bar_mask = Math::select((x0_is_mask | xt_is_mask) != 0, zero, of_mask);
+  }
+
+  // Fills in the third group but for e_rest; the mask's logit is -inf where it is x_0 or x_t.
+  D3PM_HOST_DEVICE void read(const V& top, const V& logit_x0, const V& logit_xt,
+                             const V& logit_mask) {
+    e_x0 = Math::exp(logit_x0 - top);
+    e_xt = Math::exp(logit_xt - top);
+    e_mask = Math::exp(logit_mask - top);
+    below_top = top - logit_x0;
+  }
+
+  // Whether h is not 1 on all of the rest.
+  D3PM_HOST_DEVICE typename Math::Bits is_curved() const {
+    return (bar_base > Math::splat(Math::tiny)) & (vb != Math::splat(0));
+  }
+
+  // With 1 / pi_j for `weight` where all are the same, else 1.
+  D3PM_HOST_DEVICE LossLine<Math> line(const V& weight) const {
+    const V one = Math::splat(1), zero = Math::splat(0);
+    const auto curved = is_curved();
+    return {Math::select(curved, ratio, one), Math::select(curved, shift, one),
+            Math::select(curved, slope * weight, zero)};
+  }
 
   D3PM_HOST_DEVICE void solve() {
     const V one = Math::splat(1), zero = Math::splat(0);

@@ -15,8 +15,10 @@
 
 #if defined(__CUDACC__)
 #define D3PM_HOST_DEVICE __host__ __device__
+#define D3PM_MEMBER
 #else
 #define D3PM_HOST_DEVICE
+#define D3PM_MEMBER __attribute__((always_inline))
 #endif
 
 namespace d3pm {

@@ -1,3 +1,4 @@
+#include "../loss_token.h"
 #include "kernels.h"
 #include "target_headers.h"
 

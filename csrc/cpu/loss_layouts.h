@@ -2,7 +2,6 @@
 // the lanes of a vector are classes of one token, and, for few classes, across, where they are
 // tokens. Both read the logits once and write the gradient once.
 
-#include "../loss_row.h"
 #include "loss_passes.h"
 
 // A block's tokens, and a LossRow for every kLanes of them.
@@ -14,31 +13,6 @@ struct LossTokens {
   struct Group : LossRow<M> {
     V base, to_mask, bar_to_mask, pi_x0, pi_xt;
     V top, logit_x0, logit_xt, logit_mask;
-
-    // Fills in what the step says of the special classes.
-    void look_up(const typename M::Bits& x0, const typename M::Bits& x_t, Int mask_id,
-                 Real pi_mask) {
-      const V zero = M::splat(0);
-      const auto x0_is_mask = x0 == mask_id, xt_is_mask = x_t == mask_id;
-      const V bar_mask = this->bar_base * pi_mask + bar_to_mask;
-      this->same = M::select(x0 == x_t, M::splat(1), zero);
-      this->spread = base * pi_xt + M::select(xt_is_mask, to_mask, zero);
-      this->bar_x0 = M::select(x0_is_mask, bar_mask, this->bar_base * pi_x0);
-      this->bar_xt = M::select(xt_is_mask, bar_mask, this->bar_base * pi_xt);
-      this->bar_mask = M::select((x0_is_mask | xt_is_mask) != 0, zero, bar_mask);
-    }
-
-    // For tokens without curvature, h = 1 everywhere.
-    LossLine<Real> line(double weight) const {
-      const V one = M::splat(1), zero = M::splat(0);
-      const auto curved = is_curved();
-      return {M::select(curved, this->ratio, one), M::select(curved, this->shift, one),
-              M::select(curved, this->slope * M::splat(weight), zero)};
-    }
-
-    typename M::Bits is_curved() const {
-      return (this->bar_base > M::splat(M::tiny)) & (this->vb != M::splat(0));
-    }
   };
 
   static constexpr unsigned kGroups = (kCapacity + kLanes<Real> - 1) / kLanes<Real>;
@@ -154,7 +128,7 @@ class RowByRow : LossLayout<Element> {
   void curvature(Tokens& tokens, const Tokens& next) {
     for (unsigned i = 0; i < tokens.size; ++i) {
       if (!is_curved(tokens, i)) continue;
-      const LossLine<Real> line = line_of(tokens, i);
+      const LossLine<M> line = line_of(tokens, i);
       const int64_t after = row_after(tokens, next, i);
       const Element* ahead = kGrad ? this->grad(after) : this->logits(after);
       double phi = 0, h = 0;
@@ -175,7 +149,7 @@ class RowByRow : LossLayout<Element> {
       const V steep = splat<Real>(tokens.get(i, &Group::steep) * scale);
       const V flat = splat<Real>(tokens.get(i, &Group::flat) * scale);
       const bool curved = is_curved(tokens, i);
-      const LossLine<Real> line = line_of(tokens, i);
+      const LossLine<M> line = line_of(tokens, i);
       each_stretch(tokens, i, [&](int64_t j, Real* e, int64_t count) D3PM_MEMBER {
         if (!curved)
           Passes::scale(e, count, steep + flat);
@@ -229,7 +203,7 @@ class RowByRow : LossLayout<Element> {
     return tokens.groups[i / kWidth].is_curved()[i % kWidth] != 0;
   }
 
-  LossLine<Real> line_of(const Tokens& tokens, unsigned i) const {
+  LossLine<M> line_of(const Tokens& tokens, unsigned i) const {
     return {splat<Real>(tokens.get(i, &Group::ratio)), splat<Real>(tokens.get(i, &Group::shift)),
             splat<Real>(tokens.get(i, &Group::slope) * static_cast<Real>(this->weight_))};
   }
@@ -287,7 +261,7 @@ class Across : LossLayout<Element> {
   void curvature(Tokens& tokens, const Tokens& next) {
     Group& group = tokens.groups[0];
     if (!is_any_curved(group)) return;
-    const auto line = group.line(this->weight_);
+    const auto line = group.line(splat<Real>(this->weight_));
     const int64_t after = first_row(tokens, next);
     const Ahead<Element, true> fetch{kGrad ? this->grad(after) : this->logits(after)};
     const auto sum = pi_ ? Passes::weighted_curvature(e_.data(), row_.classes, line, pi(), fetch)
@@ -299,7 +273,7 @@ class Across : LossLayout<Element> {
   void gradient(Tokens& tokens, double scale) {
     const Group& group = tokens.groups[0];
     const V steep = group.steep * splat<Real>(scale), flat = group.flat * splat<Real>(scale);
-    const auto line = group.line(this->weight_);
+    const auto line = group.line(splat<Real>(this->weight_));
     if (!is_any_curved(group))
       Passes::scale(e_.data(), row_.classes, steep + flat);
     else if (pi_)

@@ -4,27 +4,15 @@
 // A class that LossRow treats on its own has e = -0: it adds nothing to any sum, and its
 // gradient is left to the caller.
 
+#include "../loss_row.h"
 #include "row.h"
-
-// For the classes of the rest, see LossRow; `slope` has the factor 1 / pi_j in it where all are
-// the same.
-template <class Real>
-struct LossLine {
-  using V = typename VectorOf<Real>::Type;
-  V ratio, shift, slope;
-
-  // Whether the product of two y is a normal number.
-  bool is_tame() const {
-    const V top = ratio + slope;
-    const Real limit = Math<Real>::pair_limit;
-    return min_lanes<Real>(ratio) > 1 / limit && max_lanes<Real>(top) < limit;
-  }
-};
 
 template <class Real>
 class LossPasses {
   using V = typename VectorOf<Real>::Type;
   using M = Math<Real>;
+  using Line = LossLine<M>;
+  using Point = LossPoint<M>;
   static constexpr int kWidth = kLanes<Real>;
 
  public:
@@ -34,15 +22,15 @@ class LossPasses {
 
   // Sums of phi(g) and, with kSlant, of h.
   template <bool kSlant, class Next = NothingAhead>
-  D3PM_INLINE Curvature curvature(const Real* e, int64_t count, const LossLine<Real>& line,
+  D3PM_INLINE Curvature curvature(const Real* e, int64_t count, const Line& line,
                                   const Next& next = {}) {
-    return line.is_tame() ? sum_pairs<kSlant, true>(e, count, line, next)
-                          : sum_pairs<kSlant, false>(e, count, line, next);
+    return is_tame(line) ? sum_pairs<kSlant, true>(e, count, line, next)
+                         : sum_pairs<kSlant, false>(e, count, line, next);
   }
 
   // Sums of pi phi(g) and pi h, for vectors pi(v).
   template <class Pi, class Next = NothingAhead>
-  D3PM_INLINE Curvature weighted_curvature(const Real* e, int64_t count, const LossLine<Real>& line,
+  D3PM_INLINE Curvature weighted_curvature(const Real* e, int64_t count, const Line& line,
                                            const Pi& pi, const Next& next = {}) {
     Curvature sum = {};
     for (int64_t v = 0; v < count; ++v) {
@@ -58,15 +46,15 @@ class LossPasses {
   }
 
   // Turns e into the gradient e (steep h + flat).
-  D3PM_INLINE void gradient(Real* e, int64_t count, const LossLine<Real>& line, const V& steep,
+  D3PM_INLINE void gradient(Real* e, int64_t count, const Line& line, const V& steep,
                             const V& flat) {
-    line.is_tame() ? slope_pairs<true>(e, count, line, steep, flat)
-                   : slope_pairs<false>(e, count, line, steep, flat);
+    is_tame(line) ? slope_pairs<true>(e, count, line, steep, flat)
+                  : slope_pairs<false>(e, count, line, steep, flat);
   }
 
   template <class Pi>
-  D3PM_INLINE void weighted_gradient(Real* e, int64_t count, const LossLine<Real>& line,
-                                     const V& steep, const V& flat, const Pi& pi) {
+  D3PM_INLINE void weighted_gradient(Real* e, int64_t count, const Line& line, const V& steep,
+                                     const V& flat, const Pi& pi) {
     for (int64_t v = 0; v < count; ++v) {
       const V x = load<V>(e + v * kWidth);
       const Point at(line, x, pi(v));
@@ -80,28 +68,19 @@ class LossPasses {
   }
 
  private:
-  // g and y = 1 + g at a class.
-  struct Point {
-    V g, y;
-
-    D3PM_MEMBER Point(const LossLine<Real>& line, const V& e)
-        : g(line.shift + line.slope * e), y(line.ratio + line.slope * e) {}
-
-    // Where pi = 0, h = 1.
-    D3PM_MEMBER Point(const LossLine<Real>& line, const V& e, const V& pi) {
-      const V lift = line.slope * e / pi, one = splat<Real>(1);
-      const auto reachable = pi > Real(0);
-      g = reachable ? line.shift + lift : one;
-      y = reachable ? line.ratio + lift : one;
-    }
-  };
+  // Whether the product of two y is a normal number.
+  static bool is_tame(const Line& line) {
+    const V top = line.ratio + line.slope;
+    const Real limit = M::pair_limit;
+    return min_lanes<Real>(line.ratio) > 1 / limit && max_lanes<Real>(top) < limit;
+  }
 
   D3PM_INLINE typename VectorOf<Real>::Bits is_apart(const V& e) {
     return bit_cast<typename VectorOf<Real>::Bits>(e) < 0;
   }
 
   template <bool kSlant, bool kTame, class Next>
-  D3PM_INLINE Curvature sum_pairs(const Real* e, int64_t count, const LossLine<Real>& line,
+  D3PM_INLINE Curvature sum_pairs(const Real* e, int64_t count, const Line& line,
                                   const Next& next) {
     Curvature sum = {};
     const V one = splat<Real>(1);
@@ -124,7 +103,7 @@ class LossPasses {
   }
 
   template <bool kTame>
-  D3PM_INLINE void slope_pairs(Real* e, int64_t count, const LossLine<Real>& line, const V& steep,
+  D3PM_INLINE void slope_pairs(Real* e, int64_t count, const Line& line, const V& steep,
                                const V& flat) {
     int64_t v = 0;
     for (; v + 2 <= count; v += 2) {

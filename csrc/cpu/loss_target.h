@@ -32,31 +32,28 @@ class LossBlock {
     const int64_t x0 = call_.x0[token], x_t = call_.x_t[token];
     const StepCoefficients* step = step_of_(token);
     if (!step || !chain.is_class(x0) || !chain.is_class(x_t)) return settle(token, NAN), true;
-    if (step != run_.step) run_ = Run(call_, *step);
-
-    const double u = vector_(step->base, step->mask, x_t);
-    if (u == 0 && is_impossible(*step, x0, x_t)) return settle(token, NAN), false;
-    const Real vb = u == 0 ? 0 : run_.vb;
-    if (vb == 0 && run_.ce == 0) return settle(token, 0), false;
+    if (step != step_.step) step_ = LossStep<Real>(call_, *step);
+    const LossToken<Real> of(step_, vector_, call_.model.posterior_mean, x0, x_t);
+    if (of.settled) return settle(token, of.value), false;
 
     Tokens& tokens = *filling_;
     const unsigned i = tokens.size++;
     tokens.token[i] = token;
     tokens.x0[i] = static_cast<Int>(x0);
     tokens.x_t[i] = static_cast<Int>(x_t);
-    tokens.set(i, &Group::keep, run_.keep);
-    tokens.set(i, &Group::base, run_.base);
-    tokens.set(i, &Group::to_mask, run_.to_mask);
-    tokens.set(i, &Group::bar_keep, run_.bar_keep);
-    tokens.set(i, &Group::bar_base, run_.bar_base);
-    tokens.set(i, &Group::bar_to_mask, run_.bar_to_mask);
-    tokens.set(i, &Group::vb, vb);
-    tokens.set(i, &Group::ce, run_.ce);
+    tokens.set(i, &Group::keep, step_.keep);
+    tokens.set(i, &Group::base, step_.base);
+    tokens.set(i, &Group::to_mask, step_.to_mask);
+    tokens.set(i, &Group::bar_keep, step_.bar_keep);
+    tokens.set(i, &Group::bar_base, step_.bar_base);
+    tokens.set(i, &Group::bar_to_mask, step_.bar_to_mask);
+    tokens.set(i, &Group::vb, of.vb);
+    tokens.set(i, &Group::ce, step_.ce);
     if (vector_.pi) {
       tokens.set(i, &Group::pi_x0, vector_.pi[x0]);
       tokens.set(i, &Group::pi_xt, vector_.pi[x_t]);
     }
-    if (call_.model.posterior_mean) tokens.set(i, &Group::tilt, tilt(*step, u, x_t));
+    tokens.set(i, &Group::tilt, of.tilt);
     if (tokens.size == layout_.capacity) {
       compute(*ready_, *filling_);
       std::swap(ready_, filling_);
@@ -78,10 +75,7 @@ class LossBlock {
     layout_.exponentials(tokens, next);
     for (unsigned g = 0; g < tokens.num_groups(); ++g) {
       Group& group = tokens.groups[g];
-      group.e_x0 = M::exp(group.logit_x0 - group.top);
-      group.e_xt = M::exp(group.logit_xt - group.top);
-      group.e_mask = M::exp(group.logit_mask - group.top);
-      group.below_top = group.top - group.logit_x0;
+      group.read(group.top, group.logit_x0, group.logit_xt, group.logit_mask);
       group.solve();
     }
     put_special(tokens, [](unsigned) { return Special{-Real(0), -Real(0), -Real(0)}; });
@@ -92,38 +86,6 @@ class LossBlock {
     for (unsigned i = 0; i < tokens.size; ++i) loss[tokens.token[i]] = tokens.get(i, &Group::loss);
     if (call_.grad) write_gradient(tokens);
     tokens.size = 0;
-  }
-
-  // What the tokens of one step have in common.
-  struct Run {
-    const StepCoefficients* step = nullptr;
-    bool direct = false;
-    Real keep = 0, base = 0, to_mask = 0, bar_keep = 0, bar_base = 0, bar_to_mask = 0;
-    Real vb = 0, ce = 0;
-
-    Run() = default;
-    Run(const Loss& call, const StepCoefficients& s)
-        : step(&s),
-          direct(call.model.predicts_x0(s)),
-          keep(static_cast<Real>(s.keep)),
-          base(static_cast<Real>(s.base)),
-          to_mask(static_cast<Real>(s.mask)),
-          bar_keep(at_least_normal<Real>(s.bar_keep)),
-          bar_base(static_cast<Real>(s.bar_base)),
-          bar_to_mask(static_cast<Real>(s.bar_mask)),
-          vb(static_cast<Real>(direct ? 0 : call.weights.vb)),
-          ce(static_cast<Real>(call.weights.ce + (direct ? call.weights.vb : 0))) {}
-  };
-
-  // Whether the chain cannot go from x_0 to x_t, where no other class than x_t leads to x_t.
-  bool is_impossible(const StepCoefficients& step, int64_t x0, int64_t x_t) const {
-    const double stay = x0 == x_t ? step.bar_keep : 0;
-    return step.keep * (vector_(step.bar_base, step.bar_mask, x_t) + stay) == 0;
-  }
-
-  double tilt(const StepCoefficients& step, double u, int64_t x_t) const {
-    const double bar_xt = vector_(step.bar_base, step.bar_mask, x_t);
-    return run_.direct ? 1.0 : posterior_mean_tilt(step.keep, u, step.bar_keep, bar_xt);
   }
 
   // Something for each of the classes of a token that LossRow treats on their own.
@@ -137,7 +99,9 @@ class LossBlock {
     for (unsigned g = 0; g < tokens.num_groups(); ++g) {
       const auto x0 = load<typename M::Bits>(tokens.x0 + g * kLanes<Real>);
       const auto x_t = load<typename M::Bits>(tokens.x_t + g * kLanes<Real>);
-      tokens.groups[g].look_up(x0, x_t, mask, pi_mask);
+      Group& group = tokens.groups[g];
+      group.look_up(x0, x_t, mask, group.pi_x0, group.pi_xt, splat<Real>(pi_mask), group.base,
+                    group.to_mask, group.bar_to_mask);
     }
   }
 
@@ -185,7 +149,7 @@ class LossBlock {
   Layout layout_;
   const Vector<Real> vector_;
   StepCursor step_of_;
-  Run run_;
+  LossStep<Real> step_;
   Tokens blocks_[2];
   Tokens *filling_ = blocks_, *ready_ = blocks_ + 1;
 };

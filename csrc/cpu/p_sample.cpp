@@ -1,3 +1,4 @@
+#include "../p_sample_token.h"
 #include "kernels.h"
 #include "target_headers.h"
 

@@ -1,9 +1,5 @@
-// Draws x_s ~ p(x_s | x_t) for a run of tokens, for one set of vector instructions.
-//
-// With u = u[x_t], p(j) Z = u A s_j + u ub_j + a f[x_t] [j = x_t]: one number chooses among the
-// model (mass u A), pi (u W), the mask (u M) and staying; the other draws the class. Where u = 0
-// a token stays without a number, and since Z >= u + a ub[x_t], most others are seen to stay
-// before their row is read.
+// Draws x_s ~ p(x_s | x_t) for a run of tokens, for one set of vector instructions:
+// p_sample_token.h has the notation. Where u = 0 a token stays without a number.
 
 #include "shaped_row.h"
 #include "uniforms_cursor.h"
@@ -45,8 +41,8 @@ class RowSampler {
  private:
   // A token that may move.
   struct Moving {
-    int64_t token, x_t;
-    double u, bar_xt;
+    int64_t token;
+    PSampleToken of;
     Uniforms random;
   };
 
@@ -54,7 +50,7 @@ class RowSampler {
   // many.
   int collect(int64_t begin, int64_t end, bool& bad) {
     const Chain& chain = call_.chain;
-    const bool any = step_ && (step_->base > 0 || is_direct());
+    const bool any = step_ && (step_->base > 0 || call_.model.predicts_x0(*step_));
     int count = 0;
     for (int64_t token = begin; token < end; ++token) {
       const int64_t x_t = call_.x_t[token];
@@ -71,41 +67,28 @@ class RowSampler {
   int settle(int collected) {
     int count = 0;
     for (int i = 0; i < collected; ++i) {
-      const int64_t token = moving_[i].token, x_t = call_.x_t[token];
-      const Moving moving{token, x_t, vector_(step_->base, step_->mask, x_t),
-                          vector_(step_->bar_base, step_->bar_mask, x_t), uniforms_of_(token)};
-      if (stays(moving)) continue;
+      const int64_t token = moving_[i].token;
+      const PSampleToken of(*step_, vector_, call_.model.predicts_x0(*step_), call_.x_t[token]);
+      const Moving moving{token, of, uniforms_of_(token)};
+      if (of.stays(moving.random.choice)) continue;
       prefetch_row(token);
       moving_[count++] = moving;
     }
     return count;
   }
 
-  bool is_direct() const { return call_.model.predicts_x0(*step_); }
-
-  bool stays(const Moving& moving) const {
-    if (is_direct()) return false;
-    const double u = moving.u, model = u * step_->bar_keep;
-    const double least = moving.random.choice * (u + step_->keep * moving.bar_xt);
-    const bool only_mask = step_->bar_base == 0 && moving.x_t == call_.chain.mask_id;
-    return least >= model + u * step_->bar_base + u * step_->bar_mask ||
-           (least >= model && only_mask);
-  }
-
   int64_t draw_from_row(const Moving& moving) {
-    const Chain& chain = call_.chain;
-    const auto& [token, x_t, u, bar_xt, random] = moving;
+    const auto& [token, of, random] = moving;
     if (!read_row(token)) return kNone;
-    if (!is_direct() && call_.model.posterior_mean)
-      e_.data()[x_t] *=
-          static_cast<Real>(posterior_mean_tilt(step_->keep, u, step_->bar_keep, bar_xt));
+    Real& mass_xt = e_.data()[of.x_t];
+    if (call_.model.posterior_mean) mass_xt *= static_cast<Real>(of.tilt(true));
     const double total = running_sums();
-    const double here = step_->bar_keep * e_.data()[x_t] / total + bar_xt;
-    const double threshold = random.choice * (u + step_->keep * here);
-    const double model = u * step_->bar_keep, base = model + u * step_->bar_base;
-    if (is_direct() || threshold < model) return draw_class(random.draw * total);
-    if (threshold < base) return draw_base(random.draw, call_.cdf, chain.num_classes);
-    return chain.mask_id >= 0 && threshold < base + u * step_->bar_mask ? chain.mask_id : x_t;
+    switch (of.component(random.choice, mass_xt, total)) {
+      case Component::model: return draw_class(random.draw * total);
+      case Component::pi: return draw_base(random.draw, call_.cdf, call_.chain.num_classes);
+      case Component::mask: return call_.chain.mask_id;
+      default: return of.x_t;
+    }
   }
 
   // Has the row's first page on its way into the cache; the processor itself reads on from there.

@@ -1,7 +1,6 @@
 // Vectors of D3PM_VECTOR_BYTES bytes in the compiler's own vector types, and their mathematics.
 // Included once for each target, inside its namespace; all is inlined into that target's code.
 
-#define D3PM_MEMBER __attribute__((always_inline))
 #define D3PM_INLINE static inline D3PM_MEMBER
 
 template <class Real>

@@ -84,6 +84,7 @@ struct Math;
 template <>
 struct Math<float> {
   using V = float;
+  using Bits = bool;
   static constexpr double tiny = 1e-30;  // below it a probability counts as zero
 
   static __device__ V splat(double value) { return static_cast<float>(value); }
@@ -114,6 +115,7 @@ struct Math<float> {
 template <>
 struct Math<double> {
   using V = double;
+  using Bits = bool;
   static constexpr double tiny = 1e-290;
 
   static __device__ V splat(double value) { return value; }

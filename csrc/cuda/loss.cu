@@ -2,6 +2,7 @@
 // the gradient. A row of few classes is one thread's, in shared memory; a longer one lies in the
 // registers of a part of a warp, a warp or a block; the longest are read three times.
 
+#include "../loss_token.h"
 #include "rows.h"
 
 namespace d3pm::device {
@@ -11,38 +12,28 @@ namespace d3pm::device {
 // A class that LossRow treats on its own has e = -1: it is in no sum.
 constexpr int kApart = -1;
 
-// A token's step and classes, and whether it is settled before its row is read.
+// A token, and its mathematics where it is not settled before its row is read.
 template <class Real>
-struct LossToken : LossRow<Math<Real>> {
+struct TokenRow : LossRow<Math<Real>> {
   using M = Math<Real>;
 
   int64_t token;
   int x0 = 0, x_t = 0;
-  bool inside, settled = true;
+  bool inside, settled = true, has_mask_apart = false;
   Real value = 0;  // of a settled token's loss and of all its gradient
   Real factor = 1;
 
-  __device__ LossToken(const Loss& call, int64_t token)
+  __device__ TokenRow(const Loss& call, int64_t token)
       : token(token), inside(token < call.chain.num_tokens) {
     if (inside && (!call.mask || call.mask[token])) look_up(call);
   }
 
-  // Whether h is not 1 on all of the rest.
-  __device__ bool is_curved() const { return this->bar_base > M::splat(M::tiny) && this->vb != 0; }
-
   // Takes in the row's largest logit and the sum of exp(logit - top) over the rest.
   __device__ void predict(Real top, Real e_rest, Real logit_x0, Real logit_xt, Real logit_mask) {
-    this->e_x0 = M::exp(logit_x0 - top);
-    this->e_xt = M::exp(logit_xt - top);
-    this->e_mask = has_mask_apart ? M::exp(logit_mask - top) : Real(0);
+    this->read(top, logit_x0, logit_xt, has_mask_apart ? logit_mask : Real(-INFINITY));
     this->e_rest = e_rest;
-    this->below_top = top - logit_x0;
     this->solve();
-    if (is_curved()) return;
-    this->sum_phi = this->sum_h = 0;
   }
-
-  bool has_mask_apart = false;
 
  private:
   __device__ void look_up(const Loss& call) {
@@ -51,77 +42,59 @@ struct LossToken : LossRow<Math<Real>> {
     const int64_t from = call.x0[token], to = call.x_t[token];
     const StepCoefficients* const found = chain.step(token / chain.run_length);
     if (!found || !chain.is_class(from) || !chain.is_class(to)) return;
-    const StepCoefficients& step = *found;
     x0 = static_cast<int>(from);
     x_t = static_cast<int>(to);
-    const bool direct = call.model.predicts_x0(step);
     const int mask = static_cast<int>(chain.mask_id);
     has_mask_apart = mask >= 0 && mask != x0 && mask != x_t;
 
-    this->keep = static_cast<Real>(step.keep);
-    this->bar_keep = at_least_normal<Real>(step.bar_keep);
-    this->bar_base = static_cast<Real>(step.bar_base);
-    this->same = x0 == x_t;
-    this->spread = entry(chain, step.base, step.mask, x_t);
-    this->bar_x0 = entry(chain, step.bar_base, step.bar_mask, x0);
-    this->bar_xt = entry(chain, step.bar_base, step.bar_mask, x_t);
-    this->bar_mask = has_mask_apart ? entry(chain, step.bar_base, step.bar_mask, mask) : Real(0);
-    const Real u = this->spread;
-    if (u == 0 && never_stays(step, x0 == x_t, this->bar_xt)) return;
-    value = 0;
-    this->tilt = 1;
-    if (call.model.posterior_mean && !direct)
-      this->tilt =
-          static_cast<Real>(posterior_mean_tilt(this->keep, u, this->bar_keep, this->bar_xt));
-    this->vb = direct || u == 0 ? Real(0) : static_cast<Real>(call.weights.vb);
-    this->ce = static_cast<Real>(call.weights.ce + (direct ? call.weights.vb : 0));
-    settled = this->vb == 0 && this->ce == 0;
+    const LossStep<Real> step(call, *found);
+    const Vector<Real> vector = chain.template vector<Real>();
+    const LossToken<Real> of(step, vector, call.model.posterior_mean, x0, x_t);
+    settled = of.settled;
+    value = of.value;
+    this->keep = step.keep;
+    this->bar_keep = step.bar_keep;
+    this->bar_base = step.bar_base;
+    this->tilt = static_cast<Real>(of.tilt);
+    this->vb = of.vb;
+    this->ce = step.ce;
+    const auto pi = [&](int j) { return static_cast<Real>(vector(1, 0, j)); };
+    LossRow<M>::look_up(x0, x_t, mask, pi(x0), pi(x_t), mask < 0 ? Real(0) : pi(mask), step.base,
+                        step.to_mask, step.bar_to_mask);
     factor = static_cast<Real>(call.grad_scale);
     if (call.count) factor /= *static_cast<const Real*>(call.count);
   }
-
-  static __device__ Real entry(const Chain& chain, double base, double mask, int j) {
-    return static_cast<Real>(chain.template vector<Real>()(base, mask, j));
-  }
 };
 
-// g and y = 1 + g of classes of the rest. `pi` is null where all are the same, and then in slope.
+// The line of a token's rest. `pi` is null where all are the same.
 template <class Real>
 struct LossCurve {
-  Real ratio, shift, slope;
+  using M = Math<Real>;
   const Real* pi;
+  Real weight;  // K where all are the same, and what sums are divided by; else 1
+  LossLine<M> line;
 
-  __device__ LossCurve(const Loss& call, const LossToken<Real>& token)
-      : ratio(token.ratio),
-        shift(token.shift),
-        slope(token.slope),
-        pi(static_cast<const Real*>(call.chain.pi)) {
-    if (!pi) slope *= static_cast<Real>(call.chain.num_classes);
-    if (!token.is_curved()) ratio = shift = 1, slope = 0;
-  }
+  __device__ LossCurve(const Loss& call, const TokenRow<Real>& token)
+      : pi(static_cast<const Real*>(call.chain.pi)),
+        weight(pi ? Real(1) : static_cast<Real>(call.chain.num_classes)),
+        line(token.line(weight)) {}
 
   // Adds pi phi(g) and pi h of a class, of 1 for pi where all are the same.
   __device__ void add(Real e, int64_t j, Real& sum_phi, Real& sum_h) const {
-    const Real weight = pi ? pi[j] : Real(1);
-    if (weight > 0) {
-      const Real lift = pi ? slope * e / weight : slope * e;
-      sum_phi += weight * Math<Real>::phi(shift + lift, ratio + lift);
-      sum_h += weight * ((shift + lift) / (ratio + lift));
-    } else {
-      sum_phi += slope * e;
-    }
+    const Real of = pi ? pi[j] : Real(1);
+    const LossPoint<M> at = point(e, j);
+    sum_phi += of > 0 ? of * M::phi(at.g, at.y) : line.slope * e;
+    sum_h += of * (at.g / at.y);
   }
 
   __device__ Real h(Real e, int64_t j) const {
-    const Real weight = pi ? pi[j] : Real(1);
-    if (!(weight > 0)) return 1;
-    const Real lift = pi ? slope * e / weight : slope * e;
-    return (shift + lift) / (ratio + lift);
+    const LossPoint<M> at = point(e, j);
+    return at.g / at.y;
   }
 
-  // What the sums over the rest are divided by.
-  __device__ Real count(const Loss& call) const {
-    return pi ? Real(1) : static_cast<Real>(call.chain.num_classes);
+ private:
+  __device__ LossPoint<M> point(Real e, int64_t j) const {
+    return pi ? LossPoint<M>(line, e, pi[j]) : LossPoint<M>(line, e);
   }
 };
 
@@ -135,7 +108,7 @@ struct LossOfRows {
 
   const Loss& call;
   const BlockRows& rows;
-  LossToken<Real> token;
+  TokenRow<Real> token;
   const Element* const row;
   const int64_t num_classes;
   Real e[kNumbers];
@@ -177,8 +150,8 @@ struct LossOfRows {
         });
       });
     }
-    token.sum_phi = rows.reduce(sum_phi, Sum()) / curve.count(call);
-    token.sum_h = rows.reduce(sum_h, Sum()) / curve.count(call);
+    token.sum_phi = rows.reduce(sum_phi, Sum()) / curve.weight;
+    token.sum_h = rows.reduce(sum_h, Sum()) / curve.weight;
     if (!token.settled) token.finish();
     if (!token.inside) return;
     if (rows.is_first_thread())
@@ -258,7 +231,7 @@ __global__ void __launch_bounds__(kRowsOfFew) loss_of_few_classes(const Loss cal
   each_number([&](int i, int at) { shared[at] = Memory<Element>::widen(logits[i]); });
   __syncthreads();
 
-  LossToken<Real> token(call, begin + threadIdx.x);
+  TokenRow<Real> token(call, begin + threadIdx.x);
   Real* const e = shared + threadIdx.x * stride;
   if (token.inside && token.settled) {
     for (int j = 0; j < classes; ++j) e[j] = token.value;
@@ -282,8 +255,8 @@ __global__ void __launch_bounds__(kRowsOfFew) loss_of_few_classes(const Loss cal
     if (token.is_curved())
       for (int j = 0; j < classes; ++j)
         if (e[j] >= 0) curve.add(e[j], j, sum_phi, sum_h);
-    token.sum_phi = sum_phi / curve.count(call);
-    token.sum_h = sum_h / curve.count(call);
+    token.sum_phi = sum_phi / curve.weight;
+    token.sum_h = sum_h / curve.weight;
     token.finish();
     static_cast<Real*>(call.loss)[token.token] = token.loss;
     for (int j = 0; j < classes; ++j)

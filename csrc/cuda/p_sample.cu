@@ -1,9 +1,6 @@
-// Draws x_s ~ p(x_s | x_t) of rank-one chains.
-//
-// With u = u[x_t], p(j) Z = u A s_j + u ub_j + a f[x_t] [j = x_t]: one number chooses among the
-// model (mass u A), pi, the mask and staying, the other draws the class. Since
-// Z >= u + a ub[x_t], most tokens are seen to stay before their row is read.
+// Draws x_s ~ p(x_s | x_t) of rank-one chains. csrc/p_sample_token.h tells how.
 
+#include "../p_sample_token.h"
 #include "rows.h"
 
 namespace d3pm::device {
@@ -18,9 +15,9 @@ struct PSampleOfRows {
   const BlockRows& rows;
   const int64_t token, num_classes;
   const Element* const row;
-  bool reads = false, direct = false;
+  bool reads = false;
   int64_t x_t = 0, drawn = kNone;
-  double keep, u, bar_xt, model, base, mask, bar_keep;
+  PSampleToken of;
   Real tilt = 1, top = -INFINITY;
   Uniforms random;
   Real e[kNumbers];
@@ -59,21 +56,10 @@ struct PSampleOfRows {
     const StepCoefficients* step = chain.step(token / chain.run_length);
     if (!step) return;
     drawn = x_t;
-    const Vector<double> vector = chain.vector<double>();
-    direct = call.model.predicts_x0(*step);
-    keep = step->keep;
-    bar_keep = step->bar_keep;
-    u = vector(step->base, step->mask, x_t);
-    bar_xt = vector(step->bar_base, step->bar_mask, x_t);
-    model = u * bar_keep;
-    base = model + u * step->bar_base;
-    mask = base + u * step->bar_mask;
+    of = PSampleToken(*step, chain.vector<double>(), call.model.predicts_x0(*step), x_t);
     random = token_uniforms(call.random, chain.num_tokens, token);
-    const double least = random.choice * (u + keep * bar_xt);
-    const bool only_mask = step->bar_base == 0 && x_t == chain.mask_id;
-    reads = direct || (least < mask && (least < model || !only_mask));
-    if (call.model.posterior_mean && !direct)
-      tilt = static_cast<Real>(posterior_mean_tilt(keep, u, bar_keep, bar_xt));
+    reads = !of.stays(random.choice);
+    tilt = static_cast<Real>(of.tilt(call.model.posterior_mean));
   }
 
   // The total is NaN where a logit is, or inf, or all are -inf.
@@ -83,14 +69,12 @@ struct PSampleOfRows {
       return;
     }
     const Real e_xt = Math<Real>::exp(Memory<Element>::widen(row[x_t]) - top) * tilt;
-    const double here = bar_keep * static_cast<double>(e_xt) / total + bar_xt;
-    const double threshold = random.choice * (u + keep * here);
-    if (direct || threshold < model)
-      drawn = of_model;
-    else if (threshold < base)
-      drawn = draw_base(random.draw, call.cdf, num_classes);
-    else if (call.chain.mask_id >= 0 && threshold < mask)
-      drawn = call.chain.mask_id;
+    switch (of.component(random.choice, e_xt, total)) {
+      case Component::model: drawn = of_model; break;
+      case Component::pi: drawn = draw_base(random.draw, call.cdf, num_classes); break;
+      case Component::mask: drawn = call.chain.mask_id; break;
+      case Component::stay: break;
+    }
   }
 
   // The first class whose running sum passes the target; the last with any mass where rounding

@@ -1,0 +1,54 @@
+// What is known of a token's loss before its row is read; loss_row.h goes on from there.
+#pragma once
+
+#include "calls.h"
+
+namespace d3pm {
+
+// What the tokens of one step have in common.
+template <class Real>
+struct LossStep {
+  const StepCoefficients* step = nullptr;
+  bool predicts_x0 = false;
+  Real keep = 0, base = 0, to_mask = 0, bar_keep = 0, bar_base = 0, bar_to_mask = 0;
+  Real vb = 0, ce = 0;
+
+  LossStep() = default;
+  D3PM_HOST_DEVICE LossStep(const Loss& call, const StepCoefficients& s)
+      : step(&s),
+        predicts_x0(call.model.predicts_x0(s)),
+        keep(static_cast<Real>(s.keep)),
+        base(static_cast<Real>(s.base)),
+        to_mask(static_cast<Real>(s.mask)),
+        bar_keep(at_least_normal<Real>(s.bar_keep)),
+        bar_base(static_cast<Real>(s.bar_base)),
+        bar_to_mask(static_cast<Real>(s.bar_mask)),
+        vb(static_cast<Real>(predicts_x0 ? 0 : call.weights.vb)),
+        ce(static_cast<Real>(call.weights.ce + (predicts_x0 ? call.weights.vb : 0))) {}
+};
+
+// A token of good classes: whether its loss and all of its gradient are settled to be `value`
+// whatever its row, and if not, its weight of the bound and the tilt of s[x_t].
+template <class Real>
+struct LossToken {
+  bool settled = true;
+  Real value = 0, vb = 0;
+  double tilt = 1;
+
+  D3PM_HOST_DEVICE LossToken(const LossStep<Real>& of, const Vector<Real>& vector,
+                             bool posterior_mean, int64_t x0, int64_t x_t) {
+    const StepCoefficients& step = *of.step;
+    const double u = vector(step.base, step.mask, x_t);
+    const double bar_xt = vector(step.bar_base, step.bar_mask, x_t);
+    if (u == 0 && never_stays(step, x0 == x_t, bar_xt)) {
+      value = NAN;
+      return;
+    }
+    vb = u == 0 ? 0 : of.vb;
+    settled = vb == 0 && of.ce == 0;
+    if (posterior_mean && !of.predicts_x0)
+      tilt = posterior_mean_tilt(step.keep, u, step.bar_keep, bar_xt);
+  }
+};
+
+}  // namespace d3pm
