@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 
-def phi(r: Tensor) -> Tensor:
+def _divergence_per_mass(r: Tensor) -> Tensor:
     """Return ``(1 + r) log(1 + r) - r`` for r >= -1, without cancellation near 0."""
     series = torch.zeros_like(r)
     for n in range(12, 1, -1):
@@ -19,5 +19,5 @@ def divergence_terms(q: Tensor, law: Tensor) -> Tensor:
     Infinite where q is possible and the law is not.
     """
     possible = law > 0
-    terms = law * phi((q - law) / law.where(possible, 1))
+    terms = law * _divergence_per_mass((q - law) / law.where(possible, 1))
     return terms.where(possible, torch.where(q > 0, torch.inf, 0.0))
