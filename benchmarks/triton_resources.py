@@ -27,6 +27,8 @@ from triton.runtime.jit import JITFunction
 
 from d3pm_fast._files import replaced
 from d3pm_fast.chains import handles, tables
+from d3pm_fast.chains.structures import DenseMarginal, MatrixStep, RankOneMarginal, RankOneStep
+from d3pm_fast.records import Loss, Model, Random, Shaping, Weights
 from d3pm_fast.reference.logspace import compute_dtype
 
 from .arguments import new_file, whole
@@ -96,8 +98,7 @@ class Chain:
 
     def __init__(self, steps: Any, num_classes: int) -> None:
         self.num_classes, self.num_steps, self.memory_budget = num_classes, len(steps.s), 1 << 62
-        self.handle = -1
-        handles._by_handle[self.handle] = self
+        self.handle = handles.new_handle(self)
         tables._all_steps[self] = {torch.device("meta"): steps}
 
 
@@ -107,37 +108,40 @@ def empty(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
 
 def calls(num_classes: int, dtype: torch.dtype) -> dict[str, Callable[[], Any]]:
     """Return a call of every kernel, by name."""
-    from d3pm_fast.kernels import logistic, scale, shaped
-    from d3pm_fast.kernels import rank_one_ops as ops
+    from d3pm_fast.kernels import logistic, loss, p_sample, posterior, q_sample, scale, shaped
 
     logits, tokens = empty(TOKENS, num_classes, dtype=dtype), empty(TOKENS)
     double = torch.float64
     table, rows = empty(1001, 7, dtype=double), empty(TOKENS // 1024)
     pi = empty(num_classes, dtype=double)
-    uniform, marginal = (rows, table, None, None, -1), (rows, table, pi, pi, 0)
-    weights = (1.0, 0.01, "sum")
+    uniform, marginal = (
+        RankOneStep(rows, table, None, None, -1),
+        RankOneStep(rows, table, pi, pi, 0),
+    )
+    weights = Weights(1.0, 0.01)
     loc, made = empty(TOKENS, dtype=dtype), empty(TOKENS, num_classes, dtype=compute_dtype(dtype))
-    draw = (empty(TOKENS // 1024), 3)
-    shaping = (3.0, 0.5, 5, 0.9)
-    model, mean = (False, True), (True, True)
-    of_loss = (logits, tokens, None, tokens)
+    draw, shaping = Random(empty(TOKENS // 1024), 3), Shaping(logits, 3.0, 0.5, 5, 0.9)
+    model, mean = Model(False, True), Model(True, True)
+    plain = Loss(logits, tokens, None, tokens, uniform, model, weights)
+    of_mean = Loss(logits, tokens, None, tokens, marginal, mean, weights)
+    base = RankOneMarginal(rows, table, pi, 0, num_classes)
     return {
-        "loss": lambda: ops.loss(*of_loss, *uniform, *model, *weights),
-        "loss and gradient": lambda: ops.loss_and_grad(*of_loss, *uniform, *model, *weights, False),
-        "loss and gradient, pi, posterior mean": lambda: ops.loss_and_grad(
-            *of_loss, *marginal, *mean, *weights, False
+        "loss": lambda: loss.loss(plain, "sum"),
+        "loss and gradient": lambda: loss.loss_and_grad(plain, "sum", False),
+        "loss and gradient, pi, posterior mean": lambda: loss.loss_and_grad(of_mean, "sum", False),
+        "q_posterior": lambda: posterior.q_posterior(tokens, tokens, marginal, num_classes, dtype),
+        "p_posterior": lambda: posterior.p_posterior(logits, tokens, marginal, mean),
+        "p_posterior_grad": lambda: posterior.p_posterior_grad(
+            logits, logits, tokens, marginal, mean
         ),
-        "q_posterior": lambda: ops.q_posterior(tokens, tokens, *marginal, num_classes, dtype),
-        "p_posterior": lambda: ops.p_posterior(logits, tokens, *marginal, *mean),
-        "p_posterior_grad": lambda: ops.p_posterior_grad(logits, logits, tokens, *marginal, *mean),
-        "p_sample": lambda: ops.p_sample(logits, tokens, *marginal, *mean, *draw),
-        "p_sample, shaped": lambda: ops.shaped_p_sample(
-            logits, tokens, *marginal, *mean, *draw, logits, *shaping
+        "p_sample": lambda: p_sample.p_sample(logits, tokens, marginal, mean, draw),
+        "p_sample, shaped": lambda: p_sample.p_sample(
+            logits, tokens, marginal, mean, draw, shaping
         ),
         "logistic logits": lambda: logistic.logits(loc, loc, num_classes, True),
         "logistic gradient": lambda: logistic.gradient(loc, loc, made, True),
-        "shaped logits": lambda: shaped.shaped_logits(logits, logits, *shaping),
-        "q_sample": lambda: ops.q_sample(tokens, rows, table, pi, 0, num_classes, *draw),
+        "shaped logits": lambda: shaped.shaped_logits(logits, shaping),
+        "q_sample": lambda: q_sample.q_sample(tokens, base, draw),
         "scale": lambda: scale.scale_(logits, made[0, 0]),
         "scale by token": lambda: scale.scale_(logits, made[:, 0]),
     }
@@ -145,7 +149,7 @@ def calls(num_classes: int, dtype: torch.dtype) -> dict[str, Callable[[], Any]]:
 
 def dense_calls(num_classes: int, dtype: torch.dtype) -> list[Callable[[], Any]]:
     """Return calls that start every kernel for chains of matrices."""
-    from d3pm_fast.kernels.dense import jumps, ops
+    from d3pm_fast.kernels.dense import jumps, loss, p_sample, posterior, q_sample
 
     matrices = empty(1000, num_classes, num_classes, dtype=torch.float64)
     common = empty(1000, num_classes, dtype=torch.float64)
@@ -153,21 +157,20 @@ def dense_calls(num_classes: int, dtype: torch.dtype) -> list[Callable[[], Any]]
     chain = Chain(steps, num_classes)
     shape = TOKENS // 1024, 1024
     logits, tokens = empty(*shape, num_classes, dtype=dtype), empty(*shape)
-    times = (empty(shape[0]), None, chain.handle)
-    draw = (empty(shape[0]), 3)
-    joint, mean = (False, True), (True, True)
-    of_loss, weights = (logits, tokens, None, tokens, *times), (1.0, 0.01, "sum", False)
-    counts = jumps.Counts(times[0], 1024, empty(1000, 100, dtype=torch.float64), 100)
+    step, draw = MatrixStep(empty(shape[0]), None, chain.handle), Random(empty(shape[0]), 3)
+    joint, mean, weights = Model(False, True), Model(True, True), Weights(1.0, 0.01)
+    of_loss = logits, tokens, None, tokens, step
+    counts = jumps.Counts(step.t, 1024, empty(1000, 100, dtype=torch.float64), 100)
     rows = jumps.Jumps(tokens, tokens, empty(TOKENS, dtype=torch.float64), num_classes)
     return [
-        lambda: ops.loss_and_grad(*of_loss, *joint, *weights),
-        lambda: ops.loss_and_grad(*of_loss, *mean, *weights),
-        lambda: ops.q_posterior(tokens, tokens, *times, num_classes, dtype),
-        lambda: ops.p_posterior(logits, tokens, *times, *mean),
-        lambda: ops.p_posterior_grad(logits, logits, tokens, *times, *mean),
-        lambda: ops.q_sample(tokens, times[0], chain.handle, *draw),
-        lambda: ops.p_sample(logits, tokens, *times, *mean, *draw),
-        lambda: jumps.draw_by(tokens, counts, rows, 32, *draw),
+        lambda: loss.loss_and_grad(Loss(*of_loss, joint, weights), "sum", False),
+        lambda: loss.loss_and_grad(Loss(*of_loss, mean, weights), "sum", False),
+        lambda: posterior.q_posterior(tokens, tokens, step, num_classes, dtype),
+        lambda: posterior.p_posterior(logits, tokens, step, mean),
+        lambda: posterior.p_posterior_grad(logits, logits, tokens, step, mean),
+        lambda: q_sample.by_matrix(tokens, DenseMarginal(step.t, chain.handle), draw),
+        lambda: p_sample.p_sample(logits, tokens, step, mean, draw),
+        lambda: jumps.draw_by(tokens, counts, rows, 32, draw),
     ]
 
 

@@ -1,21 +1,22 @@
-"""Predictions that are kept while the tokens that they were made from do not change."""
+"""Predicteds that are kept while the tokens that they were made from do not change."""
 
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from .functional import Prediction, sum_positions
+from .predictions import Predicted
+from .reductions import sum_positions
 
 
 class Reuse:
     """A denoiser that does not look at t, called again only for items whose tokens changed."""
 
-    def __init__(self, denoiser: Callable[[Tensor, Tensor], Prediction]) -> None:
+    def __init__(self, denoiser: Callable[[Tensor, Tensor], Predicted]) -> None:
         self._denoiser = denoiser
-        self._last: tuple[Tensor, Prediction] | None = None
+        self._last: tuple[Tensor, Predicted] | None = None
 
-    def __call__(self, x_t: Tensor, t: Tensor) -> Prediction:
+    def __call__(self, x_t: Tensor, t: Tensor) -> Predicted:
         """Return the prediction of x_0, ``(B, *S, K)`` or a pair of parameters."""
         if self._last is None:
             prediction = self._denoiser(x_t, t)
@@ -32,7 +33,7 @@ class Reuse:
         return prediction
 
 
-def _replaced(prediction: Prediction, items: Tensor, part: Prediction) -> Prediction:
+def _replaced(prediction: Predicted, items: Tensor, part: Predicted) -> Predicted:
     """Return the prediction with that of some items replaced; it may be the denoiser's own."""
     if isinstance(prediction, Tensor):
         assert isinstance(part, Tensor)

@@ -13,6 +13,7 @@ from torch.compiler import is_compiling
 from . import derivatives
 from .derivatives import Differentiable, Gradient, Inputs, Items, split
 from .ops.scale import scale_
+from .reductions import reduced
 
 
 class LossOperation(NamedTuple):
@@ -24,11 +25,13 @@ class LossOperation(NamedTuple):
             its own; late, a mean's gradient is left undivided. None where the value is plain
             PyTorch.
         reference: of the items, the loss of each token as a function in plain PyTorch.
+        reduces: whether it sums tokens up; else its reduction is "none".
     """
 
     value: Callable[[Inputs, Items, str], Tensor]
     with_gradient: Callable[[Inputs, Items, str, bool], tuple[Tensor, ...]] | None
     reference: Callable[[Items], Callable[..., Tensor]]
+    reduces: bool = True
 
     def of_tokens(self) -> Differentiable:
         """Return the loss of each token."""
@@ -55,17 +58,17 @@ def differentiable(operation: Differentiable, inputs: Inputs, items: Items = ())
 
 
 def loss(operation: LossOperation, reduction: str, inputs: Inputs, items: Items) -> Tensor:
-    """Return the loss of each token, their sum or mean, with a graph where one is wanted."""
+    """Return the loss of each token, or a reduction of them, with a graph where one is wanted."""
     if derivatives.are_asked(*inputs):
         tokens = differentiable(operation.of_tokens(), inputs, items)
-        if reduction == "none":
-            return tokens
-        total = tokens.sum(dtype=torch.float64).to(tokens.dtype)
-        return total if reduction == "sum" else _mean(total, items)
+        return reduced(tokens, reduction, _count(items))
+    fused = reduction if operation.reduces and reduction != "batch" else "none"
     if operation.with_gradient is not None and _needs_graph(inputs):
         tensors = _distinct(*inputs, *items)
-        return Loss.apply(operation, reduction, len(inputs), *tensors)  # type: ignore[no-any-return, no-untyped-call]
-    return operation.value(inputs, items, reduction)
+        value: Tensor = Loss.apply(operation, fused, len(inputs), *tensors)  # type: ignore[no-untyped-call]
+    else:
+        value = operation.value(inputs, items, fused)
+    return value if fused == reduction else reduced(value, reduction, _count(items))
 
 
 def _distinct(*tensors: Tensor | None) -> list[Tensor | None]:
@@ -118,7 +121,7 @@ class Loss(torch.autograd.Function):
         late = reduction == "mean" and inputs[0].dtype == torch.float16
         assert operation.with_gradient is not None
         loss, *grads = operation.with_gradient(inputs, items, reduction, late)
-        ctx.late_count = _count(items) if late else None
+        ctx.late_count = _at_least_one(_count(items)) if late else None
         ctx.operation, ctx.reduction, ctx.count = operation, reduction, count
         ctx.dtype, ctx.num_items = inputs[0].dtype, len(items)
         ctx.is_compiled = is_compiling()
@@ -158,7 +161,7 @@ def _with_a_graph(ctx: Any, upstream: Tensor) -> tuple[Tensor, ...]:
     """Return gradients that can be differentiated: those of the losses of all tokens."""
     _, items = split(ctx.saved_tensors, ctx.count)
     if ctx.reduction == "mean":
-        upstream = upstream / _count(items)
+        upstream = upstream / _at_least_one(_count(items))
     upstream = upstream.expand(items[0].shape)
     operation = ctx.operation.of_tokens()
     return Gradient.apply(operation, ctx.count, upstream, *ctx.saved_tensors)  # type: ignore[no-any-return, no-untyped-call]
@@ -174,16 +177,12 @@ def _of_rows(factor: Tensor, grad: Tensor) -> Tensor:
     return factor.unsqueeze(-1) if 0 < factor.ndim < grad.ndim else factor
 
 
-def _mean(total: Tensor, items: Items) -> Tensor:
-    """Return a sum divided by how many tokens count: NaN for none, with a gradient of zero."""
-    x0, mask = items[:2]
-    assert x0 is not None
-    counts = torch.ones_like(x0, dtype=torch.bool) if mask is None else mask
-    return (total / _count(items)).where(counts.any(), torch.nan)
-
-
 def _count(items: Items) -> Tensor | int:
-    """Return how many tokens count, at least 1."""
+    """Return how many tokens count."""
     x0, mask = items[:2]
     assert x0 is not None
-    return max(x0.numel(), 1) if mask is None else mask.sum().clamp(min=1)
+    return x0.numel() if mask is None else mask.sum()
+
+
+def _at_least_one(count: Tensor | int) -> Tensor | int:
+    return count.clamp(min=1) if isinstance(count, Tensor) else max(count, 1)

@@ -181,7 +181,7 @@ class D3PM(nn.Module):
         return functional.q_posterior(self.transition, x0, x_t, t, s, dtype=dtype, impl=self.impl)
 
     def p_posterior(
-        self, logits: functional.Prediction, x_t: Tensor, t: Tensor, s: Tensor | None = None
+        self, logits: functional.Predicted, x_t: Tensor, t: Tensor, s: Tensor | None = None
     ) -> Tensor:
         """Return ``log p(x_s | x_t)``, the reverse step of the model, in nats (D3PM, eq. 4).
 
@@ -218,7 +218,7 @@ class D3PM(nn.Module):
 
     def loss(
         self,
-        logits: functional.Prediction,
+        logits: functional.Predicted,
         x0: Tensor,
         x_t: Tensor,
         t: Tensor,
@@ -298,7 +298,7 @@ class D3PM(nn.Module):
 
     def elbo(
         self,
-        denoiser: Callable[[Tensor, Tensor], functional.Prediction],
+        denoiser: Callable[[Tensor, Tensor], functional.Predicted],
         x0: Tensor,
         steps: int | Iterable[int] | None = None,
         num_times: int | None = None,
@@ -353,7 +353,7 @@ class D3PM(nn.Module):
 
     def p_sample(
         self,
-        logits: functional.Prediction,
+        logits: functional.Predicted,
         x_t: Tensor,
         t: Tensor,
         s: Tensor | None = None,
@@ -405,7 +405,7 @@ class D3PM(nn.Module):
 
     def sample(
         self,
-        denoiser: Callable[[Tensor, Tensor], functional.Prediction],
+        denoiser: Callable[[Tensor, Tensor], functional.Predicted],
         shape: tuple[int, ...],
         steps: int | Iterable[int] | None = None,
         generator: torch.Generator | None = None,

@@ -12,6 +12,8 @@ from tqdm.auto import tqdm
 
 from . import functional, timesteps
 from ._checks import check_count, check_mask, check_tokens
+from .functional.seeds import check_seeds
+from .reductions import sum_positions
 from .reference.philox import uniforms
 
 if TYPE_CHECKING:
@@ -57,7 +59,7 @@ class ELBO:
 @torch.no_grad()
 def elbo(
     diffusion: "D3PM",
-    denoiser: Callable[[Tensor, Tensor], functional.Prediction],
+    denoiser: Callable[[Tensor, Tensor], functional.Predicted],
     x0: Tensor,
     *,
     steps: int | Iterable[int] | None = None,
@@ -111,7 +113,7 @@ def elbo(
     elif check_count("num_times", num_times, least=min(3, num_steps)) > num_steps:
         raise ValueError(f"num_times must be at most {num_steps}, got {num_times}")
     check_count("batch_size", batch_size)
-    seeds = functional.check_seeds(seeds, generator, x0).to(x0.device)
+    seeds = check_seeds(seeds, generator, x0).to(x0.device)
 
     chance = uniforms(seeds, 0, batch * diffusion.num_steps)
     spare, own = (u.view(batch, diffusion.num_steps)[:, starts - 1] for u in chance)
@@ -138,7 +140,7 @@ def elbo(
             reduction="none",
             s=s if num_steps < diffusion.num_steps else None,
         )
-        parts[item, place] = shares[place] * functional.sum_positions(loss.double())
+        parts[item, place] = shares[place] * sum_positions(loss.double())
 
     standard_error = None
     if num_times < num_steps:
@@ -149,7 +151,7 @@ def elbo(
         taken=torch.zeros_like(spare, dtype=torch.bool).scatter_(1, chosen, True),
         times=starts,
         prior=diffusion.prior(x0, mask),
-        num_tokens=functional.sum_positions(counted),
+        num_tokens=sum_positions(counted),
         standard_error=standard_error,
     )
 

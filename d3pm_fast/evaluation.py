@@ -14,7 +14,7 @@ from ._checks import check_count, check_tokens
 from ._random import seeded
 from .diffusion import D3PM
 from .elbo import ELBO
-from .functional import Prediction, draw_seeds
+from .functional import Predicted, draw_seeds
 
 __all__ = ["OtherEvaluation", "evaluate"]
 
@@ -37,7 +37,7 @@ class OtherEvaluation(ValueError):
 
 def evaluate(
     diffusion: D3PM,
-    denoiser: Callable[[Tensor, Tensor], Prediction],
+    denoiser: Callable[[Tensor, Tensor], Predicted],
     x0: Tensor,
     path: Path,
     *,

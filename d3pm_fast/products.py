@@ -1,5 +1,6 @@
 """Cumulative products of transition matrices, differentiable: for transitions that are learned."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,9 +12,11 @@ from . import derivatives, reference
 from ._checks import not_a_tensor
 from .choices import Impl
 from .ops import implementation
-from .ops.products import Scan, scan_of
+from .ops.products import scan_of
 
 __all__ = ["cumulative_products"]
+
+Scan = Callable[[Tensor, Tensor | None], Tensor]
 
 
 def cumulative_products(matrices: Tensor, impl: Impl = "auto") -> Tensor:
@@ -42,13 +45,10 @@ def cumulative_products(matrices: Tensor, impl: Impl = "auto") -> Tensor:
         raise TypeError(f"matrices must be float32 or float64, got {matrices.dtype}")
     if matrices.ndim != 3 or matrices.shape[1] != matrices.shape[2]:
         raise ValueError(f"matrices must have shape (T, K, K), got {tuple(matrices.shape)}")
-    num_classes, dtype = matrices.shape[-1], matrices.dtype
-    name = implementation(
-        impl, matrices.device, operation="products", num_classes=num_classes, dtype=dtype
-    ).name
+    name = implementation(impl, matrices.device, operation="products_scan").name
     if name == "reference" or derivatives.are_asked(matrices):
         return _by_reference(matrices)
-    arguments = matrices.contiguous(), scan_of(name, num_classes)
+    arguments = matrices.contiguous(), scan_of(name, matrices.shape[-1])
     return CumulativeProducts.apply(*arguments)  # type: ignore[no-any-return, no-untyped-call]
 
 

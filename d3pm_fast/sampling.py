@@ -3,7 +3,6 @@
 import itertools
 import warnings
 from collections.abc import Callable, Iterable
-from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -22,6 +21,8 @@ from ._checks import (
 )
 from ._reuse import Reuse
 from .choices import LASTS, Last
+from .functional.seeds import check_seeds
+from .predictions import as_prediction
 from .reference.draws import NONE
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ancestral"]
 
-Denoiser = Callable[[Tensor, Tensor], functional.Prediction]
+Denoiser = Callable[[Tensor, Tensor], functional.Predicted]
 Known = tuple[Tensor, Tensor]
 
 
@@ -131,7 +132,7 @@ def start(
         check_same_device(transition=diffusion.transition, tokens=tokens, mask=mask)
         check_range("known[0]", tokens.where(mask, 0), 0, diffusion.num_classes)
     items = torch.empty(shape[0], device=device)
-    seeds = functional.check_seeds(seeds, generator, items).to(device)
+    seeds = check_seeds(seeds, generator, items).to(device)
     return hold(diffusion.sample_prior(shape, seeds), known), seeds
 
 
@@ -153,15 +154,14 @@ def step(
         likeliest = log_p.argmax(dim=-1).where(~log_p.isnan().any(dim=-1), NONE)
         x_s = hold(likeliest, known)
         if x_s.device.type == "cpu":
-            row_of = partial(functional.row_of, prediction, diffusion.transition)
-            check_drawn(x_s, x_t, row_of)
+            check_drawn(x_s, x_t, as_prediction(prediction, diffusion.num_classes).row)
         return x_s
     # A step of one has its coefficients in a table.
     ends = targets if s < t - 1 else None
     return hold(diffusion.p_sample(prediction, x_t, starts, ends, seeds=seeds, step=t), known)
 
 
-def widened(prediction: functional.Prediction) -> functional.Prediction:
+def widened(prediction: functional.Predicted) -> functional.Predicted:
     """Return a prediction in float64: log-probabilities that are rounded have ties of their own."""
     if isinstance(prediction, Tensor):
         return prediction.double()

@@ -207,7 +207,7 @@ def _falling_ranks(hit: Tensor) -> Tensor:
 
 def _draw_x0(
     diffusion: "D3PM",
-    prediction: functional.Prediction,
+    prediction: functional.Predicted,
     x_t: Tensor,
     t: Tensor,
     seeds: Tensor,

@@ -11,7 +11,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..ops.library import reduced
+from ..chains.structures import RankOneStep
+from ..records import Loss
+from ..reductions import reduced
 from .launch import launch, triton_type
 from .loss_row import Row, Token, finish, solve
 from .math import exp, phi
@@ -315,30 +317,22 @@ def loss_of_long_rows(
         store_special(a, chain, tokens, result, factor)
 
 
-def loss_and_grad(
-    logits: Tensor,
-    x0: Tensor,
-    mask: Tensor | None,
-    x_t: Tensor,
-    rows: Tensor,
-    table: Tensor,
-    base: Tensor | None,
-    _base_cdf: Tensor | None,
-    mask_id: int,
-    posterior_mean: bool,
-    direct: bool,
-    vb_weight: float,
-    ce_weight: float,
-    reduction: str,
-    late: bool,
-    *,
-    with_grad: bool = True,
-) -> tuple[Tensor, Tensor | None]:
-    """Return the loss, of each token or their sum or mean, and its gradient."""
+def loss(of: Loss[RankOneStep], reduction: str) -> Tensor:
+    """Return the loss, of each token or their sum or mean."""
+    return _run(of, reduction, False, None)
+
+
+def loss_and_grad(of: Loss[RankOneStep], reduction: str, late: bool) -> tuple[Tensor, Tensor]:
+    """Return the loss and its gradient, which a mean leaves undivided where it is late."""
+    grad = torch.empty_like(of.logits)
+    return _run(of, reduction, late, grad), grad
+
+
+def _run(of: Loss[RankOneStep], reduction: str, late: bool, grad: Tensor | None) -> Tensor:
+    logits, x0, mask, x_t, step, model, weights = of
     real = torch.float64 if logits.dtype == torch.float64 else torch.float32
     num_tokens, num_classes = x0.numel(), logits.shape[-1]
     token_loss = torch.empty(x0.shape, dtype=real, device=logits.device)
-    grad = torch.empty_like(logits) if with_grad else None
     mean = reduction == "mean"
     count = mask.sum().to(real) if mask is not None and mean else None
     early = mean and not late
@@ -346,25 +340,17 @@ def loss_and_grad(
         logits, x0, x_t, mask, token_loss, grad, count if early else None, num_tokens, num_classes
     )
     scale = 1 / max(num_tokens, 1) if early and count is None else 1.0
-    pi = base if base is None else base.to(real)
-    chain = chain_of(num_tokens, rows, table, pi, mask_id)
+    chain = chain_of(num_tokens, step, real)
     # Beside the logits, what the gradient needs of them.
-    copies = 1 if pi is None and grad is None else 2
+    copies = 1 if chain.pi is None and grad is None else 2
     tile = tile_of(num_classes, logits.dtype, copies)
-    model = posterior_mean, direct, triton_type(real)
-    weights = vb_weight, ce_weight, scale
     if tile.num_classes < num_classes:
         kernel, shape = loss_of_long_rows, (tile.high, tile.low)
     else:
         kernel, shape = loss_of_whole_rows, (tile.rows, tile.high, tile.low)
     programs = triton.cdiv(num_tokens, tile.rows)
     launch(
-        kernel, programs, logits, arguments, chain, *weights, *model, *shape,
-        num_warps=tile.num_warps,
+        kernel, programs, logits, arguments, chain, *weights, scale, *model, triton_type(real),
+        *shape, num_warps=tile.num_warps,
     )  # fmt: skip
-    return reduced(token_loss, count, reduction), grad
-
-
-def loss(logits: Tensor, *args: Any) -> Tensor:
-    """Return the loss alone."""
-    return loss_and_grad(logits, *args, False, with_grad=False)[0]
+    return reduced(token_loss, reduction, count)

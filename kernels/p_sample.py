@@ -13,6 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..chains.structures import RankOneStep
+from ..records import Model, Random, Shaping
 from .launch import launch, triton_type
 from .math import exp
 from .random import NONE, draw_base, random_of, uniforms
@@ -151,41 +153,29 @@ def p_sample_of_tokens(
 def p_sample(
     logits: Tensor,
     x_t: Tensor,
-    rows: Tensor,
-    table: Tensor,
-    base: Tensor | None,
-    base_cdf: Tensor | None,
-    mask_id: int,
-    posterior_mean: bool,
-    direct: bool,
-    seeds: Tensor,
-    step: int,
-    unconditional: Tensor | None = None,
-    guidance: float = 1.0,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float = 1.0,
+    step: RankOneStep,
+    model: Model,
+    random: Random,
+    shaping: Shaping | None = None,
 ) -> Tensor:
     """Return a draw for each token; NONE where an index is bad, or a row that is read no law.
 
-    Rows of tokens that may move are read, and shaped by the last five arguments.
+    Rows of tokens that may move are read, and shaped.
     """
     real = torch.float64 if logits.dtype == torch.float64 else torch.float32
     out = torch.empty_like(x_t)
     num_tokens, num_classes = x_t.numel(), logits.shape[-1]
-    arguments = Arguments(logits, unconditional, x_t, out, base_cdf, num_tokens, num_classes)
-    chain = chain_of(num_tokens, rows, table, base, mask_id)
-    top_k = num_classes if top_k is None else top_k
-    options = options_of(num_classes, guidance, temperature, top_k, top_p)
+    shaping = shaping or Shaping(None, 1.0, 1.0, num_classes, 1.0)
+    other = shaping.unconditional
+    arguments = Arguments(logits, other, x_t, out, step.base_cdf, num_tokens, num_classes)
+    chain = chain_of(num_tokens, step, torch.float64)
+    options = options_of(num_classes, shaping)
     tile = tile_of(num_classes, logits.dtype, copies=4)
     held = (options.counts or options.by_mass) and tile.num_classes >= num_classes
     launch(
         p_sample_of_tokens, triton.cdiv(num_tokens, tile.rows), logits,
-        arguments, chain, random_of(seeds, step, num_tokens),
-        *options, held, posterior_mean, direct, triton_type(real), num_classes.bit_length(),
+        arguments, chain, random_of(random, num_tokens),
+        *options, held, *model, triton_type(real), num_classes.bit_length(),
         tile.rows, tile.high, tile.low, num_warps=tile.num_warps,
     )  # fmt: skip
     return out
-
-
-shaped_p_sample = p_sample

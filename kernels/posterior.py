@@ -14,6 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..chains.structures import RankOneStep
+from ..records import Model
 from .launch import launch, triton_type
 from .math import exp, log, tiny
 from .rank_one import (
@@ -270,64 +272,34 @@ def write_gradient(
 
 
 def q_posterior(
-    x0: Tensor,
-    x_t: Tensor,
-    rows: Tensor,
-    table: Tensor,
-    base: Tensor | None,
-    _base_cdf: Tensor | None,
-    mask_id: int,
-    num_classes: int,
-    dtype: torch.dtype,
+    x0: Tensor, x_t: Tensor, step: RankOneStep, num_classes: int, dtype: torch.dtype
 ) -> Tensor:
     """Return log q(x_s | x_t, x_0)."""
     out = torch.empty(*x0.shape, num_classes, dtype=dtype, device=x0.device)
     arguments = Arguments(None, None, x0, x_t, out, x0.numel(), num_classes)
-    _run(q_posterior_of_tokens, arguments, rows, table, base, mask_id)
+    _run(q_posterior_of_tokens, arguments, step)
     return out
 
 
-def p_posterior(logits: Tensor, x_t: Tensor, *args: Any) -> Tensor:
+def p_posterior(logits: Tensor, x_t: Tensor, step: RankOneStep, model: Model) -> Tensor:
     """Return log p(x_s | x_t)."""
-    return _p_posterior(logits, None, x_t, *args)
+    return p_posterior_grad(logits, None, x_t, step, model)
 
 
-def p_posterior_grad(logits: Tensor, upstream: Tensor, x_t: Tensor, *args: Any) -> Tensor:
-    """Return the gradient of log p(x_s | x_t) with respect to the logits."""
-    return _p_posterior(logits, upstream, x_t, *args)
-
-
-def _p_posterior(
-    logits: Tensor,
-    upstream: Tensor | None,
-    x_t: Tensor,
-    rows: Tensor,
-    table: Tensor,
-    base: Tensor | None,
-    _base_cdf: Tensor | None,
-    mask_id: int,
-    posterior_mean: bool,
-    direct: bool,
+def p_posterior_grad(
+    logits: Tensor, upstream: Tensor | None, x_t: Tensor, step: RankOneStep, model: Model
 ) -> Tensor:
+    """Return the gradient of log p(x_s | x_t) in the logits; log p itself without one above."""
     out = torch.empty_like(logits)
     arguments = Arguments(logits, upstream, None, x_t, out, x_t.numel(), logits.shape[-1])
-    model = posterior_mean, direct
-    _run(p_posterior_of_tokens, arguments, rows, table, base, mask_id, *model)
+    _run(p_posterior_of_tokens, arguments, step, *model)
     return out
 
 
-def _run(
-    kernel: Any,
-    a: Arguments,
-    rows: Tensor,
-    table: Tensor,
-    base: Tensor | None,
-    mask_id: int,
-    *model: bool,
-) -> None:
+def _run(kernel: Any, a: Arguments, step: RankOneStep, *model: bool) -> None:
     real = torch.float64 if a.out.dtype == torch.float64 else torch.float32
-    chain = chain_of(a.num_tokens, rows, table, base if base is None else base.to(real), mask_id)
-    tile = tile_of(a.num_classes, a.out.dtype, copies=1 if base is None else 2)
+    chain = chain_of(a.num_tokens, step, real)
+    tile = tile_of(a.num_classes, a.out.dtype, copies=1 if chain.pi is None else 2)
     launch(
         kernel, triton.cdiv(a.num_tokens, tile.rows), a.out, a, chain, *model, triton_type(real),
         tile.rows, tile.high, tile.low, num_warps=tile.num_warps,

@@ -7,6 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..chains.structures import RankOneMarginal
+from ..records import Random
 from .launch import launch
 from .random import NONE, draw_base, random_of, uniforms
 
@@ -34,24 +36,15 @@ def q_sample_of_tokens(
     tl.store(out + tokens, tl.where(good, drawn, NONE), mask=inside)
 
 
-def q_sample(
-    x: Tensor,
-    rows: Tensor,
-    table: Tensor,
-    base_cdf: Tensor | None,
-    mask_id: int,
-    num_classes: int,
-    seeds: Tensor,
-    step: int,
-) -> Tensor:
+def q_sample(x0: Tensor, marginal: RankOneMarginal, random: Random) -> Tensor:
     """Return a draw for each token; NONE where an index is bad."""
-    out = torch.empty_like(x)
-    num_tokens = x.numel()
+    out, num_tokens = torch.empty_like(x0), x0.numel()
+    rows, table, base_cdf, mask_id, num_classes = marginal
     run_length = num_tokens // max(rows.numel(), 1)
-    args: tuple[Any, ...] = x, out, rows, run_length, table, len(table), base_cdf, mask_id
+    args: tuple[Any, ...] = x0, out, rows, run_length, table, len(table), base_cdf, mask_id
     launch(
-        q_sample_of_tokens, triton.cdiv(num_tokens, BLOCK), x, *args,
-        random_of(seeds, step, num_tokens), num_tokens, num_classes,
+        q_sample_of_tokens, triton.cdiv(num_tokens, BLOCK), x0, *args,
+        random_of(random, num_tokens), num_tokens, num_classes,
         num_classes.bit_length(), BLOCK, num_warps=4,
     )  # fmt: skip
     return out

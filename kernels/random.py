@@ -4,12 +4,13 @@ from typing import Any, NamedTuple
 
 import triton
 import triton.language as tl
-from torch import Tensor
+
+from ..records import Random
 
 NONE = tl.constexpr(-1)  # the class of a draw from what is no law: out of range wherever it goes
 
 
-class Random(NamedTuple):
+class Counter(NamedTuple):
     """One seed for every ``positions`` tokens, and the counter of the step in two halves."""
 
     seeds: Any  # int64 (num_tokens / positions,)
@@ -18,9 +19,10 @@ class Random(NamedTuple):
     step_high: Any
 
 
-def random_of(seeds: Tensor, step: int, num_tokens: int) -> Random:
+def random_of(random: Random, num_tokens: int) -> Counter:
     """Return what a kernel takes for its random numbers."""
-    return Random(seeds, num_tokens // max(len(seeds), 1), step & 0xFFFFFFFF, step >> 32)
+    seeds, step = random
+    return Counter(seeds, num_tokens // max(len(seeds), 1), step & 0xFFFFFFFF, step >> 32)
 
 
 @triton.jit

@@ -2,10 +2,11 @@
 
 from typing import Any, NamedTuple
 
+import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
+from ..chains.structures import RankOneStep
 from .math import log_of_double
 
 
@@ -36,11 +37,11 @@ class Step(NamedTuple):
     log_bar_keep: Any  # also below the range
 
 
-def chain_of(
-    num_tokens: int, rows: Tensor, table: Tensor, pi: Tensor | None, mask_id: int
-) -> Chain:
-    """Return what a kernel takes for a chain."""
-    return Chain(rows, num_tokens // max(rows.numel(), 1), table, len(table), pi, mask_id)
+def chain_of(num_tokens: int, step: RankOneStep, dtype: torch.dtype) -> Chain:
+    """Return what a kernel takes for a step's record, pi in a dtype."""
+    rows, table, pi = step.rows, step.table, step.base
+    pi = None if pi is None else pi.to(dtype)
+    return Chain(rows, num_tokens // max(rows.numel(), 1), table, len(table), pi, step.mask_id)
 
 
 @triton.jit

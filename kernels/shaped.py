@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..records import Shaping
 from .launch import launch, triton_type
 from .math import exp
 from .tile import classes_from, on_flat, on_tile, row_max, row_sum, store_tile, tile_of
@@ -265,17 +266,16 @@ class Options(NamedTuple):
     by_mass: bool
 
 
-def options_of(
-    num_classes: int, guidance: float, temperature: float, top_k: int, top_p: float
-) -> Options:
-    """Return what an operation's arguments ask for."""
+def options_of(num_classes: int, shaping: Shaping) -> Options:
+    """Return what a shaping asks for."""
+    _, guidance, temperature, top_k, top_p = shaping
     far = abs(guidance) >= 0.5
     share = guidance - 1 if far else guidance
     made = far, temperature != 1, top_k < num_classes, top_p < 1
     return Options(share, temperature, top_k, top_p, *made)
 
 
-def shaped_logits(logits: Tensor, unconditional: Tensor | None, *shaping: Any) -> Tensor:
+def shaped_logits(logits: Tensor, shaping: Shaping) -> Tensor:
     """Return the shaped logits, of the type of the calculation."""
     real = torch.float64 if logits.dtype == torch.float64 else torch.float32
     out = torch.empty_like(logits, dtype=real)
@@ -284,8 +284,8 @@ def shaped_logits(logits: Tensor, unconditional: Tensor | None, *shaping: Any) -
     tile = tile_of(num_classes, logits.dtype, copies=2)
     launch(
         shape_rows, triton.cdiv(num_tokens, tile.rows), logits,
-        Arguments(logits, unconditional, out, num_tokens, num_classes),
-        *options_of(num_classes, *shaping),
+        Arguments(logits, shaping.unconditional, out, num_tokens, num_classes),
+        *options_of(num_classes, shaping),
         tile.num_classes >= num_classes, triton_type(real),
         tile.rows, tile.high, tile.low, num_warps=tile.num_warps,
     )  # fmt: skip

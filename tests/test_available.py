@@ -111,8 +111,6 @@ def test_any_argument_asks_for_a_call():
         d3.implementation(device="cpu"),
         d3.implementation(transition=chain),
         d3.implementation(operation="loss"),
-        d3.implementation(num_classes=3),
-        d3.implementation(dtype=torch.float32),
     ):
         assert isinstance(call, d3.Implementation)
 

@@ -8,7 +8,8 @@ from helpers.compare import assert_close, check_gradient
 from helpers.dense_chains import make_dense_chain, make_late_chain
 
 from d3pm_fast import functional, schedules, transitions
-from d3pm_fast.ops import dense_cpu
+from d3pm_fast.ops.dense.groups import StepGroups
+from d3pm_fast.ops.dense.recompute import Recompute
 from d3pm_fast.reference.philox import uniforms
 
 COUNT = 4
@@ -107,7 +108,7 @@ def check(problem, impl, seen):
 def test_by_the_cpu(cpu, problem, monkeypatch):
     name, problem = problem
     first, again = set(), set()
-    chunks_of, in_log_space = dense_cpu.Pass.__iter__, dense_cpu.Again._in_log_space
+    chunks_of, in_log_space = StepGroups.__iter__, Recompute.in_log_space
 
     def chunks(run):
         for chunk in chunks_of(run):
@@ -129,8 +130,8 @@ def test_by_the_cpu(cpu, problem, monkeypatch):
         first.clear()
         again.clear()
 
-    monkeypatch.setattr(dense_cpu.Pass, "__iter__", chunks)
-    monkeypatch.setattr(dense_cpu.Again, "_in_log_space", noted)
+    monkeypatch.setattr(StepGroups, "__iter__", chunks)
+    monkeypatch.setattr(Recompute, "in_log_space", noted)
     check(problem, cpu, seen)
 
 

@@ -1,4 +1,4 @@
-"""The choice between Triton and CUDA C++ on a GPU, by a table made here; no GPU is needed."""
+"""The choice between Triton and CUDA C++ on a GPU; no GPU is needed."""
 
 from types import SimpleNamespace
 
@@ -7,79 +7,61 @@ import torch
 
 import d3pm_fast as d3
 from d3pm_fast import _compiled
-from d3pm_fast.ops import implementations, preferred
-from d3pm_fast.ops.preferred import Preference
+from d3pm_fast.ops import implementations
 
-TABLE = [
-    Preference("loss", "float32", 8192, "triton"),
-    Preference("loss", "float32", 256, "cuda"),
-    Preference("loss", "bfloat16", 256, "triton"),
-    Preference("products", "float32", 64, "cuda"),
-]
 BETAS = d3.schedules.cosine(5)
 DEFAULT = "GPU tensors; the default"
 
 
 @pytest.fixture(autouse=True)
-def both_installed(monkeypatch, tmp_path):
-    """A machine with both, and a table that was written and read again."""
+def both_installed(monkeypatch):
+    """A machine with both."""
     monkeypatch.setattr(implementations, "_WHY_NO_TRITON", "")
     monkeypatch.setattr(_compiled, "cuda", SimpleNamespace(device="cuda"))
-    preferred.write(TABLE, tmp_path / "preferred.csv")
-    monkeypatch.setattr(preferred, "PREFERENCES", preferred.read(tmp_path / "preferred.csv"))
 
 
-def choice(operation="loss", num_classes=256, dtype=torch.float32, impl="auto"):
-    chain = d3.transitions.uniform(num_classes, BETAS)
-    return d3.implementation(impl, "cuda", chain, operation=operation, dtype=dtype)
+def choice(operation="loss", impl="auto"):
+    chain = d3.transitions.uniform(256, BETAS)
+    return d3.implementation(impl, "cuda", chain, operation=operation)
 
 
-def test_the_table_decides_by_operation_classes_and_dtype():
-    assert choice(num_classes=2).name == "cuda"
-    assert choice(num_classes=256).name == "cuda"
-    assert choice(num_classes=257).name == "triton"
-    assert choice(dtype=torch.bfloat16).name == "triton"
+def test_triton_is_the_default():
+    assert choice() == ("triton", DEFAULT)
+    assert choice("products_scan") == ("triton", DEFAULT)
 
 
-def test_the_reason_is_the_row():
-    reason = "GPU tensors; measured as faster for loss, float32, up to 256 classes"
-    assert choice(num_classes=27) == ("cuda", reason)
-    assert choice(num_classes=300).reason.endswith("up to 8192 classes")
-
-
-@pytest.mark.parametrize(
-    "call",
-    [
-        {"num_classes": 8193},
-        {"dtype": torch.float64},
-        {"dtype": None},
-        {"operation": "p_sample"},
-    ],
-)
-def test_what_was_not_measured_is_the_default(call):
-    assert choice(**call) == ("triton", DEFAULT)
-
-
-def test_products_are_asked_for_by_their_number_of_classes():
-    call = {"operation": "products", "dtype": torch.float32}
-    assert d3.implementation("auto", "cuda", num_classes=64, **call).name == "cuda"
-    assert d3.implementation("auto", "cuda", num_classes=65, **call).name == "triton"
-
-
-def test_a_request_and_the_lack_of_a_choice_come_before_the_table(monkeypatch):
+def test_a_request_comes_before_it(monkeypatch):
     assert choice(impl="triton") == ("triton", "the call asks for it")
+    assert choice(impl="cuda") == ("cuda", "the call asks for it")
     gaussian = d3.transitions.discretized_gaussian(4, BETAS)
-    call = {"operation": "loss", "dtype": torch.float32}
-    assert d3.implementation("auto", "cuda", gaussian, **call).name == "triton"
+    assert d3.implementation("auto", "cuda", gaussian).name == "triton"
     monkeypatch.setattr(_compiled, "cuda", None)
     assert choice() == ("triton", DEFAULT)
+
+
+def test_without_triton_cuda_serves_what_it_has(monkeypatch):
+    monkeypatch.setattr(implementations, "_WHY_NO_TRITON", "Triton is not installed")
+    assert choice() == ("cuda", "GPU tensors; Triton is not installed")
+    gaussian = d3.transitions.discretized_gaussian(4, BETAS)
+    found = d3.implementation("auto", "cuda", gaussian)
+    assert found == ("reference", "Triton is not installed; nothing else serves such a chain")
+    monkeypatch.setattr(_compiled, "cuda", None)
+    assert choice().name == "reference"
+
+
+def test_what_an_implementation_has_no_kernels_for_is_refused():
+    gaussian = d3.transitions.discretized_gaussian(4, BETAS)
+    with pytest.raises(RuntimeError, match="impl='cuda' serves rank-one chains"):
+        d3.implementation("cuda", "cuda", gaussian)
+    with pytest.raises(ValueError, match="operation must be one of"):
+        choice("guess")
 
 
 def test_every_function_names_its_operation(monkeypatch):
     asked = []
 
-    def implementation(impl, device, transition=None, *, operation, dtype, num_classes=0):
-        asked.append((operation, dtype))
+    def implementation(impl, device, transition=None, *, operation):
+        asked.append(operation)
         return implementations.Implementation("reference", "")
 
     monkeypatch.setattr("d3pm_fast.ops.implementation", implementation)
@@ -95,8 +77,7 @@ def test_every_function_names_its_operation(monkeypatch):
     d3.functional.q_sample(chain, x, t)
     d3.cumulative_products(torch.eye(4)[None])
     assert asked == [
-        ("loss", half), ("loss", None), ("p_posterior", half), ("q_posterior", half),
-        ("p_sample", half), ("q_sample", None), ("products", torch.float32),
+        "loss", "loss", "p_posterior", "q_posterior", "p_sample", "q_sample", "products_scan",
     ]  # fmt: skip
 
 
@@ -104,15 +85,9 @@ def test_the_choice_is_no_break_of_a_compiled_graph():
     chain = d3.transitions.uniform(256, BETAS)
 
     def name_and_twice(x):
-        made = d3.implementation("auto", "cuda", chain, operation="loss", dtype=x.dtype)
-        return 2 * x if made.name == "cuda" else x
+        made = d3.implementation("auto", "cuda", chain, operation="loss")
+        return 2 * x if made.name == "triton" else x
 
     torch._dynamo.reset()
     compiled = torch.compile(name_and_twice, fullgraph=True, backend="eager")
     assert float(compiled(torch.ones(()))) == 2.0
-
-
-def test_the_librarys_own_table_names_what_there_is():
-    for row in preferred.read(preferred.TABLE):
-        assert row.implementation in ("triton", "cuda")
-        assert getattr(torch, row.dtype).is_floating_point

@@ -4,9 +4,9 @@ import pytest
 import torch
 from helpers.compare import assert_close, check_gradient
 
-from d3pm_fast import chunks as of_chunks
 from d3pm_fast import functional, schedules, transitions
 from d3pm_fast.functional import Logistic
+from d3pm_fast.predictions import chunks as of_chunks
 
 K, T, SHAPE = 17, 12, (5, 3, 4)
 CHAINS = {

@@ -62,7 +62,7 @@ def wheel_files(wheel):
         return {name for name in archive.namelist() if not name.endswith("/")}
 
 
-DATA = {"d3pm_fast/py.typed", "d3pm_fast/ops/preferred.csv"}
+DATA = {"d3pm_fast/py.typed"}
 
 
 def python_files(root):

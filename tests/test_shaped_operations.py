@@ -12,9 +12,9 @@ from helpers.laws import assert_follows
 from helpers.shaped import grid, make, naive_row
 
 import d3pm_fast as d3
-from d3pm_fast import chunks as of_chunks
 from d3pm_fast import functional, schedules, transitions
 from d3pm_fast.functional import Shaped
+from d3pm_fast.predictions import chunks as of_chunks
 
 T = 6
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]

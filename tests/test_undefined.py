@@ -12,8 +12,10 @@ from helpers.chains import make_chain
 from helpers.dense_chains import make_dense_chain
 
 import d3pm_fast as d3
-from d3pm_fast import _environment, chunks, functional, reference, transitions
+from d3pm_fast import _environment, functional, reference, transitions
 from d3pm_fast._checks import NoLaw
+from d3pm_fast.predictions import chunks
+from d3pm_fast.records import Loss, Model, Random, Weights
 from d3pm_fast.reference.draws import NONE
 
 pytestmark = pytest.mark.filterwarnings("ignore:All-NaN slice encountered")  # of the interpreter
@@ -473,16 +475,15 @@ def test_what_comes_of_no_class_is_no_class(name, impl):
 def test_the_reference_looks_up_nothing_outside(name):
     """As on a GPU, where no index is checked before."""
     chain, logits = CHAINS[name](), torch.zeros(2, K)
-    bad, good, t, seeds = torch.tensor([NONE, K]), torch.ones(2).long(), torch.ones(2).long(), None
-    step = reference.chain(chain, t)
-    model = False, False
-    assert reference.p_posterior(logits, bad, *step, *model).isnan().all()
-    assert reference.q_posterior(bad, good, *step, K, torch.float64).isnan().all()
-    assert reference.loss(
-        logits, good, None, bad, *step, *model, 1.0, 0.0, "none").isnan().all()  # fmt: skip
-    seeds = torch.arange(2)
-    assert (reference.q_sample(bad, chain, t, seeds, 0) == NONE).all()
-    assert (reference.q_sample(good, chain, t + 3, seeds, 0) == NONE).all()
+    bad, good, t = torch.tensor([NONE, K]), torch.ones(2).long(), torch.ones(2).long()
+    step, model, weights = chain.step_record(t), Model(False, False), Weights(1.0, 0.0)
+    assert reference.p_posterior(logits, bad, step, model).isnan().all()
+    assert reference.q_posterior(bad, good, step, K, torch.float64).isnan().all()
+    of = Loss(logits, good, None, bad, step, model, weights)
+    assert reference.loss(of, "none").isnan().all()
+    random = Random(torch.arange(2), 0)
+    assert (reference.q_sample(bad, chain.marginal_record(t), random) == NONE).all()
+    assert (reference.q_sample(good, chain.marginal_record(t + 3), random) == NONE).all()
 
 
 @rank_one_for_cuda

@@ -7,8 +7,7 @@ soon as it is known: a run that is cut off leaves what it found, and goes on wit
 - ``machine.txt``: what the numbers depend on;
 - ``checks.csv``: the kernels' results beside those of the reference on the CPU, in float64;
 - ``times.csv``, ``errors.csv``: the times, and what could not be timed;
-- ``preferred.csv``, to be copied to ``d3pm_fast/ops``, where ``impl="auto"`` reads it; with
-  matplotlib ``roofline.png``;
+- ``faster.csv``: which of Triton and CUDA C++ is the faster one; with matplotlib ``roofline.png``;
 - ``gpu_tests.txt``, ``tests.txt``, and ``sanitizer.txt`` where compute-sanitizer is there.
 
 ``--dry-run`` needs no GPU: it builds the CUDA module, compiles every Triton program that a run

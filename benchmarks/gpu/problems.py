@@ -11,7 +11,7 @@ from torch import Tensor
 
 import d3pm_fast as d3
 from d3pm_fast import functional, reference
-from d3pm_fast.ops import products_torch
+from d3pm_fast.ops.products import scan_by_torch
 from d3pm_fast.products import CumulativeProducts
 
 from .. import bench_dense, bench_loss, bench_p_sample, bench_posterior
@@ -206,9 +206,7 @@ def products(task: Task) -> Problem:
         return run
 
     runs = by_each(lambda impl: both_ways(partial(d3.cumulative_products, impl=impl)))
-    runs["in blocks, PyTorch"] = both_ways(
-        lambda x: CumulativeProducts.apply(x, products_torch.scan)
-    )
+    runs["in blocks, PyTorch"] = both_ways(lambda x: CumulativeProducts.apply(x, scan_by_torch))
     runs["loop, PyTorch"] = both_ways(reference.cumulative_products)
     works = [
         work_of_products(operation, task.num_classes, task.dtype, PRODUCTS_STEPS)

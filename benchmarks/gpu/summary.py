@@ -1,13 +1,13 @@
-"""What follows from the times: the preferred implementations, and a picture."""
+"""What follows from the times: which implementation is the faster one, and a picture."""
 
+import csv
 import importlib.util
 import math
 from itertools import groupby
 from pathlib import Path
+from typing import NamedTuple
 
 from d3pm_fast._files import replaced
-from d3pm_fast.ops import preferred
-from d3pm_fast.ops.preferred import Preference
 
 from ..cases import FAMILIES
 from .checks import checks
@@ -15,10 +15,22 @@ from .problems import BY, LOGITS_DTYPES
 from .timing import Row, failures, times
 
 
+class Faster(NamedTuple):
+    """The faster implementation of an operation."""
+
+    operation: str
+    dtype: str
+    num_classes: int
+    implementation: str
+
+
 def summarize(out: Path) -> int:
-    """Write ``preferred.csv`` and the picture, print what went wrong, and return if any did."""
+    """Write ``faster.csv`` and the picture, print what went wrong, and return if any did."""
     rows = times(out).read()
-    preferred.write(preferences(rows), out / "preferred.csv")
+    with replaced(out / "faster.csv") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(Faster._fields)
+        writer.writerows(faster(rows))
     if rows and importlib.util.find_spec("matplotlib"):
         draw([row for row in rows if row.operation == "loss"], out / "roofline.png")
     found = checks(out).read()
@@ -29,7 +41,7 @@ def summarize(out: Path) -> int:
     return int(bool(wrong) or not found or not rows)
 
 
-def preferences(rows: list[Row]) -> list[Preference]:
+def faster(rows: list[Row]) -> list[Faster]:
     """Return the faster implementation where both were timed, over all families of chains."""
     advantages: dict[tuple[str, str, int], float] = {}  # of CUDA C++, in logarithms
     for task, group in groupby(rows, key=lambda row: row[:4]):
@@ -40,7 +52,7 @@ def preferences(rows: list[Row]) -> list[Preference]:
             advantage = math.log(triton.median_us / cuda.median_us)
             key = operation, dtype, num_classes
             advantages[key] = advantages.get(key, 0.0) + advantage
-    return [Preference(*key, "cuda" if x > 0 else "triton") for key, x in advantages.items()]
+    return [Faster(*key, "cuda" if x > 0 else "triton") for key, x in advantages.items()]
 
 
 def draw(rows: list[Row], path: Path) -> None:

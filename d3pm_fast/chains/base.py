@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from .._checks import check_integer
 from .fingerprint import fingerprint
+from .structures import Structure
 
 __all__ = ["Transition", "running_sums"]
 
@@ -21,6 +22,7 @@ class Transition(nn.Module):
     ``module.to(torch.bfloat16)`` do not round them, and a state dict does not hold them.
 
     Attributes:
+        structure: which kernels serve it.
         family: the name of the function that made it.
         num_classes: K.
         num_steps: T.
@@ -31,6 +33,7 @@ class Transition(nn.Module):
             dtype of the logits they are calculated with in float64.
     """
 
+    structure: Structure
     fingerprint: float
     needs_float64 = False
     _TABLES: tuple[str, ...] = ()  # attributes that move to a device, tensors or None
@@ -59,6 +62,14 @@ class Transition(nn.Module):
     @abstractmethod
     def prior(self) -> Tensor:
         """Return ``KL(q(x_T | x_0) || stationary)`` in nats for each x_0, float64 ``(K,)``."""
+
+    @abstractmethod
+    def step_record(self, t: Tensor, s: Tensor | None = None) -> Any:
+        """Return what operations are given of the steps ``x_t -> x_s``, s None for t - 1."""
+
+    @abstractmethod
+    def marginal_record(self, t: Tensor) -> Any:
+        """Return what operations are given of ``q(x_t | x_0)``."""
 
     @abstractmethod
     def log_reach(self, x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:

@@ -11,8 +11,9 @@ from .._information import divergence_terms
 from .._loadable import loadable
 from .base import running_sums
 from .factored import Form, best_form
-from .handles import RegisteredTransition
+from .matrix import MatrixTransition
 from .products import Matrices
+from .structures import DENSE
 
 __all__ = ["DenseStep", "DenseTransition"]
 
@@ -49,7 +50,7 @@ class DenseStep:
 
 
 @loadable
-class DenseTransition(RegisteredTransition):
+class DenseTransition(MatrixTransition):
     """A chain of arbitrary matrices; products are made on demand and kept within a budget.
 
     Args:
@@ -59,6 +60,7 @@ class DenseTransition(RegisteredTransition):
         mask_id: the mask's class, or -1.
     """
 
+    structure = DENSE
     _TABLES = ("_stationary",)
     by_row = False
 
@@ -147,15 +149,6 @@ class DenseTransition(RegisteredTransition):
         They are 1 from each row's last possible class on: no number below 1 can pass it.
         """
         return self._table("cdf", lambda: running_sums(self.product(0, t)), t)
-
-    def _q_matrix(self, t: int) -> Tensor:
-        return self.product(t - 1, t)
-
-    def _q_bar_matrix(self, t: int) -> Tensor:
-        return self.product(0, t)
-
-    def _log_q_matrix(self, t: int) -> Tensor:
-        return self.log_product(t - 1, t)
 
     def _table(self, name: str, make: Callable[[], Tensor], *of: Any) -> Tensor:
         found: Tensor = self._remember((name, *of), make, lambda table: table.nbytes)

@@ -14,6 +14,7 @@ from .._checks import ArrayLike, check_probabilities
 from .._information import divergence_terms
 from .._loadable import loadable
 from .base import Transition, running_sums
+from .structures import RANK_ONE, RankOneMarginal, RankOneStep
 
 __all__ = ["RankOneTransition"]
 
@@ -42,6 +43,7 @@ class RankOneTransition(Transition):
             identity.
     """
 
+    structure = RANK_ONE
     _TABLES = (
         "base",
         "base_cdf",
@@ -129,17 +131,19 @@ class RankOneTransition(Transition):
         step = torch.stack([keep, base, spread - base], dim=-1)
         return torch.cat([step, before, s.double().unsqueeze(-1)], dim=-1)
 
-    def step_rows(self, t: Tensor, s: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Return a table of steps to s (t - 1 unless given), and the row of each entry of t.
+    def step_record(self, t: Tensor, s: Tensor | None = None) -> RankOneStep:
+        """Return what operations are given of the steps ``x_t -> x_s``, s None for t - 1."""
+        rows, table = t, self.steps
+        if s is not None:
+            valid = (s >= 0) & (s < t) & (t <= self.num_steps)
+            table = self.coefficients(s.where(valid, 0).flatten(), t.where(valid, 0).flatten())
+            rows = torch.arange(t.numel(), device=t.device).view(t.shape)
+            table = table.where(valid.flatten().unsqueeze(-1), torch.nan)
+        return RankOneStep(rows, table, self.base, self.base_cdf, self.mask_id)
 
-        A step that does not exist has a row of NaN, or one outside the table.
-        """
-        if s is None:
-            return t, self.steps
-        valid = (s >= 0) & (s < t) & (t <= self.num_steps)
-        table = self.coefficients(s.where(valid, 0).flatten(), t.where(valid, 0).flatten())
-        rows = torch.arange(t.numel(), device=t.device).view(t.shape)
-        return rows, table.where(valid.flatten().unsqueeze(-1), torch.nan)
+    def marginal_record(self, t: Tensor) -> RankOneMarginal:
+        """Return what operations are given of ``q(x_t | x_0)``."""
+        return RankOneMarginal(t, self.products, self.base_cdf, self.mask_id, self.num_classes)
 
     def log_reach(self, x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         """Return ``log Qbar_t[x_0, x_t]``, float64, for integers of one shape, all trusted."""

@@ -15,9 +15,10 @@ from .._loadable import loadable
 from .base import running_sums
 from .cache import MEMORY_BUDGET, ByteCache
 from .factored import least_factor
-from .handles import RegisteredTransition
 from .jump_laws import JumpLaw, Poisson
 from .jumps import TAIL, Columns, Polynomial, hops, log_rows
+from .matrix import MatrixTransition
+from .structures import SPARSE
 
 __all__ = ["SparseTransition", "sparse_rate_chain"]
 
@@ -48,7 +49,7 @@ class SparseStep:
 
 
 @loadable
-class SparseTransition(RegisteredTransition):
+class SparseTransition(MatrixTransition):
     """A chain of jumps by a sparse matrix, on the CPU.
 
     Memory is that of P and of a few rows of K numbers for each thread. A product of N rows takes
@@ -62,6 +63,7 @@ class SparseTransition(RegisteredTransition):
         mask_id: the mask's class, or -1.
     """
 
+    structure = SPARSE
     _TABLES = ("_stationary",)
     by_row = True
     memory_budget = MEMORY_BUDGET  # of matrices on a GPU, which has no kernels for sparse ones
@@ -185,15 +187,6 @@ class SparseTransition(RegisteredTransition):
     def _remember(self, name: str, make: Callable[[], Tensor], *of: Any) -> Tensor:
         found: Tensor = self._cache.get((name, *of), make, lambda made: made.nbytes)
         return found
-
-    def _q_matrix(self, t: int) -> Tensor:
-        return self.product(t - 1, t)
-
-    def _q_bar_matrix(self, t: int) -> Tensor:
-        return self.product(0, t)
-
-    def _log_q_matrix(self, t: int) -> Tensor:
-        return self.log_product(t - 1, t)
 
 
 def sparse_rate_chain(

@@ -11,10 +11,10 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from .dense import DenseTransition
 from .factored import is_mixed
 from .logs import LEAST
-from .sparse import SparseTransition
+from .matrix import MatrixTransition
+from .structures import MatrixStep
 
 __all__ = ["StepTables", "step_tables"]
 
@@ -40,23 +40,17 @@ class StepTables(NamedTuple):
     s: Tensor
 
 
-_all_steps: WeakKeyDictionary[DenseTransition | SparseTransition, dict[torch.device, StepTables]]
+_all_steps: WeakKeyDictionary[MatrixTransition, dict[torch.device, StepTables]]
 _all_steps = WeakKeyDictionary()
 
 
-def step_tables(
-    transition: DenseTransition | SparseTransition, t: Tensor, s: Tensor | None
-) -> tuple[StepTables, Tensor]:
+def step_tables(step: MatrixStep) -> tuple[StepTables, Tensor]:
     """Return the steps that occur among others, and which of them each time's is.
-
-    Args:
-        transition: the chain.
-        t: ``(B,)`` or ``(B, *S)``.
-        s: of the shape of t; None for t - 1.
 
     Returns:
         The tables, and int64 of the shape of t: n where there is no such step.
     """
+    transition, t, s = step.chain, step.t, step.s
     size = transition.num_classes**2 * 8
     if s is None and (2 * transition.num_steps + 1) * size <= transition.memory_budget:
         found = _all_steps.setdefault(transition, {})
@@ -67,7 +61,7 @@ def step_tables(
     return _steps_of(transition, t, t - 1 if s is None else s)
 
 
-def _every_step(transition: DenseTransition | SparseTransition, device: torch.device) -> StepTables:
+def _every_step(transition: MatrixTransition, device: torch.device) -> StepTables:
     n, k = transition.num_steps, transition.num_classes
     q = torch.empty(n, k, k, dtype=torch.float64, device=device)
     q_bar = torch.empty(n + 1, k, k, dtype=torch.float64, device=device)
@@ -79,9 +73,7 @@ def _every_step(transition: DenseTransition | SparseTransition, device: torch.de
     return StepTables(q, q_bar[:-1], q_bar[1:], _common(q_bar[:-1]), times)
 
 
-def _steps_of(
-    transition: DenseTransition | SparseTransition, t: Tensor, s: Tensor
-) -> tuple[StepTables, Tensor]:
+def _steps_of(transition: MatrixTransition, t: Tensor, s: Tensor) -> tuple[StepTables, Tensor]:
     pairs, which = torch.stack([s, t]).flatten(1).unique(dim=1, return_inverse=True)
     good = [0 <= a < b <= transition.num_steps for a, b in pairs.T.tolist()]
     is_step = torch.tensor(good, dtype=torch.bool, device=t.device)
@@ -98,7 +90,7 @@ def _steps_of(
     return StepTables(q, q_bar, q_bar_t, _common(q_bar), first), place[which].view(t.shape)
 
 
-def _entries(transition: DenseTransition | SparseTransition, s: int, t: int) -> Tensor:
+def _entries(transition: MatrixTransition, s: int, t: int) -> Tensor:
     """Return ``Q_{s->t}`` with the logarithms of what is below float64's range in its place."""
     matrix = transition.product(s, t)
     small = matrix < LEAST

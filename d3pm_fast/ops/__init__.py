@@ -1,34 +1,35 @@
 """The registered operations, ``torch.ops.d3pm_fast.*``, and the choice among implementations.
 
-One set for each structure of transitions and each implementation, all with the same functions,
-and ``reference`` with them too. They trust their arguments: tokens are int64, all tensors
-contiguous.
+An operation is a file: its signature, its meaning to compilers, and how each implementation is
+called. All trust their arguments: tokens are int64, all tensors contiguous.
 """
 
-from typing import Any
-
-from .. import reference
-from ..chains import RankOneTransition, Transition
-from . import dense, logistic, rank_one, shaped
 from .available import Implementations
 from .implementations import Implementation, implementation
+from .logistic import logistic_gradient, logistic_logits
+from .loss import loss, loss_and_grad
+from .p_sample import p_sample, shaped_p_sample
+from .posterior import p_posterior, p_posterior_grad, q_posterior
+from .products import products_scan
+from .q_sample import q_sample
+from .register import Operation
+from .shaped import shaped_logits
 
 __all__ = [
     "Implementation",
     "Implementations",
+    "Operation",
     "implementation",
-    "logistic",
-    "operations",
-    "shaped",
+    "logistic_gradient",
+    "logistic_logits",
+    "loss",
+    "loss_and_grad",
+    "p_posterior",
+    "p_posterior_grad",
+    "p_sample",
+    "products_scan",
+    "q_posterior",
+    "q_sample",
+    "shaped_logits",
+    "shaped_p_sample",
 ]
-
-
-def operations(name: str, transition: Transition) -> Any:
-    """Return the operations that serve a transition by the implementation of this name."""
-    if name == "reference":
-        return reference
-    if not isinstance(transition, RankOneTransition):
-        return dense.triton if name == "triton" else dense.cpu
-    if name == "triton":
-        return rank_one.triton
-    return rank_one.cuda if name == "cuda" else rank_one.cpu

@@ -1,23 +1,37 @@
-"""The operations on the parameters of a truncated discretized logistic distribution.
+"""``torch.ops.d3pm_fast.logistic_logits`` and ``logistic_gradient``.
 
 ``loc`` and ``log_scale`` are ``(B, *S)`` of one dtype, the logits ``(B, *S, K)``.
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from .. import reference
 from .._compiled import cpu
 from ..reference.logspace import compute_dtype
-from .library import Deferred, library
+from .register import Operation
 
 
-def _logistic_logits(
+def _fake_logits(loc: Tensor, log_scale: Tensor, num_classes: int, edge_corrected: bool) -> Tensor:
+    return loc.new_empty((*loc.shape, num_classes), dtype=compute_dtype(loc.dtype))
+
+
+def _fake_gradient(
+    loc: Tensor, log_scale: Tensor, upstream: Tensor, edge_corrected: bool
+) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(loc), torch.empty_like(log_scale)
+
+
+logistic_logits = Operation("logistic_logits", _fake_logits)
+logistic_gradient = Operation("logistic_gradient", _fake_gradient)
+
+
+def _logits_on_cpu(
     loc: Tensor, log_scale: Tensor, num_classes: int, edge_corrected: bool
 ) -> Tensor:
-    out = _empty_logits(loc, num_classes)
+    out = _fake_logits(loc, log_scale, num_classes, edge_corrected)
     cpu.logistic_logits(
         str(loc.dtype),
         loc.numel(),
@@ -31,18 +45,18 @@ def _logistic_logits(
     return out
 
 
-def _logistic_gradient(
-    loc: Tensor, log_scale: Tensor, grad: Tensor, edge_corrected: bool
+def _gradient_on_cpu(
+    loc: Tensor, log_scale: Tensor, upstream: Tensor, edge_corrected: bool
 ) -> tuple[Tensor, Tensor]:
-    out_loc, out_log_scale = torch.empty_like(loc), torch.empty_like(log_scale)
+    out_loc, out_log_scale = _fake_gradient(loc, log_scale, upstream, edge_corrected)
     cpu.logistic_gradient(
         str(loc.dtype),
         loc.numel(),
-        grad.shape[-1],
+        upstream.shape[-1],
         edge_corrected,
         loc.data_ptr(),
         log_scale.data_ptr(),
-        grad.data_ptr(),
+        upstream.data_ptr(),
         out_loc.data_ptr(),
         out_log_scale.data_ptr(),
         torch.get_num_threads(),
@@ -50,64 +64,15 @@ def _logistic_gradient(
     return out_loc, out_log_scale
 
 
-def _empty_logits(loc: Tensor, num_classes: int) -> Tensor:
-    return loc.new_empty((*loc.shape, num_classes), dtype=compute_dtype(loc.dtype))
+def _triton() -> Any:
+    from ..kernels import logistic
+
+    return logistic
 
 
-def _fake_logits(loc: Tensor, log_scale: Tensor, num_classes: int, *args: Any) -> Tensor:
-    return _empty_logits(loc, num_classes)
+logistic_logits.serve("reference", reference.logistic_logits)
+logistic_logits.serve("cpu", _logits_on_cpu)
+logistic_logits.serve("triton", lambda *args: _triton().logits(*args))
 
-
-def _fake_gradient(loc: Tensor, log_scale: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(loc), torch.empty_like(log_scale)
-
-
-class LogisticOperations(NamedTuple):
-    """``torch.ops.d3pm_fast.*logistic_logits`` and ``logistic_gradient`` of one implementation."""
-
-    logits: Callable[..., Tensor]
-    gradient: Callable[..., tuple[Tensor, Tensor]]
-
-    @classmethod
-    def register(
-        cls,
-        prefix: str,
-        logits: Callable[..., Tensor],
-        gradient: Callable[..., tuple[Tensor, Tensor]],
-        dispatch_key: str,
-    ) -> "LogisticOperations":
-        """Register the operations under names with a prefix."""
-        parameters = "Tensor loc, Tensor log_scale"
-        operations = {
-            "logits": (f"({parameters}, int num_classes, bool edge_corrected) -> Tensor", logits),
-            "gradient": (
-                f"({parameters}, Tensor grad, bool edge_corrected) -> (Tensor, Tensor)",
-                gradient,
-            ),
-        }
-        fakes: dict[str, Callable[..., Any]]
-        fakes = {"logits": _fake_logits, "gradient": _fake_gradient}
-        made = []
-        for kind, (signature, kernel) in operations.items():
-            name = f"{prefix}logistic_{kind}"
-            library.define(name + signature)
-            library.impl(name, kernel, dispatch_key)
-            torch.library.register_fake(f"d3pm_fast::{name}", fakes[kind], lib=library)
-            made.append(getattr(torch.ops.d3pm_fast, name))
-        return cls(*made)
-
-
-_on_cpu = LogisticOperations.register("", _logistic_logits, _logistic_gradient, "CPU")
-
-
-_kernels = Deferred("d3pm_fast.kernels.logistic")
-_by_triton = LogisticOperations.register(
-    "triton_", _kernels.logits, _kernels.gradient, "CompositeExplicitAutograd"
-)
-
-
-def operations(name: str) -> LogisticOperations | None:
-    """Return the operations of an implementation; None for one that has none of its own."""
-    if name == "triton":
-        return _by_triton
-    return _on_cpu if name == "cpu" else None
+logistic_gradient.serve("cpu", _gradient_on_cpu)
+logistic_gradient.serve("triton", lambda *args: _triton().gradient(*args))

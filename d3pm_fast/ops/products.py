@@ -1,43 +1,92 @@
-"""The scan of cumulative products, of each implementation.
+"""``torch.ops.d3pm_fast.*products_scan``: cumulative products of matrices.
 
 ``scan(matrices, None)`` returns the products in the matrices' dtype, ``scan(matrices, upstream)``
 their adjoints ``A_t = upstream_t + A_{t+1} Q_{t+1}^T`` in float64. All are contiguous
 ``(T, K, K)``.
 """
 
-from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import products_cuda, products_torch
-from .library import Deferred, library
-
-Scan = Callable[[Tensor, Tensor | None], Tensor]
+from .host import pointer, start_cuda
+from .register import Operation
 
 MOST_CLASSES = 64  # with more, a Triton program spills registers in float64
+MOST_BLOCKED_CLASSES = 32  # up to here twice as many products cost less than T calls
 
 
-def _fake(matrices: Tensor, upstream: Tensor | None) -> Tensor:
+def _fake_scan(matrices: Tensor, upstream: Tensor | None) -> Tensor:
     return torch.empty_like(matrices, dtype=None if upstream is None else torch.float64)
 
 
-def _register(prefix: str, kernel: Scan) -> Scan:
-    name = f"{prefix}products_scan"
-    library.define(f"{name}(Tensor matrices, Tensor? upstream) -> Tensor")
-    library.impl(name, kernel, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"d3pm_fast::{name}", _fake, lib=library)
-    return getattr(torch.ops.d3pm_fast, name)  # type: ignore[no-any-return]
+products_scan = Operation("products_scan", _fake_scan)
 
 
-_ON_GPU = {
-    "triton": _register("triton_", Deferred("d3pm_fast.kernels.products").scan),
-    "cuda": _register("cuda_", products_cuda.scan),
-}
+def scan_of(implementation: str, num_classes: int) -> Any:
+    """Return the scan of an implementation; that of torch where it has none for so many classes."""
+    if num_classes > MOST_CLASSES or not products_scan.is_served(implementation):
+        return scan_by_torch
+    return products_scan.kernel(implementation)
 
 
-def scan_of(name: str, num_classes: int) -> Scan:
-    """Return the scan of an implementation; torch's where it has none of its own."""
-    if num_classes > MOST_CLASSES:
-        return products_torch.scan
-    return _ON_GPU.get(name, products_torch.scan)
+def scan_by_torch(matrices: Tensor, upstream: Tensor | None) -> Tensor:
+    """Return the products, or of their gradient the adjoints, by torch's matrix products."""
+    wide = matrices.double()
+    if upstream is None:
+        products = _products(wide)
+        # No conversion where there is none to do: compiled by PyTorch 2.11 as the result of an
+        # autograd.Function, it cuts the graph, and the gradient is 0.
+        return products if matrices.dtype == wide.dtype else products.to(matrices.dtype)
+    adjoint = upstream.double().clone()
+    for t in range(len(wide) - 2, -1, -1):
+        adjoint[t] += adjoint[t + 1] @ wide[t + 1].T
+    return adjoint
+
+
+def _products(matrices: Tensor) -> Tensor:
+    num_steps, num_classes, _ = matrices.shape
+    if num_classes > MOST_BLOCKED_CLASSES or num_steps < 4:
+        return _one_by_one(matrices.unsqueeze(0)).squeeze(0)
+    length = int(num_steps**0.5)
+    whole = num_steps // length * length
+    blocks = _one_by_one(matrices[:whole].unflatten(0, (-1, length)))
+    before = _one_by_one(blocks[:-1, -1].unsqueeze(0)).squeeze(0)  # of all earlier blocks
+    products = torch.cat([blocks[0], (before.unsqueeze(1) @ blocks[1:]).flatten(0, 1)])
+    if whole == num_steps:
+        return products
+    rest = _one_by_one(matrices[whole:].unsqueeze(0)).squeeze(0)
+    return torch.cat([products, products[-1] @ rest])
+
+
+def _one_by_one(matrices: Tensor) -> Tensor:
+    """Return the products along the second dimension of ``(N, T, K, K)``."""
+    products = [matrices[:, 0]] if matrices.shape[1] else []
+    for t in range(1, matrices.shape[1]):
+        products.append(products[-1] @ matrices[:, t])
+    return torch.stack(products, dim=1) if products else matrices
+
+
+def _on_cuda(matrices: Tensor, upstream: Tensor | None) -> Tensor:
+    out = _fake_scan(matrices, upstream)
+    start_cuda(
+        "scan",
+        matrices,
+        str(matrices.dtype),
+        *matrices.shape[:2],
+        matrices.data_ptr(),
+        pointer(upstream),
+        out.data_ptr(),
+    )
+    return out
+
+
+def _on_triton(matrices: Tensor, upstream: Tensor | None) -> Tensor:
+    from ..kernels.products import scan
+
+    return scan(matrices, upstream)  # type: ignore[no-any-return]
+
+
+products_scan.serve("cuda", _on_cuda)
+products_scan.serve("triton", _on_triton)

@@ -1,59 +1,45 @@
-"""The operation that shapes logits for sampling: see :class:`d3pm_fast.functional.Shaped`."""
+"""``torch.ops.d3pm_fast.shaped_logits``: see :class:`d3pm_fast.functional.Shaped`."""
 
-from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import reference
 from .._compiled import cpu
+from ..records import Shaping
 from ..reference.logspace import compute_dtype
-from .library import SHAPING, Deferred, library, pointer
+from .host import pointer
+from .register import Operation
 
 
-def _shaped_logits(
-    logits: Tensor,
-    unconditional: Tensor | None,
-    guidance: float,
-    temperature: float,
-    top_k: int,
-    top_p: float,
-) -> Tensor:
-    out = _empty(logits)
-    num_classes = logits.shape[-1]
+def _fake_shaped_logits(logits: Tensor, shaping: Shaping) -> Tensor:
+    return torch.empty_like(logits, dtype=compute_dtype(logits.dtype))
+
+
+shaped_logits = Operation("shaped_logits", _fake_shaped_logits)
+
+
+def _on_cpu(logits: Tensor, shaping: Shaping) -> Tensor:
+    out, num_classes = _fake_shaped_logits(logits, shaping), logits.shape[-1]
     cpu.shaped_logits(
         str(logits.dtype),
         logits.numel() // num_classes,
         num_classes,
         logits.data_ptr(),
-        (pointer(unconditional), guidance, temperature, top_k, top_p),
+        (pointer(shaping.unconditional), *shaping[1:]),
         out.data_ptr(),
         torch.get_num_threads(),
     )
     return out
 
 
-def _empty(logits: Tensor, *args: object) -> Tensor:
-    return torch.empty_like(logits, dtype=compute_dtype(logits.dtype))
+def _triton() -> Any:
+    from ..kernels import shaped
+
+    return shaped
 
 
-def _register(name: str, kernel: Callable[..., Tensor], dispatch_key: str) -> Callable[..., Tensor]:
-    library.define(f"{name}(Tensor logits, {SHAPING}) -> Tensor")
-    library.impl(name, kernel, dispatch_key)
-    torch.library.register_fake(f"d3pm_fast::{name}", _empty, lib=library)
-    return getattr(torch.ops.d3pm_fast, name)  # type: ignore[no-any-return]
-
-
-_on_cpu = _register("shaped_logits", _shaped_logits, "CPU")
-_by_triton = _register(
-    "triton_shaped_logits",
-    Deferred("d3pm_fast.kernels.shaped").shaped_logits,
-    "CompositeExplicitAutograd",
-)
-
-
-def operation(name: str) -> Callable[..., Tensor]:
-    """Return the operation of an implementation; that of "cuda" is plain PyTorch's."""
-    if name == "triton":
-        return _by_triton
-    return _on_cpu if name == "cpu" else reference.shaped_logits
+shaped_logits.serve("reference", reference.shaped_logits)
+shaped_logits.serve("cpu", _on_cpu)
+shaped_logits.serve("triton", lambda *args: _triton().shaped_logits(*args))

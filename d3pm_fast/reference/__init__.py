@@ -1,8 +1,8 @@
 """The meaning of every operation: plain PyTorch, in log space, nothing ever added to a log.
 
 Slow and large on purpose; every kernel is tested against these functions, and these against
-explicit matrices. All but ``logistic_logits`` and ``shaped_logits`` take tokens ``(B, *S)``,
-logits ``(B, *S, K)``, and what :func:`chain` makes of a transition and the times.
+explicit matrices. Tokens are ``(B, *S)``, logits ``(B, *S, K)``; a step or a marginal is the record
+that a chain makes of the times, as ``transition.step_record(t, s)``.
 """
 
 from .logistic import logistic_logits
@@ -11,18 +11,18 @@ from .p_sample import p_sample
 from .posterior import p_posterior, q_posterior
 from .products import cumulative_products
 from .q_sample import q_sample
-from .shaped import shaped_logits
-from .step import MakeStep, chain
+from .shaped import shaped_logits, shaped_row
+from .step import looked_up
 
 __all__ = [
-    "MakeStep",
-    "chain",
     "cumulative_products",
     "logistic_logits",
+    "looked_up",
     "loss",
     "p_posterior",
     "p_sample",
     "q_posterior",
     "q_sample",
     "shaped_logits",
+    "shaped_row",
 ]

@@ -1,17 +1,53 @@
 """One reverse step ``x_t -> x_s`` of a dense chain, as log-matrices' rows and columns."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..chains import DenseTransition, SparseTransition
+from ..chains.structures import MatrixStep
 from .logspace import log_sum_exp, spread
 
 
+class MatrixTables(NamedTuple):
+    """The log-matrices ``(U, K, K)`` of the U different steps, and what else a step reads.
+
+    Attributes:
+        log_q: of ``Q_{s->t}``.
+        log_q_bar: of ``Qbar_s``.
+        log_q_bar_t: of ``Qbar_t``.
+        times: float64 ``(U,)``, s; NaN for a step that does not exist, as all of its logs.
+        which: of t's shape, the step of each.
+    """
+
+    log_q: Tensor
+    log_q_bar: Tensor
+    log_q_bar_t: Tensor
+    times: Tensor
+    which: Tensor
+
+
+def look_up(step: MatrixStep) -> MatrixTables:
+    """Return the log-matrices of steps."""
+    chain, t = step.chain, step.t
+    s = t - 1 if step.s is None else step.s
+    pairs, which = torch.stack([s, t]).flatten(1).unique(dim=1, return_inverse=True)
+    k, count = chain.num_classes, pairs.shape[1]
+    matrices = torch.full((count, 3, k, k), torch.nan, dtype=torch.float64, device="cpu")
+    times = torch.full((count,), torch.nan, dtype=torch.float64, device="cpu")
+    for u, (a, b) in enumerate(pairs.T.cpu()):
+        a, b = int(a), int(b)
+        if 0 <= a < b <= chain.num_steps:
+            times[u] = a
+            for n, pair in enumerate(((a, b), (0, a), (0, b))):
+                matrices[u, n] = chain.log_product(*pair)
+    log_q, log_q_bar, log_q_bar_t = matrices.to(t.device).unbind(1)
+    return MatrixTables(log_q, log_q_bar, log_q_bar_t, times.to(t.device), which.view(t.shape))
+
+
 @dataclass
-class MatrixStep:
+class MatrixLogs:
     """The log-matrices ``(U, K, K)`` of the U different steps, and each token's, ``(B, *S)``."""
 
     log_q: Tensor
@@ -22,31 +58,11 @@ class MatrixStep:
     dtype: torch.dtype
 
     @classmethod
-    def maker(
-        cls, transition: DenseTransition | SparseTransition, t: Tensor, s: Tensor
-    ) -> Callable[[tuple[int, ...], torch.dtype], "MatrixStep"]:
-        """Return what looks up each token's step; one that does not exist reads NaN."""
-        pairs, which = torch.stack([s, t]).flatten(1).unique(dim=1, return_inverse=True)
-        k = transition.num_classes
-        matrices = torch.full(
-            (pairs.shape[1], 3, k, k), torch.nan, dtype=torch.float64, device="cpu"
-        )
-        times = torch.full((pairs.shape[1],), torch.nan, dtype=torch.float64, device="cpu")
-        for u, (a, b) in enumerate(pairs.T.cpu()):
-            a, b = int(a), int(b)
-            if 0 <= a < b <= transition.num_steps:
-                times[u] = a
-                for n, step in enumerate(((a, b), (0, a), (0, b))):
-                    matrices[u, n] = transition.log_product(*step)
-        log_q, log_q_bar, log_q_bar_t = matrices.to(t.device).unbind(1)
-        times = times.to(t.device)
-
-        def gather(shape: tuple[int, ...], dtype: torch.dtype) -> MatrixStep:
-            of_tokens = spread(which.view(t.shape), shape[:-1])
-            time = times[of_tokens].unsqueeze(-1)
-            return cls(log_q, log_q_bar, log_q_bar_t, of_tokens, time, dtype)
-
-        return gather
+    def of(cls, found: MatrixTables, shape: tuple[int, ...], dtype: torch.dtype) -> "MatrixLogs":
+        """Return the logs of each token's step."""
+        of_tokens = spread(found.which, shape[:-1])
+        time = found.times[of_tokens].unsqueeze(-1)
+        return cls(found.log_q, found.log_q_bar, found.log_q_bar_t, of_tokens, time, dtype)
 
     def log_q_column(self, x_t: Tensor) -> Tensor:
         """Return ``log Q[j, x_t]`` for every j, ``(B, *S, K)``."""

@@ -1,31 +1,25 @@
 """The variational bound's term of one token, and the hybrid loss (D3PM, eq. 1 and 5)."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from ..records import Loss
+from ..reductions import reduced
 from .logspace import at, compute_dtype
 from .posterior import log_p_posterior, log_q_posterior
-from .step import MakeStep
+from .step import logs_of
 
 
-def loss(
-    logits: Tensor,
-    x0: Tensor,
-    mask: Tensor | None,
-    x_t: Tensor,
-    make_step: MakeStep,
-    posterior_mean: bool,
-    direct: bool,
-    vb_weight: float,
-    ce_weight: float,
-    reduction: str,
-) -> Tensor:
-    """Return ``vb_weight KL(q || p) + ce_weight (-log s[x_0])`` of every token, nats.
+def loss(of: Loss[Any], reduction: str) -> Tensor:
+    """Return ``vb KL(q || p) + ce (-log s[x_0])`` of every token, nats.
 
     The step to s = 0 needs no case of its own: q is then one-hot at x_0 and the divergence is
     ``-log p(x_0 | x_t)``. A token whose ``mask`` is False has loss 0 and is not looked at.
     ``reduction`` is none, for ``(B, *S)``, or the sum or the mean of the tokens that count.
     """
+    logits, x0, mask, x_t, step, model, weights = of
     dtype = compute_dtype(logits.dtype)
     num_classes = logits.shape[-1]
     counts = torch.ones_like(x0, dtype=torch.bool) if mask is None else mask
@@ -35,9 +29,9 @@ def loss(
     logits = logits.where(counts.unsqueeze(-1), 0)
 
     logits = logits.to(dtype)
-    step = make_step(logits.shape, dtype)
-    log_q = log_q_posterior(step, x0, x_t)
-    log_p = log_p_posterior(step, logits, x_t, posterior_mean, direct)
+    logs = logs_of(step, logits.shape, dtype)
+    log_q = log_q_posterior(logs, x0, x_t)
+    log_p = log_p_posterior(logs, logits, x_t, model)
 
     possible = log_q > -torch.inf  # 0 log 0 = 0; NaN, an impossible pair, must go through
     terms = log_q.exp() * (log_q - log_p.where(possible | log_q.isnan(), 0))
@@ -46,11 +40,9 @@ def loss(
     divergence = terms.where(possible | log_q.isnan(), 0).sum(dim=-1)
     cross_entropy = -at(torch.log_softmax(logits, dim=-1), x0).squeeze(-1)
 
-    total = ce_weight * cross_entropy if ce_weight else torch.zeros_like(cross_entropy)
-    if vb_weight:
-        total = total + vb_weight * divergence
+    total = weights.ce * cross_entropy if weights.ce else torch.zeros_like(cross_entropy)
+    if weights.vb:
+        total = total + weights.vb * divergence
     total = total.where(~log_q.isnan().any(dim=-1) & inside, torch.nan)
     total = total.where(counts, 0)
-    if reduction == "none":
-        return total
-    return total.sum() if reduction == "sum" else total.sum() / counts.sum()
+    return reduced(total, reduction, None if mask is None else mask.sum())

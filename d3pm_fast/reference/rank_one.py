@@ -8,12 +8,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..chains.structures import RankOneStep
+from ..records import Model
 from .draws import NONE, draw_base, draw_row
 from .logspace import at, log_add_exp, spread
 
 
 @dataclass
-class RankOneStep:
+class RankOneLogs:
     """The coefficients of each token's step, float64 ``(B, *S, 1)``, and the chain's vector."""
 
     keep: Tensor
@@ -29,25 +31,19 @@ class RankOneStep:
     dtype: torch.dtype
 
     @classmethod
-    def gather(
-        cls,
-        rows: Tensor,
-        table: Tensor,
-        base: Tensor | None,
-        base_cdf: Tensor | None,
-        mask_id: int,
-        shape: tuple[int, ...],
-        dtype: torch.dtype,
-    ) -> "RankOneStep":
+    def of(cls, step: RankOneStep, shape: tuple[int, ...], dtype: torch.dtype) -> "RankOneLogs":
         """Look up each token's coefficients; a row outside the table reads NaN."""
         *tokens, num_classes = shape
+        rows, table = step.rows, step.table
         inside = (rows >= 0) & (rows < len(table))
         found = table[rows.where(inside, 0)].where(inside.unsqueeze(-1), torch.nan)
+        base = step.base
         vector = table.new_full((num_classes,), 1 / num_classes) if base is None else base
         a, w, m, bar_a, bar_w, bar_m, s = (
             spread(column, tuple(tokens)).unsqueeze(-1) for column in found.unbind(-1)
         )
-        return cls(a, w, m, bar_a, bar_w, bar_m, s, vector.log(), base_cdf, mask_id, dtype)
+        vectors = vector.log(), step.base_cdf, step.mask_id
+        return cls(a, w, m, bar_a, bar_w, bar_m, s, *vectors, dtype)
 
     def log_q_column(self, x_t: Tensor) -> Tensor:
         """Return ``log Q[j, x_t]`` for every j, ``(B, *S, K)``."""
@@ -88,8 +84,7 @@ class RankOneStep:
         self,
         log_x0: Tensor,
         x_t: Tensor,
-        posterior_mean: bool,
-        direct: bool,
+        model: Model,
         uniforms: tuple[Tensor, Tensor],
     ) -> Tensor:
         """Return x_s drawn as a mixture, int64 ``(B, *S)``.
@@ -100,26 +95,26 @@ class RankOneStep:
         some tokens stay whatever s is; of the others, ``NONE`` comes where there is no s.
         """
         choice, draw = uniforms
-        first = (self.target_time == 0) & direct
-        log_s = log_x0.where(first, self.tilt(log_x0, x_t)) if posterior_mean else log_x0
+        first = (self.target_time == 0) & model.direct
+        log_s = log_x0.where(first, self.tilt(log_x0, x_t)) if model.posterior_mean else log_x0
         here = at(self.log_predicted(log_s), x_t).exp().squeeze(-1)
         is_mask = (x_t == self.mask_id).double()
         vector = self.log_vector.exp()[x_t]
         spread = self.base.squeeze(-1) * vector + self.mask.squeeze(-1) * is_mask
 
-        model, stationary, mask = (
+        predicted, stationary, mask = (
             (spread * part.squeeze(-1)) for part in (self.bar_keep, self.bar_base, self.bar_mask)
         )
         bar_spread = self.bar_base.squeeze(-1) * vector + self.bar_mask.squeeze(-1) * is_mask
         least = choice * (spread + self.keep.squeeze(-1) * bar_spread)
         only_mask = (self.bar_base.squeeze(-1) == 0) & (x_t == self.mask_id)
-        stays = (least >= model + stationary + mask) | ((least >= model) & only_mask)
+        stays = (least >= predicted + stationary + mask) | ((least >= predicted) & only_mask)
         undefined = log_x0.isnan().any(dim=-1) & (~stays | first.squeeze(-1))
 
         threshold = choice * (spread + self.keep.squeeze(-1) * here)
-        from_model = (threshold < model) | first.squeeze(-1)
-        from_base = threshold < model + stationary
-        from_mask = threshold < model + stationary + mask
+        from_model = (threshold < predicted) | first.squeeze(-1)
+        from_base = threshold < predicted + stationary
+        from_mask = threshold < predicted + stationary + mask
 
         fallback = x_t.where(~from_mask | (self.mask_id < 0), self.mask_id)
         redrawn = draw_base(draw, self.base_cdf, len(self.log_vector))

@@ -3,32 +3,19 @@
 import torch
 from torch import Tensor
 
+from ..records import Shaping
 from .logspace import compute_dtype
 
 
-def shaped_logits(
-    logits: Tensor,
-    unconditional: Tensor | None,
-    guidance: float,
-    temperature: float,
-    top_k: int,
-    top_p: float,
-) -> Tensor:
+def shaped_logits(logits: Tensor, shaping: Shaping) -> Tensor:
     """Return logits ``(B, *S, K)`` of the compute dtype, up to a number a row.
 
     In this order: ``unconditional + guidance (logits - unconditional)``, -inf where either is;
     divided by the temperature; -inf but for the ``top_k`` largest; of these -inf but for the
     fewest, largest first, whose probability reaches ``top_p``. Of equal logits the class of the
     lower index comes first.
-
-    Args:
-        logits: ``(B, *S, K)``.
-        unconditional: of the shape and the dtype of the logits; None for no guidance.
-        guidance: the weight of the logits; 1 leaves them as they are, 0 takes the others.
-        temperature: positive; 1 leaves them as they are.
-        top_k: at least 1; K keeps all classes.
-        top_p: in (0, 1]; 1 keeps all classes.
     """
+    unconditional, guidance, temperature, top_k, top_p = shaping
     made = logits.to(compute_dtype(logits.dtype))
     if unconditional is not None:
         other = unconditional.to(made.dtype)
@@ -44,6 +31,13 @@ def shaped_logits(
         weights = (made - made.amax(dim=-1, keepdim=True)).double().exp()
         made = _keep(made, weights, top_p * weights.sum(dim=-1, keepdim=True))
     return made
+
+
+def shaped_row(token: tuple[int, ...], logits: Tensor, shaping: Shaping) -> Tensor:
+    """Return the shaped logits of one token, ``(K,)``."""
+    other = shaping.unconditional
+    of_token = shaping._replace(unconditional=None if other is None else other[token])
+    return shaped_logits(logits[token], of_token)
 
 
 def _keep(logits: Tensor, weights: Tensor, target: Tensor | float) -> Tensor:

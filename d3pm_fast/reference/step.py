@@ -1,18 +1,16 @@
 """What the operations need to know of a step ``x_t -> x_s``, whatever the chain's structure."""
 
-from collections.abc import Callable
-from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from ..chains import DenseTransition, RankOneTransition, SparseTransition, Transition
-from .dense import MatrixStep
-from .rank_one import RankOneStep
+from ..chains.structures import MatrixStep, RankOneStep
+from .dense import MatrixLogs, MatrixTables, look_up
+from .rank_one import RankOneLogs
 
 
-class Step(Protocol):
+class StepLogs(Protocol):
     """Rows and columns of log-matrices for tokens ``(B, *S)``, each at its own step.
 
     ``Q`` is ``Q_{s->t}`` (``Q_t`` for s = t - 1), ``Qbar`` is ``Qbar_s``. All results are
@@ -39,14 +37,16 @@ class Step(Protocol):
         """Return the log of ``s_i / Qbar_t[i, x_t]``, normalized over i; s is their softmax."""
 
 
-MakeStep = Callable[[tuple[int, ...], torch.dtype], Step]
+_LOGS: dict[type, Any] = {RankOneStep: RankOneLogs, MatrixTables: MatrixLogs}
 
 
-def chain(transition: Transition, t: Tensor, s: Tensor | None = None) -> tuple[MakeStep]:
-    """Return what the operations take after x_t: a maker of the step for a shape and a dtype."""
-    if isinstance(transition, RankOneTransition):
-        rows, table = transition.step_rows(t, s)
-        vectors = transition.base, transition.base_cdf, transition.mask_id
-        return (partial(RankOneStep.gather, rows, table, *vectors),)
-    assert isinstance(transition, DenseTransition | SparseTransition)
-    return (MatrixStep.maker(transition, t, t - 1 if s is None else s),)
+def looked_up(step: Any) -> Any:
+    """Return a step's record with all that its chain has to be asked for, read once."""
+    return look_up(step) if isinstance(step, MatrixStep) else step
+
+
+def logs_of(step: Any, shape: tuple[int, ...], dtype: torch.dtype) -> StepLogs:
+    """Return the logs of a step's record for logits of a shape ``(B, *S, K)``."""
+    found = looked_up(step)
+    made: StepLogs = _LOGS[type(found)].of(found, shape, dtype)
+    return made

@@ -10,6 +10,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from ...chains import SparseTransition
+from ...chains.structures import SparseMarginal
+from ...records import Random
 from ..launch import launch
 from ..random import NONE, draw_base, first_above, random_of, uniforms
 
@@ -60,14 +62,12 @@ def walk(
     tl.store(out + tokens, tl.where(good, x, NONE), mask=inside)
 
 
-def draw_by(
-    x: Tensor, counts: Counts, jumps: Jumps, longest: int, seeds: Tensor, step: int
-) -> Tensor:
+def draw_by(x: Tensor, counts: Counts, jumps: Jumps, longest: int, random: Random) -> Tensor:
     """Return a draw for each token, from rows of P of at most ``longest`` entries."""
     out = torch.empty_like(x)
     launch(
         walk, triton.cdiv(x.numel(), BLOCK), x, x, out, counts, jumps,
-        random_of(seeds, step, x.numel()), x.numel(),
+        random_of(random, x.numel()), x.numel(),
         counts.most.bit_length(), longest.bit_length(), BLOCK, num_warps=4,
     )  # fmt: skip
     return out
@@ -87,18 +87,16 @@ def jumps_on(transition: SparseTransition, device: torch.device) -> tuple[Jumps,
     return found[device]
 
 
-def q_sample_by_jumps(
-    x: Tensor, t: Tensor, transition: SparseTransition, seeds: Tensor, step: int
-) -> Tensor:
+def by_jumps(x0: Tensor, marginal: SparseMarginal, random: Random) -> Tensor:
     """Return a draw for each token; the times come to the host, where their laws are."""
-    if x.numel() == 0:
-        return torch.empty_like(x)
-    times, which = t.unique(return_inverse=True)
+    if x0.numel() == 0:
+        return torch.empty_like(x0)
+    chain = marginal.chain
+    times, which = marginal.t.unique(return_inverse=True)
     never = torch.full((1,), torch.nan, dtype=torch.float64)
     laws = [
-        transition.jumps_cdf(time) if 0 <= time <= transition.num_steps else never
-        for time in times.tolist()
+        chain.jumps_cdf(time) if 0 <= time <= chain.num_steps else never for time in times.tolist()
     ]
-    cdf = pad_sequence(laws, batch_first=True, padding_value=1.0).to(x.device)
-    counts = Counts(which, x.numel() // which.numel(), cdf, cdf.shape[1])
-    return draw_by(x, counts, *jumps_on(transition, x.device), seeds, step)
+    cdf = pad_sequence(laws, batch_first=True, padding_value=1.0).to(x0.device)
+    counts = Counts(which, x0.numel() // which.numel(), cdf, cdf.shape[1])
+    return draw_by(x0, counts, *jumps_on(chain, x0.device), random)

@@ -5,16 +5,15 @@ it. Many, or a posterior mean, whose float64 leaves no registers for that: the p
 of their own.
 """
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...chains.handles import of_handle
+from ...chains.structures import MatrixStep
 from ...chains.tables import StepTables, step_tables
-from ...ops.library import reduced
+from ...records import Loss, Model
+from ...reductions import reduced
 from ..launch import launch
 from ..math import phi
 from .arguments import Arguments, Weights, weights_of
@@ -228,28 +227,22 @@ def diverge_exactly(a, steps, row, BLOCK: tl.constexpr):
     return total
 
 
-def loss_and_grad(
-    logits: Tensor,
-    x0: Tensor,
-    mask: Tensor | None,
-    x_t: Tensor,
-    t: Tensor,
-    s: Tensor | None,
-    handle: int,
-    posterior_mean: bool,
-    direct: bool,
-    vb_weight: float,
-    ce_weight: float,
-    reduction: str,
-    late: bool,
-    *,
-    with_grad: bool = True,
-) -> tuple[Tensor, Tensor | None]:
-    """Return the loss, of each token or their sum or mean, and its gradient."""
-    steps, which = step_tables(of_handle(handle), t, s)
+def loss(of: Loss[MatrixStep], reduction: str) -> Tensor:
+    """Return the loss, of each token or their sum or mean."""
+    return _run(of, reduction, False, None)
+
+
+def loss_and_grad(of: Loss[MatrixStep], reduction: str, late: bool) -> tuple[Tensor, Tensor]:
+    """Return the loss and its gradient, which a mean leaves undivided where it is late."""
+    grad = torch.empty_like(of.logits)
+    return _run(of, reduction, late, grad), grad
+
+
+def _run(of: Loss[MatrixStep], reduction: str, late: bool, grad: Tensor | None) -> Tensor:
+    logits, x0, mask, x_t, step, model, (vb, ce) = of
+    steps, which = step_tables(step)
     real = torch.float64 if logits.dtype == torch.float64 else torch.float32
     token_loss = torch.empty(x0.shape, dtype=real, device=logits.device)
-    grad = torch.empty_like(logits) if with_grad else None
     doubtful = torch.empty(x0.shape, dtype=torch.int8, device=logits.device)
     mean = reduction == "mean"
     count = mask.sum().to(real) if mask is not None and mean else None
@@ -259,24 +252,22 @@ def loss_and_grad(
         doubtful if real == torch.float32 else None, x0.numel(), logits.shape[-1],
     )  # fmt: skip
     scale = 1 / max(x0.numel(), 1) if early and count is None else 1.0
-    weights = Weights(vb_weight, ce_weight, scale, count if early else None)
-    model = posterior_mean, direct
+    weights = Weights(vb, ce, scale, count if early else None)
     if real == torch.float32:
-        _run(a, steps, which, weights, *model)
+        _run_tiles(a, steps, which, weights, model)
     run_again(loss_again, a, steps, which, *weights, *model)
-    return reduced(token_loss, count, reduction), grad
+    return reduced(token_loss, reduction, count)
 
 
-def _run(
-    a: Arguments, steps: StepTables, which: Tensor, weights: Weights,
-    posterior_mean: bool, direct: bool,
-) -> None:  # fmt: skip
-    num_steps, model = len(steps.s), (posterior_mean, direct)
-    if a.num_classes <= MOST_FUSED and not posterior_mean:
+def _run_tiles(
+    a: Arguments, steps: StepTables, which: Tensor, weights: Weights, model: Model
+) -> None:
+    num_steps = len(steps.s)
+    if a.num_classes <= MOST_FUSED and not model.posterior_mean:
         shape, size = fused_shape(a.num_classes)
         tiles, num_tiles = tiles_of(which, num_steps, a.num_tokens, shape.rows)
         launch(
-            loss_of_tiles, num_tiles, a.x_t, a, steps, tiles, weights, num_steps, direct,
+            loss_of_tiles, num_tiles, a.x_t, a, steps, tiles, weights, num_steps, model.direct,
             PRECISION, *shape[:3], size, num_warps=shape.num_warps,
         )  # fmt: skip
         return
@@ -295,8 +286,3 @@ def _run(
     )  # fmt: skip
     if a.out is not None:
         pull_by(a, steps, tiles, num_tiles, between, weights, *model)
-
-
-def loss(logits: Tensor, *args: Any) -> Tensor:
-    """Return the loss alone."""
-    return loss_and_grad(logits, *args, False, with_grad=False)[0]

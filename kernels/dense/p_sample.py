@@ -5,10 +5,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...chains.handles import of_handle
+from ...chains.structures import MatrixStep
 from ...chains.tables import StepTables, step_tables
+from ...records import Model, Random
 from ..launch import launch
-from ..random import NONE, Random, random_of, uniforms
+from ..random import NONE, Counter, random_of, uniforms
 from .arguments import Arguments, of_prediction
 from .divergence import UNDERFLOW
 from .entries import value_of
@@ -107,36 +108,25 @@ def p_sample_again(
             tl.store(out + at, NONE)
 
 
-def p_sample(
-    logits: Tensor,
-    x_t: Tensor,
-    t: Tensor,
-    s: Tensor | None,
-    handle: int,
-    posterior_mean: bool,
-    direct: bool,
-    seeds: Tensor,
-    step: int,
-) -> Tensor:
+def p_sample(logits: Tensor, x_t: Tensor, step: MatrixStep, model: Model, random: Random) -> Tensor:
     """Return a draw for each token; NONE where an index is bad, or there is no law."""
-    steps, which = step_tables(of_handle(handle), t, s)
+    steps, which = step_tables(step)
     out = torch.empty_like(x_t)
     a = of_prediction(logits, x_t, None, None)
-    random = random_of(seeds, step, a.num_tokens)
+    counter = random_of(random, a.num_tokens)
     if a.doubtful is not None:
-        _run(a, steps, which, random, out, posterior_mean, direct)
-    run_again(p_sample_again, a, steps, which, random, out, posterior_mean, direct)
+        _run(a, steps, which, counter, out, model)
+    run_again(p_sample_again, a, steps, which, counter, out, *model)
     return out
 
 
 def _run(
-    a: Arguments, steps: StepTables, which: Tensor, random: Random, out: Tensor,
-    posterior_mean: bool, direct: bool,
-) -> None:  # fmt: skip
+    a: Arguments, steps: StepTables, which: Tensor, counter: Counter, out: Tensor, model: Model
+) -> None:
     num_steps = len(steps.s)
     tiles, num_tiles = tiles_of(which, num_steps, a.num_tokens, SPLIT.rows)
-    between = carry_by(a, steps, tiles, num_tiles, posterior_mean)
+    between = carry_by(a, steps, tiles, num_tiles, model.posterior_mean)
     launch(
-        p_sample_of_rows, num_tiles, a.x_t, a, steps, tiles, between, random, out, num_steps,
-        direct, SPLIT.rows, SPLIT.columns // 2, num_warps=SPLIT.num_warps,
+        p_sample_of_rows, num_tiles, a.x_t, a, steps, tiles, between, counter, out, num_steps,
+        model.direct, SPLIT.rows, SPLIT.columns // 2, num_warps=SPLIT.num_warps,
     )  # fmt: skip

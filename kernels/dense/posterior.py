@@ -9,8 +9,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...chains.handles import of_handle
+from ...chains.structures import MatrixStep
 from ...chains.tables import StepTables, step_tables
+from ...records import Model
 from ..launch import launch
 from ..math import log, rounded_to
 from .arguments import Arguments, Weights, of_prediction
@@ -243,16 +244,10 @@ def turn_row(a, steps, row, log_z, alone, BLOCK: tl.constexpr):
 
 
 def q_posterior(
-    x0: Tensor,
-    x_t: Tensor,
-    t: Tensor,
-    s: Tensor | None,
-    handle: int,
-    num_classes: int,
-    dtype: torch.dtype,
+    x0: Tensor, x_t: Tensor, step: MatrixStep, num_classes: int, dtype: torch.dtype
 ) -> Tensor:
     """Return log q(x_s | x_t, x_0)."""
-    steps, which = step_tables(of_handle(handle), t, s)
+    steps, which = step_tables(step)
     out = torch.empty(*x0.shape, num_classes, dtype=dtype, device=x0.device)
     a = Arguments(None, x0, x_t, None, None, None, out, None, x0.numel(), num_classes)
     tiles, num_tiles = tiles_of(which, len(steps.s), a.num_tokens, SPLIT.rows)
@@ -263,46 +258,33 @@ def q_posterior(
     return out
 
 
-def p_posterior(logits: Tensor, x_t: Tensor, *args: object) -> Tensor:
+def p_posterior(logits: Tensor, x_t: Tensor, step: MatrixStep, model: Model) -> Tensor:
     """Return log p(x_s | x_t)."""
-    return _p_posterior(logits, None, x_t, *args)
+    return p_posterior_grad(logits, None, x_t, step, model)
 
 
-def p_posterior_grad(logits: Tensor, upstream: Tensor, x_t: Tensor, *args: object) -> Tensor:
-    """Return the gradient of log p(x_s | x_t) with respect to the logits."""
-    return _p_posterior(logits, upstream, x_t, *args)
-
-
-def _p_posterior(
-    logits: Tensor,
-    upstream: Tensor | None,
-    x_t: Tensor,
-    t: Tensor,
-    s: Tensor | None,
-    handle: int,
-    posterior_mean: bool,
-    direct: bool,
+def p_posterior_grad(
+    logits: Tensor, upstream: Tensor | None, x_t: Tensor, step: MatrixStep, model: Model
 ) -> Tensor:
-    steps, which = step_tables(of_handle(handle), t, s)
+    """Return the gradient of log p(x_s | x_t) in the logits; log p itself without one above."""
+    steps, which = step_tables(step)
     out = torch.empty_like(logits)
     a = of_prediction(logits, x_t, upstream, out)
     if a.doubtful is not None:
-        _run(a, steps, which, posterior_mean, direct)
-    run_again(p_posterior_again, a, steps, which, posterior_mean, direct)
+        _run(a, steps, which, model)
+    run_again(p_posterior_again, a, steps, which, *model)
     return out
 
 
-def _run(
-    a: Arguments, steps: StepTables, which: Tensor, posterior_mean: bool, direct: bool
-) -> None:
+def _run(a: Arguments, steps: StepTables, which: Tensor, model: Model) -> None:
     num_steps = len(steps.s)
     tiles, num_tiles = tiles_of(which, num_steps, a.num_tokens, SPLIT.rows)
-    between = carry_by(a, steps, tiles, num_tiles, posterior_mean)
+    between = carry_by(a, steps, tiles, num_tiles, model.posterior_mean)
     launch(
         p_posterior_of_rows if a.upstream is None else turn_rows, num_tiles, a.x_t,
-        a, steps, tiles, between, num_steps, direct, SPLIT.rows, SPLIT.columns // 2,
+        a, steps, tiles, between, num_steps, model.direct, SPLIT.rows, SPLIT.columns // 2,
         num_warps=SPLIT.num_warps,
     )  # fmt: skip
     if a.upstream is not None:
         weights = Weights(1.0, 0.0, 1.0, None)
-        pull_by(a, steps, tiles, num_tiles, between, weights, posterior_mean, False)
+        pull_by(a, steps, tiles, num_tiles, between, weights, model.posterior_mean, False)

@@ -8,16 +8,18 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...chains import SparseTransition
-from ...chains.handles import of_handle
+from ...chains.structures import DenseMarginal, MatrixStep
 from ...chains.tables import step_tables
+from ...records import Random
 from ..launch import launch
 from ..random import NONE, random_of, uniforms
 from .arguments import Arguments
 from .entries import value_of
-from .jumps import q_sample_by_jumps
+from .jumps import by_jumps
 from .shape import SPLIT
 from .tiles import load_rows, tiles_of
+
+__all__ = ["by_jumps", "by_matrix"]
 
 
 @triton.jit
@@ -51,18 +53,16 @@ def q_sample_of_rows(
     tl.store(out + rows.at, drawn, mask=rows.inside)
 
 
-def q_sample(x: Tensor, t: Tensor, handle: int, seeds: Tensor, step: int) -> Tensor:
+def by_matrix(x0: Tensor, marginal: DenseMarginal, random: Random) -> Tensor:
     """Return a draw for each token; NONE where an index is bad."""
-    transition = of_handle(handle)
-    if isinstance(transition, SparseTransition):
-        return q_sample_by_jumps(x, t, transition, seeds, step)
-    steps, which = step_tables(transition, t, None)
-    out = torch.empty_like(x)
-    a = Arguments(None, x, x, None, None, None, None, None, x.numel(), transition.num_classes)
-    tiles, num_tiles = tiles_of(which, len(steps.s), a.num_tokens, SPLIT.rows)
-    run_length = a.num_tokens // max(t.numel(), 1)
+    t, num_tokens, num_classes = marginal.t, x0.numel(), marginal.chain.num_classes
+    steps, which = step_tables(MatrixStep(t, None, marginal.handle))
+    out = torch.empty_like(x0)
+    a = Arguments(None, x0, x0, None, None, None, None, None, num_tokens, num_classes)
+    tiles, num_tiles = tiles_of(which, len(steps.s), num_tokens, SPLIT.rows)
+    run_length = num_tokens // max(t.numel(), 1)
     launch(
-        q_sample_of_rows, num_tiles, x, a, steps, tiles, random_of(seeds, step, a.num_tokens),
+        q_sample_of_rows, num_tiles, x0, a, steps, tiles, random_of(random, num_tokens),
         t, run_length, out, len(steps.s), SPLIT.rows, SPLIT.columns // 2, num_warps=SPLIT.num_warps,
     )  # fmt: skip
     return out

@@ -4,9 +4,8 @@ import math
 
 import torch
 
-from d3pm_fast import ops
 from d3pm_fast.functional import Shaped
-from d3pm_fast.shaped import arguments_of
+from d3pm_fast.predictions import as_prediction
 
 
 def grid(*shape, forbidden=0.1, seed=0):
@@ -23,8 +22,8 @@ def make(impl, shaped):
     """The shaped logits by an implementation, where its tensors have to be."""
     device = "cuda" if impl == "triton" and torch.cuda.is_available() else "cpu"
     tensors = (None if tensor is None else tensor.to(device) for tensor in shaped[:2])
-    arguments = arguments_of(Shaped(*tensors, *shaped[2:]))
-    return ops.shaped.operation(impl)(*arguments).cpu()
+    on_device = as_prediction(Shaped(*tensors, *shaped[2:]), shaped.logits.shape[-1])
+    return on_device.served_by(impl).logits(*on_device.parameters).cpu()
 
 
 def naive_row(row, other, shaped):

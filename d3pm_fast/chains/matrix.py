@@ -1,0 +1,50 @@
+"""What chains of matrices have in common, held or not."""
+
+from abc import abstractmethod
+from typing import Any
+
+from torch import Tensor
+
+from .base import Transition
+from .handles import new_handle
+from .structures import MatrixStep
+
+__all__ = ["MatrixTransition"]
+
+
+class MatrixTransition(Transition):
+    """A chain whose ``Q_{s->t}`` are matrices without a structure; a copy has its own handle."""
+
+    handle: int
+
+    @abstractmethod
+    def product(self, s: int, t: int) -> Tensor:
+        """Return ``Q_{s->t}``, float64 ``(K, K)``; 0 <= s <= t <= T."""
+
+    @abstractmethod
+    def log_product(self, s: int, t: int) -> Tensor:
+        """Return ``log Q_{s->t}``, float64 ``(K, K)``, also of entries below float64's range."""
+
+    def step_record(self, t: Tensor, s: Tensor | None = None) -> MatrixStep:
+        """Return what operations are given of the steps ``x_t -> x_s``; None for t - 1."""
+        return MatrixStep(t, s, self.handle)
+
+    def marginal_record(self, t: Tensor) -> Any:
+        """Return what operations are given of ``q(x_t | x_0)``."""
+        return self.structure.marginal(t, self.handle)
+
+    def _register(self) -> None:
+        self.handle = new_handle(self)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._register()
+
+    def _q_matrix(self, t: int) -> Tensor:
+        return self.product(t - 1, t)
+
+    def _q_bar_matrix(self, t: int) -> Tensor:
+        return self.product(0, t)
+
+    def _log_q_matrix(self, t: int) -> Tensor:
+        return self.log_product(t - 1, t)

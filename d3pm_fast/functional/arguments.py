@@ -1,0 +1,107 @@
+"""What the operations check of their arguments, once, and how they choose who serves them."""
+
+import torch
+from torch import Tensor
+from torch.compiler import is_compiling
+
+from .. import _environment, derivatives, ops
+from .._checks import (
+    check_choice,
+    check_range,
+    check_same_device,
+    check_shape,
+    check_times,
+    check_tokens,
+)
+from .._impossible import check_possible
+from ..chains import Transition
+from ..choices import FIRST_STEPS, REVERSES, FirstStep, Impl, Reverse
+from ..predictions import Predicted, Prediction, as_prediction
+from ..records import Model
+
+
+def check_model(
+    transition: Transition,
+    logits: Predicted,
+    x_t: Tensor,
+    t: Tensor,
+    reverse: Reverse,
+    first_step: FirstStep,
+    **others: Tensor | None,
+) -> tuple[Prediction, Model]:
+    """Return what is predicted and how it is stepped back from; the others are on its device."""
+    check_choice("reverse", reverse, REVERSES)
+    check_choice("first_step", first_step, FIRST_STEPS)
+    prediction = as_prediction(logits, transition.num_classes)
+    check_tokens("x_t", x_t, transition.num_classes, prediction.shape)
+    prediction.check(x_t.shape)
+    check_times("t", t, x_t.shape)
+    first, *_ = prediction.parameters
+    check_same_device(logits=first, x_t=x_t, t=t, transition=transition, **others)
+    return prediction, Model(reverse == "posterior_mean", first_step == "logits")
+
+
+def is_too_narrow(prediction: Prediction, transition: Transition) -> bool:
+    """Return whether the chain has probabilities too small for the dtype of the prediction."""
+    return transition.needs_float64 and prediction.dtype != torch.float64
+
+
+def contiguous(tokens: Tensor) -> Tensor:
+    """Return tokens or times as operations take them: int64, contiguous."""
+    if tokens.dtype == torch.int64 and tokens.is_contiguous():
+        return tokens
+    return tokens.to(torch.int64).contiguous()
+
+
+def choose(
+    impl: Impl,
+    operation: str,
+    transition: Transition,
+    t: Tensor,
+    first_time: int,
+    mask: Tensor | None = None,
+    **tokens: Tensor,
+) -> str:
+    """Return the implementation's name, after the checks of values that it does not make.
+
+    The CPU kernels find bad indices on their way.
+    """
+    name = ops.implementation(impl, t.device, transition, operation=operation).name
+    if not can_be_read(t):
+        return name
+    if _environment.CHECK or name == "reference":
+        check_range("t", t, first_time, transition.num_steps + 1)
+        for key, value in tokens.items():
+            counted = value if mask is None else value[mask]
+            check_range(key, counted, 0, transition.num_classes)
+    if _environment.CHECK and tokens.keys() == {"x0", "x_t"}:
+        check_possible(transition, tokens["x0"], mask, tokens["x_t"], t)
+    return name
+
+
+def check_target(
+    transition: Transition, s: Tensor | None, t: Tensor, shape: torch.Size
+) -> Tensor | None:
+    """Return the times that steps from t lead to, contiguous; None for t - 1."""
+    if s is None:
+        return None
+    check_times("s", s, shape)
+    check_shape("s", s, tuple(t.shape))
+    check_same_device(t=t, s=s)
+    if can_be_read(t):
+        _check_order(transition, s, t)
+    return contiguous(s)
+
+
+def can_be_read(values: Tensor) -> bool:
+    """Return whether to look at values costs no synchronization, and there are any."""
+    on_cpu = values.device.type == "cpu" or _environment.CHECK
+    return on_cpu and not (is_compiling() or derivatives.are_transformed())
+
+
+def _check_order(transition: Transition, s: Tensor, t: Tensor) -> None:
+    check_range("t", t, 1, transition.num_steps + 1)
+    bad = (s < 0) | (s.long() >= t.long())
+    if bool(bad.any()):
+        where = tuple(int(i) for i in bad.nonzero()[0])
+        raise IndexError(f"s must lie in [0, t), got s = {int(s[where])} with t = {int(t[where])}")

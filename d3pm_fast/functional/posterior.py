@@ -1,0 +1,135 @@
+"""The posterior of the chain, and the model's reverse step, which is differentiable."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import _environment, autograd, ops, reference
+from .._checks import FLOAT_DTYPES, check_same_device, check_shape, check_times, check_tokens
+from ..chains import Transition
+from ..choices import FirstStep, Impl, Reverse
+from ..derivatives import Differentiable, Inputs, Items
+from ..predictions import Predicted
+from ..records import Model
+from .arguments import check_model, check_target, choose, contiguous, is_too_narrow
+
+# In quotes on inner functions: the compilers of PyTorch 2.4 to 2.6 cannot build annotations.
+
+
+def q_posterior(
+    transition: Transition,
+    x0: Tensor,
+    x_t: Tensor,
+    t: Tensor,
+    s: Tensor | None = None,
+    *,
+    dtype: torch.dtype | None = None,
+    impl: Impl = "auto",
+) -> Tensor:
+    """Return ``log q(x_s | x_t, x_0)``, in nats; s = t - 1 unless given (D3PM, eq. 3).
+
+    Args:
+        transition: the chain.
+        x0: the data, ``(B, *S)``.
+        x_t: the corrupted data, ``(B, *S)``.
+        t: times, ``(B,)`` or ``(B, *S)``, in 1..T.
+        s: times that the steps lead to, the shape of t, in 0..t-1; t - 1 unless given.
+        dtype: of the result; None for PyTorch's default dtype.
+        impl: which implementation serves the call.
+
+    Returns:
+        ``(B, *S, K)``: -inf where the posterior is zero, NaN for a pair ``(x_0, x_t)`` that the
+        chain cannot make.
+    """
+    dtype = torch.get_default_dtype() if dtype is None else dtype
+    if dtype not in FLOAT_DTYPES:
+        raise TypeError(f"dtype must be float32, float64, bfloat16 or float16, got {dtype}")
+    for key, tokens, others in (("x0", x0, x_t), ("x_t", x_t, x0)):
+        shape = others.shape if isinstance(others, Tensor) else None
+        check_tokens(key, tokens, transition.num_classes, shape)
+    check_shape("x_t", x_t, tuple(x0.shape))
+    check_times("t", t, x0.shape)
+    check_same_device(x0=x0, x_t=x_t, t=t, transition=transition)
+    s = check_target(transition, s, t, x_t.shape)
+    name = choose(impl, "q_posterior", transition, t, 1, x0=x0, x_t=x_t)
+    kernel = ops.q_posterior.kernel(name, transition.structure)
+    calculated = torch.float64 if transition.needs_float64 else dtype
+    step = transition.step_record(contiguous(t), s)
+    log_q: Tensor = kernel(
+        contiguous(x0), contiguous(x_t), step, transition.num_classes, calculated
+    )
+    return log_q.to(dtype)
+
+
+def p_posterior(
+    transition: Transition,
+    logits: Predicted,
+    x_t: Tensor,
+    t: Tensor,
+    s: Tensor | None = None,
+    *,
+    reverse: Reverse = "joint",
+    first_step: FirstStep = "posterior",
+    impl: Impl = "auto",
+) -> Tensor:
+    """Return ``log p(x_s | x_t)``, in nats, differentiable in the logits (D3PM, eq. 4).
+
+    s = t - 1 unless given.
+
+    Args:
+        transition: the chain.
+        logits: the denoiser's prediction of x_0, ``(B, *S, K)``. Of :class:`Shaped` ones nothing
+            is differentiable, and a gradient asked of them is a ``ValueError``.
+        x_t: the corrupted data, ``(B, *S)``.
+        t: times, ``(B,)`` or ``(B, *S)``, in 1..T.
+        s: times that the steps lead to, the shape of t, in 0..t-1; t - 1 unless given.
+        reverse: ``"joint"`` (eq. 4) or ``"posterior_mean"`` (the posteriors of all x_0,
+            each with its predicted weight).
+        first_step: the model of every step to s = 0: ``"posterior"`` treats it as any other step;
+            ``"logits"`` takes the softmax itself, for every token.
+        impl: which implementation serves the call.
+
+    Returns:
+        ``(B, *S, K)`` in the dtype of the logits; of parameters in their place, float32 or float64.
+        NaN for every class where the logits have NaN, inf or nothing but -inf, or forbid all that
+        leads to x_t. Where a single class leads to x_t, it has all the probability whatever the
+        logits.
+    """
+    prediction, model = check_model(transition, logits, x_t, t, reverse, first_step)
+    dtype = prediction.result_dtype
+    if is_too_narrow(prediction, transition):
+        prediction = prediction.double()
+    if _environment.CHECK:
+        prediction.check_no_nan()
+    prediction.check_gradient()
+    s = check_target(transition, s, t, x_t.shape)
+    name = choose(impl, "p_posterior", transition, t, 1, x_t=x_t)
+    served = prediction.served_by(name)
+    operation = served.differentiable(_of_logits(transition, name, model))
+    items = contiguous(x_t), contiguous(t), s
+    return autograd.differentiable(operation, served.parameters, items).to(dtype)
+
+
+def _of_logits(transition: Transition, name: str, model: Model) -> Differentiable:
+    """Return ``log p(x_s | x_t)`` of logits; its items are x_t, t and s."""
+    kernel = ops.p_posterior.kernel(name, transition.structure)
+
+    def value(inputs: "Inputs", items: "Items") -> "Tensor":
+        return kernel(*inputs, *step_of(items), model)  # type: ignore[no-any-return]
+
+    def gradient(inputs: "Inputs", items: "Items", upstream: "Tensor") -> "Inputs":
+        pull = ops.p_posterior_grad.kernel(name, transition.structure)
+        return (pull(*inputs, upstream.contiguous(), *step_of(items), model),)
+
+    def meaning(items: "Items") -> "Callable[..., Tensor]":
+        x_t, step = step_of(items)
+        found = reference.looked_up(step)
+        return lambda logits: reference.p_posterior(logits, x_t, found, model)
+
+    def step_of(items: "tuple[Any, ...]") -> "tuple[Tensor, Any]":
+        x_t, t, s = items
+        return x_t, transition.step_record(t, s)
+
+    return Differentiable(value, gradient if name != "reference" else None, meaning)

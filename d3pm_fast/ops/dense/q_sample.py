@@ -1,0 +1,46 @@
+"""Draws ``x_t ~ q(x_t | x_0)`` of chains of matrices on the CPU, time by time."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from ..._checks import check_range
+from ..._compiled import cpu
+from ...chains.structures import DenseMarginal, SparseMarginal
+from ...records import Random
+from ...reference.logspace import spread
+from .groups import grouped
+
+
+def by_matrix(x0: Tensor, marginal: DenseMarginal, random: Random) -> Tensor:
+    """Return a draw for each token, from running sums of its row of ``Qbar_t``."""
+    chain, out = marginal.chain, torch.empty_like(x0)
+    for time, tokens in _by_time(x0, marginal):
+        cdf = chain.cdf(time)  # by its name: the cache may drop it at any time
+        at = x0.numel(), tokens.data_ptr(), x0.data_ptr()
+        rest = _rest(out, random)
+        cpu.dense_q_sample(len(tokens), chain.num_classes, *at, cdf.data_ptr(), *rest)
+    return out
+
+
+def by_jumps(x0: Tensor, marginal: SparseMarginal, random: Random) -> Tensor:
+    """Return a draw for each token, jump by jump."""
+    chain, out = marginal.chain, torch.empty_like(x0)
+    for time, tokens in _by_time(x0, marginal):
+        counts, rows = chain.jumps_cdf(time), chain.jump_rows()
+        at = x0.numel(), tokens.data_ptr(), x0.data_ptr()
+        where = counts.data_ptr(), len(counts), *(row.data_ptr() for row in rows)
+        cpu.sparse_q_sample(len(tokens), *at, *where, *_rest(out, random))
+    return out
+
+
+def _by_time(x0: Tensor, marginal: DenseMarginal | SparseMarginal) -> Iterator[tuple[int, Tensor]]:
+    check_range("t", marginal.t, 0, marginal.chain.num_steps + 1)
+    check_range("x0", x0, 0, marginal.chain.num_classes)
+    return grouped(spread(marginal.t, x0.shape).flatten())
+
+
+def _rest(out: Tensor, random: Random) -> tuple[int, ...]:
+    seeds, step = random
+    return seeds.data_ptr(), len(seeds), step, out.data_ptr(), torch.get_num_threads()

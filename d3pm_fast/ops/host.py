@@ -1,0 +1,54 @@
+"""What the compiled modules take of tensors and chains: numbers."""
+
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import _compiled
+from .._checks import check_range
+from ..chains.structures import RankOneMarginal, RankOneStep
+from ..reference.logspace import compute_dtype
+
+
+def pointer(tensor: Tensor | None) -> int:
+    """Return where a tensor's numbers are, 0 for None."""
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def chain_arguments(
+    shape: tuple[int, int], of: RankOneStep | RankOneMarginal, base: Tensor | None
+) -> tuple[int, ...]:
+    """Return what a compiled module takes for a chain and tokens of a shape (N, K)."""
+    rows, table = of.rows, of.table
+    numbers = rows.data_ptr(), rows.numel(), table.data_ptr(), len(table)
+    return *shape, *numbers, pointer(base), of.mask_id
+
+
+def base_in(step: RankOneStep, dtype: torch.dtype) -> Tensor | None:
+    """Return the chain's vector in the dtype that logits of a dtype are calculated in."""
+    return None if step.base is None else step.base.to(compute_dtype(dtype))
+
+
+def start_cuda(name: str, on: Tensor, *args: Any) -> None:
+    """Call the CUDA module's function on the tensor's device and its current stream."""
+    if on.numel() == 0:
+        return
+    stream = torch.cuda.current_stream(on.device).cuda_stream if on.is_cuda else 0
+    with torch.cuda.device_of(on) if on.is_cuda else nullcontext():
+        getattr(_compiled.cuda, name)(*args, stream)
+
+
+def raise_bad_index(
+    num_classes: int,
+    rows: Tensor,
+    table: Tensor,
+    mask: Tensor | None = None,
+    **tokens: Tensor,
+) -> None:
+    """Raise IndexError for the first index that made a kernel report a bad one."""
+    for name, value in tokens.items():
+        check_range(name, value if mask is None else value.where(mask, 0), 0, num_classes)
+    first_time = int(table[:1, 0].isnan().any())
+    check_range("t", rows, first_time, len(table))

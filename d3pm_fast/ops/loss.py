@@ -1,0 +1,122 @@
+"""``torch.ops.d3pm_fast.loss`` and ``loss_and_grad``: who serves them, and how each is called."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import reference
+from .._compiled import cpu
+from ..chains.structures import DENSE, RANK_ONE, SPARSE, RankOneStep
+from ..records import Loss
+from ..reductions import reduced
+from ..reference.logspace import compute_dtype
+from .dense import loss as dense
+from .host import base_in, chain_arguments, pointer, raise_bad_index, start_cuda
+from .register import Operation
+
+
+def _fake_loss(of: Loss[Any], reduction: str) -> Tensor:
+    shape = of.x0.shape if reduction == "none" else ()
+    return of.logits.new_empty(shape, dtype=compute_dtype(of.logits.dtype))
+
+
+def _fake_loss_and_grad(of: Loss[Any], reduction: str, late: bool) -> tuple[Tensor, Tensor]:
+    return _fake_loss(of, reduction), torch.empty_like(of.logits)
+
+
+loss = Operation("loss", _fake_loss)
+loss_and_grad = Operation("loss_and_grad", _fake_loss_and_grad)
+
+
+def _cpu_loss(of: Loss[RankOneStep], reduction: str) -> Tensor:
+    return _run_on_cpu(of, reduction, False, None)
+
+
+def _cpu_loss_and_grad(of: Loss[RankOneStep], reduction: str, late: bool) -> tuple[Tensor, Tensor]:
+    grad = torch.empty_like(of.logits)
+    return _run_on_cpu(of, reduction, late, grad), grad
+
+
+def _run_on_cpu(of: Loss[RankOneStep], reduction: str, late: bool, grad: Tensor | None) -> Tensor:
+    value = _fake_loss(of, reduction)
+    logits, step = of.logits, of.step
+    num_classes, base = logits.shape[-1], base_in(of.step, logits.dtype)
+    bad = cpu.loss(
+        str(logits.dtype),
+        chain_arguments((of.x0.numel(), num_classes), step, base),
+        *of.model,
+        logits.data_ptr(),
+        of.x0.data_ptr(),
+        of.x_t.data_ptr(),
+        pointer(of.mask),
+        *of.weights,
+        reduction,
+        late,
+        value.data_ptr(),
+        pointer(grad),
+        torch.get_num_threads(),
+    )
+    if bad:
+        raise_bad_index(num_classes, step.rows, step.table, of.mask, x0=of.x0, x_t=of.x_t)
+    return value
+
+
+def _cuda_loss(of: Loss[RankOneStep], reduction: str) -> Tensor:
+    return _run_on_cuda(of, reduction, False, None)
+
+
+def _cuda_loss_and_grad(of: Loss[RankOneStep], reduction: str, late: bool) -> tuple[Tensor, Tensor]:
+    grad = torch.empty_like(of.logits)
+    return _run_on_cuda(of, reduction, late, grad), grad
+
+
+def _run_on_cuda(of: Loss[RankOneStep], reduction: str, late: bool, grad: Tensor | None) -> Tensor:
+    tokens = _fake_loss(of, "none")
+    logits, step, num_tokens = of.logits, of.step, of.x0.numel()
+    base = base_in(step, logits.dtype)
+    count = None if of.mask is None else of.mask.sum().to(tokens.dtype)
+    divides = reduction == "mean" and not late
+    start_cuda(
+        "loss",
+        logits,
+        str(logits.dtype),
+        chain_arguments((num_tokens, logits.shape[-1]), step, base),
+        *of.model,
+        logits.data_ptr(),
+        of.x0.data_ptr(),
+        of.x_t.data_ptr(),
+        pointer(of.mask),
+        *of.weights,
+        1 / max(num_tokens, 1) if divides and count is None else 1.0,
+        pointer(count) if divides else 0,
+        tokens.data_ptr(),
+        pointer(grad),
+    )
+    return reduced(tokens, reduction, count)
+
+
+def _triton() -> Any:
+    from ..kernels import loss
+
+    return loss
+
+
+def _dense_triton() -> Any:
+    from ..kernels.dense import loss
+
+    return loss
+
+
+loss.serve("reference", reference.loss, [RANK_ONE, DENSE, SPARSE])
+loss.serve("cpu", _cpu_loss, [RANK_ONE])
+loss.serve("cuda", _cuda_loss, [RANK_ONE])
+loss.serve("triton", lambda *args: _triton().loss(*args), [RANK_ONE])
+loss.serve("cpu", dense.loss, [DENSE, SPARSE])
+loss.serve("triton", lambda *args: _dense_triton().loss(*args), [DENSE, SPARSE])
+
+loss_and_grad.serve("cpu", _cpu_loss_and_grad, [RANK_ONE])
+loss_and_grad.serve("cuda", _cuda_loss_and_grad, [RANK_ONE])
+loss_and_grad.serve("triton", lambda *args: _triton().loss_and_grad(*args), [RANK_ONE])
+loss_and_grad.serve("cpu", dense.loss_and_grad, [DENSE, SPARSE])
+loss_and_grad.serve("triton", lambda *args: _dense_triton().loss_and_grad(*args), [DENSE, SPARSE])

@@ -1,0 +1,108 @@
+"""``torch.ops.d3pm_fast.p_sample``, and ``shaped_p_sample``, which shapes rows as it reads."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import reference
+from .._checks import check_drawn
+from .._compiled import cpu
+from ..chains.structures import DENSE, RANK_ONE, SPARSE, RankOneStep
+from ..records import AnyStep, Model, Random, Shaping
+from .dense import p_sample as dense
+from .host import chain_arguments, pointer, raise_bad_index, start_cuda
+from .register import Operation
+
+
+def _fake_p_sample(
+    logits: Tensor, x_t: Tensor, step: AnyStep, model: Model, random: Random
+) -> Tensor:
+    return torch.empty_like(x_t)
+
+
+def _fake_shaped_p_sample(
+    logits: Tensor, x_t: Tensor, step: AnyStep, model: Model, random: Random, shaping: Shaping
+) -> Tensor:
+    return torch.empty_like(x_t)
+
+
+p_sample = Operation("p_sample", _fake_p_sample)
+shaped_p_sample = Operation("shaped_p_sample", _fake_shaped_p_sample)
+
+
+def _on_cpu(
+    logits: Tensor,
+    x_t: Tensor,
+    step: RankOneStep,
+    model: Model,
+    random: Random,
+    shaping: Shaping | None = None,
+) -> Tensor:
+    out, num_classes = torch.empty_like(x_t), logits.shape[-1]
+    shaping = shaping or Shaping(None, 1.0, 1.0, num_classes, 1.0)
+    bad = cpu.p_sample(
+        *_before_logits(logits, x_t, step, model, random),
+        logits.data_ptr(),
+        (pointer(shaping.unconditional), *shaping[1:]),
+        x_t.data_ptr(),
+        out.data_ptr(),
+        torch.get_num_threads(),
+    )
+    if bad:
+        raise_bad_index(num_classes, step.rows, step.table, x_t=x_t)
+        check_drawn(out, x_t, lambda token: reference.shaped_row(token, logits, shaping))
+    return out
+
+
+def _on_cuda(
+    logits: Tensor, x_t: Tensor, step: RankOneStep, model: Model, random: Random
+) -> Tensor:
+    """Return a draw for each token; -1 where an index is bad, or a row that is read no law."""
+    out = torch.empty_like(x_t)
+    start_cuda(
+        "p_sample",
+        logits,
+        *_before_logits(logits, x_t, step, model, random),
+        logits.data_ptr(),
+        x_t.data_ptr(),
+        out.data_ptr(),
+    )
+    return out
+
+
+def _before_logits(
+    logits: Tensor, x_t: Tensor, step: RankOneStep, model: Model, random: Random
+) -> tuple[Any, ...]:
+    return (
+        str(logits.dtype),
+        chain_arguments((x_t.numel(), logits.shape[-1]), step, step.base),
+        pointer(step.base_cdf),
+        *model,
+        random.seeds.data_ptr(),
+        len(random.seeds),
+        random.step,
+    )
+
+
+def _triton() -> Any:
+    from ..kernels import p_sample
+
+    return p_sample
+
+
+def _dense_triton() -> Any:
+    from ..kernels.dense import p_sample
+
+    return p_sample
+
+
+p_sample.serve("reference", reference.p_sample, [RANK_ONE, DENSE, SPARSE])
+p_sample.serve("cpu", _on_cpu, [RANK_ONE])
+p_sample.serve("cuda", _on_cuda, [RANK_ONE])
+p_sample.serve("triton", lambda *args: _triton().p_sample(*args), [RANK_ONE])
+p_sample.serve("cpu", dense.p_sample, [DENSE, SPARSE])
+p_sample.serve("triton", lambda *args: _dense_triton().p_sample(*args), [DENSE, SPARSE])
+
+shaped_p_sample.serve("cpu", _on_cpu, [RANK_ONE])
+shaped_p_sample.serve("triton", lambda *args: _triton().p_sample(*args), [RANK_ONE])

@@ -1,0 +1,72 @@
+"""``torch.ops.d3pm_fast.q_sample``."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import reference
+from .._compiled import cpu
+from ..chains.structures import DENSE, RANK_ONE, SPARSE, RankOneMarginal
+from ..records import AnyMarginal, Random
+from .dense import q_sample as dense
+from .host import chain_arguments, pointer, raise_bad_index, start_cuda
+from .register import Operation
+
+
+def _fake_q_sample(x0: Tensor, marginal: AnyMarginal, random: Random) -> Tensor:
+    return torch.empty_like(x0)
+
+
+q_sample = Operation("q_sample", _fake_q_sample)
+
+
+def _on_cpu(x0: Tensor, marginal: RankOneMarginal, random: Random) -> Tensor:
+    out = torch.empty_like(x0)
+    bad = cpu.q_sample(*_arguments(x0, out, marginal, random), torch.get_num_threads())
+    if bad:
+        raise_bad_index(marginal.num_classes, marginal.rows, marginal.table, x0=x0)
+    return out
+
+
+def _on_cuda(x0: Tensor, marginal: RankOneMarginal, random: Random) -> Tensor:
+    """Return a draw for each token; -1 where an index is bad."""
+    out = torch.empty_like(x0)
+    start_cuda("q_sample", x0, *_arguments(x0, out, marginal, random))
+    return out
+
+
+def _arguments(
+    x0: Tensor, out: Tensor, marginal: RankOneMarginal, random: Random
+) -> tuple[Any, ...]:
+    return (
+        chain_arguments((x0.numel(), marginal.num_classes), marginal, None),
+        pointer(marginal.base_cdf),
+        random.seeds.data_ptr(),
+        len(random.seeds),
+        random.step,
+        x0.data_ptr(),
+        out.data_ptr(),
+    )
+
+
+def _triton() -> Any:
+    from ..kernels import q_sample
+
+    return q_sample
+
+
+def _dense_triton() -> Any:
+    from ..kernels.dense import q_sample
+
+    return q_sample
+
+
+q_sample.serve("reference", reference.q_sample, [RANK_ONE, DENSE, SPARSE])
+q_sample.serve("cpu", _on_cpu, [RANK_ONE])
+q_sample.serve("cuda", _on_cuda, [RANK_ONE])
+q_sample.serve("triton", lambda *args: _triton().q_sample(*args), [RANK_ONE])
+q_sample.serve("cpu", dense.by_matrix, [DENSE])
+q_sample.serve("cpu", dense.by_jumps, [SPARSE])
+q_sample.serve("triton", lambda *args: _dense_triton().by_matrix(*args), [DENSE])
+q_sample.serve("triton", lambda *args: _dense_triton().by_jumps(*args), [SPARSE])

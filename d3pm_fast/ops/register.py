@@ -1,0 +1,141 @@
+"""The table of operations, ``torch.ops.d3pm_fast.*``: which code serves what, on which chains.
+
+A kernel has the signature of its operation, in which records (:mod:`d3pm_fast.records`) stand for
+several arguments; PyTorch's dispatcher, which knows no records, has their fields one by one.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, get_origin, get_type_hints
+
+import torch
+from torch import Tensor
+from torch.compiler import is_compiling
+
+from ..chains.structures import Structure
+from ..records import AnyMarginal, AnyStep
+
+__all__ = ["Kernel", "Operation"]
+
+library = torch.library.Library("d3pm_fast", "DEF")
+
+OPERATIONS: dict[str, "Operation"] = {}
+
+_PREFIXES = {"cpu": "", "triton": "triton_", "cuda": "cuda_"}
+_SCHEMA = {
+    Tensor: "Tensor",
+    Tensor | None: "Tensor?",
+    bool: "bool",
+    int: "int",
+    float: "float",
+    str: "str",
+    torch.dtype: "ScalarType",
+    tuple[Tensor, Tensor]: "(Tensor, Tensor)",
+}
+
+
+class Kernel:
+    """Code that serves an operation on the chains of a structure, registered with PyTorch."""
+
+    def __init__(
+        self, name: str, fake: Callable[..., Any], of: dict[Any, type], direct: Any, key: str
+    ) -> None:
+        hints = get_type_hints(fake)
+        result = _SCHEMA[hints.pop("return")]
+        self.direct = direct
+        self._hints, self._of = list(hints.values()), of
+        fields = ", ".join(
+            f"{_SCHEMA[hint]} {field}"
+            for pair in hints.items()
+            for field, hint in self._fields(*pair)
+        )
+        library.define(f"{name}({fields}) -> {result}")
+        library.impl(name, lambda *flat: direct(*self._records(flat)), key)
+        torch.library.register_fake(
+            f"d3pm_fast::{name}", lambda *flat: fake(*self._records(flat)), lib=library
+        )
+        self._registered = getattr(torch.ops.d3pm_fast, name)
+
+    def __call__(self, *args: Any) -> Any:
+        """Call the operation by PyTorch's dispatcher."""
+        return self._registered(*_flat(args, []))
+
+    def past_the_dispatcher(self, tensor: Tensor) -> Callable[..., Any]:
+        """Return the code itself where the dispatcher would have nothing to do."""
+        return self if type(tensor) is not Tensor or is_compiling() else self.direct
+
+    def _fields(self, name: str, hint: Any) -> Iterator[tuple[str, Any]]:
+        """Yield the names and types that an argument has for the dispatcher."""
+        hint = self._of.get(hint, hint)
+        if hint in _SCHEMA:
+            yield name, hint
+            return
+        for pair in get_type_hints(get_origin(hint) or hint).items():
+            yield from self._fields(*pair)
+
+    def _records(self, flat: tuple[Any, ...]) -> list[Any]:
+        values = iter(flat)
+        return [self._record(hint, values) for hint in self._hints]
+
+    def _record(self, hint: Any, values: Iterator[Any]) -> Any:
+        hint = self._of.get(hint, hint)
+        if hint in _SCHEMA:
+            return next(values)
+        record = get_origin(hint) or hint
+        return record(*(self._record(of, values) for of in get_type_hints(record).values()))
+
+
+def _flat(values: Any, into: list[Any]) -> list[Any]:
+    for value in values:
+        if isinstance(value, tuple):
+            _flat(value, into)
+        else:
+            into.append(value)
+    return into
+
+
+class Operation:
+    """An operation, and who serves it.
+
+    Args:
+        name: as in ``torch.ops.d3pm_fast``, where prefixes come before it.
+        fake: the operation without its numbers; its signature is that of every kernel.
+    """
+
+    def __init__(self, name: str, fake: Callable[..., Any]) -> None:
+        self.name = name
+        self._fake = fake
+        self._kernels: dict[tuple[str, str], Any] = {}
+        OPERATIONS[name] = self
+
+    def serve(
+        self,
+        implementation: str,
+        kernel: Callable[..., Any],
+        structures: Iterable[Structure | None] = (None,),
+    ) -> None:
+        """Let a kernel serve the chains of structures, registered once for all of them."""
+        first, *_ = structures = tuple(structures)
+        served: Any = kernel
+        if implementation != "reference":
+            records = {AnyStep: first.step, AnyMarginal: first.marginal} if first else {}
+            name = f"{_PREFIXES[implementation]}{first.prefix if first else ''}{self.name}"
+            key = "CPU" if implementation == "cpu" else "CompositeExplicitAutograd"
+            served = Kernel(name, self._fake, records, kernel, key)
+        for structure in structures:
+            self._kernels[_name(structure), implementation] = served
+
+    def is_served(self, implementation: str, structure: Structure | None = None) -> bool:
+        """Return whether an implementation has the operation, on chains of a structure if any."""
+        return any((name, implementation) in self._kernels for name in (_name(structure), ""))
+
+    def structures(self, implementation: str) -> list[str]:
+        """Return the names of the structures whose chains an implementation serves."""
+        return [name for name, served_by in self._kernels if served_by == implementation]
+
+    def kernel(self, implementation: str, structure: Structure | None = None) -> Any:
+        """Return what serves the chains of a structure; for "reference" it is a function."""
+        return self._kernels[_name(structure), implementation]
+
+
+def _name(structure: Structure | None) -> str:
+    return "" if structure is None else structure.name

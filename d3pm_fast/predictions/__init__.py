@@ -1,0 +1,25 @@
+"""The kinds of predictions of x_0, one a file, and how what a denoiser gives is taken for one."""
+
+from typing import Any
+
+from torch import Tensor
+
+from .logistic import Logistic, LogisticPrediction
+from .logits import LogitsPrediction
+from .prediction import Prediction
+from .shaped import Shaped, ShapedPrediction
+
+__all__ = ["Logistic", "Predicted", "Prediction", "Shaped", "as_prediction"]
+
+Predicted = Tensor | tuple[Any, ...]
+"""What a denoiser may give: logits, or a kind of prediction in their place."""
+
+_KINDS: dict[type, Any] = {Shaped: ShapedPrediction, tuple: LogisticPrediction}
+
+
+def as_prediction(given: Predicted, num_classes: int) -> Prediction:
+    """Return what a denoiser gives as a prediction over K classes, unchecked."""
+    for kind, make in _KINDS.items():
+        if isinstance(given, kind):
+            return make(given, num_classes)  # type: ignore[no-any-return]
+    return LogitsPrediction(given, num_classes)  # type: ignore[arg-type]

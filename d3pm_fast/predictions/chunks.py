@@ -1,0 +1,39 @@
+"""Items of a batch a chunk at a time, whose logits stay in the cache until they are read."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._checks import NoLaw
+
+CHUNK_BYTES = {"cpu": 1 << 21, "cuda": 1 << 25}  # what the cache holds until it is read
+
+
+def chunks(item_bytes: int, *tensors: Tensor | None) -> Iterator[tuple[Any, ...]]:
+    """Yield the tensors of a chunk of items, then of the next; the first one is not None.
+
+    Args:
+        item_bytes: the size of an item's logits.
+        tensors: their first axis is the batch.
+    """
+    first = tensors[0]
+    assert first is not None
+    chunk_bytes = CHUNK_BYTES.get(first.device.type, CHUNK_BYTES["cuda"])
+    size = max(chunk_bytes // max(item_bytes, 1), 1)
+    for start in range(0, max(len(first), 1), size):
+        part = slice(start, start + size)
+        yield tuple(None if x is None else x[part] for x in tensors)
+
+
+def in_chunks(item_bytes: int, operation: Callable[..., Tensor], *tensors: Tensor | None) -> Tensor:
+    """Return an operation's result on all items; its first axis is the batch."""
+    done, results = 0, []
+    for part in chunks(item_bytes, *tensors):
+        try:
+            results.append(operation(*part))
+        except NoLaw as error:
+            raise error.behind(done) from None
+        done += len(part[0])
+    return torch.cat(results)

@@ -1,0 +1,83 @@
+"""A prediction of x_0 by its logits, which are there as a whole."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from .._checks import check_logits, check_no_nan
+from ..autograd import LossOperation
+from ..derivatives import Differentiable, Items
+from .prediction import Prediction
+
+
+class LogitsPrediction(Prediction):
+    """Logits ``(B, *S, K)``."""
+
+    def __init__(self, given: Tensor, num_classes: int) -> None:
+        self.given, self.num_classes = given, num_classes
+
+    @property
+    def shape(self) -> tuple[int, ...] | None:
+        """The shape of the tokens."""
+        return tuple(self.given.shape[:-1]) if isinstance(self.given, Tensor) else None
+
+    @property
+    def parameters(self) -> tuple[Tensor, ...]:
+        """The logits."""
+        return (self.given,)
+
+    @property
+    def result_dtype(self) -> torch.dtype:
+        """Of log-probabilities: that of the logits."""
+        return self.dtype
+
+    def check(self, shape: tuple[int, ...]) -> None:
+        """Raise unless they are float, of shape ``(*shape, K)``."""
+        check_logits("logits", self.given, torch.Size(shape), self.num_classes)
+
+    def check_no_nan(self) -> None:
+        """Raise for a NaN."""
+        check_no_nan("logits", self.given)
+
+    def double(self) -> LogitsPrediction:
+        """Return them in float64."""
+        return LogitsPrediction(self.given.double(), self.num_classes)
+
+    def served_by(self, _implementation: str) -> LogitsPrediction:
+        """Return them contiguous."""
+        return LogitsPrediction(self.given.contiguous(), self.num_classes)
+
+    def masked(self, _mask: Tensor) -> LogitsPrediction:
+        """Return them: kernels have no gradient for tokens that do not count."""
+        return self
+
+    def logits(self, *parameters: Tensor) -> Tensor:
+        """Return the parameter."""
+        return parameters[0]
+
+    def pull(self, _parameters: tuple[Tensor, ...], grad: Tensor) -> tuple[Tensor, ...]:
+        """Return the gradient."""
+        return (grad,)
+
+    def meaning(self, *parameters: Tensor) -> Tensor:
+        """Return the parameter."""
+        return parameters[0]
+
+    def row(self, token: tuple[int, ...]) -> Tensor:
+        """Return the logits of a token."""
+        return self.given[token]
+
+    def applied(self, operation: Callable[..., Tensor], items: Items) -> Tensor:
+        """Return an operation's result on all at a time."""
+        return operation(self.given, *items)
+
+    def loss(self, of_logits: LossOperation) -> LossOperation:
+        """Return the loss of logits."""
+        return of_logits
+
+    def differentiable(self, of_logits: Differentiable) -> Differentiable:
+        """Return the operation on logits."""
+        return of_logits

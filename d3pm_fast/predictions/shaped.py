@@ -1,0 +1,153 @@
+"""A prediction of x_0 shaped for sampling: guided, at a temperature, truncated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import derivatives, reference
+from .._checks import check_logits, check_no_nan, check_shaped
+from ..derivatives import Items
+from ..ops import shaped_logits, shaped_p_sample
+from ..records import Shaping
+from ..reference.logspace import compute_dtype
+from .prediction import FindKernel, Prediction
+
+__all__ = ["Shaped"]
+
+
+class Shaped(NamedTuple):
+    """A denoiser's logits, and how to change what they predict before x_s is drawn.
+
+    In place of logits in ``p_sample``, ``p_posterior`` (which then has no gradient) and as what
+    a denoiser returns to ``sample``; not in a loss, which is of the model itself. ``p`` is that
+    of the changed prediction s = softmax of the logits after these steps, in this order:
+
+    1. Classifier-free guidance (Ho & Salimans 2022, eq. 6 with ``w = guidance - 1``, on
+       log-probabilities): ``unconditional + guidance (logits - unconditional)``. Both are taken
+       as given: to normalize either would add one number to the whole row, which changes nothing
+       in any later step. A class that either forbids by -inf stays forbidden.
+    2. Division by the temperature. Its limit of 0 is the argmax, which ``top_k=1`` takes.
+    3. All but the ``top_k`` largest become -inf.
+    4. All but the fewest classes, largest first, whose probability after step 3 reaches
+       ``top_p`` become -inf: the nucleus (Holtzman et al. 2020). One class at least is left.
+
+    Of equal logits the class of the lower index counts as the larger one. float64 logits are
+    changed in float64, all others in float32: for draws of rank-one chains while a row is read,
+    which that of a token that stays is not; else for a chunk of items at a time.
+
+    Attributes:
+        logits: ``(B, *S, K)``, float32, float64, bfloat16 or float16.
+        unconditional: what the denoiser predicts without the condition, of the shape and the
+            dtype of the logits; None for no guidance.
+        guidance: any finite number: 0 for the unconditional prediction, 1 for the conditional.
+        temperature: positive.
+        top_k: at least 1; None for all classes.
+        top_p: in (0, 1]; None, as 1, for all classes.
+    """
+
+    logits: Tensor
+    unconditional: Tensor | None = None
+    guidance: float = 1.0
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+
+
+class ShapedPrediction(Prediction):
+    """Logits that are shaped before anything is made of them; nothing is differentiated."""
+
+    def __init__(self, given: Shaped, num_classes: int, implementation: str = "reference") -> None:
+        self.given, self.num_classes = given, num_classes
+        self._implementation = implementation
+
+    @property
+    def shape(self) -> tuple[int, ...] | None:
+        """The shape of the tokens."""
+        logits = self.given.logits
+        return tuple(logits.shape[:-1]) if isinstance(logits, Tensor) else None
+
+    @property
+    def parameters(self) -> tuple[Tensor, ...]:
+        """The logits, and the unconditional ones where there are any."""
+        return tuple(x for x in self.given[:2] if x is not None)
+
+    def check(self, shape: tuple[int, ...]) -> None:
+        """Raise unless the logits are of shape ``(*shape, K)`` and the rest is as documented."""
+        check_shaped(*self.given)
+        check_logits("logits", self.given.logits, torch.Size(shape), self.num_classes)
+
+    def check_model(self) -> None:
+        """Raise: a loss is of the model itself."""
+        raise TypeError("logits must be those of the model in a loss, got Shaped ones")
+
+    def check_gradient(self) -> None:
+        """Raise where a gradient is asked for."""
+        if derivatives.are_asked(*self.parameters) or (
+            torch.is_grad_enabled() and any(x.requires_grad for x in self.parameters)
+        ):
+            raise ValueError(
+                "p_posterior of Shaped logits has no gradient: give detached ones, "
+                "or call it under torch.no_grad()"
+            )
+
+    def check_no_nan(self) -> None:
+        """Raise for a NaN."""
+        check_no_nan("logits", self.given)
+
+    def double(self) -> ShapedPrediction:
+        """Return it in float64."""
+        wide = self.given._replace(logits=self.given.logits.double())
+        if wide.unconditional is not None:
+            wide = wide._replace(unconditional=wide.unconditional.double())
+        return ShapedPrediction(wide, self.num_classes)
+
+    def served_by(self, implementation: str) -> ShapedPrediction:
+        """Return it, to be shaped by an implementation, or by plain PyTorch."""
+        served = implementation if shaped_logits.is_served(implementation) else "reference"
+        return ShapedPrediction(self.given, self.num_classes, served)
+
+    def masked(self, _mask: Tensor) -> ShapedPrediction:
+        """Return it: it has no gradient."""
+        return self
+
+    def logits(self, *parameters: Tensor) -> Tensor:
+        """Return the shaped logits of some items."""
+        first, *other = (x.contiguous() for x in parameters)
+        shaping = self._shaping._replace(unconditional=other[0] if other else None)
+        return shaped_logits.kernel(self._implementation)(first, shaping)  # type: ignore[no-any-return]
+
+    def pull(self, parameters: tuple[Tensor, ...], grad: Tensor) -> tuple[Tensor, ...]:
+        """Shaped logits have no gradient."""
+        raise NotImplementedError
+
+    def meaning(self, *parameters: Tensor) -> Tensor:
+        """Return the shaped logits by plain PyTorch."""
+        return reference.shaped_logits(parameters[0], self._shaping)
+
+    def row(self, token: tuple[int, ...]) -> Tensor:
+        """Return the shaped logits of a token."""
+        return reference.shaped_row(token, self.given.logits, self._shaping)
+
+    def sampled(self, find: FindKernel, call: Callable[..., Tensor], items: Items) -> Tensor:
+        """Return draws: where an implementation can, rows are shaped as they are read."""
+        fused = find(shaped_p_sample)
+        if fused is None:
+            return super().sampled(find, call, items)
+        return call(fused, self.given.logits.contiguous(), *items, self._shaping)
+
+    @property
+    def _shaping(self) -> Shaping:
+        """Return what is asked for, and neutral numbers for what is not."""
+        _, unconditional, guidance, temperature, top_k, top_p = self.given
+        range_of = torch.finfo(compute_dtype(self.dtype))
+        return Shaping(
+            None if unconditional is None else unconditional.contiguous(),
+            float(guidance),
+            min(max(float(temperature), range_of.tiny), range_of.max),
+            self.num_classes if top_k is None else min(int(top_k), self.num_classes),
+            1.0 if top_p is None else max(float(top_p), range_of.tiny),
+        )

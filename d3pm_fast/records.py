@@ -1,0 +1,80 @@
+"""What a call is made of beside its tensors of tokens, under one name from Python to the kernels.
+
+A registered operation takes the fields one by one; whoever calls it and whoever serves it has them
+together. Those of a chain's step are in :mod:`d3pm_fast.chains.structures`.
+"""
+
+from typing import Generic, NamedTuple, TypeVar
+
+from torch import Tensor
+
+AnyStep = TypeVar("AnyStep")
+"""The record of a step, of whatever structure."""
+AnyMarginal = TypeVar("AnyMarginal")
+"""The record of a marginal, of whatever structure."""
+
+
+class Model(NamedTuple):
+    """The reverse step.
+
+    Attributes:
+        posterior_mean: the posteriors of all x_0, each with its predicted weight; else eq. 4.
+        direct: whether the softmax itself is ``p(x_s | x_t)`` of a step to s = 0.
+    """
+
+    posterior_mean: bool
+    direct: bool
+
+
+class Weights(NamedTuple):
+    """Of a loss's two terms, the variational bound's and the cross-entropy."""
+
+    vb: float
+    ce: float
+
+
+class Random(NamedTuple):
+    """What the random numbers of a call depend on: int64 ``(B,)``, and a counter."""
+
+    seeds: Tensor
+    step: int
+
+
+class Shaping(NamedTuple):
+    """How logits are shaped, see :class:`d3pm_fast.functional.Shaped`.
+
+    Attributes:
+        unconditional: of the shape and the dtype of the logits; None for no guidance.
+        guidance: 1 for none.
+        temperature: 1 for none.
+        top_k: K for all classes.
+        top_p: 1 for all classes.
+    """
+
+    unconditional: Tensor | None
+    guidance: float
+    temperature: float
+    top_k: int
+    top_p: float
+
+
+class Loss(NamedTuple, Generic[AnyStep]):
+    """What a loss is of.
+
+    Attributes:
+        logits: ``(B, *S, K)``.
+        x0: int64 ``(B, *S)``.
+        mask: bool ``(B, *S)``; None where every token counts.
+        x_t: int64 ``(B, *S)``.
+        step: of the chain, from each x_t.
+        model: of the reverse step.
+        weights: of the terms.
+    """
+
+    logits: Tensor
+    x0: Tensor
+    mask: Tensor | None
+    x_t: Tensor
+    step: AnyStep
+    model: Model
+    weights: Weights

@@ -1,0 +1,32 @@
+"""Sums and means of what there is of each token."""
+
+import torch
+from torch import Tensor
+
+
+def reduced(tokens: Tensor, reduction: str, count: Tensor | int | None = None) -> Tensor:
+    """Return the losses ``(B, *S)`` themselves, or a reduction of them, of the same dtype.
+
+    Args:
+        tokens: the loss of each token, 0 where it does not count.
+        reduction: ``"none"``, ``"batch"`` for the sums over positions, ``"sum"`` or ``"mean"``.
+            The mean of no token is NaN, as that of ``F.cross_entropy``; its gradient is 0.
+        count: how many tokens count, for the mean; None for all.
+    """
+    if reduction == "none":
+        return tokens
+    if reduction == "batch":
+        return sum_positions(tokens)
+    total = tokens.sum(dtype=torch.float64)
+    if reduction == "mean":
+        count = tokens.numel() if count is None else count
+        if isinstance(count, Tensor):
+            total = (total / count.clamp(min=1)).where(count > 0, torch.nan)
+        else:
+            total = total / count if count else total * torch.nan
+    return total.to(tokens.dtype)
+
+
+def sum_positions(tokens: Tensor) -> Tensor:
+    """Return the sum of ``(B, *S)`` over the positions, ``(B,)``."""
+    return tokens if tokens.ndim == 1 else tokens.flatten(1).sum(dim=1)
