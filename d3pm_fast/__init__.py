@@ -12,7 +12,7 @@ from . import (
     transitions,
     unmasking,
 )
-from .diffusion import D3PM
+from .d3pm import D3PM
 from .elbo import ELBO
 from .functional import draw_seeds
 from .ops import Implementation, Implementations, implementation

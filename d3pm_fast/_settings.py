@@ -2,15 +2,12 @@
 
 import math
 import warnings
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from .chains.fingerprint import number_of_name
-
-if TYPE_CHECKING:
-    from .diffusion import D3PM
+from .diffusion import Diffusion
 
 __all__ = ["as_tensor", "warn_of_others"]
 
@@ -18,14 +15,14 @@ FORMAT = 1
 TOLERANCE = 1e-9  # of fingerprints; rounding does some 1e-12 to them
 
 
-def as_tensor(diffusion: "D3PM") -> Tensor:
+def as_tensor(diffusion: Diffusion) -> Tensor:
     """Return the settings as float64 ``(8,)``: a tensor of one shape is what all writers take."""
     numbers = map(_number, _settings(diffusion).values())
     all_numbers = [FORMAT, *numbers, diffusion.transition.fingerprint]
     return torch.tensor(all_numbers, dtype=torch.float64, device="cpu")
 
 
-def warn_of_others(saved: Tensor, diffusion: "D3PM") -> None:
+def warn_of_others(saved: Tensor, diffusion: Diffusion) -> None:
     """Warn where saved settings differ; those that were rounded or are of another format do not."""
     here = as_tensor(diffusion)
     if saved.is_meta or saved.dtype != here.dtype or saved.shape != here.shape:
@@ -58,7 +55,7 @@ def _difference(name: str, value: str | int, saved: float) -> str:
     return f"{name} = {saved:g} in place of {value}"
 
 
-def _settings(diffusion: "D3PM") -> dict[str, str | int]:
+def _settings(diffusion: Diffusion) -> dict[str, str | int]:
     chain = diffusion.transition
     return {
         "family": chain.family,

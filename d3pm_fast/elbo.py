@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -12,12 +11,10 @@ from tqdm.auto import tqdm
 
 from . import functional, timesteps
 from ._checks import check_count, check_mask, check_tokens
+from .diffusion import Diffusion
 from .functional.seeds import check_seeds
 from .reductions import sum_positions
 from .reference.philox import uniforms
-
-if TYPE_CHECKING:
-    from .diffusion import D3PM
 
 __all__ = ["ELBO", "elbo"]
 
@@ -58,7 +55,7 @@ class ELBO:
 
 @torch.no_grad()
 def elbo(
-    diffusion: "D3PM",
+    diffusion: Diffusion,
     denoiser: Callable[[Tensor, Tensor], functional.Predicted],
     x0: Tensor,
     *,
@@ -101,11 +98,12 @@ def elbo(
     Raises:
         TypeError, ValueError, IndexError: as the functions of :mod:`d3pm_fast.functional`.
     """
-    check_tokens("x0", x0, diffusion.num_classes)
+    chain, impl = diffusion.transition, diffusion.impl
+    check_tokens("x0", x0, chain.num_classes)
     x0 = x0.long()
     if mask is not None:
         check_mask(mask, x0.shape)
-    times = torch.tensor(timesteps.path(diffusion.num_steps, steps)[::-1], device=x0.device)
+    times = torch.tensor(timesteps.path(chain.num_steps, steps)[::-1], device=x0.device)
     starts, targets = times[1:], times[:-1]
     num_steps, batch = len(starts), len(x0)
     if num_times is None:
@@ -115,8 +113,8 @@ def elbo(
     check_count("batch_size", batch_size)
     seeds = check_seeds(seeds, generator, x0).to(x0.device)
 
-    chance = uniforms(seeds, 0, batch * diffusion.num_steps)
-    spare, own = (u.view(batch, diffusion.num_steps)[:, starts - 1] for u in chance)
+    chance = uniforms(seeds, 0, batch * chain.num_steps)
+    spare, own = (u.view(batch, chain.num_steps)[:, starts - 1] for u in chance)
     chosen = torch.arange(num_steps, device=x0.device).expand(batch, num_steps)
     shares = torch.ones(num_steps, dtype=torch.float64, device=x0.device)
     if num_times < num_steps:
@@ -130,15 +128,20 @@ def elbo(
         step = chosen[item, place]
         t, s = starts[step], targets[step]
         counts = None if mask is None else mask[item]
-        x_t = diffusion.q_sample(x0[item], t, seeds=numbers[item, place], mask=counts)
-        loss = diffusion.loss(
+        numbers_of = numbers[item, place]
+        x_t = functional.q_sample(chain, x0[item], t, seeds=numbers_of, mask=counts, impl=impl)
+        loss = functional.loss(
+            chain,
             denoiser(x_t, t),
             x0[item],
             x_t,
             t,
+            s if num_steps < chain.num_steps else None,
+            reverse=diffusion.reverse,
+            first_step=diffusion.first_step,
             mask=counts,
             reduction="none",
-            s=s if num_steps < diffusion.num_steps else None,
+            impl=impl,
         )
         parts[item, place] = shares[place] * sum_positions(loss.double())
 
@@ -150,7 +153,7 @@ def elbo(
         terms=torch.zeros_like(spare).scatter_add_(1, chosen, parts),
         taken=torch.zeros_like(spare, dtype=torch.bool).scatter_(1, chosen, True),
         times=starts,
-        prior=diffusion.prior(x0, mask),
+        prior=functional.prior(chain, x0, mask),
         num_tokens=sum_positions(counted),
         standard_error=standard_error,
     )

@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 from . import _files
 from ._checks import check_count, check_tokens
 from ._random import seeded
-from .diffusion import D3PM
+from .d3pm import D3PM
 from .elbo import ELBO
 from .functional import Predicted, draw_seeds
 

@@ -1,7 +1,7 @@
 """What a call is made of beside its tensors of tokens, under one name from Python to the kernels.
 
 A registered operation takes the fields one by one; whoever calls it and whoever serves it has them
-together. Those of a chain's step are in :mod:`d3pm_fast.chains.structures`.
+together. Those of a chain's step are in ``chains/structures.py``.
 """
 
 from typing import Generic, NamedTuple, TypeVar

@@ -3,7 +3,7 @@
 import itertools
 import warnings
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,12 +21,10 @@ from ._checks import (
 )
 from ._reuse import Reuse
 from .choices import LASTS, Last
+from .diffusion import Diffusion
 from .functional.seeds import check_seeds
 from .predictions import as_prediction
 from .reference.draws import NONE
-
-if TYPE_CHECKING:
-    from .diffusion import D3PM
 
 __all__ = ["ancestral"]
 
@@ -36,7 +34,7 @@ Known = tuple[Tensor, Tensor]
 
 @torch.no_grad()
 def ancestral(
-    diffusion: "D3PM",
+    diffusion: Diffusion,
     denoiser: Denoiser,
     shape: tuple[int, ...],
     *,
@@ -82,7 +80,7 @@ def ancestral(
     Raises:
         TypeError, ValueError, IndexError: as the functions of :mod:`d3pm_fast.functional`.
     """
-    times = timesteps.path(diffusion.num_steps, steps)
+    times = timesteps.path(diffusion.transition.num_steps, steps)
     check_choice("last", last, LASTS)
     x, seeds = start(diffusion, shape, known, generator, seeds)
     if time_independent:
@@ -98,7 +96,7 @@ def ancestral(
     return x
 
 
-def warn_of_masks(diffusion: "D3PM", x: Tensor, known: Known | None) -> None:
+def warn_of_masks(diffusion: Diffusion, x: Tensor, known: Known | None) -> None:
     """Warn where masks are left in a sample, but for those that were given."""
     mask_id = diffusion.transition.mask_id
     left = x == mask_id
@@ -113,7 +111,7 @@ def warn_of_masks(diffusion: "D3PM", x: Tensor, known: Known | None) -> None:
 
 
 def start(
-    diffusion: "D3PM",
+    diffusion: Diffusion,
     shape: tuple[int, ...],
     known: Known | None,
     generator: torch.Generator | None,
@@ -130,14 +128,16 @@ def start(
         if mask.dtype != torch.bool:
             raise TypeError(f"known[1] must be a bool tensor, got {mask.dtype}")
         check_same_device(transition=diffusion.transition, tokens=tokens, mask=mask)
-        check_range("known[0]", tokens.where(mask, 0), 0, diffusion.num_classes)
+        check_range("known[0]", tokens.where(mask, 0), 0, diffusion.transition.num_classes)
     items = torch.empty(shape[0], device=device)
     seeds = check_seeds(seeds, generator, items).to(device)
-    return hold(diffusion.sample_prior(shape, seeds), known), seeds
+    chain = diffusion.transition
+    x = functional.sample_prior(chain, shape, seeds, chain.num_steps + 1)
+    return hold(x, known), seeds
 
 
 def step(
-    diffusion: "D3PM",
+    diffusion: Diffusion,
     denoiser: Denoiser,
     x_t: Tensor,
     t: int,
@@ -148,17 +148,23 @@ def step(
 ) -> Tensor:
     """Return x_s after one call of the denoiser; the numbers are those of step t."""
     starts, targets = (torch.full((len(x_t),), time, device=x_t.device) for time in (t, s))
-    prediction = denoiser(x_t, starts)
+    prediction, chain = denoiser(x_t, starts), diffusion.transition
+    model: dict[str, Any] = {
+        "reverse": diffusion.reverse,
+        "first_step": diffusion.first_step,
+        "impl": diffusion.impl,
+    }
     if s == 0 and last == "argmax":
-        log_p = diffusion.p_posterior(widened(prediction), x_t, starts, targets)
+        log_p = functional.p_posterior(chain, widened(prediction), x_t, starts, targets, **model)
         likeliest = log_p.argmax(dim=-1).where(~log_p.isnan().any(dim=-1), NONE)
         x_s = hold(likeliest, known)
         if x_s.device.type == "cpu":
-            check_drawn(x_s, x_t, as_prediction(prediction, diffusion.num_classes).row)
+            check_drawn(x_s, x_t, as_prediction(prediction, chain.num_classes).row)
         return x_s
     # A step of one has its coefficients in a table.
     ends = targets if s < t - 1 else None
-    return hold(diffusion.p_sample(prediction, x_t, starts, ends, seeds=seeds, step=t), known)
+    drawn = functional.p_sample(chain, prediction, x_t, starts, ends, seeds=seeds, step=t, **model)
+    return hold(drawn, known)
 
 
 def widened(prediction: functional.Predicted) -> functional.Predicted:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterable
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -13,18 +13,16 @@ from . import functional, timesteps
 from ._checks import check_choice, check_number
 from .chains import RankOneTransition
 from .choices import LASTS, Last
+from .diffusion import Diffusion
 from .reference.philox import uniforms
 from .sampling import Denoiser, Known, start, step, warn_of_masks, widened
-
-if TYPE_CHECKING:
-    from .diffusion import D3PM
 
 __all__ = ["confidence", "first_hitting"]
 
 
 @torch.no_grad()
 def first_hitting(
-    diffusion: "D3PM",
+    diffusion: Diffusion,
     denoiser: Denoiser,
     shape: tuple[int, ...],
     *,
@@ -100,7 +98,7 @@ def first_hitting(
 
 @torch.no_grad()
 def confidence(
-    diffusion: "D3PM",
+    diffusion: Diffusion,
     denoiser: Denoiser,
     shape: tuple[int, ...],
     *,
@@ -180,11 +178,11 @@ def confidence(
     return x
 
 
-def _absorbing(diffusion: "D3PM") -> RankOneTransition:
+def _absorbing(diffusion: Diffusion) -> RankOneTransition:
     chain = diffusion.transition
-    if not isinstance(chain, RankOneTransition) or chain.family != "absorbing":
+    if chain.family != "absorbing":
         raise ValueError(f"the chain must be absorbing, got {chain.family}")
-    return chain
+    return cast(RankOneTransition, chain)
 
 
 def _draw_hits(chain: RankOneTransition, ends: Tensor, seeds: Tensor, x: Tensor) -> Tensor:
@@ -206,7 +204,7 @@ def _falling_ranks(hit: Tensor) -> Tensor:
 
 
 def _draw_x0(
-    diffusion: "D3PM",
+    diffusion: Diffusion,
     prediction: functional.Predicted,
     x_t: Tensor,
     t: Tensor,

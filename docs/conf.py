@@ -52,8 +52,9 @@ nitpicky = True
 # The inventories of other projects are not fetched: a build needs no network.
 nitpick_ignore_regex = [
     (r"py:.*", r"(torch|collections|numpy|pathlib)(\..*)?"),
+    (r"py:class", r"Tensor|(d3pm_fast\.records\.)?AnyStep"),
     # Classes of the library that signatures of the reference and of a chain's insides name.
-    (r"py:class", r"d3pm_fast\.(reference\.step|chains\.[a-z_]+)\.[A-Z][A-Za-z]+"),
+    (r"py:class", r"d3pm_fast\.(reference\.[a-z_]+|chains\.[a-z_]+)\.[A-Z][A-Za-z]+"),
 ]
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from .. import schedules, transitions
 from .._checks import check_choice, check_count, check_number
 from ..choices import FirstStep, Impl, Reverse
-from ..diffusion import D3PM
+from ..d3pm import D3PM
 from ..transitions import Transition
 from .items import Items
 from .records import LogKind

@@ -2,7 +2,7 @@
 
 import torch
 
-from ..diffusion import D3PM
+from ..d3pm import D3PM
 from ..ops import implementation
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from .._random import seeded
-from ..diffusion import D3PM
+from ..d3pm import D3PM
 from .device import autocast
 from .items import Items
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from .. import _files
-from ..diffusion import D3PM
+from ..d3pm import D3PM
 from .checkpoint import of_this_version
 from .config import Statistics, TrainConfig
 from .device import place

@@ -1,0 +1,478 @@
+"""``D3PM``: a transition and the choices that its loss, posterior and sampler share."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import _settings, functional, timesteps
+from ._checks import check_choice
+from ._loadable import loadable
+from .chains import Transition
+from .choices import FIRST_STEPS, IMPLS, REVERSES, FirstStep, Impl, Last, Reduction, Reverse
+from .elbo import ELBO, elbo
+from .sampling import ancestral
+
+__all__ = ["D3PM"]
+
+
+@loadable
+class D3PM(nn.Module):
+    """A discrete denoising diffusion model, all but its network (Austin et al. 2021).
+
+    The methods are :mod:`d3pm_fast.functional` with the transition, the reverse step and the
+    first step filled in once, so that loss and sampler cannot disagree. ``.to(device)`` moves the
+    tables; no ``.to(dtype)`` rounds them.
+
+    There are no weights. A state dict holds one small tensor, by which weights that are loaded
+    beside another chain, T, reverse step or first step give a ``UserWarning``, never an error;
+    one without it loads as well. A file of the whole module (``torch.save(diffusion, path)``)
+    can be read with ``weights_only=True``.
+
+    Args:
+        transition: a chain of :mod:`d3pm_fast.transitions`.
+        reverse: ``"joint"`` (eq. 4) or ``"posterior_mean"``.
+        first_step: ``"posterior"`` or ``"logits"``, the model of ``p(x_0 | x_1)``.
+        impl: the implementation of every call, see :func:`d3pm_fast.implementation`.
+    """
+
+    def __init__(
+        self,
+        transition: Transition,
+        reverse: Reverse = "joint",
+        first_step: FirstStep = "posterior",
+        impl: Impl = "auto",
+    ) -> None:
+        super().__init__()
+        if not isinstance(transition, Transition):
+            raise TypeError(
+                f"transition must be a d3pm_fast transition, got {type(transition).__name__}"
+            )
+        self.transition = transition
+        self.reverse = check_choice("reverse", reverse, REVERSES)
+        self.first_step = check_choice("first_step", first_step, FIRST_STEPS)
+        self.impl = check_choice("impl", impl, IMPLS)
+
+    @property
+    def num_classes(self) -> int:
+        """K, the number of classes."""
+        return self.transition.num_classes
+
+    @property
+    def num_steps(self) -> int:
+        """T, the number of steps of the chain."""
+        return self.transition.num_steps
+
+    def get_extra_state(self) -> Tensor:
+        """Return what a state dict holds: the settings, and a fingerprint of the chain."""
+        return _settings.as_tensor(self)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Warn where a state dict was saved with another chain, reverse step or first step."""
+        _settings.warn_of_others(state, self)
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        *lists: list[str],
+    ) -> None:
+        missing: list[str] = []
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing, *lists)
+        missing_keys += [key for key in missing if not key.endswith("_extra_state")]
+
+    def extra_repr(self) -> str:
+        """Return the choices made, for ``repr``."""
+        return f"reverse={self.reverse!r}, first_step={self.first_step!r}, impl={self.impl!r}"
+
+    def sample_t(
+        self,
+        batch: int,
+        low_discrepancy: bool = False,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Draw training times, each of them uniform on 1..T.
+
+        Args:
+            batch: B, how many.
+            low_discrepancy: spread the times of a batch evenly over 1..T (Kingma et al. 2021,
+                VDM, appendix I.1), so that the loss varies less; else they are independent.
+            generator: None for PyTorch's default generator of the module's device.
+
+        Returns:
+            int64 ``(B,)``, on the module's device.
+        """
+        draw = timesteps.low_discrepancy if low_discrepancy else timesteps.uniform
+        drawn_on = self._device if generator is None else generator.device
+        return draw(self.num_steps, batch, generator, str(drawn_on)).to(self._device)
+
+    def q_sample(
+        self,
+        x0: Tensor,
+        t: Tensor,
+        generator: torch.Generator | None = None,
+        seeds: Tensor | None = None,
+        step: int = 0,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """Draw ``x_t ~ q(x_t | x_0)``, the corrupted data (D3PM, eq. 3).
+
+        Args:
+            x0: the data, integers ``(B, *S)`` in [0, K).
+            t: times, integers ``(B,)`` or ``(B, *S)`` in 0..T; at t = 0 the data come back.
+            generator: where the seeds come from; None for PyTorch's default generator.
+            seeds: int64 ``(B,)`` in place of a generator, see :func:`d3pm_fast.draw_seeds`: the
+                draw of an item depends on its own seed, ``step`` and the position in it alone.
+            step: a counter in [0, 2^63) that tells draws of the same seeds apart.
+            mask: bool ``(B, *S)``, True where a token is drawn. The others come back as they are,
+                and may hold anything.
+
+        Returns:
+            ``(B, *S)`` in the dtype of x0.
+
+        Raises:
+            TypeError: a wrong type or dtype.
+            ValueError: a wrong shape, device or option.
+            IndexError: a class or a time out of range, where values are read: on the CPU, or with
+                ``D3PM_FAST_CHECK=1``. Elsewhere the result of such a token is -1.
+        """
+        return functional.q_sample(
+            self.transition,
+            x0,
+            t,
+            mask=mask,
+            generator=generator,
+            seeds=seeds,
+            step=step,
+            impl=self.impl,
+        )
+
+    def q_posterior(
+        self,
+        x0: Tensor,
+        x_t: Tensor,
+        t: Tensor,
+        s: Tensor | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Tensor:
+        """Return ``log q(x_s | x_t, x_0)``, the posterior of the chain, in nats (D3PM, eq. 3).
+
+        Args:
+            x0: the data, integers ``(B, *S)`` in [0, K).
+            x_t: the corrupted data, integers ``(B, *S)`` in [0, K).
+            t: times, integers ``(B,)`` or ``(B, *S)`` in 1..T.
+            s: times that the steps lead to, of the shape of t, in 0..t-1; None for t - 1.
+            dtype: of the result, a float type; None for PyTorch's default dtype.
+
+        Returns:
+            ``(B, *S, K)``: -inf where the posterior is zero, NaN for a pair ``(x_0, x_t)`` that the
+            chain cannot make.
+
+        Raises:
+            TypeError: a wrong type or dtype.
+            ValueError: a wrong shape, device or option.
+            IndexError: a class or a time out of range, where values are read: on the CPU, or with
+                ``D3PM_FAST_CHECK=1``. Elsewhere the result of such a token is NaN.
+        """
+        return functional.q_posterior(self.transition, x0, x_t, t, s, dtype=dtype, impl=self.impl)
+
+    def p_posterior(
+        self, logits: functional.Predicted, x_t: Tensor, t: Tensor, s: Tensor | None = None
+    ) -> Tensor:
+        """Return ``log p(x_s | x_t)``, the reverse step of the model, in nats (D3PM, eq. 4).
+
+        Args:
+            logits: the denoiser's prediction of x_0, ``(B, *S, K)``: float32, float64, bfloat16 or
+                float16, ``-inf`` for a forbidden class. In their place
+                :class:`d3pm_fast.functional.Logistic`, or
+                :class:`d3pm_fast.functional.Shaped`, then without a gradient.
+            x_t: the corrupted data, integers ``(B, *S)`` in [0, K).
+            t: times, integers ``(B,)`` or ``(B, *S)`` in 1..T.
+            s: times that the steps lead to, of the shape of t, in 0..t-1; None for t - 1.
+
+        Returns:
+            ``(B, *S, K)`` in the dtype of the logits, differentiable in them; of
+            parameters in their place, float32 or float64. NaN for every class where the logits have
+            no softmax, or forbid all that leads to x_t.
+
+        Raises:
+            TypeError: a wrong type or dtype.
+            ValueError: a wrong shape, device or option.
+            IndexError: a class or a time out of range, where values are read: on the CPU, or with
+                ``D3PM_FAST_CHECK=1``. Elsewhere the result of such a token is NaN.
+        """
+        return functional.p_posterior(
+            self.transition,
+            logits,
+            x_t,
+            t,
+            s,
+            reverse=self.reverse,
+            first_step=self.first_step,
+            impl=self.impl,
+        )
+
+    def loss(
+        self,
+        logits: functional.Predicted,
+        x0: Tensor,
+        x_t: Tensor,
+        t: Tensor,
+        s: Tensor | None = None,
+        vb_weight: float | Tensor = 1.0,
+        ce_weight: float | Tensor = 0.0,
+        mask: Tensor | None = None,
+        reduction: Reduction = "mean",
+    ) -> Tensor:
+        """Return ``vb_weight L_{t-1} + ce_weight (-log softmax(logits)[x_0])``, in nats.
+
+        ``L_{t-1} = KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t))`` for t >= 2 and
+        ``L_0 = -log p(x_0 | x_1)`` for t = 1 (D3PM, eq. 1 and 5), without an epsilon. Averaged over
+        tokens and over t ~ U(1..T), T times the term is the sum of the bound. With ``s`` the term
+        is ``KL(q(x_s | x_t, x_0) || p(x_s | x_t))``, for s = 0 ``-log p(x_0 | x_t)``.
+
+        Args:
+            logits: the denoiser's prediction of x_0, ``(B, *S, K)``: float32, float64, bfloat16 or
+                float16, ``-inf`` for a forbidden class. In their place
+                :class:`d3pm_fast.functional.Logistic`.
+            x0: the data, integers ``(B, *S)`` in [0, K).
+            x_t: the corrupted data, integers ``(B, *S)`` in [0, K).
+            t: times, integers ``(B,)`` or ``(B, *S)`` in 1..T.
+            s: times that the steps lead to, of the shape of t, in 0..t-1; None for t - 1.
+            vb_weight: weight of the term of the bound, a number or a tensor of shape ``()``.
+            ce_weight: weight of the cross-entropy (the paper's lambda), likewise. A tensor is not
+                read, so that it may change in compiled code and may be learned; each term then
+                takes a pass over the logits.
+            mask: bool ``(B, *S)``, True where a token counts. The other tokens have loss and
+                gradient 0, and may hold anything.
+            reduction: ``"mean"`` over the tokens that count, ``"sum"``, ``"none"`` for ``(B, *S)``,
+                or ``"batch"`` for ``(B,)``, the sum over positions.
+
+        Returns:
+            float64 for float64 logits, float32 for all others; differentiable in the logits. NaN
+            for a pair ``(x_0, x_t)`` that the chain cannot make.
+
+        Raises:
+            TypeError: a wrong type or dtype.
+            ValueError: a wrong shape, device or option.
+            IndexError: a class or a time out of range, where values are read: on the CPU, or with
+                ``D3PM_FAST_CHECK=1``. Elsewhere the result of such a token is NaN.
+        """
+        return functional.loss(
+            self.transition,
+            logits,
+            x0,
+            x_t,
+            t,
+            s,
+            reverse=self.reverse,
+            first_step=self.first_step,
+            vb_weight=vb_weight,
+            ce_weight=ce_weight,
+            mask=mask,
+            reduction=reduction,
+            impl=self.impl,
+        )
+
+    def prior(self, x0: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Return ``KL(q(x_T | x_0) || stationary)`` in nats, the prior term ``L_T`` (D3PM, eq. 1).
+
+        Args:
+            x0: the data, integers ``(B, *S)`` in [0, K).
+            mask: bool ``(B, *S)``, True where a token counts.
+
+        Returns:
+            float64 ``(B,)``, the sum over positions. NaN for an item with a class out of range.
+
+        Raises:
+            TypeError: a wrong type or dtype.
+            ValueError: a wrong shape or device.
+            IndexError: a class out of range, where values are read: on the CPU, or with
+                ``D3PM_FAST_CHECK=1``.
+        """
+        return functional.prior(self.transition, x0, mask)
+
+    def elbo(
+        self,
+        denoiser: Callable[[Tensor, Tensor], functional.Predicted],
+        x0: Tensor,
+        steps: int | Iterable[int] | None = None,
+        num_times: int | None = None,
+        mask: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        seeds: Tensor | None = None,
+        batch_size: int = 64,
+        progress: bool = False,
+    ) -> ELBO:
+        """Return the negative evidence lower bound of each item, or an estimate (D3PM, eq. 1).
+
+        Each x_t is drawn once. Without a gradient.
+
+        Args:
+            denoiser: maps ``(x_t (n, *S) int64, t (n,) int64)`` to logits ``(n, *S, K)``, or to
+                :class:`d3pm_fast.functional.Logistic`. The n may be of several items and times.
+                Put it in evaluation mode yourself.
+            x0: the data, integers ``(B, *S)`` in [0, K), on the module's device.
+            steps: how many steps the model takes, evenly strided, or the times that they start
+                from, falling from T; None for all T. Fewer steps have a bound of their own.
+            num_times: how many of the steps are taken for each item, at least 3, for an estimate
+                without a bias, with its standard error; None takes all of them. See
+                :func:`d3pm_fast.elbo.elbo`.
+            mask: bool ``(B, *S)``, True where a token counts. The denoiser sees the others as they
+                are in x0.
+            generator: where the seeds come from; None for PyTorch's default generator.
+            seeds: int64 ``(B,)`` in place of a generator, see :func:`d3pm_fast.draw_seeds`.
+            batch_size: the most x_t in one call of the denoiser.
+            progress: show a progress bar.
+
+        Returns:
+            :class:`d3pm_fast.elbo.ELBO`: float64, in nats, and ``bits_per_dim``.
+
+        Raises:
+            TypeError: a wrong type or dtype.
+            ValueError: a wrong shape, device or option.
+            IndexError: a class out of range, where values are read: on the CPU, or with
+                ``D3PM_FAST_CHECK=1``. Elsewhere the result of such a token is NaN.
+        """
+        return elbo(
+            self,
+            denoiser,
+            x0,
+            steps=steps,
+            num_times=num_times,
+            mask=mask,
+            generator=generator,
+            seeds=seeds,
+            batch_size=batch_size,
+            progress=progress,
+        )
+
+    def p_sample(
+        self,
+        logits: functional.Predicted,
+        x_t: Tensor,
+        t: Tensor,
+        s: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        seeds: Tensor | None = None,
+        step: int = 0,
+    ) -> Tensor:
+        """Draw ``x_s ~ p(x_s | x_t)``, a reverse step (D3PM, eq. 4 and appendix A.3).
+
+        Exact to the tails: a class of probability 1e-9 comes at that rate.
+
+        Args:
+            logits: the denoiser's prediction of x_0, ``(B, *S, K)``: float32, float64, bfloat16 or
+                float16, ``-inf`` for a forbidden class. In their place
+                :class:`d3pm_fast.functional.Logistic` or
+                :class:`d3pm_fast.functional.Shaped`.
+            x_t: the corrupted data, integers ``(B, *S)`` in [0, K).
+            t: times, integers ``(B,)`` or ``(B, *S)`` in 1..T.
+            s: times that the steps lead to, of the shape of t, in 0..t-1; None for t - 1.
+            generator: where the seeds come from; None for PyTorch's default generator.
+            seeds: int64 ``(B,)`` in place of a generator, see :func:`d3pm_fast.draw_seeds`: the
+                draw of an item depends on its own seed, ``step`` and the position in it alone.
+            step: a counter in [0, 2^63) that tells draws of the same seeds apart.
+
+        Returns:
+            ``(B, *S)`` in the dtype of x_t. On a GPU -1 (255 as uint8) where the logits have no
+            softmax, or forbid all that leads to x_t.
+
+        Raises:
+            TypeError: a wrong type or dtype.
+            ValueError: a wrong shape, device or option; on the CPU, logits without a softmax, or
+                that forbid all that leads to x_t.
+            IndexError: a class or a time out of range, where values are read: on the CPU, or with
+                ``D3PM_FAST_CHECK=1``. Elsewhere the result of such a token is -1.
+        """
+        return functional.p_sample(
+            self.transition,
+            logits,
+            x_t,
+            t,
+            s,
+            reverse=self.reverse,
+            first_step=self.first_step,
+            generator=generator,
+            seeds=seeds,
+            step=step,
+            impl=self.impl,
+        )
+
+    def sample(
+        self,
+        denoiser: Callable[[Tensor, Tensor], functional.Predicted],
+        shape: tuple[int, ...],
+        steps: int | Iterable[int] | None = None,
+        generator: torch.Generator | None = None,
+        progress: bool = False,
+        callback: Callable[[Tensor, int], None] | None = None,
+        last: Last = "sample",
+        known: tuple[Tensor, Tensor] | None = None,
+        time_independent: bool = False,
+        seeds: Tensor | None = None,
+    ) -> Tensor:
+        """Draw new data: x_T from the stationary distribution, then each ``x_s ~ p(x_s | x_t)``.
+
+        An item depends on its own seed alone, whatever the batch.
+
+        Args:
+            denoiser: maps ``(x_t (B, *S) int64, t (B,) int64)`` to logits ``(B, *S, K)``, or to
+                what else :meth:`p_sample` takes. Put it in evaluation mode yourself.
+            shape: ``(B, *S)``.
+            steps: how many times the denoiser is called, at evenly strided times, or the times
+                themselves, falling from T; None for all T.
+            generator: where the seeds come from; None for PyTorch's default generator.
+            progress: show a progress bar.
+            callback: called with ``(x_T, T)`` and then with each ``(x_s, s)``.
+            last: ``"sample"``, or ``"argmax"`` for the likeliest class of each token in the step
+                to 0, as in the paper's code.
+            known: ``(tokens, mask)``, integers and bool ``(B, *S)``: where the mask is True, x is
+                held at these tokens in every step, and the others are filled in. A heuristic
+                unless the chain is absorbing, see :func:`d3pm_fast.sampling.ancestral`.
+            time_independent: the denoiser promises not to look at t. It is then called only for
+                the items that the last step has changed.
+            seeds: int64 ``(B,)`` in place of a generator, see :func:`d3pm_fast.draw_seeds`.
+
+        Returns:
+            x_0, int64 ``(B, *S)``, on the module's device.
+
+        Raises:
+            TypeError: a wrong type or dtype.
+            ValueError: a wrong shape, device or option.
+            IndexError: a known token out of range, where values are read: on the CPU, or with
+                ``D3PM_FAST_CHECK=1``.
+        """
+        return ancestral(
+            self,
+            denoiser,
+            shape,
+            steps=steps,
+            last=last,
+            known=known,
+            time_independent=time_independent,
+            generator=generator,
+            seeds=seeds,
+            progress=progress,
+            callback=callback,
+        )
+
+    def sample_prior(self, shape: tuple[int, ...], seeds: Tensor) -> Tensor:
+        """Draw x_T from the stationary distribution of the chain.
+
+        Args:
+            shape: ``(B, *S)``.
+            seeds: int64 ``(B,)`` on the module's device, see :func:`d3pm_fast.draw_seeds`.
+
+        Returns:
+            int64 ``(B, *S)``, on the module's device.
+        """
+        return functional.sample_prior(self.transition, shape, seeds, self.num_steps + 1)
+
+    @property
+    def _device(self) -> torch.device:
+        return self.transition.device
