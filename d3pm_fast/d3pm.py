@@ -12,6 +12,7 @@ from ._loadable import loadable
 from .chains import Transition
 from .choices import FIRST_STEPS, IMPLS, REVERSES, FirstStep, Impl, Last, Reduction, Reverse
 from .elbo import ELBO, elbo
+from .predictions import Predicted
 from .sampling import ancestral
 
 __all__ = ["D3PM"]
@@ -181,7 +182,7 @@ class D3PM(nn.Module):
         return functional.q_posterior(self.transition, x0, x_t, t, s, dtype=dtype, impl=self.impl)
 
     def p_posterior(
-        self, logits: functional.Predicted, x_t: Tensor, t: Tensor, s: Tensor | None = None
+        self, logits: Predicted, x_t: Tensor, t: Tensor, s: Tensor | None = None
     ) -> Tensor:
         """Return ``log p(x_s | x_t)``, the reverse step of the model, in nats (D3PM, eq. 4).
 
@@ -218,7 +219,7 @@ class D3PM(nn.Module):
 
     def loss(
         self,
-        logits: functional.Predicted,
+        logits: Predicted,
         x0: Tensor,
         x_t: Tensor,
         t: Tensor,
@@ -298,7 +299,7 @@ class D3PM(nn.Module):
 
     def elbo(
         self,
-        denoiser: Callable[[Tensor, Tensor], functional.Predicted],
+        denoiser: Callable[[Tensor, Tensor], Predicted],
         x0: Tensor,
         steps: int | Iterable[int] | None = None,
         num_times: int | None = None,
@@ -353,7 +354,7 @@ class D3PM(nn.Module):
 
     def p_sample(
         self,
-        logits: functional.Predicted,
+        logits: Predicted,
         x_t: Tensor,
         t: Tensor,
         s: Tensor | None = None,
@@ -405,7 +406,7 @@ class D3PM(nn.Module):
 
     def sample(
         self,
-        denoiser: Callable[[Tensor, Tensor], functional.Predicted],
+        denoiser: Callable[[Tensor, Tensor], Predicted],
         shape: tuple[int, ...],
         steps: int | Iterable[int] | None = None,
         generator: torch.Generator | None = None,

@@ -13,6 +13,7 @@ from . import functional, timesteps
 from ._checks import check_count, check_mask, check_tokens
 from .diffusion import Diffusion
 from .functional.seeds import check_seeds
+from .predictions import Predicted
 from .reductions import sum_positions
 from .reference.philox import uniforms
 
@@ -56,7 +57,7 @@ class ELBO:
 @torch.no_grad()
 def elbo(
     diffusion: Diffusion,
-    denoiser: Callable[[Tensor, Tensor], functional.Predicted],
+    denoiser: Callable[[Tensor, Tensor], Predicted],
     x0: Tensor,
     *,
     steps: int | Iterable[int] | None = None,

@@ -14,7 +14,8 @@ from ._checks import check_count, check_tokens
 from ._random import seeded
 from .d3pm import D3PM
 from .elbo import ELBO
-from .functional import Predicted, draw_seeds
+from .functional import draw_seeds
+from .predictions import Predicted
 
 __all__ = ["OtherEvaluation", "evaluate"]
 

@@ -23,12 +23,12 @@ from ._reuse import Reuse
 from .choices import LASTS, Last
 from .diffusion import Diffusion
 from .functional.seeds import check_seeds
-from .predictions import as_prediction
+from .predictions import Predicted, as_prediction
 from .reference.draws import NONE
 
 __all__ = ["ancestral"]
 
-Denoiser = Callable[[Tensor, Tensor], functional.Predicted]
+Denoiser = Callable[[Tensor, Tensor], Predicted]
 Known = tuple[Tensor, Tensor]
 
 
@@ -167,7 +167,7 @@ def step(
     return hold(drawn, known)
 
 
-def widened(prediction: functional.Predicted) -> functional.Predicted:
+def widened(prediction: Predicted) -> Predicted:
     """Return a prediction in float64: log-probabilities that are rounded have ties of their own."""
     if isinstance(prediction, Tensor):
         return prediction.double()

@@ -14,6 +14,7 @@ from ._checks import check_choice, check_number
 from .chains import RankOneTransition
 from .choices import LASTS, Last
 from .diffusion import Diffusion
+from .predictions import Predicted
 from .reference.philox import uniforms
 from .sampling import Denoiser, Known, start, step, warn_of_masks, widened
 
@@ -205,7 +206,7 @@ def _falling_ranks(hit: Tensor) -> Tensor:
 
 def _draw_x0(
     diffusion: Diffusion,
-    prediction: functional.Predicted,
+    prediction: Predicted,
     x_t: Tensor,
     t: Tensor,
     seeds: Tensor,

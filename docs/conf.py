@@ -52,7 +52,7 @@ nitpicky = True
 # The inventories of other projects are not fetched: a build needs no network.
 nitpick_ignore_regex = [
     (r"py:.*", r"(torch|collections|numpy|pathlib)(\..*)?"),
-    (r"py:class", r"Tensor|(d3pm_fast\.records\.)?AnyStep"),
+    (r"py:class", r"Tensor|d3pm_fast\.diffusion\.Diffusion|(d3pm_fast\.records\.)?AnyStep"),
     # Classes of the library that signatures of the reference and of a chain's insides name.
     (r"py:class", r"d3pm_fast\.(reference\.[a-z_]+|chains\.[a-z_]+)\.[A-Z][A-Za-z]+"),
 ]
@@ -68,7 +68,7 @@ CONTENTS = {
         "Develop": "design contributing changelog",
     },
     "api/index": {
-        "Modules": "diffusion choices functional schedules transitions timesteps sampling "
+        "Modules": "d3pm choices functional schedules transitions timesteps sampling "
         "unmasking elbo evaluation products implementations reference",
     },
 }

@@ -16,7 +16,7 @@ All functions take ``impl``, see :func:`d3pm_fast.implementation`, and raise
   a draw -1).
 """
 
-from ..predictions import Logistic, Predicted, Shaped
+from ..predictions import Logistic, Shaped
 from .logistic import logistic_logits
 from .loss import loss
 from .p_sample import p_sample
@@ -27,7 +27,6 @@ from .seeds import draw_seeds
 
 __all__ = [
     "Logistic",
-    "Predicted",
     "Shaped",
     "draw_seeds",
     "logistic_logits",

@@ -16,29 +16,28 @@ from .._checks import (
 from .._impossible import check_possible
 from ..chains import Transition
 from ..choices import FIRST_STEPS, REVERSES, FirstStep, Impl, Reverse
-from ..predictions import Predicted, Prediction, as_prediction
+from ..predictions import Prediction
 from ..records import Model
 
 
 def check_model(
     transition: Transition,
-    logits: Predicted,
+    prediction: Prediction,
     x_t: Tensor,
     t: Tensor,
     reverse: Reverse,
     first_step: FirstStep,
     **others: Tensor | None,
-) -> tuple[Prediction, Model]:
-    """Return what is predicted and how it is stepped back from; the others are on its device."""
+) -> Model:
+    """Return how the model steps back from a prediction; the others are on its device."""
     check_choice("reverse", reverse, REVERSES)
     check_choice("first_step", first_step, FIRST_STEPS)
-    prediction = as_prediction(logits, transition.num_classes)
     check_tokens("x_t", x_t, transition.num_classes, prediction.shape)
     prediction.check(x_t.shape)
     check_times("t", t, x_t.shape)
     first, *_ = prediction.parameters
     check_same_device(logits=first, x_t=x_t, t=t, transition=transition, **others)
-    return prediction, Model(reverse == "posterior_mean", first_step == "logits")
+    return Model(reverse == "posterior_mean", first_step == "logits")
 
 
 def is_too_narrow(prediction: Prediction, transition: Transition) -> bool:

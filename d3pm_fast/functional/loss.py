@@ -77,7 +77,8 @@ def loss(
         float64 for float64 logits, float32 for all others. NaN for a pair ``(x_0, x_t)`` that
         the chain cannot make.
     """
-    as_prediction(logits, transition.num_classes).check_model()
+    prediction = as_prediction(logits, transition.num_classes)
+    prediction.check_model()
     if isinstance(vb_weight, Tensor) or isinstance(ce_weight, Tensor):
         options: dict[str, Any] = {
             "reverse": reverse,
@@ -91,16 +92,14 @@ def loss(
         )
     check_choice("reduction", reduction, REDUCTIONS)
     weights = Weights(check_number("vb_weight", vb_weight), check_number("ce_weight", ce_weight))
-    shape = as_prediction(logits, transition.num_classes).shape
     for key, tokens in (("x0", x0), ("x_t", x_t)):
-        check_tokens(key, tokens, transition.num_classes, shape)
+        check_tokens(key, tokens, transition.num_classes, prediction.shape)
     check_shape("x_t", x_t, x0.shape)
     if mask is not None:
         check_mask(mask, x0.shape)
         mask = mask.contiguous()
-    prediction, model = check_model(
-        transition, logits, x_t, t, reverse, first_step, x0=x0, mask=mask
-    )
+    others = {"x0": x0, "mask": mask}
+    model = check_model(transition, prediction, x_t, t, reverse, first_step, **others)
     is_narrow = is_too_narrow(prediction, transition)
     if is_narrow:
         prediction = prediction.double()
@@ -131,8 +130,7 @@ def _of_logits(transition: Transition, name: str, model: Model, weights: Weights
 
     def with_gradient(inputs: "Inputs", items: "Items", reduction: "str", late: "bool") -> "Any":
         kernel = ops.loss_and_grad.kernel(name, transition.structure)
-        run = kernel.past_the_dispatcher(*inputs)
-        return run(record(inputs, items), reduction, late)
+        return kernel(record(inputs, items), reduction, late)
 
     def meaning(items: "tuple[Any, ...]") -> "Callable[..., Tensor]":
         *tokens, t, s = items

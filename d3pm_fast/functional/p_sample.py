@@ -9,7 +9,7 @@ from .. import _environment, ops
 from .._checks import check_drawn
 from ..chains import Transition
 from ..choices import FirstStep, Impl, Reverse
-from ..predictions import Predicted
+from ..predictions import Predicted, as_prediction
 from ..records import Random
 from .arguments import check_model, check_target, choose, contiguous, is_too_narrow
 from .seeds import check_seeds
@@ -60,7 +60,8 @@ def p_sample(
     Raises:
         ValueError: on a CPU for such logits, with the token's index.
     """
-    prediction, model = check_model(transition, logits, x_t, t, reverse, first_step)
+    prediction = as_prediction(logits, transition.num_classes)
+    model = check_model(transition, prediction, x_t, t, reverse, first_step)
     if is_too_narrow(prediction, transition):
         prediction = prediction.double()
     if _environment.CHECK:

@@ -11,7 +11,7 @@ from .._checks import FLOAT_DTYPES, check_same_device, check_shape, check_times,
 from ..chains import Transition
 from ..choices import FirstStep, Impl, Reverse
 from ..derivatives import Differentiable, Inputs, Items
-from ..predictions import Predicted
+from ..predictions import Predicted, as_prediction
 from ..records import Model
 from .arguments import check_model, check_target, choose, contiguous, is_too_narrow
 
@@ -97,7 +97,8 @@ def p_posterior(
         leads to x_t. Where a single class leads to x_t, it has all the probability whatever the
         logits.
     """
-    prediction, model = check_model(transition, logits, x_t, t, reverse, first_step)
+    prediction = as_prediction(logits, transition.num_classes)
+    model = check_model(transition, prediction, x_t, t, reverse, first_step)
     dtype = prediction.result_dtype
     if is_too_narrow(prediction, transition):
         prediction = prediction.double()

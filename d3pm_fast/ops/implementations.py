@@ -80,19 +80,19 @@ def implementation(
     if impl == "auto" and _environment.IMPL:
         impl = check_choice("D3PM_FAST_IMPL", _environment.IMPL, IMPLS)
         asked = "D3PM_FAST_IMPL asks for it"
+    if impl == "auto" and kind == "cpu":
+        return _ON_CPU
     structure = RANK_ONE if transition is None else transition.structure
     served = OPERATIONS[check_choice("operation", operation or "loss", tuple(OPERATIONS))]
     if impl == "auto":
-        return _best(kind, served, structure)
+        return _best_on_gpu(kind, served, structure)
     error = None if impl == "reference" else _why_not(impl, kind, served, structure)
     if error is not None:
         raise error
     return Implementation(impl, asked)
 
 
-def _best(kind: str, operation: Operation, structure: Structure) -> Implementation:
-    if kind == "cpu":
-        return _ON_CPU
+def _best_on_gpu(kind: str, operation: Operation, structure: Structure) -> Implementation:
     if kind != "cuda":
         return Implementation("reference", f"no kernel is built for {kind} tensors")
     if not _WHY_NO_TRITON:

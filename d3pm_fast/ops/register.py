@@ -41,47 +41,62 @@ class Kernel:
     ) -> None:
         hints = get_type_hints(fake)
         result = _SCHEMA[hints.pop("return")]
-        self.direct = direct
-        self._hints, self._of = list(hints.values()), of
-        fields = ", ".join(
-            f"{_SCHEMA[hint]} {field}"
-            for pair in hints.items()
-            for field, hint in self._fields(*pair)
-        )
-        library.define(f"{name}({fields}) -> {result}")
-        library.impl(name, lambda *flat: direct(*self._records(flat)), key)
+        fields = [field for pair in hints.items() for field in _fields(*pair, of)]
+        signature = ", ".join(f"{_SCHEMA[hint]} {field}" for field, hint in fields)
+        layouts = [_layout(hint, of) for hint in hints.values()]
+        self._direct = direct
+        library.define(f"{name}({signature}) -> {result}")
+        library.impl(name, lambda *flat: direct(*_built(layouts, iter(flat))), key)
         torch.library.register_fake(
-            f"d3pm_fast::{name}", lambda *flat: fake(*self._records(flat)), lib=library
+            f"d3pm_fast::{name}", lambda *flat: fake(*_built(layouts, iter(flat))), lib=library
         )
         self._registered = getattr(torch.ops.d3pm_fast, name)
 
     def __call__(self, *args: Any) -> Any:
-        """Call the operation by PyTorch's dispatcher."""
+        """Call the operation; past PyTorch's dispatcher where there is nothing for it to do."""
+        first = args[0]
+        if type(first if isinstance(first, Tensor) else first[0]) is Tensor and _is_idle():
+            return self._direct(*args)
         return self._registered(*_flat(args, []))
 
-    def past_the_dispatcher(self, tensor: Tensor) -> Callable[..., Any]:
-        """Return the code itself where the dispatcher would have nothing to do."""
-        return self if type(tensor) is not Tensor or is_compiling() else self.direct
 
-    def _fields(self, name: str, hint: Any) -> Iterator[tuple[str, Any]]:
-        """Yield the names and types that an argument has for the dispatcher."""
-        hint = self._of.get(hint, hint)
-        if hint in _SCHEMA:
-            yield name, hint
-            return
-        for pair in get_type_hints(get_origin(hint) or hint).items():
-            yield from self._fields(*pair)
+def _is_idle() -> bool:
+    """Return whether no compiler, transform or mode looks at what is called."""
+    return not (
+        is_compiling()
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._len_torch_dispatch_stack()
+    )
 
-    def _records(self, flat: tuple[Any, ...]) -> list[Any]:
-        values = iter(flat)
-        return [self._record(hint, values) for hint in self._hints]
 
-    def _record(self, hint: Any, values: Iterator[Any]) -> Any:
-        hint = self._of.get(hint, hint)
-        if hint in _SCHEMA:
-            return next(values)
-        record = get_origin(hint) or hint
-        return record(*(self._record(of, values) for of in get_type_hints(record).values()))
+# Of an argument: None, or its record and the layouts of the record's fields.
+Layout = tuple[Any, "list[Layout]"] | None
+
+
+def _fields(name: str, hint: Any, of: dict[Any, type]) -> Iterator[tuple[str, Any]]:
+    """Yield the names and types that an argument has for the dispatcher."""
+    hint = of.get(hint, hint)
+    if hint in _SCHEMA:
+        yield name, hint
+        return
+    for pair in get_type_hints(get_origin(hint) or hint).items():
+        yield from _fields(*pair, of)
+
+
+def _layout(hint: Any, of: dict[Any, type]) -> Layout:
+    hint = of.get(hint, hint)
+    if hint in _SCHEMA:
+        return None
+    record = get_origin(hint) or hint
+    return record._make, [_layout(field, of) for field in get_type_hints(record).values()]
+
+
+def _built(layouts: list[Layout], values: Iterator[Any]) -> list[Any]:
+    """Return arguments, or the fields of a record, from what comes from the dispatcher."""
+    return [
+        next(values) if layout is None else layout[0](_built(layout[1], values))
+        for layout in layouts
+    ]
 
 
 def _flat(values: Any, into: list[Any]) -> list[Any]:
