@@ -5,9 +5,11 @@ Everything else is declared in pyproject.toml. Environment:
     D3PM_FAST_BUILD_JOBS=N: how many files to compile at once (default: one per core).
     D3PM_FAST_CUDA=1: build the CUDA kernels, with nvcc from CUDA_HOME or the path.
     D3PM_FAST_CUDA_ARCHS=80,90: for which GPUs (default: 80, 90 and 100 as far as nvcc knows them).
+    D3PM_FAST_REPOSITORY=https://...: where the repository is, for the links of what is published.
 """
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -25,6 +27,7 @@ from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError, LinkError
 
 REQUIRE_CPU = os.environ.get("D3PM_FAST_REQUIRE_CPU", "0") not in ("", "0")
+REPOSITORY = os.environ.get("D3PM_FAST_REPOSITORY", "").rstrip("/")
 WITH_CUDA = os.environ.get("D3PM_FAST_CUDA", "0") not in ("", "0")
 
 OPENMP_FLAGS = [  # (compiler, linker)
@@ -115,6 +118,31 @@ def build_cuda(sources, target, folder):
     subprocess.run([shutil.which("ninja") or "ninja", "-C", folder, *options], check=True)
 
 
+def description():
+    """The README; its links lead to the repository, where that is known."""
+    text = Path("README.md").read_text(encoding="utf-8")
+    if not REPOSITORY:
+        return text
+    text = re.sub(r"git clone REPOSITORY (\S+).*", rf"git clone {REPOSITORY} \1", text)
+
+    def absolute(link):
+        kind = "raw" if link[1] else "blob"
+        return f"{link[1]}[{link[2]}]({REPOSITORY}/{kind}/HEAD/{link[3]})"
+
+    return re.sub(r"(!?)\[([^]]*)\]\((?!https?:|#)([^)]+)\)", absolute, text)
+
+
+def urls():
+    """Where what is published leads to; nowhere where the repository is not known."""
+    pages = {
+        "Source": "",
+        "Documentation": "/blob/HEAD/docs/index.md",
+        "Changelog": "/blob/HEAD/CHANGELOG.md",
+        "Issues": "/issues",
+    }
+    return {name: REPOSITORY + path for name, path in pages.items()} if REPOSITORY else {}
+
+
 def tell(line):
     """Prints to the log and, as pip hides the log of a build that succeeds, to the terminal."""
     print(line, file=sys.stderr, flush=True)
@@ -139,6 +167,9 @@ CUDA = Extension("d3pm_fast._cuda", [*sorted(glob("csrc/cuda/*.cu")), "csrc/cuda
 
 with ParallelCompile("D3PM_FAST_BUILD_JOBS"):
     setup(
+        long_description=description(),
+        long_description_content_type="text/markdown",
+        project_urls=urls(),
         ext_modules=[kernels, CUDA] if WITH_CUDA else [kernels],
         cmdclass={"build_ext": BuildKernels},
     )

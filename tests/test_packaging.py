@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import sysconfig
 import tarfile
 import tomllib
 import zipfile
+from email import message_from_string
 from functools import partial
 from pathlib import Path
 
@@ -22,7 +24,7 @@ VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["versi
 NO_COMPILER = {"CC": "false", "CXX": "false"}
 BUILD_VARIABLES = {
     *("CC", "CXX", "CFLAGS", "CXXFLAGS", "CPPFLAGS", "LDFLAGS", "PYTHONPATH"),
-    *("D3PM_FAST_REQUIRE_CPU", "D3PM_FAST_IMPL"),
+    *("D3PM_FAST_REQUIRE_CPU", "D3PM_FAST_IMPL", "D3PM_FAST_REPOSITORY"),
 }
 JUNK = [
     ".triton/3.6.0/triton/junk.py",
@@ -271,3 +273,36 @@ def test_failed_build_is_an_error_on_request(source, tmp_path):
     assert done.returncode != 0
     assert "d3pm_fast: " not in done.stdout
     assert not list(tmp_path.glob("*.whl"))
+
+
+def metadata_of(source, out, **environment):
+    """What an index would show of the package."""
+    command = (
+        f"from setuptools import build_meta as b; b.prepare_metadata_for_build_wheel({str(out)!r})"
+    )
+    run("-c", command, cwd=source, **environment)
+    return message_from_string((only(out, "*.dist-info") / "METADATA").read_text())
+
+
+def test_links_lead_to_the_repository_that_it_is_built_for(source, tmp_path):
+    address = "https://example.org/group/d3pm"
+    metadata = metadata_of(source, tmp_path, D3PM_FAST_REPOSITORY=address + "/")
+    pages = dict(line.split(", ", 1) for line in metadata.get_all("Project-URL"))
+    assert pages["Source"] == address
+    assert pages["Changelog"] == f"{address}/blob/HEAD/CHANGELOG.md"
+    text = metadata.get_payload()
+    assert f"git clone {address} d3pm-fast\n" in text
+    links = re.findall(r"\]\(([^)]+)\)", text)
+    assert f"{address}/blob/HEAD/docs/install.md" in links
+    assert f"{address}/raw/HEAD/docs/_static/generation.gif" in links
+    assert all(link.startswith(("https://", "#")) for link in links)
+    ours = [link.removeprefix(address).split("/", 3)[-1] for link in links if address in link]
+    assert ours
+    assert all((ROOT / path.partition("#")[0]).exists() for path in ours)
+
+
+def test_without_an_address_there_are_no_links_to_it(source, tmp_path):
+    metadata = metadata_of(source, tmp_path)
+    assert metadata["Project-URL"] is None
+    assert metadata["Description-Content-Type"] == "text/markdown"
+    assert metadata.get_payload().strip() == (ROOT / "README.md").read_text().strip()
