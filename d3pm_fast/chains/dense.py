@@ -61,7 +61,6 @@ class DenseTransition(MatrixTransition):
     """
 
     structure = DENSE
-    _TABLES = ("_stationary",)
     by_row = False
 
     def __init__(
@@ -73,15 +72,6 @@ class DenseTransition(MatrixTransition):
         self.memory_budget = matrices.memory_budget
         self._defined_by(matrices.definition)
         self._register()
-
-    @property
-    def device(self) -> torch.device:
-        """Where the numbers are handed out."""
-        return self._stationary.device
-
-    def stationary(self) -> Tensor:
-        """Return the distribution that x_T tends to whatever x_0 was, float64 ``(K,)``."""
-        return self._stationary
 
     def prior(self) -> Tensor:
         """Return ``KL(q(x_T | x_0) || stationary)`` in nats for each x_0, float64 ``(K,)``."""

@@ -3,6 +3,7 @@
 from abc import abstractmethod
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .base import Transition
@@ -15,7 +16,18 @@ __all__ = ["MatrixTransition"]
 class MatrixTransition(Transition):
     """A chain whose ``Q_{s->t}`` are matrices without a structure; a copy has its own handle."""
 
+    _TABLES = ("_stationary",)
+    _stationary: Tensor
     handle: int
+
+    @property
+    def device(self) -> torch.device:
+        """Where the numbers are handed out."""
+        return self._stationary.device
+
+    def stationary(self) -> Tensor:
+        """Return the distribution that x_T tends to whatever x_0 was, float64 ``(K,)``."""
+        return self._stationary
 
     @abstractmethod
     def product(self, s: int, t: int) -> Tensor:

@@ -64,7 +64,6 @@ class SparseTransition(MatrixTransition):
     """
 
     structure = SPARSE
-    _TABLES = ("_stationary",)
     by_row = True
     memory_budget = MEMORY_BUDGET  # of matrices on a GPU, which has no kernels for sparse ones
 
@@ -82,15 +81,6 @@ class SparseTransition(MatrixTransition):
             row.copy_(running_sums(row))
         self._cache = ByteCache(1 << 26)  # for laws and for the prior
         self._register()
-
-    @property
-    def device(self) -> torch.device:
-        """Where the numbers are handed out."""
-        return self._stationary.device
-
-    def stationary(self) -> Tensor:
-        """Return the distribution that x_T tends to whatever x_0 was, float64 ``(K,)``."""
-        return self._stationary
 
     def prior(self) -> Tensor:
         """Return ``KL(q(x_T | x_0) || stationary)`` in nats for each x_0, float64 ``(K,)``."""

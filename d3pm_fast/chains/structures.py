@@ -93,21 +93,8 @@ class DenseMarginal(NamedTuple):
         return of_handle(self.handle)
 
 
-class SparseMarginal(NamedTuple):
-    """``q(x_t | x_0)`` of the tokens, of a chain of jumps by a sparse matrix.
-
-    Attributes:
-        t: int64 ``(B,)`` or ``(B, *S)``.
-        handle: the number that the chain is registered under.
-    """
-
-    t: Tensor
-    handle: int
-
-    @property
-    def chain(self) -> Any:
-        """The chain itself."""
-        return of_handle(self.handle)
+class SparseMarginal(DenseMarginal):
+    """``q(x_t | x_0)`` of the tokens, of a chain of jumps by a sparse matrix."""
 
 
 class Structure(NamedTuple):
