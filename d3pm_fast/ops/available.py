@@ -7,6 +7,7 @@ import torch
 from .. import _compiled, _environment, _triton
 from .._checks import check_choice
 from ..choices import IMPLS
+from .register import OPERATIONS
 
 
 class Available(NamedTuple):
@@ -74,7 +75,8 @@ def _triton_kernels() -> Available:
 def _cuda() -> Available:
     if _compiled.cuda is None:
         return Available("", _compiled.why_no_cuda)
-    return _on_gpu("built, for rank-one chains")
+    chains = " and ".join(OPERATIONS["loss"].structures("cuda"))
+    return _on_gpu(f"built, for {chains} chains")
 
 
 def _on_gpu(found: str) -> Available:

@@ -113,7 +113,8 @@ def _why_not(name: str, kind: str, operation: Operation, structure: Structure) -
             why = _compiled.why_no_cpu
             return RuntimeError(f"impl='cpu' needs the compiled CPU module; {why}")
     elif not operation.is_served(name, structure):
-        return RuntimeError(f"impl={name!r} serves rank-one chains; use 'auto' or 'triton'")
+        chains = " and ".join(operation.structures(name))
+        return RuntimeError(f"impl={name!r} serves {chains} chains; use 'auto' or 'triton'")
     elif name == "triton":
         if _WHY_NO_TRITON:
             return RuntimeError(f"{_WHY_NO_TRITON}; impl='reference' works without it")

@@ -1,0 +1,89 @@
+"""The table of operations, by an operation that does next to nothing."""
+
+import pytest
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from d3pm_fast import schedules, transitions
+from d3pm_fast.chains.structures import DENSE, RANK_ONE, SPARSE, MatrixStep, RankOneStep
+from d3pm_fast.ops.register import OPERATIONS, Operation
+from d3pm_fast.records import AnyStep, Random
+
+RANK_ONE_CHAIN = transitions.uniform(3, schedules.cosine(4))
+DENSE_CHAIN = transitions.band(3, schedules.cosine(4), 1)
+
+
+def fake_shifted(x: Tensor, step: AnyStep, random: Random, names: str) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(x), x.new_empty(())
+
+
+@pytest.fixture(scope="module")
+def shifted():
+    """Adds the counter to x, and notes what it was given."""
+    operation = Operation("shifted", fake_shifted)
+    operation.given = []
+
+    def kernel(x, step, random, names):
+        operation.given.append((type(step), type(random), names))
+        return x + random.step, x.sum()
+
+    operation.serve("cpu", kernel, [RANK_ONE])
+    operation.serve("cpu", kernel, [DENSE, SPARSE])
+    operation.serve("reference", kernel, [RANK_ONE])
+    yield operation
+    del OPERATIONS["shifted"]
+
+
+def arguments(chain, x):
+    return x, chain.step_record(torch.ones(2).long()), Random(torch.zeros(2).long(), 5), "ab"
+
+
+def test_the_dispatcher_is_given_the_fields_of_records(shifted):
+    assert str(torch.ops.d3pm_fast.shifted.default._schema) == (
+        "d3pm_fast::shifted(Tensor x, Tensor rows, Tensor table, Tensor? base, Tensor? base_cdf, "
+        "int mask_id, Tensor seeds, int step, str names) -> (Tensor, Tensor)"
+    )
+    assert str(torch.ops.d3pm_fast.dense_shifted.default._schema) == (
+        "d3pm_fast::dense_shifted(Tensor x, Tensor t, Tensor? s, int handle, "
+        "Tensor seeds, int step, str names) -> (Tensor, Tensor)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("chain", "record"), [(RANK_ONE_CHAIN, RankOneStep), (DENSE_CHAIN, MatrixStep)]
+)
+def test_a_kernel_is_given_records(shifted, chain, record):
+    kernel, x = shifted.kernel("cpu", chain.structure), torch.zeros(2)
+    registered = torch.ops.d3pm_fast.shifted if record is RankOneStep else None
+    shifted.given.clear()
+    made = kernel(*arguments(chain, x))
+    assert torch.equal(made[0], x + 5)
+    if registered is not None:
+        _, step, random, names = arguments(chain, x)
+        assert torch.equal(registered(x, *step, *random, names)[0], x + 5)
+    assert set(shifted.given) == {(record, Random, "ab")}
+
+
+def test_compilers_and_fake_tensors_see_the_operation(shifted):
+    kernel = shifted.kernel("cpu", RANK_ONE)
+
+    def twice(x):
+        return 2 * kernel(*arguments(RANK_ONE_CHAIN, x))[0]
+
+    torch._dynamo.reset()
+    compiled = torch.compile(twice, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(torch.ones(2)), torch.full((2,), 12.0))
+    shifted.given.clear()
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        made, total = kernel(*arguments(RANK_ONE_CHAIN, mode.from_tensor(torch.ones(2))))
+    assert (made.shape, total.shape) == ((2,), ())
+    assert not shifted.given  # its fake alone was asked
+
+
+def test_the_table_says_who_serves_what(shifted):
+    assert shifted.is_served("cpu", SPARSE)
+    assert shifted.is_served("reference", RANK_ONE)
+    assert not shifted.is_served("reference", DENSE)
+    assert not shifted.is_served("cuda", RANK_ONE)
+    assert shifted.structures("cpu") == ["rank-one", "dense", "sparse"]
