@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from d3pm_fast import schedules, transitions
 from d3pm_fast.chains.structures import DENSE, RANK_ONE, SPARSE, MatrixStep, RankOneStep
@@ -87,3 +88,16 @@ def test_the_table_says_who_serves_what(shifted):
     assert not shifted.is_served("reference", DENSE)
     assert not shifted.is_served("cuda", RANK_ONE)
     assert shifted.structures("cpu") == ["rank-one", "dense", "sparse"]
+
+
+def test_a_mode_sees_the_operation(shifted):
+    class Noted(TorchDispatchMode):
+        seen = ()
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            self.seen += (str(func),)
+            return func(*args, **(kwargs or {}))
+
+    with Noted() as mode:
+        shifted.kernel("cpu", RANK_ONE)(*arguments(RANK_ONE_CHAIN, torch.ones(2)))
+    assert "d3pm_fast.shifted.default" in mode.seen
