@@ -4,6 +4,7 @@ import contextlib
 import copy
 import importlib.util
 import os
+import signal
 
 import numpy
 import pytest
@@ -31,6 +32,10 @@ settings.register_profile(
     "explore", settings.get_profile("repeatable"), derandomize=False, max_examples=500
 )
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
+
+# A shell's background jobs ignore them, and what a program ignores, those that it starts ignore.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 CPU_REQUIRED = os.environ.get("D3PM_FAST_REQUIRE_CPU", "0") not in ("", "0")
 
