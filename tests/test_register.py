@@ -67,7 +67,7 @@ def test_a_kernel_is_given_records(shifted, chain, record):
 
 
 def test_compilers_and_fake_tensors_see_the_operation(shifted):
-    kernel = shifted.kernel("cpu", RANK_ONE)
+    kernel = shifted.kernel("cpu", RANK_ONE.name)
 
     def twice(x):
         return 2 * kernel(*arguments(RANK_ONE_CHAIN, x))[0]
@@ -83,10 +83,10 @@ def test_compilers_and_fake_tensors_see_the_operation(shifted):
 
 
 def test_the_table_says_who_serves_what(shifted):
-    assert shifted.is_served("cpu", SPARSE)
-    assert shifted.is_served("reference", RANK_ONE)
-    assert not shifted.is_served("reference", DENSE)
-    assert not shifted.is_served("cuda", RANK_ONE)
+    assert shifted.is_served("cpu", SPARSE.name)
+    assert shifted.is_served("reference", RANK_ONE.name)
+    assert not shifted.is_served("reference", DENSE.name)
+    assert not shifted.is_served("cuda", RANK_ONE.name)
     assert shifted.structures("cpu") == ["rank-one", "dense", "sparse"]
 
 
@@ -99,5 +99,5 @@ def test_a_mode_sees_the_operation(shifted):
             return func(*args, **(kwargs or {}))
 
     with Noted() as mode:
-        shifted.kernel("cpu", RANK_ONE)(*arguments(RANK_ONE_CHAIN, torch.ones(2)))
+        shifted.kernel("cpu", RANK_ONE.name)(*arguments(RANK_ONE_CHAIN, torch.ones(2)))
     assert "d3pm_fast.shifted.default" in mode.seen

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from .._checks import check_integer
 from .fingerprint import fingerprint
-from .structures import Structure
 
 __all__ = ["Transition", "running_sums"]
 
@@ -22,7 +21,7 @@ class Transition(nn.Module):
     ``module.to(torch.bfloat16)`` do not round them, and a state dict does not hold them.
 
     Attributes:
-        structure: which kernels serve it.
+        structure: the name of its :class:`.structures.Structure`, which says what kernels serve it.
         family: the name of the function that made it.
         num_classes: K.
         num_steps: T.
@@ -33,7 +32,7 @@ class Transition(nn.Module):
             dtype of the logits they are calculated with in float64.
     """
 
-    structure: Structure
+    structure: str
     fingerprint: float
     needs_float64 = False
     _TABLES: tuple[str, ...] = ()  # attributes that move to a device, tensors or None

@@ -13,7 +13,7 @@ from .base import running_sums
 from .factored import Form, best_form
 from .matrix import MatrixTransition
 from .products import Matrices
-from .structures import DENSE
+from .structures import DENSE, DenseMarginal
 
 __all__ = ["DenseStep", "DenseTransition"]
 
@@ -60,7 +60,7 @@ class DenseTransition(MatrixTransition):
         mask_id: the mask's class, or -1.
     """
 
-    structure = DENSE
+    structure = DENSE.name
     by_row = False
 
     def __init__(
@@ -72,6 +72,10 @@ class DenseTransition(MatrixTransition):
         self.memory_budget = matrices.memory_budget
         self._defined_by(matrices.definition)
         self._register()
+
+    def marginal_record(self, t: Tensor) -> DenseMarginal:
+        """Return what operations are given of ``q(x_t | x_0)``."""
+        return DenseMarginal(t, self.handle)
 
     def prior(self) -> Tensor:
         """Return ``KL(q(x_T | x_0) || stationary)`` in nats for each x_0, float64 ``(K,)``."""

@@ -41,10 +41,6 @@ class MatrixTransition(Transition):
         """Return what operations are given of the steps ``x_t -> x_s``; None for t - 1."""
         return MatrixStep(t, s, self.handle)
 
-    def marginal_record(self, t: Tensor) -> Any:
-        """Return what operations are given of ``q(x_t | x_0)``."""
-        return self.structure.marginal(t, self.handle)
-
     def _register(self) -> None:
         self.handle = new_handle(self)
 

@@ -43,7 +43,7 @@ class RankOneTransition(Transition):
             identity.
     """
 
-    structure = RANK_ONE
+    structure = RANK_ONE.name
     _TABLES = (
         "base",
         "base_cdf",

@@ -18,7 +18,7 @@ from .factored import least_factor
 from .jump_laws import JumpLaw, Poisson
 from .jumps import TAIL, Columns, Polynomial, hops, log_rows
 from .matrix import MatrixTransition
-from .structures import SPARSE
+from .structures import SPARSE, SparseMarginal
 
 __all__ = ["SparseTransition", "sparse_rate_chain"]
 
@@ -63,7 +63,7 @@ class SparseTransition(MatrixTransition):
         mask_id: the mask's class, or -1.
     """
 
-    structure = SPARSE
+    structure = SPARSE.name
     by_row = True
     memory_budget = MEMORY_BUDGET  # of matrices on a GPU, which has no kernels for sparse ones
 
@@ -81,6 +81,10 @@ class SparseTransition(MatrixTransition):
             row.copy_(running_sums(row))
         self._cache = ByteCache(1 << 26)  # for laws and for the prior
         self._register()
+
+    def marginal_record(self, t: Tensor) -> SparseMarginal:
+        """Return what operations are given of ``q(x_t | x_0)``."""
+        return SparseMarginal(t, self.handle)
 
     def prior(self) -> Tensor:
         """Return ``KL(q(x_T | x_0) || stationary)`` in nats for each x_0, float64 ``(K,)``."""

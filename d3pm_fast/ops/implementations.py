@@ -7,7 +7,7 @@ import torch
 from .. import _compiled, _environment, _triton
 from .._checks import check_choice
 from ..chains import Transition
-from ..chains.structures import RANK_ONE, Structure
+from ..chains.structures import RANK_ONE
 from ..choices import IMPLS, Impl
 from .available import Implementations, available
 from .register import OPERATIONS, Operation
@@ -82,7 +82,7 @@ def implementation(
         asked = "D3PM_FAST_IMPL asks for it"
     if impl == "auto" and kind == "cpu":
         return _ON_CPU
-    structure = RANK_ONE if transition is None else transition.structure
+    structure = RANK_ONE.name if transition is None else transition.structure
     served = OPERATIONS[check_choice("operation", operation or "loss", tuple(OPERATIONS))]
     if impl == "auto":
         return _best_on_gpu(kind, served, structure)
@@ -92,7 +92,7 @@ def implementation(
     return Implementation(impl, asked)
 
 
-def _best_on_gpu(kind: str, operation: Operation, structure: Structure) -> Implementation:
+def _best_on_gpu(kind: str, operation: Operation, structure: str) -> Implementation:
     if kind != "cuda":
         return Implementation("reference", f"no kernel is built for {kind} tensors")
     if not _WHY_NO_TRITON:
@@ -104,7 +104,7 @@ def _best_on_gpu(kind: str, operation: Operation, structure: Structure) -> Imple
     return Implementation("reference", f"{_WHY_NO_TRITON}, nor is the CUDA module installed")
 
 
-def _why_not(name: str, kind: str, operation: Operation, structure: Structure) -> Exception | None:
+def _why_not(name: str, kind: str, operation: Operation, structure: str) -> Exception | None:
     """Return what keeps an implementation from serving an operation, None for nothing."""
     if name == "cpu":
         if kind != "cpu":

@@ -137,20 +137,16 @@ class Operation:
             key = "CPU" if implementation == "cpu" else "CompositeExplicitAutograd"
             served = Kernel(name, self._fake, records, kernel, key)
         for structure in structures:
-            self._kernels[_name(structure), implementation] = served
+            self._kernels[structure.name if structure else "", implementation] = served
 
-    def is_served(self, implementation: str, structure: Structure | None = None) -> bool:
+    def is_served(self, implementation: str, structure: str = "") -> bool:
         """Return whether an implementation has the operation, on chains of a structure if any."""
-        return any((name, implementation) in self._kernels for name in (_name(structure), ""))
+        return any((name, implementation) in self._kernels for name in (structure, ""))
 
     def structures(self, implementation: str) -> list[str]:
         """Return the names of the structures whose chains an implementation serves."""
         return [name for name, served_by in self._kernels if served_by == implementation]
 
-    def kernel(self, implementation: str, structure: Structure | None = None) -> Any:
+    def kernel(self, implementation: str, structure: str = "") -> Any:
         """Return what serves the chains of a structure; for "reference" it is a function."""
-        return self._kernels[_name(structure), implementation]
-
-
-def _name(structure: Structure | None) -> str:
-    return "" if structure is None else structure.name
+        return self._kernels[structure, implementation]
