@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from .. import derivatives, reference
@@ -53,7 +54,7 @@ class LogisticPrediction(Prediction):
         """Locations and logarithms of scales."""
         return self.given[:2]
 
-    def check(self, shape: tuple[int, ...]) -> None:
+    def check(self, shape: torch.Size) -> None:
         """Raise unless both parameters have the shape of the tokens."""
         check_logistic(self.given)
         check_shape("loc", self.given[0], shape)

@@ -34,9 +34,9 @@ class LogitsPrediction(Prediction):
         """Of log-probabilities: that of the logits."""
         return self.dtype
 
-    def check(self, shape: tuple[int, ...]) -> None:
+    def check(self, shape: torch.Size) -> None:
         """Raise unless they are float, of shape ``(*shape, K)``."""
-        check_logits("logits", self.given, torch.Size(shape), self.num_classes)
+        check_logits("logits", self.given, shape, self.num_classes)
 
     def check_no_nan(self) -> None:
         """Raise for a NaN."""

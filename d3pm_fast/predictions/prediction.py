@@ -56,7 +56,7 @@ class Prediction(ABC):
         return compute_dtype(self.dtype)
 
     @abstractmethod
-    def check(self, shape: tuple[int, ...]) -> None:
+    def check(self, shape: torch.Size) -> None:
         """Raise unless it predicts tokens of a shape ``(B, *S)``."""
 
     def check_model(self) -> None:

@@ -75,10 +75,10 @@ class ShapedPrediction(Prediction):
         """The logits, and the unconditional ones where there are any."""
         return tuple(x for x in self.given[:2] if x is not None)
 
-    def check(self, shape: tuple[int, ...]) -> None:
+    def check(self, shape: torch.Size) -> None:
         """Raise unless the logits are of shape ``(*shape, K)`` and the rest is as documented."""
         check_shaped(*self.given)
-        check_logits("logits", self.given.logits, torch.Size(shape), self.num_classes)
+        check_logits("logits", self.given.logits, shape, self.num_classes)
 
     def check_model(self) -> None:
         """Raise: a loss is of the model itself."""
