@@ -21,7 +21,7 @@ class Transition(nn.Module):
     ``module.to(torch.bfloat16)`` do not round them, and a state dict does not hold them.
 
     Attributes:
-        structure: the name of its :class:`.structures.Structure`, which says what kernels serve it.
+        structure: its name in ``chains/structures.py``, by which kernels are chosen.
         family: the name of the function that made it.
         num_classes: K.
         num_steps: T.
