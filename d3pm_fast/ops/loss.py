@@ -75,8 +75,9 @@ def _run_on_cuda(of: Loss[RankOneStep], reduction: str, late: bool, grad: Tensor
     tokens = _fake_loss(of, "none")
     logits, step, num_tokens = of.logits, of.step, of.x0.numel()
     base = base_in(step, logits.dtype)
-    count = None if of.mask is None else of.mask.sum().to(tokens.dtype)
-    divides = reduction == "mean" and not late
+    mean = reduction == "mean"
+    count = of.mask.sum().to(tokens.dtype) if mean and of.mask is not None else None
+    divides = mean and not late
     start_cuda(
         "loss",
         logits,
