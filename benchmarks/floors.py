@@ -143,7 +143,7 @@ def work_of_products(operation: str, num_classes: int, dtype: str, count: int = 
 
 def work_of_rank_one(operation: str, num_classes: int, dtype: str) -> Work:
     """Return the work of tokens of a rank-one chain, counted in the compiled kernel."""
-    from d3pm_fast.kernels.tile import tile_of
+    from d3pm_fast.kernels.common.tile import tile_of
 
     kind = DTYPES[dtype]
     (program,) = compiled("sm_90", calls(num_classes, kind)[operation]).values()

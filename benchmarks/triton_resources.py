@@ -108,7 +108,9 @@ def empty(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
 
 def calls(num_classes: int, dtype: torch.dtype) -> dict[str, Callable[[], Any]]:
     """Return a call of every kernel, by name."""
-    from d3pm_fast.kernels import logistic, loss, p_sample, posterior, q_sample, scale, shaped
+    from d3pm_fast.kernels.common import scale
+    from d3pm_fast.kernels.predictions import logistic, shaped
+    from d3pm_fast.kernels.rank_one import loss, p_sample, posterior, q_sample
 
     logits, tokens = empty(TOKENS, num_classes, dtype=dtype), empty(TOKENS)
     double = torch.float64
@@ -176,7 +178,7 @@ def dense_calls(num_classes: int, dtype: torch.dtype) -> list[Callable[[], Any]]
 
 def products_calls(num_classes: int, dtype: torch.dtype) -> dict[str, Callable[[], Any]]:
     """Return both calls of the cumulative products' kernel, by name."""
-    from d3pm_fast.kernels.products import scan
+    from d3pm_fast.kernels.dense.products import scan
 
     matrices = empty(1000, num_classes, num_classes, dtype=dtype)
     return {

@@ -1,1 +1,1 @@
-"""The Triton kernels, one file an operation; each has the arguments of the op it serves."""
+"""The Triton kernels, a folder for each structure of chains, and in it a file an operation."""

@@ -118,7 +118,7 @@ def test_logistic_pair():
 
 
 def test_products():
-    from d3pm_fast.kernels.products import scan
+    from d3pm_fast.kernels.dense.products import scan
 
     matrices = torch.rand(3, K, K)
     first, second, third = matrices.double()
@@ -132,7 +132,7 @@ def test_products():
 
 
 def test_scale():
-    from d3pm_fast.kernels.scale import scale_
+    from d3pm_fast.kernels.common.scale import scale_
 
     found = scale_(torch.arange(6.0).view(2, 3), torch.tensor(0.5))
     assert found.tolist() == [[0.0, 0.5, 1.0], [1.5, 2.0, 2.5]]

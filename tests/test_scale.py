@@ -11,7 +11,7 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 
 
 def scale_by_triton(grad, factor):
-    from d3pm_fast.kernels.scale import scale_ as by_triton
+    from d3pm_fast.kernels.common.scale import scale_ as by_triton
 
     device = "cpu" if _environment.INTERPRET else "cuda"
     moved = grad.to(device)

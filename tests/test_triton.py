@@ -143,7 +143,7 @@ def test_the_first_call_of_a_process_may_be_a_compiled_one():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64])
 @pytest.mark.parametrize("factor", [1.0, 0.3, -2.0, 0.0])
 def test_a_gradient_is_scaled_in_place_and_left_alone_by_1(dtype, factor):
-    from d3pm_fast.kernels.scale import scale_
+    from d3pm_fast.kernels.common.scale import scale_
 
     device = "cpu" if d3._environment.INTERPRET else "cuda"
     grad = torch.randn(3, 2000, device=device).to(dtype)

@@ -65,7 +65,7 @@ def _gradient_on_cpu(
 
 
 def _triton() -> Any:
-    from ..kernels import logistic
+    from ..kernels.predictions import logistic
 
     return logistic
 

@@ -98,7 +98,7 @@ def _run_on_cuda(of: Loss[RankOneStep], reduction: str, late: bool, grad: Tensor
 
 
 def _triton() -> Any:
-    from ..kernels import loss
+    from ..kernels.rank_one import loss
 
     return loss
 

@@ -86,7 +86,7 @@ def _before_logits(
 
 
 def _triton() -> Any:
-    from ..kernels import p_sample
+    from ..kernels.rank_one import p_sample
 
     return p_sample
 

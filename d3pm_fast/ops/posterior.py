@@ -121,7 +121,7 @@ def _on_cuda(
 
 
 def _triton() -> Any:
-    from ..kernels import posterior
+    from ..kernels.rank_one import posterior
 
     return posterior
 

@@ -83,7 +83,7 @@ def _on_cuda(matrices: Tensor, upstream: Tensor | None) -> Tensor:
 
 
 def _on_triton(matrices: Tensor, upstream: Tensor | None) -> Tensor:
-    from ..kernels.products import scan
+    from ..kernels.dense.products import scan
 
     return scan(matrices, upstream)  # type: ignore[no-any-return]
 

@@ -51,7 +51,7 @@ def _arguments(
 
 
 def _triton() -> Any:
-    from ..kernels import q_sample
+    from ..kernels.rank_one import q_sample
 
     return q_sample
 

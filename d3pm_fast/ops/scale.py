@@ -20,7 +20,7 @@ def scale_(grad: Tensor, factor: Tensor) -> Tensor:
         return _scale_on_cpu(grad, factor)
     if implementation("auto", grad.device).name != "triton":
         return grad.mul_(factor.unsqueeze(-1) if factor.ndim else factor)
-    from ..kernels.scale import scale_ as scale_on_gpu
+    from ..kernels.common.scale import scale_ as scale_on_gpu
 
     return scale_on_gpu(grad, factor.contiguous())  # type: ignore[no-any-return]
 

@@ -35,7 +35,7 @@ def _on_cpu(logits: Tensor, shaping: Shaping) -> Tensor:
 
 
 def _triton() -> Any:
-    from ..kernels import shaped
+    from ..kernels.predictions import shaped
 
     return shaped
 

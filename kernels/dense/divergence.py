@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from ..math import phi, tiny
+from ..common.math import phi, tiny
 from .entries import value_of
 from .predict import (
     carry,

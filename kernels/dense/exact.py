@@ -12,8 +12,8 @@ import triton.language as tl
 from torch import Tensor
 
 from ...chains.tables import StepTables
-from ..launch import launch
-from ..math import phi, rounded_to
+from ..common.launch import launch
+from ..common.math import phi, rounded_to
 from .arguments import Arguments
 from .entries import log_of, value_of
 

@@ -12,8 +12,8 @@ from torch.nn.utils.rnn import pad_sequence
 from ...chains import SparseTransition
 from ...chains.structures import SparseMarginal
 from ...records import Random
-from ..launch import launch
-from ..random import NONE, draw_base, first_above, random_of, uniforms
+from ..common.launch import launch
+from ..common.random import NONE, draw_base, first_above, random_of, uniforms
 
 BLOCK = 256
 

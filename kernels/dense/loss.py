@@ -14,8 +14,8 @@ from ...chains.structures import MatrixStep
 from ...chains.tables import StepTables, step_tables
 from ...records import Loss, Model
 from ...reductions import reduced
-from ..launch import launch
-from ..math import phi
+from ..common.launch import launch
+from ..common.math import phi
 from .arguments import Arguments, Weights, weights_of
 from .divergence import diverge, is_sure, totals_of
 from .exact import (

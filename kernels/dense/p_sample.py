@@ -8,8 +8,8 @@ from torch import Tensor
 from ...chains.structures import MatrixStep
 from ...chains.tables import StepTables, step_tables
 from ...records import Model, Random
-from ..launch import launch
-from ..random import NONE, Counter, random_of, uniforms
+from ..common.launch import launch
+from ..common.random import NONE, Counter, random_of, uniforms
 from .arguments import Arguments, of_prediction
 from .divergence import UNDERFLOW
 from .entries import value_of

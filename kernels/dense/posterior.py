@@ -12,8 +12,8 @@ from torch import Tensor
 from ...chains.structures import MatrixStep
 from ...chains.tables import StepTables, step_tables
 from ...records import Model
-from ..launch import launch
-from ..math import log, rounded_to
+from ..common.launch import launch
+from ..common.math import log, rounded_to
 from .arguments import Arguments, Weights, of_prediction
 from .divergence import UNDERFLOW, mean_pull_of
 from .entries import log_of, value_of

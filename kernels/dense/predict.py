@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from ..math import exp, log1p
+from ..common.math import exp, log1p
 from .entries import log_of, value_of
 
 

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from ..math import rounded_to
+from ..common.math import rounded_to
 from .predict import probabilities
 
 

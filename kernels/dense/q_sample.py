@@ -11,8 +11,8 @@ from torch import Tensor
 from ...chains.structures import DenseMarginal, MatrixStep
 from ...chains.tables import step_tables
 from ...records import Random
-from ..launch import launch
-from ..random import NONE, random_of, uniforms
+from ..common.launch import launch
+from ..common.random import NONE, random_of, uniforms
 from .arguments import Arguments
 from .entries import value_of
 from .jumps import by_jumps

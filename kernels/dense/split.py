@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 from ...chains.tables import StepTables
-from ..launch import launch
+from ..common.launch import launch
 from .arguments import Arguments, Weights, weights_of
 from .predict import carry, load_matrix, softmax_of
 from .pull import gradient_of, store_anchor, store_row

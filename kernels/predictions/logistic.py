@@ -12,9 +12,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import launch, triton_type
-from .math import exp, expm1, phi
-from .tile import classes_from, load_tile, on_flat, on_tile, row_sum, store_tile, tile_of
+from ..common.launch import launch, triton_type
+from ..common.math import exp, expm1, phi
+from ..common.tile import classes_from, load_tile, on_flat, on_tile, row_sum, store_tile, tile_of
 
 
 class Arguments(NamedTuple):

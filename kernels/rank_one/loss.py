@@ -11,22 +11,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..chains.structures import RankOneStep
-from ..records import Loss
-from ..reductions import reduced
-from .launch import launch, triton_type
-from .loss_row import Row, Token, finish, solve
-from .math import exp, phi
-from .rank_one import (
-    chain_of,
-    load_class,
-    load_step,
-    never_stays,
-    pi_at,
-    pi_of,
-    posterior_mean_tilt,
-)
-from .tile import (
+from ...chains.structures import RankOneStep
+from ...records import Loss
+from ...reductions import reduced
+from ..common.launch import launch, triton_type
+from ..common.math import exp, phi
+from ..common.tile import (
     classes_from,
     load_tile,
     on_flat,
@@ -35,6 +25,16 @@ from .tile import (
     row_sum,
     store_tile,
     tile_of,
+)
+from .loss_row import Row, Token, finish, solve
+from .step import (
+    chain_of,
+    load_class,
+    load_step,
+    never_stays,
+    pi_at,
+    pi_of,
+    posterior_mean_tilt,
 )
 
 

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from ..records import Random
+from ...records import Random
 
 NONE = tl.constexpr(-1)  # the class of a draw from what is no law: out of range wherever it goes
 

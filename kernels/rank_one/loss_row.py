@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from .math import log, log1p, phi, tiny
+from ..common.math import log, log1p, phi, tiny
 
 
 class Token(NamedTuple):

@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import launch
+from ..common.launch import launch
 
 
 @triton.jit

@@ -14,11 +14,20 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..chains.structures import RankOneStep
-from ..records import Model
-from .launch import launch, triton_type
-from .math import exp, log, tiny
-from .rank_one import (
+from ...chains.structures import RankOneStep
+from ...records import Model
+from ..common.launch import launch, triton_type
+from ..common.math import exp, log, tiny
+from ..common.tile import (
+    classes_from,
+    load_tile,
+    on_tile,
+    row_max,
+    row_sum,
+    store_tile,
+    tile_of,
+)
+from .step import (
     Step,
     chain_of,
     load_class,
@@ -27,15 +36,6 @@ from .rank_one import (
     pi_at,
     pi_of,
     posterior_mean_tilt,
-)
-from .tile import (
-    classes_from,
-    load_tile,
-    on_tile,
-    row_max,
-    row_sum,
-    store_tile,
-    tile_of,
 )
 
 

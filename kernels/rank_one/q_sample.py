@@ -7,10 +7,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..chains.structures import RankOneMarginal
-from ..records import Random
-from .launch import launch
-from .random import NONE, draw_base, random_of, uniforms
+from ...chains.structures import RankOneMarginal
+from ...records import Random
+from ..common.launch import launch
+from ..common.random import NONE, draw_base, random_of, uniforms
 
 BLOCK = 256
 

@@ -13,13 +13,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..chains.structures import RankOneStep
-from ..records import Model, Random, Shaping
-from .launch import launch, triton_type
-from .math import exp
-from .random import NONE, draw_base, random_of, uniforms
-from .rank_one import chain_of, load_class, load_step, pi_at, posterior_mean_tilt
-from .shaped import (
+from ...chains.structures import RankOneStep
+from ...records import Model, Random, Shaping
+from ..common.launch import launch, triton_type
+from ..common.math import exp
+from ..common.random import NONE, draw_base, random_of, uniforms
+from ..common.tile import classes_from, on_tile, row_max, row_sum, tile_of
+from ..predictions.shaped import (
     Shape,
     after_cuts,
     divided,
@@ -30,7 +30,7 @@ from .shaped import (
     options_of,
     shaped_tile,
 )
-from .tile import classes_from, on_tile, row_max, row_sum, tile_of
+from .step import chain_of, load_class, load_step, pi_at, posterior_mean_tilt
 
 
 class Arguments(NamedTuple):

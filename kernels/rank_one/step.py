@@ -6,8 +6,8 @@ import torch
 import triton
 import triton.language as tl
 
-from ..chains.structures import RankOneStep
-from .math import log_of_double
+from ...chains.structures import RankOneStep
+from ..common.math import log_of_double
 
 
 class Chain(NamedTuple):

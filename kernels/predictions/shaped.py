@@ -12,10 +12,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..records import Shaping
-from .launch import launch, triton_type
-from .math import exp
-from .tile import classes_from, on_flat, on_tile, row_max, row_sum, store_tile, tile_of
+from ...records import Shaping
+from ..common.launch import launch, triton_type
+from ..common.math import exp
+from ..common.tile import classes_from, on_flat, on_tile, row_max, row_sum, store_tile, tile_of
 
 
 class Arguments(NamedTuple):

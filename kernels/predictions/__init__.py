@@ -1,0 +1,1 @@
+"""The Triton kernels of predictions: logits made of parameters, and shaped for sampling."""
