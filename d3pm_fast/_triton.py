@@ -34,3 +34,6 @@ def _version_of(package: str) -> str:
 
 def _numbers(text: str) -> tuple[int, ...]:
     return tuple(map(int, re.findall(r"\d+", text)[:2]))
+
+
+WHY_NOT = why_not()

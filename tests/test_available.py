@@ -18,7 +18,7 @@ def everything(monkeypatch):
     cpu = SimpleNamespace(instruction_set=lambda: "avx2")
     monkeypatch.setattr(_compiled, "cpu", cpu)
     monkeypatch.setattr(_compiled, "cuda", SimpleNamespace(device="cuda"))
-    monkeypatch.setattr(_triton, "installed", lambda: "3.6.0")
+    install_triton(monkeypatch, "3.6.0")
     monkeypatch.setattr(_environment, "IMPL", "")
     monkeypatch.setattr(_environment, "INTERPRET", False)
     monkeypatch.setattr(torch.version, "cuda", "12.8")
@@ -48,11 +48,11 @@ def test_without_a_gpu(monkeypatch):
 
 
 def test_without_triton(monkeypatch):
-    monkeypatch.setattr(_triton, "installed", lambda: "")
+    install_triton(monkeypatch, "")
     found = d3.implementation()
     assert found.triton == ("", "Triton is not installed")
     assert found.auto.reason.endswith("cuda for GPU tensors")
-    monkeypatch.setattr(_triton, "installed", lambda: "3.3.1")
+    install_triton(monkeypatch, "3.3.1")
     assert d3.implementation().triton.reason.startswith("Triton 3.3.1 is too old: 3.4 is the old")
 
 
@@ -113,6 +113,12 @@ def test_any_argument_asks_for_a_call():
         d3.implementation(operation="loss"),
     ):
         assert isinstance(call, d3.Implementation)
+
+
+def install_triton(monkeypatch, version):
+    """Let a version of Triton be installed, "" for none."""
+    monkeypatch.setattr(_triton, "installed", lambda: version)
+    monkeypatch.setattr(_triton, "WHY_NOT", _triton.why_not())
 
 
 def look_again(monkeypatch):

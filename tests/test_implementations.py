@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import d3pm_fast as d3
-from d3pm_fast import _compiled
+from d3pm_fast import _compiled, _triton
 from d3pm_fast.ops import implementations
 
 BETAS = d3.schedules.cosine(5)
@@ -16,7 +16,7 @@ DEFAULT = "GPU tensors; the default"
 @pytest.fixture(autouse=True)
 def both_installed(monkeypatch):
     """A machine with both."""
-    monkeypatch.setattr(implementations, "_WHY_NO_TRITON", "")
+    monkeypatch.setattr(_triton, "WHY_NOT", "")
     monkeypatch.setattr(_compiled, "cuda", SimpleNamespace(device="cuda"))
 
 
@@ -40,7 +40,7 @@ def test_a_request_comes_before_it(monkeypatch):
 
 
 def test_without_triton_cuda_serves_what_it_has(monkeypatch):
-    monkeypatch.setattr(implementations, "_WHY_NO_TRITON", "Triton is not installed")
+    monkeypatch.setattr(_triton, "WHY_NOT", "Triton is not installed")
     assert choice() == ("cuda", "GPU tensors; Triton is not installed")
     gaussian = d3.transitions.discretized_gaussian(4, BETAS)
     found = d3.implementation("auto", "cuda", gaussian)

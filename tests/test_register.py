@@ -6,9 +6,11 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from d3pm_fast import schedules, transitions
+import d3pm_fast as d3
+from d3pm_fast import Implementations, schedules, transitions
 from d3pm_fast.chains.structures import DENSE, RANK_ONE, SPARSE, MatrixStep, RankOneStep
-from d3pm_fast.ops.register import OPERATIONS, Operation
+from d3pm_fast.choices import IMPLS
+from d3pm_fast.ops.register import IMPLEMENTATIONS, OPERATIONS, Entry, Operation
 from d3pm_fast.records import AnyStep, Random
 
 RANK_ONE_CHAIN = transitions.uniform(3, schedules.cosine(4))
@@ -88,6 +90,38 @@ def test_the_table_says_who_serves_what(shifted):
     assert not shifted.is_served("reference", DENSE.name)
     assert not shifted.is_served("cuda", RANK_ONE.name)
     assert shifted.structures("cpu") == ["rank-one", "dense", "sparse"]
+
+
+def test_an_implementation_is_an_entry(shifted, monkeypatch):
+    missing = ["no beads"]
+    entry = Entry(
+        name="abacus", prefix="abacus_", key="CompositeExplicitAutograd", devices=lambda: ("xpu",),
+        tensors="beads", missing=lambda: missing[0], error="impl='abacus' has {}",
+        found=lambda: "10 rods",
+    )  # fmt: skip
+    monkeypatch.setitem(IMPLEMENTATIONS, "abacus", entry)
+    shifted.serve("abacus", lambda x, *_: (x + 1, x.sum()), [DENSE])
+    assert "-> (Tensor, Tensor)" in str(torch.ops.d3pm_fast.abacus_dense_shifted.default._schema)
+    assert torch.equal(
+        shifted.kernel("abacus", "dense")(*arguments(DENSE_CHAIN, torch.zeros(2)))[0],
+        torch.ones(2),
+    )
+
+    def choice(chain):
+        return d3.implementation("auto", "xpu", chain, operation="shifted")
+
+    assert choice(DENSE_CHAIN) == ("reference", "no beads")
+    assert entry.supports("xpu", shifted, "dense") == "impl='abacus' has no beads"
+    missing[0] = ""
+    serves_dense = "impl='abacus' serves dense chains; use 'auto' or 'triton'"
+    assert choice(DENSE_CHAIN) == ("abacus", "XPU tensors; the default")
+    assert choice(RANK_ONE_CHAIN) == ("reference", serves_dense)
+    assert entry.supports("xpu", shifted, "dense") == ""
+    assert entry.supports("cpu", shifted, "dense") == "impl='abacus' needs beads, got cpu"
+
+
+def test_types_name_the_implementations_of_the_table():
+    assert IMPLS == Implementations._fields == ("auto", "reference", *IMPLEMENTATIONS)
 
 
 def test_a_mode_sees_the_operation(shifted):

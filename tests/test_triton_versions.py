@@ -11,7 +11,6 @@ from test_triton import TRITON_OF_TABLE
 
 import d3pm_fast as d3
 from d3pm_fast import _compiled, _triton
-from d3pm_fast.ops import implementations
 
 triton = pytest.importorskip("triton")
 ROOT = Path(__file__).parents[1]
@@ -63,7 +62,7 @@ def installed_as(monkeypatch, **versions):
         return versions[package.replace("-", "_")]
 
     monkeypatch.setattr(_triton, "version", version)
-    monkeypatch.setattr(implementations, "_WHY_NO_TRITON", _triton.why_not())
+    monkeypatch.setattr(_triton, "WHY_NOT", _triton.why_not())
 
 
 TOO_OLD = "Triton 3.3.1 is too old: 3.4 is the oldest that these kernels support"

@@ -4,10 +4,10 @@ from typing import NamedTuple
 
 import torch
 
-from .. import _compiled, _environment, _triton
+from .. import _environment
 from .._checks import check_choice
 from ..choices import IMPLS
-from .register import OPERATIONS
+from .register import IMPLEMENTATIONS, Entry
 
 
 class Available(NamedTuple):
@@ -39,49 +39,39 @@ class Implementations(NamedTuple):
         )
 
 
+def tensors_on(kind: str) -> str:
+    """Return what the tensors on a kind of device are called."""
+    return f"{'GPU' if kind == 'cuda' else kind.upper()} tensors"
+
+
 def available() -> Implementations:
     """Look at what is installed, and for a GPU."""
-    cpu, triton, cuda = _cpu(), _triton_kernels(), _cuda()
-    reference = Available("all tensors", "plain PyTorch; the slowest")
+    found = {name: _available(entry) for name, entry in IMPLEMENTATIONS.items()}
     asked = check_choice("D3PM_FAST_IMPL", _environment.IMPL or "auto", IMPLS)
+    takes = f"{asked}: D3PM_FAST_IMPL asks for it"
     if asked == "auto":
-        takes = f"{'cpu' if cpu.serves else 'reference'} for CPU tensors"
-        if not _why_no_gpu():
-            found = {"triton": triton, "cuda": cuda}
-            on_gpu = [name for name, one in found.items() if one.serves == "GPU tensors"]
-            takes += f", {' or '.join(on_gpu) or 'reference'} for GPU tensors"
-    else:
-        takes = f"{asked}: D3PM_FAST_IMPL asks for it"
-    return Implementations(Available("all tensors", takes), reference, cpu, triton, cuda)
+        kinds = dict.fromkeys(entry.devices()[0] for entry in IMPLEMENTATIONS.values())
+        if _why_no_gpu():
+            kinds.pop("cuda", None)
+        takes = ", ".join(f"{_takes(kind, found)} for {tensors_on(kind)}" for kind in kinds)
+    reference = Available("all tensors", "plain PyTorch; the slowest")
+    return Implementations(Available("all tensors", takes), reference, **found)
 
 
-def _cpu() -> Available:
-    if _compiled.cpu is None:
-        return Available("", _compiled.why_no_cpu)
-    instructions = _compiled.cpu.instruction_set()
-    return Available("CPU tensors", f"built; vector instructions: {instructions}")
+def _available(entry: Entry) -> Available:
+    """Return what there is of an implementation; of one that serves two kinds, for the last."""
+    if missing := entry.missing():
+        return Available("", missing)
+    *_, kind = entry.devices()
+    if kind == "cuda" and (why_not := _why_no_gpu()):
+        return Available("", f"{entry.found()}, but {why_not}")
+    return Available(tensors_on(kind), entry.found())
 
 
-def _triton_kernels() -> Available:
-    why_not, found = _triton.why_not(), f"Triton {_triton.installed()}"
-    if why_not:
-        return Available("", why_not)
-    if _environment.INTERPRET:
-        interpreted = f"{found} in its interpreter (TRITON_INTERPRET=1): slow, for tests"
-        return Available("CPU tensors", interpreted)
-    return _on_gpu(found)
-
-
-def _cuda() -> Available:
-    if _compiled.cuda is None:
-        return Available("", _compiled.why_no_cuda)
-    chains = " and ".join(OPERATIONS["loss"].structures("cuda"))
-    return _on_gpu(f"built, for {chains} chains")
-
-
-def _on_gpu(found: str) -> Available:
-    why_not = _why_no_gpu()
-    return Available("", f"{found}, but {why_not}") if why_not else Available("GPU tensors", found)
+def _takes(kind: str, found: dict[str, Available]) -> str:
+    """Return what "auto" may take."""
+    offered = (name for name, entry in IMPLEMENTATIONS.items() if entry.devices()[0] == kind)
+    return " or ".join(name for name in offered if found[name].serves) or "reference"
 
 
 def _why_no_gpu() -> str:

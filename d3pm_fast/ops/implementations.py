@@ -4,13 +4,13 @@ from typing import NamedTuple, overload
 
 import torch
 
-from .. import _compiled, _environment, _triton
+from .. import _environment
 from .._checks import check_choice
 from ..chains import Transition
 from ..chains.structures import RANK_ONE
 from ..choices import IMPLS, Impl
-from .available import Implementations, available
-from .register import OPERATIONS, Operation
+from .available import Implementations, available, tensors_on
+from .register import IMPLEMENTATIONS, OPERATIONS, Operation
 
 
 class Implementation(NamedTuple):
@@ -21,13 +21,10 @@ class Implementation(NamedTuple):
 
 
 _ON_CPU = (
-    Implementation("cpu", f"CPU tensors; vector instructions: {_compiled.cpu.instruction_set()}")
-    if _compiled.cpu
-    else Implementation("reference", f"no compiled CPU module; {_compiled.why_no_cpu}")
+    Implementation("reference", f"no compiled CPU module; {IMPLEMENTATIONS['cpu'].missing()}")
+    if IMPLEMENTATIONS["cpu"].missing()
+    else Implementation("cpu", f"CPU tensors; {IMPLEMENTATIONS['cpu'].found()}")
 )
-
-
-_WHY_NO_TRITON = _triton.why_not()
 
 
 @overload
@@ -85,44 +82,29 @@ def implementation(
     structure = RANK_ONE.name if transition is None else transition.structure
     served = OPERATIONS[check_choice("operation", operation or "loss", tuple(OPERATIONS))]
     if impl == "auto":
-        return _best_on_gpu(kind, served, structure)
-    error = None if impl == "reference" else _why_not(impl, kind, served, structure)
-    if error is not None:
-        raise error
+        return _first_that_serves(kind, served, structure)
+    if impl != "reference":
+        entry = IMPLEMENTATIONS[impl]
+        if reason := entry.supports(kind, served, structure):
+            serves_others = not entry.supports(entry.devices()[0], served, structure)
+            raise ValueError(reason) if serves_others else RuntimeError(reason)
     return Implementation(impl, asked)
 
 
-def _best_on_gpu(kind: str, operation: Operation, structure: str) -> Implementation:
-    if kind != "cuda":
+def _first_that_serves(kind: str, operation: Operation, structure: str) -> Implementation:
+    offered = [entry for entry in IMPLEMENTATIONS.values() if entry.devices()[0] == kind]
+    if not offered:
         return Implementation("reference", f"no kernel is built for {kind} tensors")
-    if not _WHY_NO_TRITON:
-        return Implementation("triton", "GPU tensors; the default")
-    if not operation.is_served("cuda", structure):
-        return Implementation("reference", f"{_WHY_NO_TRITON}; nothing else serves such a chain")
-    if _compiled.cuda is not None:
-        return Implementation("cuda", f"GPU tensors; {_WHY_NO_TRITON}")
-    return Implementation("reference", f"{_WHY_NO_TRITON}, nor is the CUDA module installed")
-
-
-def _why_not(name: str, kind: str, operation: Operation, structure: str) -> Exception | None:
-    """Return what keeps an implementation from serving an operation, None for nothing."""
-    if name == "cpu":
-        if kind != "cpu":
-            return ValueError(f"impl='cpu' needs CPU tensors, got {kind}")
-        if _compiled.cpu is None:
-            why = _compiled.why_no_cpu
-            return RuntimeError(f"impl='cpu' needs the compiled CPU module; {why}")
-    elif not operation.is_served(name, structure):
-        chains = " and ".join(operation.structures(name))
-        return RuntimeError(f"impl={name!r} serves {chains} chains; use 'auto' or 'triton'")
-    elif name == "triton":
-        if _WHY_NO_TRITON:
-            return RuntimeError(f"{_WHY_NO_TRITON}; impl='reference' works without it")
-        if kind != "cuda" and not (kind == "cpu" and _environment.INTERPRET):
-            return ValueError(f"impl='triton' needs tensors on a GPU, got {kind}")
-    elif _compiled.cuda is None:
-        why = _compiled.why_no_cuda
-        return RuntimeError(f"impl='cuda' needs the compiled CUDA module; {why}")
-    elif kind != _compiled.cuda.device:
-        return ValueError(f"impl='cuda' needs tensors on a GPU, got {kind}")
-    return None
+    first, *others = offered
+    refusal = first.supports(kind, operation, structure)
+    if not refusal:
+        return Implementation(first.name, f"{tensors_on(kind)}; the default")
+    why = first.missing() or refusal
+    for entry in others:
+        if not entry.supports(kind, operation, structure):
+            return Implementation(entry.name, f"{tensors_on(kind)}; {why}")
+    if all(operation.is_served(entry.name, structure) for entry in others):
+        why += "".join(f", nor is the {entry.name.upper()} module installed" for entry in others)
+    else:
+        why += "; nothing else serves such a chain"
+    return Implementation("reference", why)

@@ -25,10 +25,8 @@ products_scan = Operation("products_scan", _fake_scan)
 
 
 def scan_of(implementation: str, num_classes: int) -> Any:
-    """Return the scan of an implementation; that of torch where it has none for so many classes."""
-    if num_classes > MOST_CLASSES or not products_scan.is_served(implementation):
-        return scan_by_torch
-    return products_scan.kernel(implementation)
+    """Return the scan of an implementation; that of torch where there are too many classes."""
+    return scan_by_torch if num_classes > MOST_CLASSES else products_scan.kernel(implementation)
 
 
 def scan_by_torch(matrices: Tensor, upstream: Tensor | None) -> Tensor:
@@ -88,5 +86,6 @@ def _on_triton(matrices: Tensor, upstream: Tensor | None) -> Tensor:
     return scan(matrices, upstream)  # type: ignore[no-any-return]
 
 
+products_scan.serve("cpu", scan_by_torch, is_registered=False)
 products_scan.serve("cuda", _on_cuda)
 products_scan.serve("triton", _on_triton)

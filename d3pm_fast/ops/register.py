@@ -1,111 +1,97 @@
-"""The table of operations, ``torch.ops.d3pm_fast.*``: which code serves what, on which chains.
+"""The table of implementations and operations: which code serves what, on which chains."""
 
-A kernel has the signature of its operation, in which records (:mod:`d3pm_fast.records`) stand for
-several arguments; PyTorch's dispatcher, which knows no records, has their fields one by one.
-"""
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, get_origin, get_type_hints
-
-import torch
-from torch import Tensor
-from torch.compiler import is_compiling
-
+from .. import _compiled, _environment, _triton
 from ..chains.structures import Structure
 from ..records import AnyMarginal, AnyStep
+from .kernel import Kernel
 
-__all__ = ["Kernel", "Operation"]
+__all__ = ["IMPLEMENTATIONS", "OPERATIONS", "Entry", "Operation"]
 
-library = torch.library.Library("d3pm_fast", "DEF")
 
+class Entry(NamedTuple):
+    """An implementation that has kernels. The reference has none, and serves everything.
+
+    Attributes:
+        name: as the argument ``impl`` has it.
+        prefix: of the names of its kernels in ``torch.ops.d3pm_fast``.
+        key: PyTorch's dispatch key of its kernels.
+        devices: returns the kinds of devices that it serves here; ``"auto"`` thinks of the first.
+        tensors: those of such a device, in words.
+        missing: returns why it is not installed, "" where it is.
+        error: says so to a call that asks for it; {} is for why.
+        found: returns what is installed.
+    """
+
+    name: str
+    prefix: str
+    key: str
+    devices: Callable[[], tuple[str, ...]]
+    tensors: str
+    missing: Callable[[], str]
+    error: str
+    found: Callable[[], str]
+
+    def supports(self, kind: str, operation: "Operation", structure: str) -> str:
+        """Return why it does not serve an operation, "" where it does.
+
+        Args:
+            kind: of the device of the tensors.
+            operation: of this table.
+            structure: of the chain, its name.
+        """
+        if not operation.is_served(self.name, structure):
+            chains = " and ".join(operation.structures(self.name))
+            return f"impl={self.name!r} serves {chains} chains; use 'auto' or 'triton'"
+        if missing := self.missing():
+            return self.error.format(missing)
+        if kind not in self.devices():
+            return f"impl={self.name!r} needs {self.tensors}, got {kind}"
+        return ""
+
+
+def _found_triton() -> str:
+    slow = " in its interpreter (TRITON_INTERPRET=1): slow, for tests"
+    return f"Triton {_triton.installed()}{slow if _environment.INTERPRET else ''}"
+
+
+# "auto" takes the first that serves a call.
+_ALL = [
+    Entry(
+        name="cpu",
+        prefix="",
+        key="CPU",
+        devices=lambda: ("cpu",),
+        tensors="CPU tensors",
+        missing=lambda: _compiled.why_no_cpu if _compiled.cpu is None else "",
+        error="impl='cpu' needs the compiled CPU module; {}",
+        found=lambda: f"built; vector instructions: {_compiled.cpu.instruction_set()}",
+    ),
+    Entry(
+        name="triton",
+        prefix="triton_",
+        key="CompositeExplicitAutograd",
+        devices=lambda: ("cuda", "cpu") if _environment.INTERPRET else ("cuda",),
+        tensors="tensors on a GPU",
+        missing=lambda: _triton.WHY_NOT,
+        error="{}; impl='reference' works without it",
+        found=_found_triton,
+    ),
+    Entry(
+        name="cuda",
+        prefix="cuda_",
+        key="CompositeExplicitAutograd",
+        devices=lambda: (_compiled.cuda.device if _compiled.cuda else "cuda",),
+        tensors="tensors on a GPU",
+        missing=lambda: _compiled.why_no_cuda if _compiled.cuda is None else "",
+        error="impl='cuda' needs the compiled CUDA module; {}",
+        found=lambda: f"built, for {' and '.join(OPERATIONS['loss'].structures('cuda'))} chains",
+    ),
+]
+IMPLEMENTATIONS = {entry.name: entry for entry in _ALL}
 OPERATIONS: dict[str, "Operation"] = {}
-
-_PREFIXES = {"cpu": "", "triton": "triton_", "cuda": "cuda_"}
-_SCHEMA = {
-    Tensor: "Tensor",
-    Tensor | None: "Tensor?",
-    bool: "bool",
-    int: "int",
-    float: "float",
-    str: "str",
-    torch.dtype: "ScalarType",
-    tuple[Tensor, Tensor]: "(Tensor, Tensor)",
-}
-
-
-class Kernel:
-    """Code that serves an operation on the chains of a structure, registered with PyTorch."""
-
-    def __init__(
-        self, name: str, fake: Callable[..., Any], of: dict[Any, type], direct: Any, key: str
-    ) -> None:
-        hints = get_type_hints(fake)
-        result = _SCHEMA[hints.pop("return")]
-        fields = [field for pair in hints.items() for field in _fields(*pair, of)]
-        signature = ", ".join(f"{_SCHEMA[hint]} {field}" for field, hint in fields)
-        layouts = [_layout(hint, of) for hint in hints.values()]
-        self._direct = direct
-        library.define(f"{name}({signature}) -> {result}")
-        library.impl(name, lambda *flat: direct(*_built(layouts, iter(flat))), key)
-        torch.library.register_fake(
-            f"d3pm_fast::{name}", lambda *flat: fake(*_built(layouts, iter(flat))), lib=library
-        )
-        self._registered = getattr(torch.ops.d3pm_fast, name)
-
-    def __call__(self, *args: Any) -> Any:
-        """Call the operation; past PyTorch's dispatcher where there is nothing for it to do."""
-        first = args[0]
-        if type(first if isinstance(first, Tensor) else first[0]) is Tensor and _is_idle():
-            return self._direct(*args)
-        return self._registered(*_flat(args, []))
-
-
-def _is_idle() -> bool:
-    """Return whether no compiler, transform or mode looks at what is called."""
-    return not (
-        is_compiling()
-        or torch._C._are_functorch_transforms_active()
-        or torch._C._len_torch_dispatch_stack()
-    )
-
-
-# Of an argument: None, or its record and the layouts of the record's fields.
-Layout = tuple[Any, "list[Layout]"] | None
-
-
-def _fields(name: str, hint: Any, of: dict[Any, type]) -> Iterator[tuple[str, Any]]:
-    """Yield the names and types that an argument has for the dispatcher."""
-    hint = of.get(hint, hint)
-    if hint in _SCHEMA:
-        yield name, hint
-        return
-    for pair in get_type_hints(get_origin(hint) or hint).items():
-        yield from _fields(*pair, of)
-
-
-def _layout(hint: Any, of: dict[Any, type]) -> Layout:
-    hint = of.get(hint, hint)
-    if hint in _SCHEMA:
-        return None
-    record = get_origin(hint) or hint
-    return record._make, [_layout(field, of) for field in get_type_hints(record).values()]
-
-
-def _built(layouts: list[Layout], values: Iterator[Any]) -> list[Any]:
-    """Return arguments, or the fields of a record, from what comes from the dispatcher."""
-    return [
-        next(values) if layout is None else layout[0](_built(layout[1], values))
-        for layout in layouts
-    ]
-
-
-def _flat(values: Any, into: list[Any]) -> list[Any]:
-    for value in values:
-        if isinstance(value, tuple):
-            _flat(value, into)
-        else:
-            into.append(value)
-    return into
 
 
 class Operation:
@@ -119,7 +105,7 @@ class Operation:
     def __init__(self, name: str, fake: Callable[..., Any]) -> None:
         self.name = name
         self._fake = fake
-        self._kernels: dict[tuple[str, str], Any] = {}
+        self._serving: dict[tuple[str, str], Any] = {}
         OPERATIONS[name] = self
 
     def serve(
@@ -127,26 +113,30 @@ class Operation:
         implementation: str,
         kernel: Callable[..., Any],
         structures: Iterable[Structure | None] = (None,),
+        is_registered: bool = True,
     ) -> None:
-        """Let a kernel serve the chains of structures, registered once for all of them."""
+        """Let a kernel serve the chains of structures, registered once for all of them.
+
+        Plain PyTorch, which its compilers look into, is not registered; the reference never is.
+        """
         first, *_ = structures = tuple(structures)
+        records = {AnyStep: first.step, AnyMarginal: first.marginal} if first else {}
+        name = f"{first.prefix if first else ''}{self.name}"
         served: Any = kernel
-        if implementation != "reference":
-            records = {AnyStep: first.step, AnyMarginal: first.marginal} if first else {}
-            name = f"{_PREFIXES[implementation]}{first.prefix if first else ''}{self.name}"
-            key = "CPU" if implementation == "cpu" else "CompositeExplicitAutograd"
-            served = Kernel(name, self._fake, records, kernel, key)
+        if is_registered and implementation != "reference":
+            entry = IMPLEMENTATIONS[implementation]
+            served = Kernel(f"{entry.prefix}{name}", self._fake, records, kernel, entry.key)
         for structure in structures:
-            self._kernels[structure.name if structure else "", implementation] = served
+            self._serving[structure.name if structure else "", implementation] = served
 
     def is_served(self, implementation: str, structure: str = "") -> bool:
         """Return whether an implementation has the operation, on chains of a structure if any."""
-        return any((name, implementation) in self._kernels for name in (structure, ""))
+        return any((name, implementation) in self._serving for name in (structure, ""))
 
     def structures(self, implementation: str) -> list[str]:
         """Return the names of the structures whose chains an implementation serves."""
-        return [name for name, served_by in self._kernels if served_by == implementation]
+        return [name for name, served_by in self._serving if served_by == implementation]
 
     def kernel(self, implementation: str, structure: str = "") -> Any:
         """Return what serves the chains of a structure; for "reference" it is a function."""
-        return self._kernels[structure, implementation]
+        return self._serving[structure, implementation]
