@@ -114,26 +114,6 @@ def test_posteriors_and_their_gradient(family, reverse, dtype):
         assert_close(q, truth, step_dtype, ulps=64, scale=scale)
 
 
-@pytest.mark.parametrize("family", STRUCTURES)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_draws_are_those_of_the_cpu(cpu, family, dtype):
-    chain = make_dense_chain(family, 5).transition
-    positions = 20 if dtype == torch.float32 else 2
-    x0, seeds, t = torch.randint(4, (6, positions)), torch.arange(6), torch.arange(6)
-    x_t = functional.q_sample(chain, x0, t, seeds=seeds, impl="triton")
-    assert torch.equal(x_t, functional.q_sample(chain, x0, t, seeds=seeds, impl=cpu))
-    t = t + 1
-    x_t = functional.q_sample(chain, x0, t, seeds=seeds, impl=cpu)
-    logits = torch.randn(6, positions, 5).to(dtype)
-    for reverse, s in (("joint", None), ("posterior_mean", t // 2), ("joint", torch.zeros_like(t))):
-        options = {"seeds": seeds, "reverse": reverse, "step": 3}
-        drawn = [
-            functional.p_sample(chain, logits, x_t, t, s, impl=impl, **options)
-            for impl in (cpu, "triton")
-        ]
-        assert torch.equal(*drawn)
-
-
 @pytest.mark.parametrize(("reverse", "fused"), MODELS, indirect=["fused"])
 @pytest.mark.parametrize("size", [12.0, 50.0, 1e4])
 def test_sure_predictions_right_or_wrong_keep_their_digits(fused, size, reverse):

@@ -140,6 +140,15 @@ def _near_phi(x):
 
 
 @triton.jit
+def quotient(x, y):
+    """Return x / y rounded to the nearest number; ``/`` is approximate for float32 on a GPU."""
+    if x.dtype == tl.float64:
+        return x / y
+    else:
+        return tl.div_rn(x, y)
+
+
+@triton.jit
 def rounded_to(x, KIND: tl.constexpr):
     """Return a float64 number in another type; one of 16 bits by way of float32."""
     if KIND == tl.float64:

@@ -34,8 +34,8 @@ def q_sample_of_rows(
     rows = load_rows(a, tiles, tl.program_id(0), num_steps, ROWS)
     _, draw = uniforms(random, rows.at, rows.inside)
     before = tl.zeros([ROWS], tl.float64)
-    passed = tl.zeros([ROWS], tl.int64)
-    last = tl.zeros([ROWS], tl.int64)
+    found = tl.full([ROWS], a.num_classes, tl.int32)
+    last = tl.zeros([ROWS], tl.int32)
     matrix = steps.q_bar_t + rows.step.to(tl.int64) * a.num_classes * a.num_classes
     for start in range(0, a.num_classes, COLUMNS):
         j = start + tl.arange(0, COLUMNS)[None, :]
@@ -43,14 +43,15 @@ def q_sample_of_rows(
         at = matrix + rows.anchor[:, None] * a.num_classes + j
         mass = value_of(tl.load(at, mask=inside, other=0.0))
         running = before[:, None] + tl.cumsum(mass, axis=1)
-        passed += tl.sum((inside & (running <= draw[:, None])).to(tl.int64), axis=1)
-        last = tl.maximum(last, tl.max(tl.where(mass > 0.0, j, 0), axis=1).to(tl.int64))
+        passes = (mass > 0.0) & (running > draw[:, None])
+        found = tl.minimum(found, tl.min(tl.where(passes, j, a.num_classes), axis=1))
+        last = tl.maximum(last, tl.max(tl.where(mass > 0.0, j, 0), axis=1))
         before += tl.sum(mass, axis=1)
     x = tl.load(a.anchor + rows.at, mask=rows.inside, other=NONE)
     at_start = tl.load(t + rows.at // run_length, mask=rows.inside, other=NONE) == 0
     stays = at_start & (x >= 0) & (x < a.num_classes)
-    drawn = tl.where(rows.live, tl.minimum(passed, last), tl.where(stays, x, NONE))
-    tl.store(out + rows.at, drawn, mask=rows.inside)
+    drawn = tl.where(found < a.num_classes, found, last).to(tl.int64)
+    tl.store(out + rows.at, tl.where(rows.live, drawn, tl.where(stays, x, NONE)), mask=rows.inside)
 
 
 def by_matrix(x0: Tensor, marginal: DenseMarginal, random: Random) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ...records import Shaping
 from ..common.launch import launch, triton_type
-from ..common.math import exp
+from ..common.math import exp, quotient
 from ..common.tile import classes_from, on_flat, on_tile, row_max, row_sum, store_tile, tile_of
 
 
@@ -34,8 +34,8 @@ class Rows(NamedTuple):
     reads: Any  # (HIGH * ROWS, 1)
     share: Any  # of the guidance, which starts from the logits where it is far
     far: Any
-    temperature: Any
-    shift: Any  # the largest mixed logit where a temperature divides, else 0
+    temperature: Any  # None for 1
+    shift: Any  # the largest mixed logit, where a temperature divides
     top: Any  # the largest logit that is made
 
 
@@ -98,7 +98,10 @@ def mixed_tile(a, rows, classes):
 @triton.jit
 def divided(x, rows):
     """Return the logits before any cut."""
-    return (x - on_tile(rows.shift)) / rows.temperature
+    if rows.temperature is None:
+        return x
+    else:
+        return quotient(x - on_tile(rows.shift), rows.temperature)
 
 
 @triton.jit
@@ -199,19 +202,18 @@ def load_rows(
     """Look at the rows that are to be read and return them."""
     reads = on_flat(reads, HIGH)
     share, far = tl.full([1], share, REAL), tl.full([1], FAR, tl.int1)
-    one, zero = tl.full([1], 1.0, REAL), tl.zeros([ROWS], REAL)
     # The least number, not -inf: a row of nothing but -inf keeps them.
     top = tl.full([ROWS], -1.7976931348623157e308 if REAL == tl.float64 else -3.4028235e38, REAL)
-    rows = Rows(reads, share, far, one, zero, top)
+    rows = Rows(reads, share, far, None, None, top)
     for start in range(0, a.num_classes, HIGH * LOW):
         classes = classes_from(a, start, ROWS, HIGH, LOW)
         x = mixed_tile(a, rows, classes)
         top = tl.maximum(top, row_max(tl.where(x == x, x, float("inf"))))  # NaN is not lost
     if DIVIDES:
         temperature = tl.full([1], temperature, REAL)
-        return Rows(reads, share, far, temperature, top, zero)
+        return Rows(reads, share, far, temperature, top, tl.zeros([ROWS], REAL))
     else:
-        return Rows(reads, share, far, one, zero, top)
+        return Rows(reads, share, far, None, None, top)
 
 
 @triton.jit

@@ -1,9 +1,7 @@
 """Draws ``x_s ~ p(x_s | x_t)`` of rank-one chains.
 
-With ``u = u[x_t]``, ``p(j) Z = u A s_j + u ub_j + a f[x_t] [j = x_t]``: one number chooses among
-the model (mass u A), pi, the mask and staying, the other draws the class. Since
-``Z >= u + a ub[x_t]``, most tokens are seen to stay before their row is read, and shaped where
-that is asked for.
+``csrc/p_sample_token.h`` tells how. Choices are made in float64, in the same order of operations as
+there, so that every implementation makes the same ones.
 """
 
 from typing import Any, NamedTuple
@@ -30,7 +28,9 @@ from ..predictions.shaped import (
     options_of,
     shaped_tile,
 )
-from .step import chain_of, load_class, load_step, pi_at, posterior_mean_tilt
+from .step import chain_of, load_class, load_coefficients, posterior_mean_tilt, spread_at
+
+MODEL, PI, MASK, STAY = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2), tl.constexpr(3)
 
 
 class Arguments(NamedTuple):
@@ -45,6 +45,20 @@ class Arguments(NamedTuple):
     num_classes: Any
 
 
+class Token(NamedTuple):
+    """What a token's draw is decided by."""
+
+    predicts_x0: Any
+    only_mask: Any  # whether pi has no mass and x_t is the mask
+    keep: Any
+    u: Any
+    bar_keep: Any
+    bar_xt: Any
+    model: Any  # running sums of masses
+    pi: Any
+    mask: Any
+
+
 class Rows(NamedTuple):
     """What a program reads: logits of a shape, in rows of these tokens, and s[x_t]'s tilt."""
 
@@ -53,6 +67,42 @@ class Rows(NamedTuple):
     reads: Any
     x_t: Any
     tilt: Any
+
+
+@triton.jit
+def token_of(chain, step, x_t, num_classes, DIRECT: tl.constexpr):
+    """Return what a step is to a token at x_t."""
+    u = spread_at(chain, step.base, step.to_mask, x_t, num_classes, tl.float64)
+    model = u * step.bar_keep
+    pi = model + u * step.bar_base
+    return Token(
+        DIRECT & (step.target_time == 0.0),
+        (step.bar_base == 0.0) & (x_t == chain.mask_id),
+        step.keep,
+        u,
+        step.bar_keep,
+        spread_at(chain, step.bar_base, step.bar_to_mask, x_t, num_classes, tl.float64),
+        model,
+        pi,
+        pi + u * step.bar_to_mask,
+    )
+
+
+@triton.jit
+def stays(token, choice):
+    """Return whether it stays whatever its row."""
+    least = choice * (token.u + token.keep * token.bar_xt)
+    always = (least >= token.mask) | ((least >= token.model) & token.only_mask)
+    return always & (token.predicts_x0 == 0)
+
+
+@triton.jit
+def component(token, choice, mass_xt, total):
+    """Return which component is drawn, given what the row has at x_t, tilted, and in all."""
+    here = token.bar_keep * mass_xt / total + token.bar_xt
+    threshold = choice * (token.u + token.keep * here)
+    other = tl.where(threshold < token.pi, PI, tl.where(threshold < token.mask, MASK, STAY))
+    return tl.where(token.predicts_x0 | (threshold < token.model), MODEL, other)
 
 
 @triton.jit
@@ -75,8 +125,11 @@ def mass_of_x_t(a, rows):
 
 @triton.jit
 def draw_class(a, rows, target, ROWS: tl.constexpr, HIGH: tl.constexpr, LOW: tl.constexpr):
-    """Return the first class whose running sum passes the target, or the last with any mass."""
-    passed = tl.zeros([ROWS], tl.int32)
+    """Return the first class whose running sum passes the target.
+
+    Where rounding leaves none, the last one that has any mass.
+    """
+    found = tl.full([ROWS], a.num_classes, tl.int32)
     last = tl.zeros([ROWS], tl.int32)
     before = tl.zeros([ROWS], tl.float64)
     for start in range(0, a.num_classes, HIGH * LOW):
@@ -85,11 +138,11 @@ def draw_class(a, rows, target, ROWS: tl.constexpr, HIGH: tl.constexpr, LOW: tl.
         parts = tl.sum(mass, axis=2)
         earlier = before[None, :] + tl.cumsum(parts, axis=0) - parts
         running = earlier[:, :, None] + tl.cumsum(mass, axis=2)
-        inside = classes.j < a.num_classes
-        passed += row_sum((inside & (running <= on_tile(target))).to(tl.int32))
+        passes = (mass > 0.0) & (running > on_tile(target))
+        found = tl.minimum(found, -row_max(tl.where(passes, -classes.j, -a.num_classes)))
         last = tl.maximum(last, row_max(tl.where(mass > 0.0, classes.j, 0)))
         before += tl.sum(parts, axis=0)
-    return tl.minimum(passed, last)
+    return tl.where(found < a.num_classes, found, last)
 
 
 @triton.jit
@@ -100,29 +153,18 @@ def p_sample_of_tokens(
     POSTERIOR_MEAN: tl.constexpr, DIRECT: tl.constexpr, REAL: tl.constexpr, STEPS: tl.constexpr,
     ROWS: tl.constexpr, HIGH: tl.constexpr, LOW: tl.constexpr,
 ):  # fmt: skip
-    """Choices are made in float64, so that every implementation makes the same ones."""
+    """Draw a token's component, and where that is of the row or of pi, its class."""
     at = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     inside = at < a.num_tokens
-    step = load_step(chain, at, a.num_tokens, DIRECT, tl.float64)
+    step = load_coefficients(chain, at, a.num_tokens)
     x_t, is_class = load_class(a.x_t, at, a.num_tokens, a.num_classes)
     good = step.exists & is_class
+    token = token_of(chain, step, x_t, a.num_classes, DIRECT)
     choice, draw = uniforms(random, at, inside)
-
-    mask_id = tl.full([1], chain.mask_id, tl.int64)
-    pi_xt = pi_at(chain, x_t, a.num_classes, tl.float64)
-    at_mask = x_t == mask_id
-    u = step.base * pi_xt + tl.where(at_mask, step.to_mask, 0.0)
-    bar_xt = step.bar_base * pi_xt + tl.where(at_mask, step.bar_to_mask, 0.0)
-    model = u * step.bar_keep
-    base = model + u * step.bar_base
-    least = choice * (u + step.keep * bar_xt)
-    stays = (least >= base + u * step.bar_to_mask) | (
-        (least >= model) & (step.bar_base == 0.0) & at_mask
-    )
-    reads = good & ((stays == 0) | step.predicts_x0)
+    reads = good & (stays(token, choice) == 0)
     tilt = tl.full([ROWS], 1.0, tl.float64)
     if POSTERIOR_MEAN:
-        tilt = posterior_mean_tilt(step, u, bar_xt)
+        tilt = posterior_mean_tilt(token, token.u, token.bar_xt)
     tilt = tilt.to(REAL)
 
     chosen = x_t
@@ -137,16 +179,13 @@ def p_sample_of_tokens(
         for start in range(0, a.num_classes, HIGH * LOW):
             classes = classes_from(a, start, ROWS, HIGH, LOW)
             total += row_sum(masses(a, rows, classes))
-        mass_xt = mass_of_x_t(a, rows)
-        here = step.bar_keep * mass_xt + bar_xt * total
-        threshold = choice * (u * total + step.keep * here)  # times total, as all it is held to
-        from_model = step.predicts_x0 | (threshold < model * total)
-        drawn = draw_class(a, rows, draw * total, ROWS, HIGH, LOW).to(tl.int64)
-        redrawn = draw_base(draw, a.cdf, a.num_classes, STEPS)
-        from_mask = (mask_id >= 0) & (threshold < (base + u * step.bar_to_mask) * total)
-        other = tl.where(threshold < base * total, redrawn, tl.where(from_mask, mask_id, x_t))
-        moved = tl.where(total > 0.0, tl.where(from_model, drawn, other), NONE)
-        chosen = tl.where(reads, moved, x_t)
+        drawn = component(token, choice, mass_of_x_t(a, rows), total)
+        of_model = draw_class(a, rows, draw * total, ROWS, HIGH, LOW).to(tl.int64)
+        of_pi = draw_base(draw, a.cdf, a.num_classes, STEPS)
+        mask_id = tl.full([ROWS], chain.mask_id, tl.int64)
+        other = tl.where(drawn == PI, of_pi, tl.where(drawn == MASK, mask_id, x_t))
+        moved = tl.where(drawn == MODEL, of_model, other)
+        chosen = tl.where(reads, tl.where(total > 0.0, moved, NONE), x_t)
     tl.store(a.out + at, tl.where(good, chosen, NONE), mask=inside)
 
 

@@ -36,6 +36,7 @@ from .step import (
     pi_at,
     pi_of,
     posterior_mean_tilt,
+    spread_at,
 )
 
 
@@ -73,12 +74,6 @@ def load_rows(a, chain, DIRECT: tl.constexpr, REAL: tl.constexpr, ROWS: tl.const
     good = step.exists & is_class & x0_is_class
     inside = at < a.num_tokens
     return Rows(at, x0.to(tl.int32), x_t.to(tl.int32), inside, good), step
-
-
-@triton.jit
-def spread_at(chain, base, to_mask, x, num_classes, REAL: tl.constexpr):
-    """Return ``base pi_j + to_mask [j = mask]`` of a class of each token."""
-    return base * pi_at(chain, x, num_classes, REAL) + tl.where(x == chain.mask_id, to_mask, 0.0)
 
 
 @triton.jit

@@ -21,6 +21,19 @@ class Chain(NamedTuple):
     mask_id: Any  # -1 where there is none
 
 
+class Coefficients(NamedTuple):
+    """A row of the table of steps, of each token, in float64."""
+
+    keep: Any
+    base: Any
+    to_mask: Any
+    bar_keep: Any
+    bar_base: Any
+    bar_to_mask: Any
+    target_time: Any
+    exists: Any
+
+
 class Step(NamedTuple):
     """``Q = keep I + 1 (base pi + to_mask e)^T`` and ``Qbar``, of each token."""
 
@@ -45,27 +58,41 @@ def chain_of(num_tokens: int, step: RankOneStep, dtype: torch.dtype) -> Chain:
 
 
 @triton.jit
-def load_step(chain, tokens, num_tokens, DIRECT: tl.constexpr, REAL: tl.constexpr):
-    """Return the steps of tokens; those beyond the last one have none."""
+def load_coefficients(chain, tokens, num_tokens):
+    """Return the coefficients of tokens' steps; those beyond the last one have none."""
     row = tl.load(chain.rows + tokens // chain.run_length, mask=tokens < num_tokens, other=-1)
     inside = (row >= 0) & (row < chain.table_size)
     at = chain.table + tl.where(inside, row, 0) * 7
     keep = tl.load(at, mask=inside, other=float("nan"))
     exists = keep == keep
-    bar_keep = tl.load(at + 3, mask=exists, other=0.0)
-    target_time = tl.load(at + 6, mask=exists, other=1.0)
-    return Step(
-        keep.to(REAL),
-        tl.load(at + 1, mask=exists, other=0.0).to(REAL),
-        tl.load(at + 2, mask=exists, other=0.0).to(REAL),
-        at_least_normal(bar_keep, REAL),
-        tl.load(at + 4, mask=exists, other=0.0).to(REAL),
-        tl.load(at + 5, mask=exists, other=0.0).to(REAL),
-        DIRECT & (target_time == 0.0),
+    return Coefficients(
+        keep,
+        tl.load(at + 1, mask=exists, other=0.0),
+        tl.load(at + 2, mask=exists, other=0.0),
+        tl.load(at + 3, mask=exists, other=0.0),
+        tl.load(at + 4, mask=exists, other=0.0),
+        tl.load(at + 5, mask=exists, other=0.0),
+        tl.load(at + 6, mask=exists, other=1.0),
         exists,
-        keep > 0.0,
-        keep * bar_keep > 0.0,
-        log_of_double(bar_keep, REAL),
+    )
+
+
+@triton.jit
+def load_step(chain, tokens, num_tokens, DIRECT: tl.constexpr, REAL: tl.constexpr):
+    """Return the steps of tokens, in the type of the calculation."""
+    c = load_coefficients(chain, tokens, num_tokens)
+    return Step(
+        c.keep.to(REAL),
+        c.base.to(REAL),
+        c.to_mask.to(REAL),
+        at_least_normal(c.bar_keep, REAL),
+        c.bar_base.to(REAL),
+        c.bar_to_mask.to(REAL),
+        DIRECT & (c.target_time == 0.0),
+        c.exists,
+        c.keep > 0.0,
+        c.keep * c.bar_keep > 0.0,
+        log_of_double(c.bar_keep, REAL),
     )
 
 
@@ -107,6 +134,12 @@ def pi_of(chain, classes, num_classes):
     """Return pi of a tile's classes, for a chain that has one; 0 where they are none."""
     pi = tl.load(chain.pi + classes.flat, mask=classes.flat < num_classes, other=0.0)
     return tl.reshape(pi, classes.j.shape)
+
+
+@triton.jit
+def spread_at(chain, base, to_mask, x, num_classes, REAL: tl.constexpr):
+    """Return ``base pi_j + to_mask [j = mask]`` of a class of each token."""
+    return base * pi_at(chain, x, num_classes, REAL) + tl.where(x == chain.mask_id, to_mask, 0.0)
 
 
 @triton.jit
