@@ -1,5 +1,6 @@
 """Pairs ``(x_0, x_t)`` that a chain cannot make: they have no posterior, and their loss is NaN."""
 
+import math
 import warnings
 from weakref import WeakSet
 
@@ -33,7 +34,8 @@ def warn_where_nan(
     """Warn, once for a chain, where a loss on the CPU is NaN for such a pair."""
     if type(loss) is not Tensor or loss.device.type != "cpu" or transition in _warned:
         return
-    found = _first(transition, x0, mask, x_t, t) if bool(loss.isnan().any()) else None
+    has_nan = math.isnan(loss.item()) if loss.ndim == 0 else bool(loss.isnan().any())
+    found = _first(transition, x0, mask, x_t, t) if has_nan else None
     if found is not None:
         _warned.add(transition)
         warnings.warn(

@@ -11,7 +11,6 @@ from .._checks import (
     check_same_device,
     check_shape,
     check_times,
-    check_tokens,
 )
 from .._impossible import check_possible
 from ..chains import Transition
@@ -29,10 +28,12 @@ def check_model(
     first_step: FirstStep,
     **others: Tensor | None,
 ) -> Model:
-    """Return how the model steps back from a prediction; the others are on its device."""
+    """Return how the model steps back from a prediction, whose tokens x_t are checked.
+
+    The others are on its device.
+    """
     check_choice("reverse", reverse, REVERSES)
     check_choice("first_step", first_step, FIRST_STEPS)
-    check_tokens("x_t", x_t, transition.num_classes, prediction.shape)
     prediction.check(x_t.shape)
     check_times("t", t, x_t.shape)
     first, *_ = prediction.parameters

@@ -92,8 +92,9 @@ def loss(
         )
     check_choice("reduction", reduction, REDUCTIONS)
     weights = Weights(check_number("vb_weight", vb_weight), check_number("ce_weight", ce_weight))
+    shape = prediction.shape
     for key, tokens in (("x0", x0), ("x_t", x_t)):
-        check_tokens(key, tokens, transition.num_classes, prediction.shape)
+        check_tokens(key, tokens, transition.num_classes, shape)
     check_shape("x_t", x_t, x0.shape)
     if mask is not None:
         check_mask(mask, x0.shape)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .. import _environment, ops
-from .._checks import check_drawn
+from .._checks import check_drawn, check_tokens
 from ..chains import Transition
 from ..choices import FirstStep, Impl, Reverse
 from ..predictions import Predicted, as_prediction
@@ -61,6 +61,7 @@ def p_sample(
         ValueError: on a CPU for such logits, with the token's index.
     """
     prediction = as_prediction(logits, transition.num_classes)
+    check_tokens("x_t", x_t, transition.num_classes, prediction.shape)
     model = check_model(transition, prediction, x_t, t, reverse, first_step)
     if is_too_narrow(prediction, transition):
         prediction = prediction.double()

@@ -98,6 +98,7 @@ def p_posterior(
         logits.
     """
     prediction = as_prediction(logits, transition.num_classes)
+    check_tokens("x_t", x_t, transition.num_classes, prediction.shape)
     model = check_model(transition, prediction, x_t, t, reverse, first_step)
     dtype = prediction.result_dtype
     if is_too_narrow(prediction, transition):

@@ -29,16 +29,11 @@ loss = Operation("loss", _fake_loss)
 loss_and_grad = Operation("loss_and_grad", _fake_loss_and_grad)
 
 
-def _cpu_loss(of: Loss[RankOneStep], reduction: str) -> Tensor:
-    return _run_on_cpu(of, reduction, False, None)
+# Both operations, by one function: the loss alone, or with ``late`` the loss and its gradient.
 
 
-def _cpu_loss_and_grad(of: Loss[RankOneStep], reduction: str, late: bool) -> tuple[Tensor, Tensor]:
-    grad = torch.empty_like(of.logits)
-    return _run_on_cpu(of, reduction, late, grad), grad
-
-
-def _run_on_cpu(of: Loss[RankOneStep], reduction: str, late: bool, grad: Tensor | None) -> Tensor:
+def _on_cpu(of: Loss[RankOneStep], reduction: str, late: bool | None = None) -> Any:
+    grad = None if late is None else torch.empty_like(of.logits)
     value = _fake_loss(of, reduction)
     logits, step = of.logits, of.step
     num_classes, base = logits.shape[-1], base_in(of.step, logits.dtype)
@@ -52,26 +47,18 @@ def _run_on_cpu(of: Loss[RankOneStep], reduction: str, late: bool, grad: Tensor 
         pointer(of.mask),
         *of.weights,
         reduction,
-        late,
+        bool(late),
         value.data_ptr(),
         pointer(grad),
         torch.get_num_threads(),
     )
     if bad:
         raise_bad_index(num_classes, step.rows, step.table, of.mask, x0=of.x0, x_t=of.x_t)
-    return value
+    return value if grad is None else (value, grad)
 
 
-def _cuda_loss(of: Loss[RankOneStep], reduction: str) -> Tensor:
-    return _run_on_cuda(of, reduction, False, None)
-
-
-def _cuda_loss_and_grad(of: Loss[RankOneStep], reduction: str, late: bool) -> tuple[Tensor, Tensor]:
-    grad = torch.empty_like(of.logits)
-    return _run_on_cuda(of, reduction, late, grad), grad
-
-
-def _run_on_cuda(of: Loss[RankOneStep], reduction: str, late: bool, grad: Tensor | None) -> Tensor:
+def _on_cuda(of: Loss[RankOneStep], reduction: str, late: bool | None = None) -> Any:
+    grad = None if late is None else torch.empty_like(of.logits)
     tokens = _fake_loss(of, "none")
     logits, step, num_tokens = of.logits, of.step, of.x0.numel()
     base = base_in(step, logits.dtype)
@@ -94,7 +81,8 @@ def _run_on_cuda(of: Loss[RankOneStep], reduction: str, late: bool, grad: Tensor
         tokens.data_ptr(),
         pointer(grad),
     )
-    return reduced(tokens, reduction, count)
+    value = reduced(tokens, reduction, count)
+    return value if grad is None else (value, grad)
 
 
 def _triton() -> Any:
@@ -110,14 +98,14 @@ def _dense_triton() -> Any:
 
 
 loss.serve("reference", reference.loss, [RANK_ONE, DENSE, SPARSE])
-loss.serve("cpu", _cpu_loss, [RANK_ONE])
-loss.serve("cuda", _cuda_loss, [RANK_ONE])
+loss.serve("cpu", _on_cpu, [RANK_ONE])
+loss.serve("cuda", _on_cuda, [RANK_ONE])
 loss.serve("triton", lambda *args: _triton().loss(*args), [RANK_ONE])
 loss.serve("cpu", dense.loss, [DENSE, SPARSE])
 loss.serve("triton", lambda *args: _dense_triton().loss(*args), [DENSE, SPARSE])
 
-loss_and_grad.serve("cpu", _cpu_loss_and_grad, [RANK_ONE])
-loss_and_grad.serve("cuda", _cuda_loss_and_grad, [RANK_ONE])
+loss_and_grad.serve("cpu", _on_cpu, [RANK_ONE])
+loss_and_grad.serve("cuda", _on_cuda, [RANK_ONE])
 loss_and_grad.serve("triton", lambda *args: _triton().loss_and_grad(*args), [RANK_ONE])
 loss_and_grad.serve("cpu", dense.loss_and_grad, [DENSE, SPARSE])
 loss_and_grad.serve("triton", lambda *args: _dense_triton().loss_and_grad(*args), [DENSE, SPARSE])

@@ -4,6 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
+from .._checks import not_a_tensor
 from .logistic import Logistic, LogisticPrediction
 from .logits import LogitsPrediction
 from .prediction import Prediction
@@ -19,7 +20,9 @@ _KINDS: dict[type, Any] = {Shaped: ShapedPrediction, tuple: LogisticPrediction}
 
 def as_prediction(given: Predicted, num_classes: int) -> Prediction:
     """Return what a denoiser gives as a prediction over K classes, unchecked."""
+    if isinstance(given, Tensor):
+        return LogitsPrediction(given, num_classes)
     for kind, make in _KINDS.items():
         if isinstance(given, kind):
             return make(given, num_classes)  # type: ignore[no-any-return]
-    return LogitsPrediction(given, num_classes)  # type: ignore[arg-type]
+    raise not_a_tensor("logits", given)

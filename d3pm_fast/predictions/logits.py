@@ -20,9 +20,9 @@ class LogitsPrediction(Prediction):
         self.given, self.num_classes = given, num_classes
 
     @property
-    def shape(self) -> tuple[int, ...] | None:
+    def shape(self) -> tuple[int, ...]:
         """The shape of the tokens."""
-        return tuple(self.given.shape[:-1]) if isinstance(self.given, Tensor) else None
+        return tuple(self.given.shape[:-1])
 
     @property
     def parameters(self) -> tuple[Tensor, ...]:
@@ -48,6 +48,8 @@ class LogitsPrediction(Prediction):
 
     def served_by(self, _implementation: str) -> LogitsPrediction:
         """Return them contiguous."""
+        if self.given.is_contiguous():
+            return self
         return LogitsPrediction(self.given.contiguous(), self.num_classes)
 
     def masked(self, _mask: Tensor) -> LogitsPrediction:
