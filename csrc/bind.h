@@ -79,6 +79,18 @@ struct type_caster<d3pm::Chain>
 };
 
 template <>
+struct type_caster<d3pm::Model> : RecordCaster<d3pm::Model, bool, bool> {};
+
+template <>
+struct type_caster<d3pm::Weights> : RecordCaster<d3pm::Weights, double, double> {};
+
+template <>
+struct type_caster<d3pm::Loss>
+    : RecordCaster<d3pm::Loss, d3pm::Chain, d3pm::Model, d3pm::Address, d3pm::Address,
+                   d3pm::Address, d3pm::Address, d3pm::Weights, double, d3pm::Address,
+                   d3pm::Address, d3pm::Address> {};
+
+template <>
 struct type_caster<d3pm::Shaping>
     : RecordCaster<d3pm::Shaping, d3pm::Address, double, double, int64_t, double> {};
 

@@ -69,6 +69,16 @@ struct Loss {
   void* grad;  // (N, K); null where no gradient is wanted
 };
 
+// A loss in strokes, of a shard of the classes: `of` has (N, count) logits of the classes from
+// `first` on, and a gradient like them.
+struct LossStrokes {
+  Loss of;
+  int64_t first, count;
+  void* statistics;  // (N, 5) real: top, e_rest, and the logits of x_0, x_t and the mask
+  void* line;        // (N, 3) real: ratio, shift and slope
+  void* sums;        // (N, 2) real: sum_phi and sum_h
+};
+
 // log q(x_s | x_t, x_0).
 struct QPosterior {
   Chain chain;

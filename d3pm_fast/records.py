@@ -58,6 +58,13 @@ class Shaping(NamedTuple):
     top_p: float
 
 
+class Shard(NamedTuple):
+    """Which of all classes a call has logits of: as many as those have, from ``first`` on."""
+
+    first: int
+    num_classes: int
+
+
 class Loss(NamedTuple, Generic[AnyStep]):
     """What a loss is of.
 

@@ -13,6 +13,11 @@ namespace d3pm {
 bool run(Type type, const Loss& call, int num_threads);
 // The sum over tokens times `factor`, in place of each token's loss.
 bool run_sum(Type type, const Loss& call, double factor, int num_threads);
+// The loss stroke by stroke.
+bool run_statistics(Type type, const LossStrokes& call, int num_threads);
+bool run_solve(Type type, const LossStrokes& call, int num_threads);
+bool run_sums(Type type, const LossStrokes& call, int num_threads);
+bool run_gradient(Type type, const LossStrokes& call, int num_threads);
 bool run(Type type, const QPosterior& call, int num_threads);
 bool run(Type type, const PPosterior& call, int num_threads);
 bool run(const QSample& call, int num_threads);

@@ -52,18 +52,18 @@ class LossLayout {
   using Passes = LossPasses<Real>;
   static constexpr int kWidth = kLanes<Real>;
 
-  explicit LossLayout(const Loss& call)
-      : row_(call.chain),
-        pi_(static_cast<const Real*>(call.chain.pi)),
-        weight_(pi_ ? 1.0 : static_cast<double>(row_.classes)),
-        logits_(static_cast<const Element*>(call.logits)),
-        grad_(static_cast<Element*>(call.grad)) {}
+  explicit LossLayout(const LossStrokes& call)
+      : row_(call.of.chain.num_tokens, call.count),
+        pi_(call.of.chain.pi ? static_cast<const Real*>(call.of.chain.pi) + call.first : nullptr),
+        weight_(pi_ ? 1.0 : static_cast<double>(call.of.chain.num_classes)),
+        logits_(static_cast<const Element*>(call.of.logits)),
+        grad_(static_cast<Element*>(call.of.grad)) {}
 
   const Element* logits(int64_t token) const { return logits_ + token * row_.classes; }
   Element* grad(int64_t token) const { return grad_ + token * row_.classes; }
 
   const RowReader<Element> row_;
-  const Real* const pi_;  // null where all are 1 / weight_
+  const Real* const pi_;  // of the shard's classes; null where all are 1 / weight_
   const double weight_;
 
  private:
@@ -71,9 +71,9 @@ class LossLayout {
   Element* const grad_;
 };
 
-// Row by row: full vectors stand in the gradient's own row where it has the type of the
-// calculation, the last vector in a place of its own.
-template <class Element, bool kGrad>
+// Row by row, with kSlant for the sums that a gradient needs: full vectors stand in the gradient's
+// own row where it has the type of the calculation, the last vector in a place of its own.
+template <class Element, bool kGrad, bool kSlant = kGrad>
 class RowByRow : LossLayout<Element> {
   using Base = LossLayout<Element>;
   using Base::kWidth;
@@ -90,7 +90,7 @@ class RowByRow : LossLayout<Element> {
   using Tokens = LossTokens<Real, kMost>;
   const unsigned capacity;
 
-  explicit RowByRow(const Loss& call)
+  explicit RowByRow(const LossStrokes& call)
       : Base(call),
         capacity(std::max<int64_t>(1, std::min<int64_t>(kMost, 4096 / row_.padded))),
         scratch_(kInPlace ? 0 : capacity * row_.whole),
@@ -135,7 +135,7 @@ class RowByRow : LossLayout<Element> {
       each_stretch(tokens, i, [&](int64_t j, const Real* e, int64_t count) D3PM_MEMBER {
         const Ahead<Element, true> fetch{ahead + j};
         const auto sum = pi_ ? Passes::weighted_curvature(e, count, line, pi(j), fetch)
-                             : Passes::template curvature<kGrad>(e, count, line, fetch);
+                             : Passes::template curvature<kSlant>(e, count, line, fetch);
         phi += sum_lanes<Real>(sum.phi);
         h += sum_lanes<Real>(sum.h);
       });
@@ -231,7 +231,7 @@ class Across : LossLayout<Element> {
   using Tokens = LossTokens<Real, kWidth>;
   const unsigned capacity = kWidth;
 
-  explicit Across(const Loss& call) : Base(call), e_(row_.classes * kWidth) {}
+  explicit Across(const LossStrokes& call) : Base(call), e_(row_.classes * kWidth) {}
 
   Real* at(const Tokens&, unsigned i, int64_t j) { return e_.data() + j * kWidth + i; }
 

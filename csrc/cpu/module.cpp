@@ -14,6 +14,11 @@ struct type_caster<d3pm::DenseRows>
     : RecordCaster<d3pm::DenseRows, int64_t, int64_t, int64_t, d3pm::Address, d3pm::Address,
                    d3pm::Address, bool, bool, bool, bool, d3pm::Address, int> {};
 
+template <>
+struct type_caster<d3pm::LossStrokes>
+    : RecordCaster<d3pm::LossStrokes, d3pm::Loss, int64_t, int64_t, d3pm::Address, d3pm::Address,
+                   d3pm::Address> {};
+
 }  // namespace pybind11::detail
 
 namespace d3pm {
@@ -36,6 +41,22 @@ bool loss(const std::string& dtype, const Chain& chain, bool posterior_mean, boo
   }
   if (!late) call.grad_scale = factor;
   return run_sum(type, call, factor, num_threads);
+}
+
+bool loss_statistics(const std::string& dtype, const LossStrokes& call, int num_threads) {
+  return run_statistics(parse(dtype), call, num_threads);
+}
+
+bool loss_solve(const std::string& dtype, const LossStrokes& call, int num_threads) {
+  return run_solve(parse(dtype), call, num_threads);
+}
+
+bool loss_sums(const std::string& dtype, const LossStrokes& call, int num_threads) {
+  return run_sums(parse(dtype), call, num_threads);
+}
+
+bool loss_gradient(const std::string& dtype, const LossStrokes& call, int num_threads) {
+  return run_gradient(parse(dtype), call, num_threads);
 }
 
 bool q_posterior(const std::string& dtype, const Chain& chain, Address x0, Address x_t, Address out,
@@ -173,6 +194,10 @@ PYBIND11_MODULE(_cpu, m, py::mod_gil_not_used()) {
   d3pm::best_target();  // reads the environment before there is a thread that may change it
   m.doc() = "Fused kernels of d3pm_fast for CPUs; d3pm_fast/ops is their only caller.";
   m.def("loss", &d3pm::loss, Unlocked());
+  m.def("loss_statistics", &d3pm::loss_statistics, Unlocked());
+  m.def("loss_solve", &d3pm::loss_solve, Unlocked());
+  m.def("loss_sums", &d3pm::loss_sums, Unlocked());
+  m.def("loss_gradient", &d3pm::loss_gradient, Unlocked());
   m.def("q_posterior", &d3pm::q_posterior, Unlocked());
   m.def("p_posterior", &d3pm::p_posterior, Unlocked());
   m.def("q_sample", &d3pm::q_sample, Unlocked());

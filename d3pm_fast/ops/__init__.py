@@ -8,6 +8,7 @@ from .available import Implementations
 from .implementations import Implementation, implementation
 from .logistic import logistic_gradient, logistic_logits
 from .loss import loss, loss_and_grad
+from .loss_strokes import loss_gradient, loss_solve, loss_statistics, loss_sums, merged
 from .p_sample import p_sample, shaped_p_sample
 from .posterior import p_posterior, p_posterior_grad, q_posterior
 from .products import products_scan
@@ -24,6 +25,11 @@ __all__ = [
     "logistic_logits",
     "loss",
     "loss_and_grad",
+    "loss_gradient",
+    "loss_solve",
+    "loss_statistics",
+    "loss_sums",
+    "merged",
     "p_posterior",
     "p_posterior_grad",
     "p_sample",
