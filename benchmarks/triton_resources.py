@@ -28,7 +28,7 @@ from triton.runtime.jit import JITFunction
 from d3pm_fast._files import replaced
 from d3pm_fast.chains import handles, tables
 from d3pm_fast.chains.structures import DenseMarginal, MatrixStep, RankOneMarginal, RankOneStep
-from d3pm_fast.records import Loss, Model, Random, Shaping, Weights
+from d3pm_fast.records import Loss, Model, Random, Shaping, Shard, Weights
 from d3pm_fast.reference.logspace import compute_dtype
 
 from .arguments import new_file, whole
@@ -110,7 +110,7 @@ def calls(num_classes: int, dtype: torch.dtype) -> dict[str, Callable[[], Any]]:
     """Return a call of every kernel, by name."""
     from d3pm_fast.kernels.common import scale
     from d3pm_fast.kernels.predictions import logistic, shaped
-    from d3pm_fast.kernels.rank_one import loss, p_sample, posterior, q_sample
+    from d3pm_fast.kernels.rank_one import loss, loss_strokes, p_sample, posterior, q_sample
 
     logits, tokens = empty(TOKENS, num_classes, dtype=dtype), empty(TOKENS)
     double = torch.float64
@@ -127,10 +127,16 @@ def calls(num_classes: int, dtype: torch.dtype) -> dict[str, Callable[[], Any]]:
     plain = Loss(logits, tokens, None, tokens, uniform, model, weights)
     of_mean = Loss(logits, tokens, None, tokens, marginal, mean, weights)
     base = RankOneMarginal(rows, table, pi, 0, num_classes)
+    shard = Shard(0, num_classes)
+    statistics, line, sums = (empty(TOKENS, n, dtype=compute_dtype(dtype)) for n in (5, 3, 2))
     return {
         "loss": lambda: loss.loss(plain, "sum"),
         "loss and gradient": lambda: loss.loss_and_grad(plain, "sum", False),
         "loss and gradient, pi, posterior mean": lambda: loss.loss_and_grad(of_mean, "sum", False),
+        "statistics stroke": lambda: loss_strokes.loss_statistics(of_mean, shard),
+        "solve stroke": lambda: loss_strokes.loss_solve(of_mean, shard, statistics),
+        "sums stroke": lambda: loss_strokes.loss_sums(of_mean, shard, statistics, line),
+        "gradient stroke": lambda: loss_strokes.loss_gradient(of_mean, shard, statistics, sums),
         "q_posterior": lambda: posterior.q_posterior(tokens, tokens, marginal, num_classes, dtype),
         "p_posterior": lambda: posterior.p_posterior(logits, tokens, marginal, mean),
         "p_posterior_grad": lambda: posterior.p_posterior_grad(

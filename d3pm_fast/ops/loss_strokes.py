@@ -128,7 +128,17 @@ def _run_on_cpu(
         raise_bad_index(shard.num_classes, step.rows, step.table, of.mask, x0=of.x0, x_t=of.x_t)
 
 
+def _triton() -> Any:
+    from ..kernels.rank_one import loss_strokes
+
+    return loss_strokes
+
+
 loss_statistics.serve("cpu", _cpu_statistics, [RANK_ONE])
+loss_statistics.serve("triton", lambda *args: _triton().loss_statistics(*args), [RANK_ONE])
 loss_solve.serve("cpu", _cpu_solve, [RANK_ONE])
+loss_solve.serve("triton", lambda *args: _triton().loss_solve(*args), [RANK_ONE])
 loss_sums.serve("cpu", _cpu_sums, [RANK_ONE])
+loss_sums.serve("triton", lambda *args: _triton().loss_sums(*args), [RANK_ONE])
 loss_gradient.serve("cpu", _cpu_gradient, [RANK_ONE])
+loss_gradient.serve("triton", lambda *args: _triton().loss_gradient(*args), [RANK_ONE])

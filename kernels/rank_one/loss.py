@@ -135,15 +135,22 @@ def load_tokens(
 
 
 @triton.jit
+def is_class_of(a, j):
+    """Return whether a tensor has a place for a class."""
+    return (j >= 0) & (j < a.num_classes)
+
+
+@triton.jit
 def load_special(a, chain, tokens, REAL: tl.constexpr):
     """Return the logits of x_0, of x_t, and of the mask where it is neither."""
     rows = a.logits + tokens.at * a.num_classes
     reads = tokens.inside & (tokens.settled == 0)
     mask_id = tl.full([1], chain.mask_id, tl.int32)
-    apart = (tokens.x0 != mask_id) & (tokens.x_t != mask_id) & (mask_id >= 0)
+    apart = (tokens.x0 != mask_id) & (tokens.x_t != mask_id) & is_class_of(a, mask_id)
     never = float("-inf")
-    logit_x0 = tl.load(rows + tokens.x0, mask=reads, other=never).to(REAL)
-    logit_xt = tl.load(rows + tokens.x_t, mask=reads, other=never).to(REAL)
+    has_x0, has_xt = is_class_of(a, tokens.x0), is_class_of(a, tokens.x_t)
+    logit_x0 = tl.load(rows + tokens.x0, mask=reads & has_x0, other=never).to(REAL)
+    logit_xt = tl.load(rows + tokens.x_t, mask=reads & has_xt, other=never).to(REAL)
     logit_mask = tl.load(rows + mask_id, mask=reads & apart, other=never).to(REAL)
     return logit_x0, logit_xt, logit_mask
 
@@ -185,12 +192,12 @@ def line_of(chain, solved, num_classes, REAL: tl.constexpr):
 
 
 @triton.jit
-def curve(chain, classes, e, line, num_classes):
+def curve(chain, classes, e, line):
     """Return g and 1 + g of classes of the rest; 1 and 1 where pi = 0."""
     if chain.pi is None:
         return line.shift + line.slope * e, line.ratio + line.slope * e
     else:
-        pi = pi_of(chain, classes, num_classes)
+        pi = pi_of(chain, classes)
         lift = line.slope * e / pi
         has = pi > 0.0
         return tl.where(has, line.shift + lift, 1.0), tl.where(has, line.ratio + lift, 1.0)
@@ -198,15 +205,15 @@ def curve(chain, classes, e, line, num_classes):
 
 @triton.jit
 def curvature(chain, classes, e, line, num_classes):
-    """Return the sums of pi phi(g) and pi h over classes of the rest."""
-    g, y = curve(chain, classes, e, line, num_classes)
+    """Return the sums of pi phi(g) and pi h over classes of the rest, of so many in all."""
+    g, y = curve(chain, classes, e, line)
     h = g / y
     if chain.pi is None:
         count = num_classes.to(e.dtype)
         sum_phi = row_sum(tl.where(e < 0.0, 0.0, phi(g, y))) / count
         return sum_phi, row_sum(tl.where(e < 0.0, 0.0, h)) / count
     else:
-        pi = pi_of(chain, classes, num_classes)
+        pi = pi_of(chain, classes)
         terms = tl.where(pi > 0.0, pi * phi(g, y), line.slope * e)
         sum_phi = row_sum(tl.where(e < 0.0, 0.0, terms))
         return sum_phi, row_sum(tl.where(e < 0.0, 0.0, pi * h))
@@ -227,10 +234,11 @@ def store_special(a, chain, tokens, result, factor):
     writes = tokens.inside & (tokens.settled == 0)
     rows = a.grad + tokens.at * a.num_classes
     mask_id = tl.full([1], chain.mask_id, tl.int32)
-    apart = (tokens.x0 != mask_id) & (tokens.x_t != mask_id) & (mask_id >= 0)
+    apart = (tokens.x0 != mask_id) & (tokens.x_t != mask_id) & is_class_of(a, mask_id)
     kind = a.grad.dtype.element_ty
-    tl.store(rows + tokens.x0, (result.grad_x0 * factor).to(kind), mask=writes)
-    other = writes & (tokens.x_t != tokens.x0)
+    has_x0, has_xt = is_class_of(a, tokens.x0), is_class_of(a, tokens.x_t)
+    other = writes & has_xt & (tokens.x_t != tokens.x0)
+    tl.store(rows + tokens.x0, (result.grad_x0 * factor).to(kind), mask=writes & has_x0)
     tl.store(rows + tokens.x_t, (result.grad_xt * factor).to(kind), mask=other)
     tl.store(rows + mask_id, (result.grad_mask * factor).to(kind), mask=writes & apart)
 
@@ -263,24 +271,18 @@ def loss_of_whole_rows(
     if tl.max(solved.curved.to(tl.int32), axis=0) > 0:
         sum_phi, sum_h = curvature(chain, classes, e, line, a.num_classes)
     result = finish(token, row, solved, sum_phi, sum_h, REAL)
-    loss = tl.where(tokens.settled, tokens.value, result.loss)
-    tl.store(a.loss + tokens.at, loss, mask=tokens.inside)
+    store_loss(a, tokens, result)
     if a.grad is not None:
         factor = gradient_factor(a, grad_scale, REAL)
         # h anew: kept from above it takes too many registers.
-        g, y = curve(chain, classes, e, line, a.num_classes)
+        g, y = curve(chain, classes, e, line)
         store_gradient(a, tokens, classes, e, g / y, result, factor)
         store_special(a, chain, tokens, result, factor)
 
 
 @triton.jit
-def loss_of_long_rows(
-    a, chain, vb_weight: tl.float64, ce_weight: tl.float64, grad_scale: tl.float64,
-    POSTERIOR_MEAN: tl.constexpr, DIRECT: tl.constexpr, REAL: tl.constexpr,
-    HIGH: tl.constexpr, LOW: tl.constexpr,
-):  # fmt: skip
-    """A row a program, a tile of classes at a time."""
-    tokens, token = load_tokens(a, chain, vb_weight, ce_weight, POSTERIOR_MEAN, DIRECT, REAL, 1)
+def statistics_of_row(a, chain, tokens, REAL: tl.constexpr, HIGH: tl.constexpr, LOW: tl.constexpr):
+    """Return the largest logit of a row, and the sum of the exponentials of the rest."""
     top = tl.full([1], float("-inf"), REAL)
     e_rest = tl.zeros([1], REAL)
     for start in range(0, a.num_classes, HIGH * LOW):
@@ -291,30 +293,68 @@ def loss_of_long_rows(
         e = tl.where((e < 0.0) | (logits == float("-inf")), 0.0, e)
         e_rest = tl.where(top == higher, e_rest, e_rest * exp(top - higher)) + row_sum(e)
         top = higher
+    return top, e_rest
+
+
+@triton.jit
+def sums_of_row(
+    a, chain, tokens, line, top, num_classes,
+    REAL: tl.constexpr, HIGH: tl.constexpr, LOW: tl.constexpr,
+):  # fmt: skip
+    """Return the sums of curvature over a row, of so many classes in all."""
+    sum_phi, sum_h = tl.zeros([1], REAL), tl.zeros([1], REAL)
+    for start in range(0, a.num_classes, HIGH * LOW):
+        classes = classes_from(a, start, 1, HIGH, LOW)
+        logits = load_logits(a, tokens, classes, REAL)
+        e = exponentials(a, chain, tokens, classes, logits, top)
+        more_phi, more_h = curvature(chain, classes, e, line, num_classes)
+        sum_phi += more_phi
+        sum_h += more_h
+    return sum_phi, sum_h
+
+
+@triton.jit
+def gradient_of_row(
+    a, chain, tokens, line, top, result, factor,
+    REAL: tl.constexpr, HIGH: tl.constexpr, LOW: tl.constexpr,
+):  # fmt: skip
+    """Write the gradient of a row."""
+    for start in range(0, a.num_classes, HIGH * LOW):
+        classes = classes_from(a, start, 1, HIGH, LOW)
+        logits = load_logits(a, tokens, classes, REAL)
+        e = exponentials(a, chain, tokens, classes, logits, top)
+        g, y = curve(chain, classes, e, line)
+        store_gradient(a, tokens, classes, e, g / y, result, factor)
+    store_special(a, chain, tokens, result, factor)
+
+
+@triton.jit
+def store_loss(a, tokens, result):
+    """Write the loss of each token."""
+    loss = tl.where(tokens.settled, tokens.value, result.loss)
+    tl.store(a.loss + tokens.at, loss, mask=tokens.inside)
+
+
+@triton.jit
+def loss_of_long_rows(
+    a, chain, vb_weight: tl.float64, ce_weight: tl.float64, grad_scale: tl.float64,
+    POSTERIOR_MEAN: tl.constexpr, DIRECT: tl.constexpr, REAL: tl.constexpr,
+    HIGH: tl.constexpr, LOW: tl.constexpr,
+):  # fmt: skip
+    """A row a program, a tile of classes at a time."""
+    tokens, token = load_tokens(a, chain, vb_weight, ce_weight, POSTERIOR_MEAN, DIRECT, REAL, 1)
+    top, e_rest = statistics_of_row(a, chain, tokens, REAL, HIGH, LOW)
     row = row_of(top, e_rest, *load_special(a, chain, tokens, REAL))
     solved = solve(token, row, REAL)
     line = line_of(chain, solved, a.num_classes, REAL)
     sum_phi, sum_h = tl.zeros([1], REAL), tl.zeros([1], REAL)
     if tl.max(solved.curved.to(tl.int32), axis=0) > 0:
-        for start in range(0, a.num_classes, HIGH * LOW):
-            classes = classes_from(a, start, 1, HIGH, LOW)
-            logits = load_logits(a, tokens, classes, REAL)
-            e = exponentials(a, chain, tokens, classes, logits, top)
-            more_phi, more_h = curvature(chain, classes, e, line, a.num_classes)
-            sum_phi += more_phi
-            sum_h += more_h
+        sum_phi, sum_h = sums_of_row(a, chain, tokens, line, top, a.num_classes, REAL, HIGH, LOW)
     result = finish(token, row, solved, sum_phi, sum_h, REAL)
-    loss = tl.where(tokens.settled, tokens.value, result.loss)
-    tl.store(a.loss + tokens.at, loss, mask=tokens.inside)
+    store_loss(a, tokens, result)
     if a.grad is not None:
         factor = gradient_factor(a, grad_scale, REAL)
-        for start in range(0, a.num_classes, HIGH * LOW):
-            classes = classes_from(a, start, 1, HIGH, LOW)
-            logits = load_logits(a, tokens, classes, REAL)
-            e = exponentials(a, chain, tokens, classes, logits, top)
-            g, y = curve(chain, classes, e, line, a.num_classes)
-            store_gradient(a, tokens, classes, e, g / y, result, factor)
-        store_special(a, chain, tokens, result, factor)
+        gradient_of_row(a, chain, tokens, line, top, result, factor, REAL, HIGH, LOW)
 
 
 def loss(of: Loss[RankOneStep], reduction: str) -> Tensor:

@@ -82,7 +82,7 @@ def bar_spread_of(chain, step, classes, num_classes, REAL: tl.constexpr):
     if chain.pi is None:
         pi = pi_at(chain, classes.j, num_classes, REAL)
     else:
-        pi = pi_of(chain, classes, num_classes)
+        pi = pi_of(chain, classes)
     to_mask = tl.where(classes.j == chain.mask_id, on_tile(step.bar_to_mask), 0.0)
     return on_tile(step.bar_base) * pi + to_mask
 

@@ -130,9 +130,9 @@ def pi_at(chain, classes, num_classes, REAL: tl.constexpr):
 
 
 @triton.jit
-def pi_of(chain, classes, num_classes):
-    """Return pi of a tile's classes, for a chain that has one; 0 where they are none."""
-    pi = tl.load(chain.pi + classes.flat, mask=classes.flat < num_classes, other=0.0)
+def pi_of(chain, classes):
+    """Return pi of a tile's classes, for a chain that has one; 0 where there are none."""
+    pi = tl.load(chain.pi + classes.flat, mask=classes.there, other=0.0)
     return tl.reshape(pi, classes.j.shape)
 
 

@@ -1,0 +1,203 @@
+"""The loss in four strokes, ``d3pm_fast/ops/loss_strokes.py`` says which: a row a program."""
+
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ...chains.structures import RankOneStep
+from ...records import Loss, Shard
+from ..common.launch import launch, triton_type
+from ..common.tile import LONG_ROW_WARPS, on_tile
+from .loss import (
+    Arguments,
+    Line,
+    Tokens,
+    gradient_of_row,
+    line_of,
+    load_special,
+    load_tokens,
+    row_of,
+    statistics_of_row,
+    store_loss,
+    sums_of_row,
+)
+from .loss_row import finish, solve
+from .step import Chain, chain_of
+
+
+class Strokes(NamedTuple):
+    """A shard, and what the strokes hand on; None for what one has no use for."""
+
+    first: Any
+    count: Any  # of the shard's classes
+    statistics: Any  # (N, 5)
+    line: Any  # (N, 3)
+    sums: Any  # (N, 2)
+
+
+@triton.jit
+def in_shard(a, chain, tokens, strokes):
+    """Return all three in places of the shard."""
+    here = Arguments(
+        a.logits, a.x0, a.x_t, a.mask, a.loss, a.grad, a.count, a.num_tokens, strokes.count
+    )
+    pi = chain.pi
+    if pi is not None:
+        pi += strokes.first
+    mask_id = chain.mask_id - strokes.first
+    chain = Chain(chain.rows, chain.run_length, chain.table, chain.table_size, pi, mask_id)
+    x0, x_t = tokens.x0 - strokes.first, tokens.x_t - strokes.first
+    return here, chain, Tokens(tokens.at, x0, x_t, tokens.inside, tokens.settled, tokens.value)
+
+
+@triton.jit
+def load_statistics(tokens, strokes):
+    """Return the five statistics; of logits -inf below a largest 0 for a settled row."""
+    at = strokes.statistics + tokens.at * 5
+    return (
+        tl.load(at),
+        tl.load(at + 1),
+        tl.load(at + 2),
+        tl.load(at + 3),
+        tl.load(at + 4),
+    )
+
+
+@triton.jit
+def statistics_stroke(
+    a, chain, strokes, vb_weight: tl.float64, ce_weight: tl.float64,
+    POSTERIOR_MEAN: tl.constexpr, DIRECT: tl.constexpr, REAL: tl.constexpr,
+    HIGH: tl.constexpr, LOW: tl.constexpr,
+):  # fmt: skip
+    """The first stroke."""
+    tokens, _ = load_tokens(a, chain, vb_weight, ce_weight, POSTERIOR_MEAN, DIRECT, REAL, 1)
+    a, chain, tokens = in_shard(a, chain, tokens, strokes)
+    top, e_rest = statistics_of_row(a, chain, tokens, REAL, HIGH, LOW)
+    logit_x0, logit_xt, logit_mask = load_special(a, chain, tokens, REAL)
+    to = strokes.statistics + tokens.at * 5
+    tl.store(to, top)
+    tl.store(to + 1, e_rest)
+    tl.store(to + 2, logit_x0)
+    tl.store(to + 3, logit_xt)
+    tl.store(to + 4, logit_mask)
+
+
+@triton.jit
+def solve_stroke(
+    a, chain, strokes, vb_weight: tl.float64, ce_weight: tl.float64,
+    POSTERIOR_MEAN: tl.constexpr, DIRECT: tl.constexpr, REAL: tl.constexpr,
+    HIGH: tl.constexpr, LOW: tl.constexpr,
+):  # fmt: skip
+    """The second stroke."""
+    tokens, token = load_tokens(a, chain, vb_weight, ce_weight, POSTERIOR_MEAN, DIRECT, REAL, 1)
+    solved = solve(token, row_of(*load_statistics(tokens, strokes)), REAL)
+    to = strokes.line + tokens.at * 3
+    tl.store(to, tl.where(solved.curved, solved.ratio, 1.0))
+    tl.store(to + 1, tl.where(solved.curved, solved.shift, 1.0))
+    tl.store(to + 2, tl.where(solved.curved, solved.slope, 0.0))
+
+
+@triton.jit
+def sums_stroke(
+    a, chain, strokes, vb_weight: tl.float64, ce_weight: tl.float64,
+    POSTERIOR_MEAN: tl.constexpr, DIRECT: tl.constexpr, REAL: tl.constexpr,
+    HIGH: tl.constexpr, LOW: tl.constexpr,
+):  # fmt: skip
+    """The third stroke."""
+    num_classes = a.num_classes
+    tokens, _ = load_tokens(a, chain, vb_weight, ce_weight, POSTERIOR_MEAN, DIRECT, REAL, 1)
+    a, chain, tokens = in_shard(a, chain, tokens, strokes)
+    at = strokes.line + tokens.at * 3
+    ratio, shift, slope = tl.load(at), tl.load(at + 1), tl.load(at + 2)
+    sum_phi, sum_h = tl.zeros([1], REAL), tl.zeros([1], REAL)
+    if tl.max((slope != 0.0).to(tl.int32), axis=0) > 0:
+        if chain.pi is None:
+            slope *= num_classes.to(REAL)
+        line = Line(on_tile(ratio), on_tile(shift), on_tile(slope))
+        top = tl.load(strokes.statistics + tokens.at * 5)
+        sum_phi, sum_h = sums_of_row(a, chain, tokens, line, top, num_classes, REAL, HIGH, LOW)
+    to = strokes.sums + tokens.at * 2
+    tl.store(to, sum_phi)
+    tl.store(to + 1, sum_h)
+
+
+@triton.jit
+def gradient_stroke(
+    a, chain, strokes, vb_weight: tl.float64, ce_weight: tl.float64,
+    POSTERIOR_MEAN: tl.constexpr, DIRECT: tl.constexpr, REAL: tl.constexpr,
+    HIGH: tl.constexpr, LOW: tl.constexpr,
+):  # fmt: skip
+    """The fourth stroke, and the loss."""
+    tokens, token = load_tokens(a, chain, vb_weight, ce_weight, POSTERIOR_MEAN, DIRECT, REAL, 1)
+    statistics = load_statistics(tokens, strokes)
+    row = row_of(*statistics)
+    solved = solve(token, row, REAL)
+    line = line_of(chain, solved, a.num_classes, REAL)
+    at = strokes.sums + tokens.at * 2
+    result = finish(token, row, solved, tl.load(at), tl.load(at + 1), REAL)
+    store_loss(a, tokens, result)
+    a, chain, tokens = in_shard(a, chain, tokens, strokes)
+    factor = tl.full([1], 1.0, REAL)
+    gradient_of_row(a, chain, tokens, line, statistics[0], result, factor, REAL, HIGH, LOW)
+
+
+def loss_statistics(of: Loss[RankOneStep], shard: Shard) -> Tensor:
+    """Return the statistics of the shard's part of each row."""
+    statistics = _numbers(of, 5)
+    _run(statistics_stroke, of, shard, statistics=statistics)
+    return statistics
+
+
+def loss_solve(of: Loss[RankOneStep], shard: Shard, statistics: Tensor) -> Tensor:
+    """Return the line of each whole row's rest."""
+    line = _numbers(of, 3)
+    _run(solve_stroke, of, shard, statistics=statistics, line=line)
+    return line
+
+
+def loss_sums(of: Loss[RankOneStep], shard: Shard, statistics: Tensor, line: Tensor) -> Tensor:
+    """Return the sums over the shard's part of each row's rest."""
+    sums = _numbers(of, 2)
+    _run(sums_stroke, of, shard, statistics=statistics, line=line, sums=sums)
+    return sums
+
+
+def loss_gradient(
+    of: Loss[RankOneStep], shard: Shard, statistics: Tensor, sums: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return each token's loss, and the gradient of the shard's logits."""
+    loss, grad = _numbers(of, 1).squeeze(-1), torch.empty_like(of.logits)
+    _run(gradient_stroke, of, shard, loss, grad, statistics=statistics, sums=sums)
+    return loss, grad
+
+
+def _numbers(of: Loss[RankOneStep], count: int) -> Tensor:
+    real = torch.float64 if of.logits.dtype == torch.float64 else torch.float32
+    return of.logits.new_empty(*of.x0.shape, count, dtype=real)
+
+
+def _run(
+    kernel: Any,
+    of: Loss[RankOneStep],
+    shard: Shard,
+    loss: Tensor | None = None,
+    grad: Tensor | None = None,
+    *,
+    statistics: Tensor,
+    line: Tensor | None = None,
+    sums: Tensor | None = None,
+) -> None:
+    logits, x0, mask, x_t, step, model, weights = of
+    real, num_tokens = statistics.dtype, x0.numel()
+    a = Arguments(logits, x0, x_t, mask, loss, grad, None, num_tokens, shard.num_classes)
+    chain = chain_of(num_tokens, step, real)
+    strokes = Strokes(shard.first, logits.shape[-1], statistics, line, sums)
+    num_warps = LONG_ROW_WARPS[real]
+    shape = 1, num_warps * 32 * (16 // logits.dtype.itemsize)
+    launch(
+        kernel, num_tokens, logits, a, chain, strokes, *weights, *model, triton_type(real), *shape,
+        num_warps=num_warps,
+    )  # fmt: skip
