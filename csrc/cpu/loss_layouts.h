@@ -92,7 +92,7 @@ class RowByRow : LossLayout<Element> {
 
   explicit RowByRow(const LossStrokes& call)
       : Base(call),
-        capacity(std::max<int64_t>(1, std::min<int64_t>(kMost, 4096 / row_.padded))),
+        capacity(std::max<int64_t>(1, 4096 / std::max<int64_t>(row_.padded, 4096 / kMost))),
         scratch_(kInPlace ? 0 : capacity * row_.whole),
         last_pi_(pi_ && row_.whole < row_.classes
                      ? read_some(pi_ + row_.whole, row_.classes - row_.whole, Real(0))
