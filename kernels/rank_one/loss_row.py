@@ -55,8 +55,8 @@ class Solved(NamedTuple):
     d_x0: Any
     f_x0: Any
     f_xt: Any
-    per_z: Any
-    per_zq: Any
+    z: Any
+    zq: Any
     g_x0: Any
     log_s_x0: Any
 
@@ -103,16 +103,15 @@ def solve(token, row, REAL: tl.constexpr):
     f_xt = tl.where(same, f_x0, token.bar_keep * s_xt + token.bar_xt)
     z = token.spread + token.keep * f_xt
     zq = token.spread + token.keep * d_xt
-    per_z = 1.0 / z
     curved = (token.bar_base > tiny(REAL)) & (token.vb != 0.0)
-    shift = token.keep * token.bar_keep * tl.where(same, not_x0, -s_xt) * per_z
-    ratio = one_plus(shift, zq * per_z)
+    shift = token.keep * token.bar_keep * tl.where(same, not_x0, -s_xt) / z
+    ratio = one_plus(shift, zq / z)
     slope = ratio * token.bar_keep * inv / token.bar_base
 
     fall_same = token.spread * not_x0
     fall_other = not_x0 * (token.spread + token.keep * token.bar_xt) + token.keep * d_x0 * s_xt
     fall = tl.where(same, fall_same, fall_other)
-    g_x0 = tl.where(d_x0 > 0.0, -(token.bar_keep / d_x0) * (fall * per_z), 0.0)
+    g_x0 = tl.where(d_x0 > 0.0, -(token.bar_keep / d_x0) * (fall / z), 0.0)
     log_s_x0 = log(tilt_x0 * sum * inv) - cross_entropy
     return Solved(
         ratio,
@@ -129,8 +128,8 @@ def solve(token, row, REAL: tl.constexpr):
         d_x0,
         f_x0,
         f_xt,
-        per_z,
-        1.0 / zq,
+        z,
+        zq,
         g_x0,
         log_s_x0,
     )
@@ -141,11 +140,11 @@ def finish(token, row, solved, sum_phi, sum_h, REAL: tl.constexpr):
     """Return the result, from sums of pi_j phi(g_j) and pi_j h_j over the rest."""
     least = tiny(REAL)
     ratio = solved.ratio
-    away, away_q = token.spread * solved.per_z, token.spread * solved.per_zq
+    z, zq = solved.z, solved.zq
 
     # x_0. Where ub = 0 its ratio is that of s, whose logarithm outlives its underflow.
     c_x0 = token.spread + tl.where(token.same, token.keep, 0.0)
-    q_x0 = c_x0 * solved.per_zq * solved.d_x0
+    q_x0 = c_x0 / zq * solved.d_x0
     has_x0 = token.bar_x0 > least
     r_x0 = one_plus(solved.g_x0, solved.f_x0 / solved.d_x0 * ratio)
     far = solved.g_x0 - solved.log_s_x0 - log(ratio)
@@ -156,33 +155,35 @@ def finish(token, row, solved, sum_phi, sum_h, REAL: tl.constexpr):
     weighted = tl.where(phi_x0 < float("inf"), q_x0 * phi_x0, phi_x0)
     term_x0 = tl.where(possible, weighted, 0.0)
     pull_x0 = q_x0 * solved.g_x0 * w_x0
-    r_sum_x0 = tl.where(has_x0, c_x0 * solved.per_z * token.bar_x0 * solved.g_x0 / r_x0, 0.0)
+    r_sum_x0 = tl.where(has_x0, c_x0 / z * token.bar_x0 * solved.g_x0 / r_x0, 0.0)
 
     # x_t, where it is another class.
     has_xt = token.bar_xt > least
     c_xt = token.spread + token.keep
-    g_xt = token.spread / token.bar_xt * (token.bar_keep * solved.s_xt * solved.per_z)
+    g_xt = token.spread / token.bar_xt * (token.bar_keep * solved.s_xt / z)
     r_xt = 1.0 + g_xt
     h_xt = tl.where(has_xt, g_xt / r_xt, 1.0)
-    near_xt = c_xt * solved.per_zq * token.bar_xt * phi(g_xt, r_xt)
-    term_xt = tl.where(has_xt, near_xt, c_xt * solved.per_z * solved.f_xt)
-    pull_xt = c_xt * solved.per_z * token.bar_keep * solved.s_xt * h_xt
-    r_sum_xt = c_xt * solved.per_z * token.bar_xt * h_xt
+    near_xt = c_xt / zq * token.bar_xt * phi(g_xt, r_xt)
+    term_xt = tl.where(has_xt, near_xt, c_xt / z * solved.f_xt)
+    pull_xt = c_xt / z * token.bar_keep * solved.s_xt * h_xt
+    r_sum_xt = c_xt / z * token.bar_xt * h_xt
 
     # The mask, where it is neither.
     has_mask = token.bar_mask > least
     lift = ratio * token.bar_keep * solved.s_mask / token.bar_mask
     r_mask = ratio + lift
     h_mask = tl.where(has_mask, (solved.shift + lift) / r_mask, 1.0)
-    near_mask = away_q * token.bar_mask * phi(solved.shift + lift, r_mask)
-    term_mask = tl.where(has_mask, near_mask, away * token.bar_keep * solved.s_mask)
-    pull_mask = away * token.bar_keep * solved.s_mask * h_mask
-    r_sum_mask = away * token.bar_mask * h_mask
+    near_mask = token.spread / zq * token.bar_mask * phi(solved.shift + lift, r_mask)
+    term_mask = tl.where(has_mask, near_mask, token.spread / z * token.bar_keep * solved.s_mask)
+    pull_mask = token.spread / z * token.bar_keep * solved.s_mask * h_mask
+    r_sum_mask = token.spread / z * token.bar_mask * h_mask
 
     has_base = token.bar_base > least
-    near_rest = away_q * token.bar_base * sum_phi
-    term_rest = tl.where(has_base, near_rest, away * token.bar_keep * row.e_rest * solved.inv)
-    r_sum_rest = tl.where(has_base, away * token.bar_base * sum_h, 0.0)
+    near_rest = token.spread / zq * token.bar_base * sum_phi
+    term_rest = tl.where(
+        has_base, near_rest, token.spread / z * token.bar_keep * row.e_rest * solved.inv
+    )
+    r_sum_rest = tl.where(has_base, token.spread / z * token.bar_base * sum_h, 0.0)
 
     divergence = term_x0 + tl.where(token.same, 0.0, term_xt) + term_mask + term_rest
     r_sum = r_sum_x0 + tl.where(token.same, 0.0, r_sum_xt) + r_sum_mask + r_sum_rest
@@ -194,7 +195,7 @@ def finish(token, row, solved, sum_phi, sum_h, REAL: tl.constexpr):
     share = token.ce / solved.sum
     return Result(
         loss,
-        tl.where(bound, token.vb * away * token.bar_keep * solved.inv, 0.0),
+        tl.where(bound, token.vb * (token.spread / z) * token.bar_keep * solved.inv, 0.0),
         common * solved.inv + share,
         tl.where(bound, token.vb * pull_x0, 0.0) + common * solved.s_x0 - share * solved.others,
         tl.where(bound, token.vb * pull_xt, 0.0) + common * solved.s_xt + share * row.e_xt,
