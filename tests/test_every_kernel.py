@@ -7,7 +7,9 @@ import pytest
 import torch
 
 import d3pm_fast as d3
-from d3pm_fast import functional
+from d3pm_fast import functional, ops
+from d3pm_fast.chains.structures import RANK_ONE
+from d3pm_fast.records import Loss, Model, Shard, Weights
 
 pytest.importorskip("triton")
 pytestmark = [
@@ -70,6 +72,33 @@ def test_loss_of_long_rows():
         return functional.loss(chain, leaf, x0, x_t, t, **options)
 
     assert_alike(by_both(loss, [torch.randn(1, 1, 520, dtype=torch.float64)]), rtol=1e-9)
+
+
+@pytest.mark.parametrize("chain", [CHAINS["uniform"], CHAINS["marginal"]])
+def test_loss_in_strokes(chain):
+    x0, x_t = torch.tensor([0, 4, 3]), torch.tensor([2, 4, 1])
+    logits, rest = torch.randn(3, K), (x0, None, x_t, chain.step_record(T, None))
+    call = Loss(logits, *rest, Model(False, False), Weights(1.0, 0.1))
+    statistics, solve, sums, gradient = (
+        operation.kernel("triton", RANK_ONE.name)
+        for operation in (ops.loss_statistics, ops.loss_solve, ops.loss_sums, ops.loss_gradient)
+    )
+    parts = [
+        (call._replace(logits=logits[:, :2].contiguous()), Shard(0, K)),
+        (call._replace(logits=logits[:, 2:].contiguous()), Shard(2, K)),
+    ]
+    row = ops.merged([statistics(*part) for part in parts])
+    line = solve(*parts[0], row)
+    total = sum(sums(*part, row, line) for part in parts)
+    (value, left), (_, right) = (gradient(*part, row, total) for part in parts)
+
+    leaf = logits.double().requires_grad_()
+    expected = functional.loss(
+        chain, leaf, x0, x_t, T, ce_weight=0.1, reduction="none", impl="reference"
+    )
+    expected.sum().backward()
+    made = value, torch.cat((left, right), -1)
+    assert_alike((made, (expected.detach(), leaf.grad)))
 
 
 def test_dense_loss_by_products_apart(problem, monkeypatch):

@@ -1,4 +1,7 @@
-"""The loss in four strokes, ``d3pm_fast/ops/loss_strokes.py`` says which: a row a program."""
+"""The loss in four strokes, ``d3pm_fast/ops/loss_strokes.py`` says which: a row a program.
+
+A kernel has the chain and the tensors of whole rows, and both as a shard sees them.
+"""
 
 from typing import Any, NamedTuple
 
@@ -25,32 +28,23 @@ from .loss import (
     sums_of_row,
 )
 from .loss_row import finish, solve
-from .step import Chain, chain_of
+from .step import chain_of
 
 
 class Strokes(NamedTuple):
-    """A shard, and what the strokes hand on; None for what one has no use for."""
+    """Where a shard begins, and what the strokes hand on; None for what one has no use for."""
 
     first: Any
-    count: Any  # of the shard's classes
     statistics: Any  # (N, 5)
     line: Any  # (N, 3)
     sums: Any  # (N, 2)
 
 
 @triton.jit
-def in_shard(a, chain, tokens, strokes):
-    """Return all three in places of the shard."""
-    here = Arguments(
-        a.logits, a.x0, a.x_t, a.mask, a.loss, a.grad, a.count, a.num_tokens, strokes.count
-    )
-    pi = chain.pi
-    if pi is not None:
-        pi += strokes.first
-    mask_id = chain.mask_id - strokes.first
-    chain = Chain(chain.rows, chain.run_length, chain.table, chain.table_size, pi, mask_id)
-    x0, x_t = tokens.x0 - strokes.first, tokens.x_t - strokes.first
-    return here, chain, Tokens(tokens.at, x0, x_t, tokens.inside, tokens.settled, tokens.value)
+def in_shard(tokens, first):
+    """Return tokens whose classes are places in a shard, or beside it."""
+    x0, x_t = tokens.x0 - first, tokens.x_t - first
+    return Tokens(tokens.at, x0, x_t, tokens.inside, tokens.settled, tokens.value)
 
 
 @triton.jit
@@ -68,15 +62,15 @@ def load_statistics(tokens, strokes):
 
 @triton.jit
 def statistics_stroke(
-    a, chain, strokes, vb_weight: tl.float64, ce_weight: tl.float64,
+    a, chain, part, part_chain, strokes, vb_weight: tl.float64, ce_weight: tl.float64,
     POSTERIOR_MEAN: tl.constexpr, DIRECT: tl.constexpr, REAL: tl.constexpr,
     HIGH: tl.constexpr, LOW: tl.constexpr,
 ):  # fmt: skip
     """The first stroke."""
     tokens, _ = load_tokens(a, chain, vb_weight, ce_weight, POSTERIOR_MEAN, DIRECT, REAL, 1)
-    a, chain, tokens = in_shard(a, chain, tokens, strokes)
-    top, e_rest = statistics_of_row(a, chain, tokens, REAL, HIGH, LOW)
-    logit_x0, logit_xt, logit_mask = load_special(a, chain, tokens, REAL)
+    tokens = in_shard(tokens, strokes.first)
+    top, e_rest = statistics_of_row(part, part_chain, tokens, REAL, HIGH, LOW)
+    logit_x0, logit_xt, logit_mask = load_special(part, part_chain, tokens, REAL)
     to = strokes.statistics + tokens.at * 5
     tl.store(to, top)
     tl.store(to + 1, e_rest)
@@ -87,7 +81,7 @@ def statistics_stroke(
 
 @triton.jit
 def solve_stroke(
-    a, chain, strokes, vb_weight: tl.float64, ce_weight: tl.float64,
+    a, chain, part, part_chain, strokes, vb_weight: tl.float64, ce_weight: tl.float64,
     POSTERIOR_MEAN: tl.constexpr, DIRECT: tl.constexpr, REAL: tl.constexpr,
     HIGH: tl.constexpr, LOW: tl.constexpr,
 ):  # fmt: skip
@@ -102,23 +96,24 @@ def solve_stroke(
 
 @triton.jit
 def sums_stroke(
-    a, chain, strokes, vb_weight: tl.float64, ce_weight: tl.float64,
+    a, chain, part, part_chain, strokes, vb_weight: tl.float64, ce_weight: tl.float64,
     POSTERIOR_MEAN: tl.constexpr, DIRECT: tl.constexpr, REAL: tl.constexpr,
     HIGH: tl.constexpr, LOW: tl.constexpr,
 ):  # fmt: skip
     """The third stroke."""
-    num_classes = a.num_classes
     tokens, _ = load_tokens(a, chain, vb_weight, ce_weight, POSTERIOR_MEAN, DIRECT, REAL, 1)
-    a, chain, tokens = in_shard(a, chain, tokens, strokes)
+    tokens = in_shard(tokens, strokes.first)
     at = strokes.line + tokens.at * 3
     ratio, shift, slope = tl.load(at), tl.load(at + 1), tl.load(at + 2)
     sum_phi, sum_h = tl.zeros([1], REAL), tl.zeros([1], REAL)
     if tl.max((slope != 0.0).to(tl.int32), axis=0) > 0:
         if chain.pi is None:
-            slope *= num_classes.to(REAL)
+            slope *= a.num_classes.to(REAL)
         line = Line(on_tile(ratio), on_tile(shift), on_tile(slope))
         top = tl.load(strokes.statistics + tokens.at * 5)
-        sum_phi, sum_h = sums_of_row(a, chain, tokens, line, top, num_classes, REAL, HIGH, LOW)
+        sum_phi, sum_h = sums_of_row(
+            part, part_chain, tokens, line, top, a.num_classes, REAL, HIGH, LOW
+        )
     to = strokes.sums + tokens.at * 2
     tl.store(to, sum_phi)
     tl.store(to + 1, sum_h)
@@ -126,7 +121,7 @@ def sums_stroke(
 
 @triton.jit
 def gradient_stroke(
-    a, chain, strokes, vb_weight: tl.float64, ce_weight: tl.float64,
+    a, chain, part, part_chain, strokes, vb_weight: tl.float64, ce_weight: tl.float64,
     POSTERIOR_MEAN: tl.constexpr, DIRECT: tl.constexpr, REAL: tl.constexpr,
     HIGH: tl.constexpr, LOW: tl.constexpr,
 ):  # fmt: skip
@@ -139,9 +134,9 @@ def gradient_stroke(
     at = strokes.sums + tokens.at * 2
     result = finish(token, row, solved, tl.load(at), tl.load(at + 1), REAL)
     store_loss(a, tokens, result)
-    a, chain, tokens = in_shard(a, chain, tokens, strokes)
+    tokens = in_shard(tokens, strokes.first)
     factor = tl.full([1], 1.0, REAL)
-    gradient_of_row(a, chain, tokens, line, statistics[0], result, factor, REAL, HIGH, LOW)
+    gradient_of_row(part, part_chain, tokens, line, statistics[0], result, factor, REAL, HIGH, LOW)
 
 
 def loss_statistics(of: Loss[RankOneStep], shard: Shard) -> Tensor:
@@ -193,11 +188,14 @@ def _run(
     logits, x0, mask, x_t, step, model, weights = of
     real, num_tokens = statistics.dtype, x0.numel()
     a = Arguments(logits, x0, x_t, mask, loss, grad, None, num_tokens, shard.num_classes)
-    chain = chain_of(num_tokens, step, real)
-    strokes = Strokes(shard.first, logits.shape[-1], statistics, line, sums)
+    chain, count = chain_of(num_tokens, step, real), logits.shape[-1]
+    pi = None if chain.pi is None else chain.pi[shard.first : shard.first + count]
+    part = a._replace(num_classes=count)
+    part_chain = chain._replace(pi=pi, mask_id=chain.mask_id - shard.first)
+    strokes = Strokes(shard.first, statistics, line, sums)
     num_warps = LONG_ROW_WARPS[real]
     shape = 1, num_warps * 32 * (16 // logits.dtype.itemsize)
     launch(
-        kernel, num_tokens, logits, a, chain, strokes, *weights, *model, triton_type(real), *shape,
-        num_warps=num_warps,
+        kernel, num_tokens, logits, a, chain, part, part_chain, strokes, *weights, *model,
+        triton_type(real), *shape, num_warps=num_warps,
     )  # fmt: skip
