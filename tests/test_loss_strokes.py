@@ -28,7 +28,7 @@ def call_of(chain, logits, x0, x_t, t, reverse="joint", direct=False, mask=None,
     return Loss(logits, x0, mask, x_t, step, model, Weights(1.0, ce))
 
 
-def random_call(family, num_classes, dtype=torch.float64, count=2, scale=2.0, **options):
+def random_call(family, num_classes, dtype=torch.float64, count=1, scale=2.0, **options):
     chain = make_chain(family, num_classes)
     x0, x_t, t = likely_pairs(chain, chain.edge_times(), count)
     logits = (scale * torch.randn(len(t), num_classes)).to(dtype)
@@ -88,14 +88,14 @@ def test_the_fused_kernel_is_their_composition(by, family, reverse, direct):
 @pytest.mark.parametrize("reverse", REVERSE)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_row_may_be_cut_into_shards(by, family, reverse):
-    assert_alike(random_call(family, 11, reverse=reverse), by, 1, 4, 10)
+    assert_alike(random_call(family, 11, reverse=reverse), by, 1, 6)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("num_classes", [2, 37, LONG])
 @pytest.mark.parametrize("family", ["uniform", "marginal_with_zeros", "mask_and_uniform"])
 def test_every_dtype(by, family, num_classes, dtype):
-    of = random_call(family, num_classes, dtype, count=1)
+    of = random_call(family, num_classes, dtype)
     assert_alike(of, by, num_classes // 3, num_classes // 2)
 
 
