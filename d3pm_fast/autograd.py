@@ -26,12 +26,15 @@ class LossOperation(NamedTuple):
             PyTorch.
         reference: of the items, the loss of each token as a function in plain PyTorch.
         reduces: whether it sums tokens up; else its reduction is "none".
+        gradient: of each input, from that of each token's loss; None where it is what
+            ``with_gradient`` returns, scaled: that of an input which all tokens share is not.
     """
 
     value: Callable[[Inputs, Items, str], Tensor]
     with_gradient: Callable[[Inputs, Items, str, bool], tuple[Tensor, ...]] | None
     reference: Callable[[Items], Callable[..., Tensor]]
     reduces: bool = True
+    gradient: Callable[[Inputs, Items, Tensor], Inputs] | None = None
 
     def of_tokens(self) -> Differentiable:
         """Return the loss of each token."""
@@ -43,8 +46,10 @@ class LossOperation(NamedTuple):
         def gradient(inputs: Inputs, items: Items, upstream: Tensor) -> Inputs:
             assert with_gradient is not None
             _, *grads = with_gradient(inputs, items, "none", False)
-            return tuple(_scaled(grad, upstream).to(inputs[0].dtype) for grad in grads)
+            return tuple(scaled(grad, upstream).to(inputs[0].dtype) for grad in grads)
 
+        if self.gradient is not None:
+            return Differentiable(value, self.gradient, self.reference)
         return Differentiable(value, None if with_gradient is None else gradient, self.reference)
 
 
@@ -59,16 +64,17 @@ def differentiable(operation: Differentiable, inputs: Inputs, items: Items = ())
 
 def loss(operation: LossOperation, reduction: str, inputs: Inputs, items: Items) -> Tensor:
     """Return the loss of each token, or a reduction of them, with a graph where one is wanted."""
-    if derivatives.are_asked(*inputs):
-        tokens = differentiable(operation.of_tokens(), inputs, items)
-        return reduced(tokens, reduction, _count(items))
     fused = reduction if operation.reduces and reduction != "batch" else "none"
+    waits_for_factors = fused == "none" and operation.gradient is not None
+    if waits_for_factors or derivatives.are_asked(*inputs):
+        tokens = differentiable(operation.of_tokens(), inputs, items)
+        return reduced(tokens, reduction, counted(items))
     if operation.with_gradient is not None and _needs_graph(inputs):
         tensors = _distinct(*inputs, *items)
         value: Tensor = Loss.apply(operation, fused, len(inputs), *tensors)  # type: ignore[no-untyped-call]
     else:
         value = operation.value(inputs, items, fused)
-    return value if fused == reduction else reduced(value, reduction, _count(items))
+    return value if fused == reduction else reduced(value, reduction, counted(items))
 
 
 def _distinct(*tensors: Tensor | None) -> list[Tensor | None]:
@@ -121,7 +127,7 @@ class Loss(torch.autograd.Function):
         late = reduction == "mean" and inputs[0].dtype == torch.float16
         assert operation.with_gradient is not None
         loss, *grads = operation.with_gradient(inputs, items, reduction, late)
-        ctx.late_count = _at_least_one(_count(items)) if late else None
+        ctx.late_count = at_least_one(counted(items)) if late else None
         ctx.operation, ctx.reduction, ctx.count = operation, reduction, count
         ctx.dtype, ctx.num_items = inputs[0].dtype, len(items)
         ctx.is_compiled = is_compiling()
@@ -139,11 +145,8 @@ class Loss(torch.autograd.Function):
             grads = _with_a_graph(ctx, upstream)
         else:
             factor = upstream if ctx.late_count is None else upstream / ctx.late_count
-            if ctx.is_compiled:
-                scaled = (grad * _of_rows(factor, grad) for grad in ctx.saved_tensors)
-            else:
-                scaled = (_scaled(grad, factor) for grad in _made_once(ctx))
-            grads = tuple(grad.to(ctx.dtype) for grad in scaled)
+            made = ctx.saved_tensors if ctx.is_compiled else _made_once(ctx)
+            grads = tuple(scaled(grad, factor).to(ctx.dtype) for grad in made)
         return None, None, None, *grads, *[None] * ctx.num_items
 
 
@@ -161,28 +164,26 @@ def _with_a_graph(ctx: Any, upstream: Tensor) -> tuple[Tensor, ...]:
     """Return gradients that can be differentiated: those of the losses of all tokens."""
     _, items = split(ctx.saved_tensors, ctx.count)
     if ctx.reduction == "mean":
-        upstream = upstream / _at_least_one(_count(items))
+        upstream = upstream / at_least_one(counted(items))
     upstream = upstream.expand(items[0].shape)
     operation = ctx.operation.of_tokens()
     return Gradient.apply(operation, ctx.count, upstream, *ctx.saved_tensors)  # type: ignore[no-any-return, no-untyped-call]
 
 
-def _scaled(grad: Tensor, factor: Tensor) -> Tensor:
-    """Scale in place the gradient of logits or of numbers a token."""
+def scaled(grad: Tensor, factor: Tensor) -> Tensor:
+    """Return a gradient scaled by one number or by one for each token; in place if not compiled."""
+    if is_compiling():
+        return grad * (factor.unsqueeze(-1) if 0 < factor.ndim < grad.ndim else factor)
     return grad.mul_(factor) if factor.ndim == grad.ndim else scale_(grad, factor)
 
 
-def _of_rows(factor: Tensor, grad: Tensor) -> Tensor:
-    """Return factors of tokens for the classes of their rows."""
-    return factor.unsqueeze(-1) if 0 < factor.ndim < grad.ndim else factor
-
-
-def _count(items: Items) -> Tensor | int:
+def counted(items: Items) -> Tensor | int:
     """Return how many tokens count."""
     x0, mask = items[:2]
     assert x0 is not None
     return x0.numel() if mask is None else mask.sum()
 
 
-def _at_least_one(count: Tensor | int) -> Tensor | int:
+def at_least_one(count: Tensor | int) -> Tensor | int:
+    """Return what a mean over so many tokens divides by."""
     return count.clamp(min=1) if isinstance(count, Tensor) else max(count, 1)

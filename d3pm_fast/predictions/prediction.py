@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..autograd import LossOperation
-from ..derivatives import Differentiable, Inputs, Items
+from ..autograd import LossOperation, at_least_one, counted, scaled
+from ..derivatives import Differentiable, Inputs, Items, split
 from ..ops import Operation, p_sample
+from ..reductions import reduced
 from ..reference.logspace import compute_dtype
 from .chunks import chunks, in_chunks
 
@@ -25,15 +26,18 @@ class Prediction(ABC):
     """What a denoiser predicts, as the operations see it.
 
     A kind of prediction says what is right of it (``check``), makes the logits of some items
-    (``logits``), pulls their gradient back (``pull``), and puts together what each chunk of items
-    gives its parameters (``collect``).
-    Logits exist for a chunk of items at a time.
+    (``logits``) and pulls their gradient back (``pull``). Logits exist for a chunk of items at a
+    time. The gradients that all chunks give a parameter are joined where each token has its own
+    part of it, and summed where all tokens share it.
 
     Attributes:
         num_classes: K.
+        num_shared: how many of the parameters, the last ones, all tokens share; the others have
+            the batch as their first axis.
     """
 
     num_classes: int
+    num_shared = 0
 
     @property
     @abstractmethod
@@ -85,11 +89,11 @@ class Prediction(ABC):
 
     @abstractmethod
     def logits(self, *parameters: Tensor) -> Tensor:
-        """Return the logits ``(n, *S, K)`` of the parameters of some items."""
+        """Return the logits ``(n, *S, K)`` of some items, from their parts of the parameters."""
 
     @abstractmethod
     def pull(self, parameters: tuple[Tensor, ...], grad: Tensor) -> tuple[Tensor, ...]:
-        """Return the gradients of the parameters of some items from that of their logits."""
+        """Return the gradients of what ``logits`` was given from that of the logits."""
 
     @abstractmethod
     def meaning(self, *parameters: Tensor) -> Tensor:
@@ -98,10 +102,6 @@ class Prediction(ABC):
     @abstractmethod
     def row(self, token: tuple[int, ...]) -> Tensor:
         """Return the logits of a token, ``(K,)``, by plain PyTorch."""
-
-    def collect(self, parts: list[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
-        """Return the parameters' gradients from those of each chunk: of tokens, one by one."""
-        return tuple(torch.cat(of_chunks) for of_chunks in zip(*parts, strict=True))
 
     def sampled(self, find: FindKernel, call: Callable[..., Tensor], items: Items) -> Tensor:
         """Return draws, by what an implementation has for this kind of prediction.
@@ -115,53 +115,67 @@ class Prediction(ABC):
 
     def applied(self, operation: Callable[..., Tensor], items: Items) -> Tensor:
         """Return an operation's result on logits and items, without a gradient."""
-        count = len(self.parameters)
-
-        def on_chunk(*part: Any) -> Tensor:
-            return operation(self.logits(*part[:count]), *part[count:])
-
-        return in_chunks(self._item_bytes(items), on_chunk, *self.parameters, *items)
+        return self._in_chunks(operation, self.parameters, items)
 
     def loss(self, of_logits: LossOperation) -> LossOperation:
         """Return the loss of the prediction from that of logits."""
+        with_gradient_of_logits = of_logits.with_gradient
 
-        def value(inputs: Inputs, items: Items, _reduction: str) -> Tensor:
-            def on_chunk(*part: Any) -> Tensor:
-                logits = self.logits(*part[: len(inputs)])
-                return of_logits.value((logits,), part[len(inputs) :], "none")
+        def value(inputs: Inputs, items: Items, reduction: str) -> Tensor:
+            def on_chunk(logits: Tensor, *part: Any) -> Tensor:
+                return of_logits.value((logits,), part, "none")
 
-            return in_chunks(self._item_bytes(items), on_chunk, *inputs, *items)
+            return _reduced(self._in_chunks(on_chunk, inputs, items), reduction, items)
 
-        def with_gradient(inputs: Inputs, items: Items, *_: Any) -> tuple[Tensor, ...]:
-            assert of_logits.with_gradient is not None
-            losses, parts = [], []
-            for part in chunks(self._item_bytes(items), *inputs, *items):
-                own, rest = part[: len(inputs)], part[len(inputs) :]
-                loss, grad = of_logits.with_gradient((self.logits(*own),), rest, "none", False)
+        def of_tokens(
+            inputs: Inputs, items: Items, upstream: Tensor | None
+        ) -> tuple[Tensor, Inputs]:
+            losses = []
+
+            def on_chunk(own: Inputs, part: Items, above: Tensor | None) -> Inputs:
+                assert with_gradient_of_logits is not None
+                loss, grad = with_gradient_of_logits((self.logits(*own),), part, "none", False)
                 losses.append(loss)
-                parts.append(self.pull(own, grad))
-            return torch.cat(losses), *self.collect(parts)
+                return self.pull(own, grad if above is None else scaled(grad, above))
 
-        return LossOperation(value, with_gradient, self._meaning_of(of_logits), reduces=False)
+            grads = self._collected(on_chunk, inputs, items, upstream)
+            return torch.cat(losses), grads
+
+        def with_gradient(
+            inputs: Inputs, items: Items, reduction: str, late: bool
+        ) -> tuple[Tensor, ...]:
+            tokens, grads = of_tokens(inputs, items, None)
+            if reduction == "mean" and not late:
+                count = at_least_one(counted(items))
+                grads = tuple(grad.div_(count) for grad in grads)
+            return _reduced(tokens, reduction, items), *grads
+
+        def gradient(inputs: Inputs, items: Items, upstream: Tensor) -> Inputs:
+            _, grads = of_tokens(inputs, items, upstream)
+            return tuple(grad.to(inputs[0].dtype) for grad in grads)
+
+        meaning = self._meaning_of(of_logits)
+        if not self.num_shared:
+            return LossOperation(value, with_gradient, meaning, reduces=False)
+        return LossOperation(value, with_gradient, meaning, gradient=gradient)
 
     def differentiable(self, of_logits: Differentiable) -> Differentiable:
         """Return an operation on the prediction from that on logits."""
 
         def value(inputs: Inputs, items: Items) -> Tensor:
-            def on_chunk(*part: Any) -> Tensor:
-                logits = self.logits(*part[: len(inputs)])
-                return of_logits.value((logits,), part[len(inputs) :])
+            def on_chunk(logits: Tensor, *part: Any) -> Tensor:
+                return of_logits.value((logits,), part)
 
-            return in_chunks(self._item_bytes(items), on_chunk, *inputs, *items)
+            return self._in_chunks(on_chunk, inputs, items)
 
         def gradient(inputs: Inputs, items: Items, upstream: Tensor) -> Inputs:
-            assert of_logits.gradient is not None
-            parts = []
-            for above, *part in chunks(self._item_bytes(items), upstream, *inputs, *items):
-                own, rest = tuple(part[: len(inputs)]), tuple(part[len(inputs) :])
-                (grad,) = of_logits.gradient((self.logits(*own),), rest, above)
-                parts.append(self.pull(own, grad))
-            return tuple(grad.to(inputs[0].dtype) for grad in self.collect(parts))
+            def on_chunk(own: Inputs, part: Items, above: Tensor) -> Inputs:
+                assert of_logits.gradient is not None
+                (grad,) = of_logits.gradient((self.logits(*own),), part, above)
+                return self.pull(own, grad)
+
+            grads = self._collected(on_chunk, inputs, items, upstream)
+            return tuple(grad.to(inputs[0].dtype) for grad in grads)
 
         known = None if of_logits.gradient is None else gradient
         return Differentiable(value, known, self._meaning_of(of_logits))
@@ -173,7 +187,44 @@ class Prediction(ABC):
 
         return meaning
 
+    def _in_chunks(
+        self, operation: Callable[..., Tensor], parameters: Inputs, items: Items
+    ) -> Tensor:
+        """Return an operation's result on the logits of all items, and on these."""
+        own, shared = split(parameters, len(parameters) - self.num_shared)
+
+        def on_chunk(*part: Any) -> Tensor:
+            some, parts = split(part, len(items))
+            return operation(self.logits(*parts, *shared), *some)
+
+        return in_chunks(self._item_bytes(items), on_chunk, *items, *own)
+
+    def _collected(
+        self,
+        gradients: Callable[..., Inputs],
+        parameters: Inputs,
+        items: Items,
+        upstream: Tensor | None,
+    ) -> Inputs:
+        """Return the parameters' gradients from those that ``gradients`` makes for each chunk.
+
+        Where tokens share a parameter, factors of tokens have to be in before: in ``upstream``.
+        """
+        own, shared = split(parameters, len(parameters) - self.num_shared)
+        of_chunks: list[Inputs] = []
+        totals: Inputs = ()
+        for *part, above in chunks(self._item_bytes(items), *items, *own, upstream):
+            some, parts = split(tuple(part), len(items))
+            grads, of_shared = split(gradients((*parts, *shared), some, above), len(own))
+            of_chunks.append(grads)
+            totals = tuple(map(torch.add, totals, of_shared)) if totals else of_shared
+        return *map(torch.cat, zip(*of_chunks, strict=True)), *totals
+
     def _item_bytes(self, items: Items) -> int:
         tokens = items[0]
         assert tokens is not None
         return tokens[:1].numel() * self.num_classes * 4
+
+
+def _reduced(tokens: Tensor, reduction: str, items: Items) -> Tensor:
+    return tokens if reduction == "none" else reduced(tokens, reduction, counted(items))
