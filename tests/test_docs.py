@@ -37,6 +37,7 @@ MODULES = [
     "d3pm_fast.reference",
     "d3pm_fast.sampling",
     "d3pm_fast.schedules",
+    "d3pm_fast.schedules.continuous",
     "d3pm_fast.timesteps",
     "d3pm_fast.transitions",
     "d3pm_fast.unmasking",

@@ -1,18 +1,11 @@
-"""Noise schedules: each returns the betas of a diffusion of T steps, float64, shape (T,).
-
-Only :func:`mutual_information_times` returns times, for chains of matrix exponentials.
-
-``betas[t - 1]`` is beta_t, the probability that step t of the paper's chain (t = 1..T) does
-not keep a token as it is. ``alpha_bar_t = (1 - beta_1) ... (1 - beta_t)``.
-"""
+"""Schedules by formulas of t/T, and from what is known of each step."""
 
 import math
 
 import torch
 from torch import Tensor
 
-from ._checks import ArrayLike, check_count, check_probabilities, check_probability
-from ._mutual_information import mutual_information, mutual_information_times
+from .._checks import ArrayLike, check_count, check_probabilities, check_probability
 
 __all__ = [
     "cosine",
@@ -22,8 +15,6 @@ __all__ = [
     "from_betas",
     "jsd",
     "linear",
-    "mutual_information",
-    "mutual_information_times",
     "quadratic",
     "sigmoid",
 ]

@@ -6,10 +6,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ._checks import ArrayLike, check_count, check_law, check_square, check_stochastic
-from ._information import divergence_terms
-from .chains.exponentials import check_rate, exponential
-from .chains.limits import closure, stationary_law
+from .._checks import ArrayLike, check_count, check_law, check_square, check_stochastic
+from .._information import divergence_terms
+from ..chains.exponentials import check_rate, exponential
+from ..chains.limits import closure, stationary_law
 
 __all__ = ["mutual_information", "mutual_information_times"]
 
