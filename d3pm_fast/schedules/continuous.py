@@ -96,7 +96,10 @@ def linear() -> ContinuousSchedule:
 def log_linear(eps: float = 1e-3) -> ContinuousSchedule:
     """Return ``alpha(t) = 1 - (1 - eps) t``: the noise is ``sigma(t) = -log1p(-(1 - eps) t)``.
 
-    Source: Lou et al. 2024 (SEDD), MDLM; ``eps`` is what is kept at t = 1.
+    Source: Lou et al. 2024 (SEDD), MDLM.
+
+    Args:
+        eps: what is kept at t = 1, in [0, 1).
     """
     _check_share("eps", eps)
     slope = 1 - eps
