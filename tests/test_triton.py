@@ -1,6 +1,9 @@
 """What Triton's kernels take of a GPU, and what a GPU alone can show of them."""
 
+import importlib
+import inspect
 import os
+import pkgutil
 import subprocess
 import sys
 from pathlib import Path
@@ -35,6 +38,27 @@ def programs_of(table):
     for key in table:
         found.get(key[0].split()[0], found["tokens"]).add(key)
     return found
+
+
+def functions():
+    """All functions of the kernels, for a GPU and for the host."""
+    from d3pm_fast import kernels
+
+    for found in pkgutil.walk_packages(kernels.__path__, f"{kernels.__name__}."):
+        module = importlib.import_module(found.name)
+        for value in vars(module).values():
+            function = getattr(value, "fn", value)
+            if inspect.isfunction(function) and function.__module__ == module.__name__:
+                yield function
+
+
+def test_no_function_takes_more_than_12_arguments():
+    counts = {
+        f"{function.__module__}.{function.__name__}": len(inspect.signature(function).parameters)
+        for function in functions()
+    }
+    assert len(counts) > 150
+    assert [name for name, count in counts.items() if count > 12] == []
 
 
 def test_the_table_has_every_program(table):

@@ -13,6 +13,11 @@ def triton_type(dtype: torch.dtype) -> tl.dtype:
     return tl.float64 if dtype == torch.float64 else tl.float32
 
 
+def constant(record: Any) -> Any:
+    """Return a record whose fields a kernel is compiled for."""
+    return type(record)(*map(tl.constexpr, record))
+
+
 def launch(kernel: Any, num_programs: int, on: Tensor, *args: Any, num_warps: int) -> None:
     """Start a kernel on a tensor's device, on PyTorch's current stream there."""
     if num_programs == 0:

@@ -54,16 +54,17 @@ def to_unit(low, high):
 
 
 @triton.jit
-def draw_base(draw, cdf, num_classes, STEPS: tl.constexpr):
+def draw_base(draw, of):
     """Return the class in which a uniform falls, ``cdf[j - 1] <= draw < cdf[j]``.
 
-    STEPS halve num_classes to nothing; without a cdf all classes are alike.
+    ``of`` has the cdf, None where all classes are alike, and the number of STEPS that halve
+    num_classes to nothing.
     """
-    if cdf is None:
-        return (draw * num_classes).to(tl.int64)
+    if of.cdf is None:
+        return (draw * of.num_classes).to(tl.int64)
     else:
         first = tl.zeros_like(draw).to(tl.int64)
-        return first_above(draw, cdf, first, first + num_classes, STEPS)
+        return first_above(draw, of.cdf, first, first + of.num_classes, of.STEPS)
 
 
 @triton.jit

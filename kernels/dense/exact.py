@@ -14,7 +14,7 @@ from torch import Tensor
 from ...chains.tables import StepTables
 from ..common.launch import launch
 from ..common.math import phi, rounded_to
-from .arguments import Arguments
+from .call import DenseCall
 from .entries import log_of, value_of
 
 BLOCK = 32
@@ -232,7 +232,7 @@ def write_gradient(
 
 
 def run_again(
-    kernel: Any, a: Arguments, steps: StepTables, which: Tensor, *args: Any
+    kernel: Any, a: DenseCall, steps: StepTables, which: Tensor, *args: Any
 ) -> None:  # fmt: skip
     """Start a kernel on the doubtful rows, each program on one after the other."""
     programs = min(a.num_tokens, MOST_PROGRAMS)

@@ -13,7 +13,7 @@ from ...chains import SparseTransition
 from ...chains.structures import SparseMarginal
 from ...records import Random
 from ..common.launch import launch
-from ..common.random import NONE, draw_base, first_above, random_of, uniforms
+from ..common.random import NONE, first_above, random_of, uniforms
 
 BLOCK = 256
 
@@ -51,7 +51,9 @@ def walk(
     none = tl.load(cdf, mask=inside, other=0.0)  # the probability of no jump
     good = inside & (none == none) & (x >= 0) & (x < jumps.num_classes)
     _, draw = uniforms(random, tokens, inside)
-    count = tl.where(good, draw_base(draw, cdf, counts.most, COUNT_STEPS), 0)
+    zero = tl.zeros_like(tokens)
+    count = first_above(draw, cdf, zero, zero + counts.most, COUNT_STEPS)
+    count = tl.where(good, count, 0)
     for jump in range(1, tl.max(count, axis=0) + 1):
         goes = jump <= count
         _, draw = uniforms(random, tokens, inside, jump)

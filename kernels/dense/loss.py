@@ -16,7 +16,7 @@ from ...records import Loss, Model
 from ...reductions import reduced
 from ..common.launch import launch
 from ..common.math import phi
-from .arguments import Arguments, Weights, weights_of
+from .call import DenseCall, Weights, weights_of
 from .divergence import diverge, is_sure, totals_of
 from .exact import (
     carry_row,
@@ -247,7 +247,7 @@ def _run(of: Loss[MatrixStep], reduction: str, late: bool, grad: Tensor | None) 
     mean = reduction == "mean"
     count = mask.sum().to(real) if mask is not None and mean else None
     early = mean and not late
-    a = Arguments(
+    a = DenseCall(
         logits, x0, x_t, mask, None, token_loss, grad,
         doubtful if real == torch.float32 else None, x0.numel(), logits.shape[-1],
     )  # fmt: skip
@@ -260,7 +260,7 @@ def _run(of: Loss[MatrixStep], reduction: str, late: bool, grad: Tensor | None) 
 
 
 def _run_tiles(
-    a: Arguments, steps: StepTables, which: Tensor, weights: Weights, model: Model
+    a: DenseCall, steps: StepTables, which: Tensor, weights: Weights, model: Model
 ) -> None:
     num_steps = len(steps.s)
     if a.num_classes <= MOST_FUSED and not model.posterior_mean:

@@ -10,7 +10,7 @@ from ...chains.tables import StepTables, step_tables
 from ...records import Model, Random
 from ..common.launch import launch
 from ..common.random import NONE, Counter, random_of, uniforms
-from .arguments import Arguments, of_prediction
+from .call import DenseCall, of_prediction
 from .divergence import UNDERFLOW
 from .entries import value_of
 from .exact import (
@@ -122,7 +122,7 @@ def p_sample(logits: Tensor, x_t: Tensor, step: MatrixStep, model: Model, random
 
 
 def _run(
-    a: Arguments, steps: StepTables, which: Tensor, counter: Counter, out: Tensor, model: Model
+    a: DenseCall, steps: StepTables, which: Tensor, counter: Counter, out: Tensor, model: Model
 ) -> None:
     num_steps = len(steps.s)
     tiles, num_tiles = tiles_of(which, num_steps, a.num_tokens, SPLIT.rows)

@@ -14,7 +14,7 @@ from ...chains.tables import StepTables, step_tables
 from ...records import Model
 from ..common.launch import launch
 from ..common.math import log, rounded_to
-from .arguments import Arguments, Weights, of_prediction
+from .call import DenseCall, Weights, of_prediction
 from .divergence import UNDERFLOW, mean_pull_of
 from .entries import log_of, value_of
 from .exact import (
@@ -249,7 +249,7 @@ def q_posterior(
     """Return log q(x_s | x_t, x_0)."""
     steps, which = step_tables(step)
     out = torch.empty(*x0.shape, num_classes, dtype=dtype, device=x0.device)
-    a = Arguments(None, x0, x_t, None, None, None, out, None, x0.numel(), num_classes)
+    a = DenseCall(None, x0, x_t, None, None, None, out, None, x0.numel(), num_classes)
     tiles, num_tiles = tiles_of(which, len(steps.s), a.num_tokens, SPLIT.rows)
     launch(
         q_posterior_of_rows, num_tiles, out, a, steps, tiles, len(steps.s),
@@ -276,7 +276,7 @@ def p_posterior_grad(
     return out
 
 
-def _run(a: Arguments, steps: StepTables, which: Tensor, model: Model) -> None:
+def _run(a: DenseCall, steps: StepTables, which: Tensor, model: Model) -> None:
     num_steps = len(steps.s)
     tiles, num_tiles = tiles_of(which, num_steps, a.num_tokens, SPLIT.rows)
     between = carry_by(a, steps, tiles, num_tiles, model.posterior_mean)

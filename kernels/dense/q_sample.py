@@ -13,7 +13,7 @@ from ...chains.tables import step_tables
 from ...records import Random
 from ..common.launch import launch
 from ..common.random import NONE, random_of, uniforms
-from .arguments import Arguments
+from .call import DenseCall
 from .entries import value_of
 from .jumps import by_jumps
 from .shape import SPLIT
@@ -59,7 +59,7 @@ def by_matrix(x0: Tensor, marginal: DenseMarginal, random: Random) -> Tensor:
     t, num_tokens, num_classes = marginal.t, x0.numel(), marginal.chain.num_classes
     steps, which = step_tables(MatrixStep(t, None, marginal.handle))
     out = torch.empty_like(x0)
-    a = Arguments(None, x0, x0, None, None, None, None, None, num_tokens, num_classes)
+    a = DenseCall(None, x0, x0, None, None, None, None, None, num_tokens, num_classes)
     tiles, num_tiles = tiles_of(which, len(steps.s), num_tokens, SPLIT.rows)
     run_length = num_tokens // max(t.numel(), 1)
     launch(

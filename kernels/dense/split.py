@@ -8,7 +8,7 @@ import triton.language as tl
 
 from ...chains.tables import StepTables
 from ..common.launch import launch
-from .arguments import Arguments, Weights, weights_of
+from .call import DenseCall, Weights, weights_of
 from .predict import carry, load_matrix, softmax_of
 from .pull import gradient_of, store_anchor, store_row
 from .shape import PRECISION, SPLIT
@@ -96,7 +96,7 @@ def anchors_of_rows(a, tiles, between, num_steps, blocks, ROWS: tl.constexpr):
     store_anchor(a, rows, others)
 
 
-def room_between(a: Arguments) -> Between:
+def room_between(a: DenseCall) -> Between:
     """Return room for what lies between the kernels."""
     blocks = triton.cdiv(a.num_classes, SPLIT.columns)
     rows = torch.empty(a.num_tokens, a.num_classes, dtype=torch.float32, device=a.x_t.device)
@@ -105,7 +105,7 @@ def room_between(a: Arguments) -> Between:
 
 
 def carry_by(
-    a: Arguments, steps: StepTables, tiles: Tiles, num_tiles: int, posterior_mean: bool
+    a: DenseCall, steps: StepTables, tiles: Tiles, num_tiles: int, posterior_mean: bool
 ) -> Between:
     """Return f of all rows, less what those of Qbar_s have in common."""
     between = room_between(a)
@@ -117,7 +117,7 @@ def carry_by(
 
 
 def pull_by(
-    a: Arguments, steps: StepTables, tiles: Tiles, num_tiles: int,
+    a: DenseCall, steps: StepTables, tiles: Tiles, num_tiles: int,
     between: Between, weights: Weights, *model: bool,
 ) -> None:  # fmt: skip
     """Write the gradient of all rows."""

@@ -17,7 +17,7 @@ from ..common.math import exp, expm1, phi
 from ..common.tile import classes_from, load_tile, on_flat, on_tile, row_sum, store_tile, tile_of
 
 
-class Arguments(NamedTuple):
+class LogisticCall(NamedTuple):
     """The tensors of all tokens."""
 
     loc: Any
@@ -166,7 +166,7 @@ def logits(loc: Tensor, log_scale: Tensor, num_classes: int, edge_corrected: boo
     """Return the log of each bin's mass."""
     real = torch.float64 if loc.dtype == torch.float64 else torch.float32
     out = torch.empty(*loc.shape, num_classes, dtype=real, device=loc.device)
-    a = Arguments(loc, log_scale, out, None, None, loc.numel(), num_classes)
+    a = LogisticCall(loc, log_scale, out, None, None, loc.numel(), num_classes)
     _run(logits_of_rows, a, edge_corrected)
     return out
 
@@ -176,12 +176,12 @@ def gradient(
 ) -> tuple[Tensor, Tensor]:
     """Return the gradients of both parameters from that of the logits."""
     out = torch.empty_like(loc), torch.empty_like(log_scale)
-    a = Arguments(loc, log_scale, grad, *out, loc.numel(), grad.shape[-1])
+    a = LogisticCall(loc, log_scale, grad, *out, loc.numel(), grad.shape[-1])
     _run(gradient_of_rows, a, edge_corrected)
     return out
 
 
-def _run(kernel: Any, a: Arguments, edge_corrected: bool) -> None:
+def _run(kernel: Any, a: LogisticCall, edge_corrected: bool) -> None:
     tile = tile_of(a.num_classes, a.logits.dtype, copies=4)
     launch(
         kernel, triton.cdiv(a.num_tokens, tile.rows), a.logits,

@@ -15,10 +15,19 @@ from torch import Tensor
 from ...records import Shaping
 from ..common.launch import launch, triton_type
 from ..common.math import exp, quotient
-from ..common.tile import classes_from, on_flat, on_tile, row_max, row_sum, store_tile, tile_of
+from ..common.tile import (
+    Tile,
+    classes_from,
+    on_flat,
+    on_tile,
+    row_max,
+    row_sum,
+    store_tile,
+    tile_of,
+)
 
 
-class Arguments(NamedTuple):
+class ShapingCall(NamedTuple):
     """The tensors of all tokens."""
 
     logits: Any  # (N, K)
@@ -26,6 +35,7 @@ class Arguments(NamedTuple):
     out: Any
     num_tokens: Any
     num_classes: Any
+    DIVIDES: Any  # whether by a temperature
 
 
 class Rows(NamedTuple):
@@ -34,8 +44,8 @@ class Rows(NamedTuple):
     reads: Any  # (HIGH * ROWS, 1)
     share: Any  # of the guidance, which starts from the logits where it is far
     far: Any
-    temperature: Any  # None for 1
-    shift: Any  # the largest mixed logit, where a temperature divides
+    temperature: Any
+    shift: Any  # the largest mixed logit where a temperature divides, else 0
     top: Any  # the largest logit that is made
 
 
@@ -96,19 +106,19 @@ def mixed_tile(a, rows, classes):
 
 
 @triton.jit
-def divided(x, rows):
+def divided(a, rows, x):
     """Return the logits before any cut."""
-    if rows.temperature is None:
-        return x
-    else:
+    if a.DIVIDES:
         return quotient(x - on_tile(rows.shift), rows.temperature)
+    else:
+        return x
 
 
 @triton.jit
 def made_tile(a, rows, held, classes):
     """Return the logits before any cut, of a whole tile of classes."""
     if held is None:
-        return divided(mixed_tile(a, rows, classes), rows)
+        return divided(a, rows, mixed_tile(a, rows, classes))
     else:
         return held
 
@@ -196,24 +206,25 @@ def find_cut(
 
 @triton.jit
 def load_rows(
-    a, reads, share, temperature, FAR: tl.constexpr, DIVIDES: tl.constexpr,
-    REAL: tl.constexpr, ROWS: tl.constexpr, HIGH: tl.constexpr, LOW: tl.constexpr,
+    a, reads, shaping, share, temperature, REAL: tl.constexpr,
+    ROWS: tl.constexpr, HIGH: tl.constexpr, LOW: tl.constexpr,
 ):  # fmt: skip
     """Look at the rows that are to be read and return them."""
     reads = on_flat(reads, HIGH)
-    share, far = tl.full([1], share, REAL), tl.full([1], FAR, tl.int1)
+    share, far = tl.full([1], share, REAL), tl.full([1], shaping.FAR, tl.int1)
+    temperature = tl.full([1], temperature, REAL)
+    zero = tl.zeros([ROWS], REAL)
     # The least number, not -inf: a row of nothing but -inf keeps them.
     top = tl.full([ROWS], -1.7976931348623157e308 if REAL == tl.float64 else -3.4028235e38, REAL)
-    rows = Rows(reads, share, far, None, None, top)
+    rows = Rows(reads, share, far, temperature, zero, top)
     for start in range(0, a.num_classes, HIGH * LOW):
         classes = classes_from(a, start, ROWS, HIGH, LOW)
         x = mixed_tile(a, rows, classes)
         top = tl.maximum(top, row_max(tl.where(x == x, x, float("inf"))))  # NaN is not lost
-    if DIVIDES:
-        temperature = tl.full([1], temperature, REAL)
-        return Rows(reads, share, far, temperature, top, tl.zeros([ROWS], REAL))
+    if a.DIVIDES:
+        return Rows(reads, share, far, temperature, top, zero)
     else:
-        return Rows(reads, share, far, None, None, top)
+        return Rows(reads, share, far, temperature, zero, top)
 
 
 @triton.jit
@@ -234,21 +245,19 @@ def shaped_tile(a, shape, classes):
 
 @triton.jit
 def shape_rows(
-    a, share: tl.float64, temperature: tl.float64, top_k, top_p: tl.float64,
-    FAR: tl.constexpr, DIVIDES: tl.constexpr, COUNTS: tl.constexpr, BY_MASS: tl.constexpr,
-    WHOLE: tl.constexpr, REAL: tl.constexpr,
+    a, shaping, share: tl.float64, temperature: tl.float64, top_p: tl.float64, REAL: tl.constexpr,
     ROWS: tl.constexpr, HIGH: tl.constexpr, LOW: tl.constexpr,
 ):  # fmt: skip
-    """Write the shaped logits: COUNTS and BY_MASS say which cuts are made."""
-    at = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    inside = at < a.num_tokens
-    rows = load_rows(
-        a, inside, share, temperature, FAR, DIVIDES, REAL, ROWS, HIGH, LOW
-    )  # fmt: skip
+    """Write the shaped logits."""
+    inside = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS) < a.num_tokens
+    rows = load_rows(a, inside, shaping, share, temperature, REAL, ROWS, HIGH, LOW)
     every = classes_from(a, 0, ROWS, HIGH, LOW)
-    held = made_tile(a, rows, None, every) if WHOLE else None
-    by_count = find_cut(a, rows, held, None, top_k, False, ROWS, HIGH, LOW) if COUNTS else None
-    by_mass = find_cut(a, rows, held, by_count, top_p, True, ROWS, HIGH, LOW) if BY_MASS else None
+    held = made_tile(a, rows, None, every) if shaping.WHOLE else None
+    by_count, by_mass = None, None
+    if shaping.COUNTS:
+        by_count = find_cut(a, rows, held, None, shaping.top_k, False, ROWS, HIGH, LOW)
+    if shaping.BY_MASS:
+        by_mass = find_cut(a, rows, held, by_count, top_p, True, ROWS, HIGH, LOW)
     shape = Shape(rows, held, by_count, by_mass)
     for start in range(0, a.num_classes, HIGH * LOW):
         classes = classes_from(a, start, ROWS, HIGH, LOW)
@@ -256,25 +265,24 @@ def shape_rows(
 
 
 class Options(NamedTuple):
-    """What kernels take of how to shape rows."""
+    """What of a shaping is done."""
 
-    share: float
-    temperature: float
-    top_k: int
-    top_p: float
-    far: bool
-    divides: bool
-    counts: bool
-    by_mass: bool
+    top_k: Any
+    FAR: Any  # whether the guidance starts from the logits
+    COUNTS: Any
+    BY_MASS: Any
+    WHOLE: Any  # whether the logits are held for the cuts
 
 
-def options_of(num_classes: int, shaping: Shaping) -> Options:
-    """Return what a shaping asks for."""
+def options_of(
+    num_classes: int, shaping: Shaping, tile: Tile
+) -> tuple[Options, float, float, float]:
+    """Return what kernels take of how to shape rows, and the numbers that are float64."""
     _, guidance, temperature, top_k, top_p = shaping
-    far = abs(guidance) >= 0.5
-    share = guidance - 1 if far else guidance
-    made = far, temperature != 1, top_k < num_classes, top_p < 1
-    return Options(share, temperature, top_k, top_p, *made)
+    far, counts, by_mass = abs(guidance) >= 0.5, top_k < num_classes, top_p < 1
+    whole = (counts or by_mass) and tile.num_classes >= num_classes
+    made = map(tl.constexpr, (far, counts, by_mass, whole))
+    return Options(top_k, *made), guidance - 1 if far else guidance, temperature, top_p
 
 
 def shaped_logits(logits: Tensor, shaping: Shaping) -> Tensor:
@@ -284,11 +292,11 @@ def shaped_logits(logits: Tensor, shaping: Shaping) -> Tensor:
     num_classes = logits.shape[-1]
     num_tokens = logits.numel() // num_classes
     tile = tile_of(num_classes, logits.dtype, copies=2)
+    divides = tl.constexpr(shaping.temperature != 1)
     launch(
         shape_rows, triton.cdiv(num_tokens, tile.rows), logits,
-        Arguments(logits, shaping.unconditional, out, num_tokens, num_classes),
-        *options_of(num_classes, shaping),
-        tile.num_classes >= num_classes, triton_type(real),
+        ShapingCall(logits, shaping.unconditional, out, num_tokens, num_classes, divides),
+        *options_of(num_classes, shaping, tile), triton_type(real),
         tile.rows, tile.high, tile.low, num_warps=tile.num_warps,
     )  # fmt: skip
     return out

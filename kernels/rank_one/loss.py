@@ -60,7 +60,7 @@ class Line(NamedTuple):
     slope: Any
 
 
-class Arguments(NamedTuple):
+class LossCall(NamedTuple):
     """The tensors of all tokens."""
 
     logits: Any  # (N, K)
@@ -376,7 +376,7 @@ def _run(of: Loss[RankOneStep], reduction: str, late: bool, grad: Tensor | None)
     mean = reduction == "mean"
     count = mask.sum().to(real) if mask is not None and mean else None
     early = mean and not late
-    arguments = Arguments(
+    arguments = LossCall(
         logits, x0, x_t, mask, token_loss, grad, count if early else None, num_tokens, num_classes
     )
     scale = 1 / max(num_tokens, 1) if early and count is None else 1.0

@@ -15,8 +15,8 @@ from ...records import Loss, Shard
 from ..common.launch import launch, triton_type
 from ..common.tile import LONG_ROW_WARPS, on_tile
 from .loss import (
-    Arguments,
     Line,
+    LossCall,
     Tokens,
     gradient_of_row,
     line_of,
@@ -187,7 +187,7 @@ def _run(
 ) -> None:
     logits, x0, mask, x_t, step, model, weights = of
     real, num_tokens = statistics.dtype, x0.numel()
-    a = Arguments(logits, x0, x_t, mask, loss, grad, None, num_tokens, shard.num_classes)
+    a = LossCall(logits, x0, x_t, mask, loss, grad, None, num_tokens, shard.num_classes)
     chain, count = chain_of(num_tokens, step, real), logits.shape[-1]
     pi = None if chain.pi is None else chain.pi[shard.first : shard.first + count]
     part = a._replace(num_classes=count)

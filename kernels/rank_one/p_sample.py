@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ...chains.structures import RankOneStep
 from ...records import Model, Random, Shaping
-from ..common.launch import launch, triton_type
+from ..common.launch import constant, launch, triton_type
 from ..common.math import exp
 from ..common.random import NONE, draw_base, random_of, uniforms
 from ..common.tile import classes_from, on_tile, row_max, row_sum, tile_of
@@ -33,7 +33,7 @@ from .step import chain_of, load_class, load_coefficients, posterior_mean_tilt, 
 MODEL, PI, MASK, STAY = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2), tl.constexpr(3)
 
 
-class Arguments(NamedTuple):
+class PSampleCall(NamedTuple):
     """The tensors of all tokens."""
 
     logits: Any  # (N, K)
@@ -43,6 +43,8 @@ class Arguments(NamedTuple):
     cdf: Any  # of pi; None where all are 1/K
     num_tokens: Any
     num_classes: Any
+    STEPS: Any  # that halve num_classes to nothing
+    DIVIDES: Any  # whether by a temperature
 
 
 class Token(NamedTuple):
@@ -76,7 +78,7 @@ def token_of(chain, step, x_t, num_classes, DIRECT: tl.constexpr):
     model = u * step.bar_keep
     pi = model + u * step.bar_base
     return Token(
-        DIRECT & (step.target_time == 0.0),
+        (step.target_time == 0.0) & DIRECT,
         (step.bar_base == 0.0) & (x_t == chain.mask_id),
         step.keep,
         u,
@@ -118,7 +120,7 @@ def masses(a, rows, classes):
 def mass_of_x_t(a, rows):
     """Return that of x_t, where its row is read."""
     of = rows.shape.rows
-    x = divided(on_tile(mixed(a, of, rows.at * a.num_classes, rows.x_t, rows.reads)), of)
+    x = divided(a, of, on_tile(mixed(a, of, rows.at * a.num_classes, rows.x_t, rows.reads)))
     x = row_max(after_cuts(x, on_tile(rows.x_t), rows.shape))
     return (exp(x - of.top) * rows.tilt).to(tl.float64)
 
@@ -147,10 +149,8 @@ def draw_class(a, rows, target, ROWS: tl.constexpr, HIGH: tl.constexpr, LOW: tl.
 
 @triton.jit
 def p_sample_of_tokens(
-    a, chain, random, share: tl.float64, temperature: tl.float64, top_k, top_p: tl.float64,
-    FAR: tl.constexpr, DIVIDES: tl.constexpr, COUNTS: tl.constexpr, BY_MASS: tl.constexpr,
-    WHOLE: tl.constexpr,
-    POSTERIOR_MEAN: tl.constexpr, DIRECT: tl.constexpr, REAL: tl.constexpr, STEPS: tl.constexpr,
+    a, chain, model, random, shaping,
+    share: tl.float64, temperature: tl.float64, top_p: tl.float64, REAL: tl.constexpr,
     ROWS: tl.constexpr, HIGH: tl.constexpr, LOW: tl.constexpr,
 ):  # fmt: skip
     """Draw a token's component, and where that is of the row or of pi, its class."""
@@ -159,21 +159,24 @@ def p_sample_of_tokens(
     step = load_coefficients(chain, at, a.num_tokens)
     x_t, is_class = load_class(a.x_t, at, a.num_tokens, a.num_classes)
     good = step.exists & is_class
-    token = token_of(chain, step, x_t, a.num_classes, DIRECT)
+    token = token_of(chain, step, x_t, a.num_classes, model.direct)
     choice, draw = uniforms(random, at, inside)
     reads = good & (stays(token, choice) == 0)
     tilt = tl.full([ROWS], 1.0, tl.float64)
-    if POSTERIOR_MEAN:
+    if model.posterior_mean:
         tilt = posterior_mean_tilt(token, token.u, token.bar_xt)
     tilt = tilt.to(REAL)
 
     chosen = x_t
     if tl.max(reads.to(tl.int32), axis=0) > 0:
-        of = load_rows(a, reads, share, temperature, FAR, DIVIDES, REAL, ROWS, HIGH, LOW)
+        of = load_rows(a, reads, shaping, share, temperature, REAL, ROWS, HIGH, LOW)
         every = classes_from(a, 0, ROWS, HIGH, LOW)
-        held = made_tile(a, of, None, every) if WHOLE else None
-        by_count = find_cut(a, of, held, None, top_k, False, ROWS, HIGH, LOW) if COUNTS else None
-        by_mass = find_cut(a, of, held, by_count, top_p, True, ROWS, HIGH, LOW) if BY_MASS else None
+        held = made_tile(a, of, None, every) if shaping.WHOLE else None
+        by_count, by_mass = None, None
+        if shaping.COUNTS:
+            by_count = find_cut(a, of, held, None, shaping.top_k, False, ROWS, HIGH, LOW)
+        if shaping.BY_MASS:
+            by_mass = find_cut(a, of, held, by_count, top_p, True, ROWS, HIGH, LOW)
         rows = Rows(Shape(of, held, by_count, by_mass), at, reads, x_t, tilt)
         total = tl.zeros([ROWS], tl.float64)
         for start in range(0, a.num_classes, HIGH * LOW):
@@ -181,7 +184,7 @@ def p_sample_of_tokens(
             total += row_sum(masses(a, rows, classes))
         drawn = component(token, choice, mass_of_x_t(a, rows), total)
         of_model = draw_class(a, rows, draw * total, ROWS, HIGH, LOW).to(tl.int64)
-        of_pi = draw_base(draw, a.cdf, a.num_classes, STEPS)
+        of_pi = draw_base(draw, a)
         mask_id = tl.full([ROWS], chain.mask_id, tl.int64)
         other = tl.where(drawn == PI, of_pi, tl.where(drawn == MASK, mask_id, x_t))
         moved = tl.where(drawn == MODEL, of_model, other)
@@ -205,16 +208,15 @@ def p_sample(
     out = torch.empty_like(x_t)
     num_tokens, num_classes = x_t.numel(), logits.shape[-1]
     shaping = shaping or Shaping(None, 1.0, 1.0, num_classes, 1.0)
-    other = shaping.unconditional
-    arguments = Arguments(logits, other, x_t, out, step.base_cdf, num_tokens, num_classes)
-    chain = chain_of(num_tokens, step, torch.float64)
-    options = options_of(num_classes, shaping)
+    a = PSampleCall(
+        logits, shaping.unconditional, x_t, out, step.base_cdf, num_tokens, num_classes,
+        tl.constexpr(num_classes.bit_length()), tl.constexpr(shaping.temperature != 1),
+    )  # fmt: skip
     tile = tile_of(num_classes, logits.dtype, copies=4)
-    held = (options.counts or options.by_mass) and tile.num_classes >= num_classes
     launch(
-        p_sample_of_tokens, triton.cdiv(num_tokens, tile.rows), logits,
-        arguments, chain, random_of(random, num_tokens),
-        *options, held, *model, triton_type(real), num_classes.bit_length(),
+        p_sample_of_tokens, triton.cdiv(num_tokens, tile.rows), logits, a,
+        chain_of(num_tokens, step, torch.float64), constant(model), random_of(random, num_tokens),
+        *options_of(num_classes, shaping, tile), triton_type(real),
         tile.rows, tile.high, tile.low, num_warps=tile.num_warps,
     )  # fmt: skip
     return out

@@ -40,7 +40,7 @@ from .step import (
 )
 
 
-class Arguments(NamedTuple):
+class PosteriorCall(NamedTuple):
     """The tensors of all tokens."""
 
     logits: Any  # (N, K); None for q
@@ -271,7 +271,7 @@ def q_posterior(
 ) -> Tensor:
     """Return log q(x_s | x_t, x_0)."""
     out = torch.empty(*x0.shape, num_classes, dtype=dtype, device=x0.device)
-    arguments = Arguments(None, None, x0, x_t, out, x0.numel(), num_classes)
+    arguments = PosteriorCall(None, None, x0, x_t, out, x0.numel(), num_classes)
     _run(q_posterior_of_tokens, arguments, step)
     return out
 
@@ -286,12 +286,12 @@ def p_posterior_grad(
 ) -> Tensor:
     """Return the gradient of log p(x_s | x_t) in the logits; log p itself without one above."""
     out = torch.empty_like(logits)
-    arguments = Arguments(logits, upstream, None, x_t, out, x_t.numel(), logits.shape[-1])
+    arguments = PosteriorCall(logits, upstream, None, x_t, out, x_t.numel(), logits.shape[-1])
     _run(p_posterior_of_tokens, arguments, step, *model)
     return out
 
 
-def _run(kernel: Any, a: Arguments, step: RankOneStep, *model: bool) -> None:
+def _run(kernel: Any, a: PosteriorCall, step: RankOneStep, *model: bool) -> None:
     real = torch.float64 if a.out.dtype == torch.float64 else torch.float32
     chain = chain_of(a.num_tokens, step, real)
     tile = tile_of(a.num_classes, a.out.dtype, copies=1 if chain.pi is None else 2)

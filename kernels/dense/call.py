@@ -10,7 +10,7 @@ from torch import Tensor
 from ...reference.logspace import compute_dtype
 
 
-class Arguments(NamedTuple):
+class DenseCall(NamedTuple):
     """The tensors of all tokens; None where an operation has no use for one."""
 
     logits: Any  # (N, K)
@@ -57,9 +57,9 @@ def weights_of(steps, step, weights, DIRECT: tl.constexpr, REAL: tl.constexpr):
 
 def of_prediction(
     logits: Tensor, x_t: Tensor, upstream: Tensor | None, out: Tensor | None
-) -> Arguments:
+) -> DenseCall:
     """Return the arguments of what is made of p alone; no row of float64 is done twice."""
     in_float32 = compute_dtype(logits.dtype) == torch.float32
     doubtful = torch.empty(x_t.shape, dtype=torch.int8, device=x_t.device) if in_float32 else None
     size = x_t.numel(), logits.shape[-1]
-    return Arguments(logits, x_t, x_t, None, upstream, None, out, doubtful, *size)
+    return DenseCall(logits, x_t, x_t, None, upstream, None, out, doubtful, *size)
