@@ -5,11 +5,9 @@
 // Z >= u + a ub[x_t], most tokens are seen to stay before their row is read.
 #pragma once
 
-#include "rank_one.h"
+#include "calls.h"
 
 namespace d3pm {
-
-enum class Component { model, pi, mask, stay };
 
 struct PSampleToken {
   int64_t x_t;
@@ -43,13 +41,15 @@ struct PSampleToken {
     return posterior_mean && !predicts_x0 ? posterior_mean_tilt(keep, u, bar_keep, bar_xt) : 1.0;
   }
 
-  // Given what the row has at x_t, tilted, and in all.
-  D3PM_HOST_DEVICE Component component(double choice, double mass_xt, double total) const {
+  // The class drawn, given what the row has at x_t, tilted, and in all; of_model() draws from it.
+  template <class OfModel>
+  D3PM_HOST_DEVICE int64_t draw(const PSample& call, const Uniforms& random, double mass_xt,
+                                double total, const OfModel& of_model) const {
     const double here = bar_keep * mass_xt / total + bar_xt;
-    const double threshold = choice * (u + keep * here);
-    if (predicts_x0 || threshold < model) return Component::model;
-    if (threshold < pi) return Component::pi;
-    return threshold < mask ? Component::mask : Component::stay;
+    const double threshold = random.choice * (u + keep * here);
+    if (predicts_x0 || threshold < model) return of_model();
+    if (threshold < pi) return draw_base(random.draw, call.cdf, call.chain.num_classes);
+    return threshold < mask ? call.chain.mask_id : x_t;
   }
 };
 

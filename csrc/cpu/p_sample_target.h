@@ -83,12 +83,7 @@ class RowSampler {
     Real& mass_xt = e_.data()[of.x_t];
     if (call_.model.posterior_mean) mass_xt *= static_cast<Real>(of.tilt(true));
     const double total = running_sums();
-    switch (of.component(random.choice, mass_xt, total)) {
-      case Component::model: return draw_class(random.draw * total);
-      case Component::pi: return draw_base(random.draw, call_.cdf, call_.chain.num_classes);
-      case Component::mask: return call_.chain.mask_id;
-      default: return of.x_t;
-    }
+    return of.draw(call_, random, mass_xt, total, [&] { return draw_class(random.draw * total); });
   }
 
   // Has the row's first page on its way into the cache; the processor itself reads on from there.

@@ -69,12 +69,7 @@ struct PSampleOfRows {
       return;
     }
     const Real e_xt = Math<Real>::exp(Memory<Element>::widen(row[x_t]) - top) * tilt;
-    switch (of.component(random.choice, e_xt, total)) {
-      case Component::model: drawn = of_model; break;
-      case Component::pi: drawn = draw_base(random.draw, call.cdf, num_classes); break;
-      case Component::mask: drawn = call.chain.mask_id; break;
-      case Component::stay: break;
-    }
+    drawn = of.draw(call, random, e_xt, total, [=] { return of_model; });
   }
 
   // The first class whose running sum passes the target; the last with any mass where rounding
