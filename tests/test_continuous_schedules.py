@@ -117,7 +117,7 @@ def test_any_alpha():
     assert torch.equal(own.rate(t), 7 * t)
     tiny = torch.tensor(1e-9, dtype=torch.float64)
     assert float(own.one_minus_alpha(tiny)) == pytest.approx(5e-19, rel=1e-14)
-    assert repr(own) == "schedules.continuous.from_alpha(alpha)"
+    assert repr(own).startswith("_OfAlpha(of_t=")
 
 
 @pytest.mark.parametrize(
@@ -147,3 +147,11 @@ def test_shapes_and_devices_are_kept():
             assert value.shape == t.shape
     assert continuous.cosine().alpha(torch.empty(3, device="meta")).is_meta
     assert continuous.linear().times(4).tolist() == [0.25, 0.5, 0.75, 1.0]
+
+
+def test_schedules_are_plain_values(tmp_path):
+    schedule = continuous.geometric(1e-4, 20.0)
+    assert schedule == continuous.geometric(sigma_min=1e-4, sigma_max=20.0) != continuous.linear()
+    assert repr(continuous.log_linear()) == "log_linear(eps=0.001)"
+    torch.save(schedule, tmp_path / "schedule")
+    assert torch.load(tmp_path / "schedule", weights_only=True) == schedule

@@ -7,6 +7,7 @@ a token is kept with probability ``alpha(t) / alpha(s)``, and at t it is redrawn
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .._checks import check_count
+from .._loadable import loadable
 
 __all__ = [
     "ContinuousSchedule",
@@ -32,18 +34,8 @@ Function = Callable[[Tensor], Tensor]
 """Of times, float64 of any shape, to a number for each."""
 
 
-@dataclass(frozen=True)
-class ContinuousSchedule:
-    """A schedule; its functions take times in [0, 1] of any shape and keep their device."""
-
-    name: str
-    _alpha: Function
-    _one_minus_alpha: Function
-    _rate: Function
-
-    def __repr__(self) -> str:
-        """Return how it was made."""
-        return f"schedules.continuous.{self.name}"
+class ContinuousSchedule(ABC):
+    """What every schedule offers; times are numbers in [0, 1], float64 of any shape."""
 
     def alpha(self, t: Tensor | float) -> Tensor:
         """Return the probability that a token is kept until t."""
@@ -64,9 +56,8 @@ class ContinuousSchedule:
         """
         s, t = _times(s), _times(t)
         kept, lost = self._alpha(s), self._one_minus_alpha(s)
-        fall = torch.where(
-            kept < lost, kept - self._alpha(t), self._one_minus_alpha(t) - lost
-        ).clamp(min=0)
+        of_kept, of_lost = kept - self._alpha(t), self._one_minus_alpha(t) - lost
+        fall = torch.where(kept < lost, of_kept, of_lost).clamp(min=0)
         return torch.where(kept > 0, fall / kept, 1.0)
 
     def times(self, num_steps: int) -> Tensor:
@@ -80,117 +71,190 @@ class ContinuousSchedule:
         Where alpha(0) < 1, the first step leads from the data to ``1 / T``.
         """
         t = self.times(num_steps)
-        later = self.beta(t[:-1], t[1:])
-        return torch.cat((self.one_minus_alpha(t[:1]), later))
+        return torch.cat((self.one_minus_alpha(t[:1]), self.beta(t[:-1], t[1:])))
+
+    @abstractmethod
+    def _alpha(self, t: Tensor) -> Tensor: ...
+
+    @abstractmethod
+    def _one_minus_alpha(self, t: Tensor) -> Tensor: ...
+
+    @abstractmethod
+    def _rate(self, t: Tensor) -> Tensor: ...
 
 
-def linear() -> ContinuousSchedule:
-    """Return ``alpha(t) = 1 - t``.
+@loadable
+@dataclass(frozen=True)
+class linear(ContinuousSchedule):
+    """``alpha(t) = 1 - t``: the share of masked tokens is t.
 
-    Source: Sahoo et al. 2024 (MDLM), Shi et al. 2024 (MD4), Nie et al. 2025 (LLaDA): the share of
-    masked tokens is t.
+    Source: Sahoo et al. 2024 (MDLM), Shi et al. 2024 (MD4), Nie et al. 2025 (LLaDA).
     """
-    return ContinuousSchedule("linear()", lambda t: 1 - t, torch.clone, lambda t: 1 / (1 - t))
+
+    def _alpha(self, t: Tensor) -> Tensor:
+        return 1 - t
+
+    def _one_minus_alpha(self, t: Tensor) -> Tensor:
+        return t.clone()
+
+    def _rate(self, t: Tensor) -> Tensor:
+        return 1 / (1 - t)
 
 
-def log_linear(eps: float = 1e-3) -> ContinuousSchedule:
-    """Return ``alpha(t) = 1 - (1 - eps) t``: the noise is ``sigma(t) = -log1p(-(1 - eps) t)``.
+@loadable
+@dataclass(frozen=True)
+class log_linear(ContinuousSchedule):
+    """``alpha(t) = 1 - (1 - eps) t``: the noise is ``sigma(t) = -log1p(-(1 - eps) t)``.
 
     Source: Lou et al. 2024 (SEDD), MDLM.
 
     Args:
         eps: what is kept at t = 1, in [0, 1).
     """
-    _check_share("eps", eps)
-    slope = 1 - eps
-    return ContinuousSchedule(
-        f"log_linear(eps={eps!r})",
-        lambda t: eps + slope * (1 - t),
-        lambda t: slope * t,
-        lambda t: slope / (eps + slope * (1 - t)),
-    )
+
+    eps: float = 1e-3
+
+    def __post_init__(self) -> None:
+        """Check eps."""
+        if not 0 <= self.eps < 1:
+            raise ValueError(f"eps must lie in [0, 1), got {self.eps}")
+
+    def _alpha(self, t: Tensor) -> Tensor:
+        return self.eps + (1 - self.eps) * (1 - t)
+
+    def _one_minus_alpha(self, t: Tensor) -> Tensor:
+        return (1 - self.eps) * t
+
+    def _rate(self, t: Tensor) -> Tensor:
+        return (1 - self.eps) / self._alpha(t)
 
 
-def cosine() -> ContinuousSchedule:
-    """Return ``alpha(t) = cos(t pi/2)``.
+@loadable
+@dataclass(frozen=True)
+class cosine(ContinuousSchedule):
+    """``alpha(t) = cos(t pi/2)``.
 
     Source: Austin et al. 2021 (D3PM), appendix B, with an offset of 0; MDLM.
     """
-    return ContinuousSchedule(
-        "cosine()",
-        lambda t: torch.sin(math.pi / 2 * (1 - t)),
-        lambda t: 2 * torch.sin(math.pi / 4 * t) ** 2,
-        lambda t: math.pi / 2 * torch.sin(math.pi / 2 * t) / torch.sin(math.pi / 2 * (1 - t)),
-    )
+
+    def _alpha(self, t: Tensor) -> Tensor:
+        return torch.sin(math.pi / 2 * (1 - t))
+
+    def _one_minus_alpha(self, t: Tensor) -> Tensor:
+        return 2 * torch.sin(math.pi / 4 * t) ** 2
+
+    def _rate(self, t: Tensor) -> Tensor:
+        return math.pi / 2 * torch.sin(math.pi / 2 * t) / self._alpha(t)
 
 
-def cosine_squared() -> ContinuousSchedule:
-    """Return ``alpha(t) = cos(t pi/2)^2``.
+@loadable
+@dataclass(frozen=True)
+class cosine_squared(ContinuousSchedule):
+    """``alpha(t) = cos(t pi/2)^2``.
 
     Source: Nichol and Dhariwal 2021 (improved DDPM), eq. 17, with an offset of 0; MDLM.
     """
-    return ContinuousSchedule(
-        "cosine_squared()",
-        lambda t: torch.sin(math.pi / 2 * (1 - t)) ** 2,
-        lambda t: torch.sin(math.pi / 2 * t) ** 2,
-        lambda t: math.pi * torch.sin(math.pi / 2 * t) / torch.sin(math.pi / 2 * (1 - t)),
-    )
+
+    def _alpha(self, t: Tensor) -> Tensor:
+        return torch.sin(math.pi / 2 * (1 - t)) ** 2
+
+    def _one_minus_alpha(self, t: Tensor) -> Tensor:
+        return torch.sin(math.pi / 2 * t) ** 2
+
+    def _rate(self, t: Tensor) -> Tensor:
+        return math.pi * torch.sin(math.pi / 2 * t) / torch.sin(math.pi / 2 * (1 - t))
 
 
-def cosine_maskgit() -> ContinuousSchedule:
-    """Return ``alpha(t) = 1 - cos((1 - t) pi/2)``: the share of masked tokens is a cosine.
+@loadable
+@dataclass(frozen=True)
+class cosine_maskgit(ContinuousSchedule):
+    """``alpha(t) = 1 - cos((1 - t) pi/2)``: the share of masked tokens is a cosine.
 
     Source: Chang et al. 2022 (MaskGIT); MD4, table 1.
     """
-    return ContinuousSchedule(
-        "cosine_maskgit()",
-        lambda t: 2 * torch.sin(math.pi / 4 * (1 - t)) ** 2,
-        lambda t: torch.sin(math.pi / 2 * t),
-        lambda t: math.pi / 2 / torch.tan(math.pi / 4 * (1 - t)),
-    )
+
+    def _alpha(self, t: Tensor) -> Tensor:
+        return 2 * torch.sin(math.pi / 4 * (1 - t)) ** 2
+
+    def _one_minus_alpha(self, t: Tensor) -> Tensor:
+        return torch.sin(math.pi / 2 * t)
+
+    def _rate(self, t: Tensor) -> Tensor:
+        return math.pi / 2 / torch.tan(math.pi / 4 * (1 - t))
 
 
-def polynomial(power: float) -> ContinuousSchedule:
-    """Return ``alpha(t) = 1 - t^power``.
+@loadable
+@dataclass(frozen=True)
+class polynomial(ContinuousSchedule):
+    """``alpha(t) = 1 - t^power``.
 
     Source: MD4, table 1.
 
     Args:
-        power: above 0; 1 is :func:`linear`. Below 1 the rate is infinite at t = 0.
+        power: above 0; 1 is :class:`linear`. Below 1 the rate is infinite at t = 0.
     """
-    if not 0 < power < math.inf:
-        raise ValueError(f"power must be above 0, got {power}")
-    return ContinuousSchedule(
-        f"polynomial({power!r})",
-        lambda t: -torch.expm1(power * torch.log(t)),
-        lambda t: t**power,
-        lambda t: power * t ** (power - 1) / -torch.expm1(power * torch.log(t)),
-    )
+
+    power: float
+
+    def __post_init__(self) -> None:
+        """Check the power."""
+        if not 0 < self.power < math.inf:
+            raise ValueError(f"power must be above 0, got {self.power}")
+
+    def _alpha(self, t: Tensor) -> Tensor:
+        return -torch.expm1(self.power * t.log())
+
+    def _one_minus_alpha(self, t: Tensor) -> Tensor:
+        return t**self.power
+
+    def _rate(self, t: Tensor) -> Tensor:
+        return self.power * t ** (self.power - 1) / self._alpha(t)
 
 
-def geometric(sigma_min: float, sigma_max: float) -> ContinuousSchedule:
-    """Return ``alpha(t) = exp(-sigma(t))``, ``sigma(t) = sigma_min^(1 - t) sigma_max^t``.
+class _OfSigma(ContinuousSchedule):
+    """``alpha(t) = exp(-sigma(t))``."""
 
-    Source: Campbell et al. 2022; SEDD, whose code has 1e-4 and 20 for text. The data have noise
-    sigma_min at t = 0.
+    @abstractmethod
+    def _sigma(self, t: Tensor) -> Tensor: ...
+
+    def _alpha(self, t: Tensor) -> Tensor:
+        return torch.exp(-self._sigma(t))
+
+    def _one_minus_alpha(self, t: Tensor) -> Tensor:
+        return -torch.expm1(-self._sigma(t))
+
+
+@loadable
+@dataclass(frozen=True)
+class geometric(_OfSigma):
+    """``alpha(t) = exp(-sigma(t))``, ``sigma(t) = sigma_min^(1 - t) sigma_max^t``.
+
+    Source: Campbell et al. 2022; SEDD, whose code has 1e-4 and 20 for text.
 
     Args:
-        sigma_min: above 0.
+        sigma_min: above 0, the noise of the data at t = 0.
         sigma_max: at least sigma_min.
     """
-    if not 0 < sigma_min <= sigma_max < math.inf:
-        asked = f"sigma_min = {sigma_min}, sigma_max = {sigma_max}"
-        raise ValueError(f"0 < sigma_min <= sigma_max is needed, got {asked}")
-    growth = math.log(sigma_max / sigma_min)
-    return _of_sigma(
-        f"geometric({sigma_min!r}, {sigma_max!r})",
-        lambda t: sigma_min * torch.exp(growth * t),
-        lambda t: growth * sigma_min * torch.exp(growth * t),
-    )
+
+    sigma_min: float
+    sigma_max: float
+
+    def __post_init__(self) -> None:
+        """Check the noise."""
+        if not 0 < self.sigma_min <= self.sigma_max < math.inf:
+            raise ValueError(f"0 < sigma_min <= sigma_max is needed, got {self}")
+
+    def _sigma(self, t: Tensor) -> Tensor:
+        return self.sigma_min * torch.exp(math.log(self.sigma_max / self.sigma_min) * t)
+
+    def _rate(self, t: Tensor) -> Tensor:
+        return math.log(self.sigma_max / self.sigma_min) * self._sigma(t)
 
 
-def linear_sigma(sigma_max: float, sigma_min: float = 0.0) -> ContinuousSchedule:
-    """Return ``alpha(t) = exp(-sigma(t))``, ``sigma(t) = sigma_min + (sigma_max - sigma_min) t``.
+@loadable
+@dataclass(frozen=True)
+class linear_sigma(_OfSigma):
+    """``alpha(t) = exp(-sigma(t))``, ``sigma(t) = sigma_min + (sigma_max - sigma_min) t``.
 
     Source: MDLM's and UDLM's code, with 20 and 0: a constant rate.
 
@@ -198,14 +262,20 @@ def linear_sigma(sigma_max: float, sigma_min: float = 0.0) -> ContinuousSchedule
         sigma_max: at least sigma_min.
         sigma_min: at least 0, the noise of the data at t = 0.
     """
-    if not 0 <= sigma_min <= sigma_max < math.inf:
-        asked = f"sigma_min = {sigma_min}, sigma_max = {sigma_max}"
-        raise ValueError(f"0 <= sigma_min <= sigma_max is needed, got {asked}")
-    return _of_sigma(
-        f"linear_sigma({sigma_max!r}, {sigma_min!r})",
-        lambda t: sigma_min + (sigma_max - sigma_min) * t,
-        lambda t: torch.full_like(t, sigma_max - sigma_min),
-    )
+
+    sigma_max: float
+    sigma_min: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Check the noise."""
+        if not 0 <= self.sigma_min <= self.sigma_max < math.inf:
+            raise ValueError(f"0 <= sigma_min <= sigma_max is needed, got {self}")
+
+    def _sigma(self, t: Tensor) -> Tensor:
+        return self.sigma_min + (self.sigma_max - self.sigma_min) * t
+
+    def _rate(self, t: Tensor) -> Tensor:
+        return torch.full_like(t, self.sigma_max - self.sigma_min)
 
 
 def from_alpha(
@@ -221,43 +291,46 @@ def from_alpha(
     Raises:
         ValueError: alpha leaves [0, 1], grows, or is not a number, on a grid of 1001 times.
     """
-    grid = torch.linspace(0, 1, 1001, dtype=torch.float64, device="cpu")
-    values = alpha(grid)
-    if values.shape != grid.shape or values.dtype != torch.float64:
-        got = f"{values.dtype} {tuple(values.shape)}"
-        raise ValueError(f"alpha must return float64 numbers of the shape of t, got {got}")
-    wrong = ~((values >= 0) & (values <= 1))
-    wrong[1:] |= values[1:] > values[:-1]
-    if bool(wrong.any()):
-        at = int(wrong.nonzero()[0])
-        raise ValueError(
-            f"alpha must lie in [0, 1] and never grow, got {values[at]:.6g} at t = {grid[at]:.3g}"
-        )
+    return _OfAlpha(alpha, rate, one_minus_alpha)
 
-    def slope(t: Tensor) -> Tensor:
+
+@loadable
+@dataclass(frozen=True)
+class _OfAlpha(ContinuousSchedule):
+    """The schedule of functions of times."""
+
+    of_t: Function
+    rate_of_t: Function | None = None
+    one_minus: Function | None = None
+
+    def __post_init__(self) -> None:
+        """Check alpha on a grid."""
+        grid = torch.linspace(0, 1, 1001, dtype=torch.float64, device="cpu")
+        values = self.of_t(grid)
+        if values.shape != grid.shape or values.dtype != torch.float64:
+            got = f"{values.dtype} {tuple(values.shape)}"
+            raise ValueError(f"alpha must return float64 numbers of the shape of t, got {got}")
+        wrong = ~((values >= 0) & (values <= 1))
+        wrong[1:] |= values[1:] > values[:-1]
+        if bool(wrong.any()):
+            at = int(wrong.nonzero()[0])
+            got = f"{values[at]:.6g} at t = {grid[at]:.3g}"
+            raise ValueError(f"alpha must lie in [0, 1] and never grow, got {got}")
+
+    def _alpha(self, t: Tensor) -> Tensor:
+        return self.of_t(t)
+
+    def _one_minus_alpha(self, t: Tensor) -> Tensor:
+        return 1 - self.of_t(t) if self.one_minus is None else self.one_minus(t)
+
+    def _rate(self, t: Tensor) -> Tensor:
+        if self.rate_of_t is not None:
+            return self.rate_of_t(t)
         with torch.enable_grad():
             leaf = t.detach().requires_grad_()
-            value = alpha(leaf)
-            fall = torch.autograd.grad(-value.sum(), leaf)[0]
-        return fall / value.detach()
-
-    return ContinuousSchedule(
-        f"from_alpha({getattr(alpha, '__name__', type(alpha).__name__)})",
-        alpha,
-        one_minus_alpha or (lambda t: 1 - alpha(t)),
-        rate or slope,
-    )
-
-
-def _of_sigma(name: str, sigma: Function, rate: Function) -> ContinuousSchedule:
-    return ContinuousSchedule(
-        name, lambda t: torch.exp(-sigma(t)), lambda t: -torch.expm1(-sigma(t)), rate
-    )
-
-
-def _check_share(name: str, value: float) -> None:
-    if not 0 <= value < 1:
-        raise ValueError(f"{name} must lie in [0, 1), got {value}")
+            value = self.of_t(leaf)
+            (slope,) = torch.autograd.grad(value.sum(), leaf)
+        return -slope / value.detach()
 
 
 def _times(t: Tensor | float) -> Tensor:
