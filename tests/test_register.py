@@ -1,5 +1,9 @@
 """The table of operations, by an operation that does next to nothing."""
 
+import importlib
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
@@ -7,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import d3pm_fast as d3
-from d3pm_fast import Implementations, schedules, transitions
+from d3pm_fast import Implementations, ops, schedules, transitions
 from d3pm_fast.chains.structures import DENSE, RANK_ONE, SPARSE, MatrixStep, RankOneStep
 from d3pm_fast.choices import IMPLS
 from d3pm_fast.ops.register import IMPLEMENTATIONS, OPERATIONS, Entry, Operation
@@ -135,3 +139,15 @@ def test_a_mode_sees_the_operation(shifted):
     with Noted() as mode:
         shifted.kernel("cpu", RANK_ONE.name)(*arguments(RANK_ONE_CHAIN, torch.ones(2)))
     assert "d3pm_fast.shifted.default" in mode.seen
+
+
+def test_every_kernel_that_is_named_is_there():
+    """They are names in strings, which no type checker looks at."""
+    pytest.importorskip("triton")
+    named = set()
+    for source in Path(ops.__file__).parent.glob("*.py"):
+        named.update(re.findall(r'triton_kernel\("([\w.]+)"\)', source.read_text()))
+    assert len(named) > 20
+    for path in named:
+        module, _, name = path.rpartition(".")
+        assert callable(getattr(importlib.import_module(f"d3pm_fast.kernels.{module}"), name))

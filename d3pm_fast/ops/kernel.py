@@ -5,13 +5,15 @@ several arguments; PyTorch's dispatcher, which knows no records, has their field
 """
 
 from collections.abc import Callable, Iterator
+from functools import cache
+from importlib import import_module
 from typing import Any, get_origin, get_type_hints
 
 import torch
 from torch import Tensor
 from torch.compiler import is_compiling
 
-__all__ = ["Kernel"]
+__all__ = ["Kernel", "triton_kernel"]
 
 library = torch.library.Library("d3pm_fast", "DEF")
 
@@ -60,6 +62,17 @@ class Kernel:
         if type(first if isinstance(first, Tensor) else first[0]) is Tensor and _is_idle():
             return self._direct(*args)
         return self._registered(*_flat(args, []))
+
+
+def triton_kernel(path: str) -> Callable[..., Any]:
+    """Return a function of d3pm_fast.kernels, whose module is imported when it is first called."""
+    module, _, name = path.rpartition(".")
+
+    @cache
+    def found() -> Callable[..., Any]:
+        return getattr(import_module(f"d3pm_fast.kernels.{module}"), name)  # type: ignore[no-any-return]
+
+    return lambda *args: found()(*args)
 
 
 def _is_idle() -> bool:

@@ -3,14 +3,13 @@
 ``loc`` and ``log_scale`` are ``(B, *S)`` of one dtype, the logits ``(B, *S, K)``.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from .. import reference
 from .._compiled import cpu
 from ..reference.logspace import compute_dtype
+from .kernel import triton_kernel
 from .register import Operation
 
 
@@ -64,15 +63,9 @@ def _gradient_on_cpu(
     return out_loc, out_log_scale
 
 
-def _triton() -> Any:
-    from ..kernels.predictions import logistic
-
-    return logistic
-
-
 logistic_logits.serve("reference", reference.logistic_logits)
 logistic_logits.serve("cpu", _logits_on_cpu)
-logistic_logits.serve("triton", lambda *args: _triton().logits(*args))
+logistic_logits.serve("triton", triton_kernel("predictions.logistic.logits"))
 
 logistic_gradient.serve("cpu", _gradient_on_cpu)
-logistic_gradient.serve("triton", lambda *args: _triton().gradient(*args))
+logistic_gradient.serve("triton", triton_kernel("predictions.logistic.gradient"))

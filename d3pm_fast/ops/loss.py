@@ -13,6 +13,7 @@ from ..reductions import reduced
 from ..reference.logspace import compute_dtype
 from .dense import loss as dense
 from .host import base_in, chain_arguments, pointer, raise_bad_index, start_cuda
+from .kernel import triton_kernel
 from .register import Operation
 
 
@@ -85,27 +86,15 @@ def _on_cuda(of: Loss[RankOneStep], reduction: str, late: bool | None = None) ->
     return value if grad is None else (value, grad)
 
 
-def _triton() -> Any:
-    from ..kernels.rank_one import loss
-
-    return loss
-
-
-def _dense_triton() -> Any:
-    from ..kernels.dense import loss
-
-    return loss
-
-
 loss.serve("reference", reference.loss, [RANK_ONE, DENSE, SPARSE])
 loss.serve("cpu", _on_cpu, [RANK_ONE])
 loss.serve("cuda", _on_cuda, [RANK_ONE])
-loss.serve("triton", lambda *args: _triton().loss(*args), [RANK_ONE])
+loss.serve("triton", triton_kernel("rank_one.loss.loss"), [RANK_ONE])
 loss.serve("cpu", dense.loss, [DENSE, SPARSE])
-loss.serve("triton", lambda *args: _dense_triton().loss(*args), [DENSE, SPARSE])
+loss.serve("triton", triton_kernel("dense.loss.loss"), [DENSE, SPARSE])
 
 loss_and_grad.serve("cpu", _on_cpu, [RANK_ONE])
 loss_and_grad.serve("cuda", _on_cuda, [RANK_ONE])
-loss_and_grad.serve("triton", lambda *args: _triton().loss_and_grad(*args), [RANK_ONE])
+loss_and_grad.serve("triton", triton_kernel("rank_one.loss.loss_and_grad"), [RANK_ONE])
 loss_and_grad.serve("cpu", dense.loss_and_grad, [DENSE, SPARSE])
-loss_and_grad.serve("triton", lambda *args: _dense_triton().loss_and_grad(*args), [DENSE, SPARSE])
+loss_and_grad.serve("triton", triton_kernel("dense.loss.loss_and_grad"), [DENSE, SPARSE])

@@ -31,6 +31,7 @@ from ..chains.structures import RANK_ONE, RankOneStep
 from ..records import Loss, Shard
 from ..reference.logspace import compute_dtype
 from .host import base_in, chain_arguments, pointer, raise_bad_index
+from .kernel import triton_kernel
 from .register import Operation
 
 
@@ -128,17 +129,11 @@ def _run_on_cpu(
         raise_bad_index(shard.num_classes, step.rows, step.table, of.mask, x0=of.x0, x_t=of.x_t)
 
 
-def _triton() -> Any:
-    from ..kernels.rank_one import loss_strokes
-
-    return loss_strokes
-
-
 loss_statistics.serve("cpu", _cpu_statistics, [RANK_ONE])
-loss_statistics.serve("triton", lambda *args: _triton().loss_statistics(*args), [RANK_ONE])
+loss_statistics.serve("triton", triton_kernel("rank_one.loss_strokes.loss_statistics"), [RANK_ONE])
 loss_solve.serve("cpu", _cpu_solve, [RANK_ONE])
-loss_solve.serve("triton", lambda *args: _triton().loss_solve(*args), [RANK_ONE])
+loss_solve.serve("triton", triton_kernel("rank_one.loss_strokes.loss_solve"), [RANK_ONE])
 loss_sums.serve("cpu", _cpu_sums, [RANK_ONE])
-loss_sums.serve("triton", lambda *args: _triton().loss_sums(*args), [RANK_ONE])
+loss_sums.serve("triton", triton_kernel("rank_one.loss_strokes.loss_sums"), [RANK_ONE])
 loss_gradient.serve("cpu", _cpu_gradient, [RANK_ONE])
-loss_gradient.serve("triton", lambda *args: _triton().loss_gradient(*args), [RANK_ONE])
+loss_gradient.serve("triton", triton_kernel("rank_one.loss_strokes.loss_gradient"), [RANK_ONE])

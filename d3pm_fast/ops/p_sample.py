@@ -12,6 +12,7 @@ from ..chains.structures import DENSE, RANK_ONE, SPARSE, RankOneStep
 from ..records import AnyStep, Model, Random, Shaping
 from .dense import p_sample as dense
 from .host import chain_arguments, pointer, raise_bad_index, start_cuda
+from .kernel import triton_kernel
 from .register import Operation
 
 
@@ -85,24 +86,12 @@ def _before_logits(
     )
 
 
-def _triton() -> Any:
-    from ..kernels.rank_one import p_sample
-
-    return p_sample
-
-
-def _dense_triton() -> Any:
-    from ..kernels.dense import p_sample
-
-    return p_sample
-
-
 p_sample.serve("reference", reference.p_sample, [RANK_ONE, DENSE, SPARSE])
 p_sample.serve("cpu", _on_cpu, [RANK_ONE])
 p_sample.serve("cuda", _on_cuda, [RANK_ONE])
-p_sample.serve("triton", lambda *args: _triton().p_sample(*args), [RANK_ONE])
+p_sample.serve("triton", triton_kernel("rank_one.p_sample.p_sample"), [RANK_ONE])
 p_sample.serve("cpu", dense.p_sample, [DENSE, SPARSE])
-p_sample.serve("triton", lambda *args: _dense_triton().p_sample(*args), [DENSE, SPARSE])
+p_sample.serve("triton", triton_kernel("dense.p_sample.p_sample"), [DENSE, SPARSE])
 
 shaped_p_sample.serve("cpu", _on_cpu, [RANK_ONE])
-shaped_p_sample.serve("triton", lambda *args: _triton().p_sample(*args), [RANK_ONE])
+shaped_p_sample.serve("triton", triton_kernel("rank_one.p_sample.p_sample"), [RANK_ONE])

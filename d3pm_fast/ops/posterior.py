@@ -1,7 +1,5 @@
 """``torch.ops.d3pm_fast.q_posterior``, ``p_posterior`` and ``p_posterior_grad``."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -11,6 +9,7 @@ from ..chains.structures import DENSE, RANK_ONE, SPARSE, RankOneStep
 from ..records import AnyStep, Model
 from .dense import posterior as dense
 from .host import base_in, chain_arguments, pointer, raise_bad_index, start_cuda
+from .kernel import triton_kernel
 from .register import Operation
 
 
@@ -120,36 +119,22 @@ def _on_cuda(
     )
 
 
-def _triton() -> Any:
-    from ..kernels.rank_one import posterior
-
-    return posterior
-
-
-def _dense_triton() -> Any:
-    from ..kernels.dense import posterior
-
-    return posterior
-
-
 q_posterior.serve("reference", reference.q_posterior, [RANK_ONE, DENSE, SPARSE])
 q_posterior.serve("cpu", _cpu_q_posterior, [RANK_ONE])
 q_posterior.serve("cuda", _cuda_q_posterior, [RANK_ONE])
-q_posterior.serve("triton", lambda *args: _triton().q_posterior(*args), [RANK_ONE])
+q_posterior.serve("triton", triton_kernel("rank_one.posterior.q_posterior"), [RANK_ONE])
 q_posterior.serve("cpu", dense.q_posterior, [DENSE, SPARSE])
-q_posterior.serve("triton", lambda *args: _dense_triton().q_posterior(*args), [DENSE, SPARSE])
+q_posterior.serve("triton", triton_kernel("dense.posterior.q_posterior"), [DENSE, SPARSE])
 
 p_posterior.serve("reference", reference.p_posterior, [RANK_ONE, DENSE, SPARSE])
 p_posterior.serve("cpu", _cpu_p_posterior, [RANK_ONE])
 p_posterior.serve("cuda", _cuda_p_posterior, [RANK_ONE])
-p_posterior.serve("triton", lambda *args: _triton().p_posterior(*args), [RANK_ONE])
+p_posterior.serve("triton", triton_kernel("rank_one.posterior.p_posterior"), [RANK_ONE])
 p_posterior.serve("cpu", dense.p_posterior, [DENSE, SPARSE])
-p_posterior.serve("triton", lambda *args: _dense_triton().p_posterior(*args), [DENSE, SPARSE])
+p_posterior.serve("triton", triton_kernel("dense.posterior.p_posterior"), [DENSE, SPARSE])
 
 p_posterior_grad.serve("cpu", _p_on_cpu, [RANK_ONE])
 p_posterior_grad.serve("cuda", _p_on_cuda, [RANK_ONE])
-p_posterior_grad.serve("triton", lambda *args: _triton().p_posterior_grad(*args), [RANK_ONE])
+p_posterior_grad.serve("triton", triton_kernel("rank_one.posterior.p_posterior_grad"), [RANK_ONE])
 p_posterior_grad.serve("cpu", dense.p_posterior_grad, [DENSE, SPARSE])
-p_posterior_grad.serve(
-    "triton", lambda *args: _dense_triton().p_posterior_grad(*args), [DENSE, SPARSE]
-)
+p_posterior_grad.serve("triton", triton_kernel("dense.posterior.p_posterior_grad"), [DENSE, SPARSE])

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .host import pointer, start_cuda
+from .kernel import triton_kernel
 from .register import Operation
 
 MOST_CLASSES = 64  # with more, a Triton program spills registers in float64
@@ -80,12 +81,6 @@ def _on_cuda(matrices: Tensor, upstream: Tensor | None) -> Tensor:
     return out
 
 
-def _on_triton(matrices: Tensor, upstream: Tensor | None) -> Tensor:
-    from ..kernels.dense.products import scan
-
-    return scan(matrices, upstream)  # type: ignore[no-any-return]
-
-
 products_scan.serve("cpu", scan_by_torch, is_registered=False)
 products_scan.serve("cuda", _on_cuda)
-products_scan.serve("triton", _on_triton)
+products_scan.serve("triton", triton_kernel("dense.products.scan"))

@@ -11,6 +11,7 @@ from ..chains.structures import DENSE, RANK_ONE, SPARSE, RankOneMarginal
 from ..records import AnyMarginal, Random
 from .dense import q_sample as dense
 from .host import chain_arguments, pointer, raise_bad_index, start_cuda
+from .kernel import triton_kernel
 from .register import Operation
 
 
@@ -50,23 +51,11 @@ def _arguments(
     )
 
 
-def _triton() -> Any:
-    from ..kernels.rank_one import q_sample
-
-    return q_sample
-
-
-def _dense_triton() -> Any:
-    from ..kernels.dense import q_sample
-
-    return q_sample
-
-
 q_sample.serve("reference", reference.q_sample, [RANK_ONE, DENSE, SPARSE])
 q_sample.serve("cpu", _on_cpu, [RANK_ONE])
 q_sample.serve("cuda", _on_cuda, [RANK_ONE])
-q_sample.serve("triton", lambda *args: _triton().q_sample(*args), [RANK_ONE])
+q_sample.serve("triton", triton_kernel("rank_one.q_sample.q_sample"), [RANK_ONE])
 q_sample.serve("cpu", dense.by_matrix, [DENSE])
 q_sample.serve("cpu", dense.by_jumps, [SPARSE])
-q_sample.serve("triton", lambda *args: _dense_triton().by_matrix(*args), [DENSE])
-q_sample.serve("triton", lambda *args: _dense_triton().by_jumps(*args), [SPARSE])
+q_sample.serve("triton", triton_kernel("dense.q_sample.by_matrix"), [DENSE])
+q_sample.serve("triton", triton_kernel("dense.q_sample.by_jumps"), [SPARSE])

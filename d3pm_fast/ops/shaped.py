@@ -1,7 +1,5 @@
 """``torch.ops.d3pm_fast.shaped_logits``: see :class:`d3pm_fast.functional.Shaped`."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -10,6 +8,7 @@ from .._compiled import cpu
 from ..records import Shaping
 from ..reference.logspace import compute_dtype
 from .host import pointer
+from .kernel import triton_kernel
 from .register import Operation
 
 
@@ -34,12 +33,6 @@ def _on_cpu(logits: Tensor, shaping: Shaping) -> Tensor:
     return out
 
 
-def _triton() -> Any:
-    from ..kernels.predictions import shaped
-
-    return shaped
-
-
 shaped_logits.serve("reference", reference.shaped_logits)
 shaped_logits.serve("cpu", _on_cpu)
-shaped_logits.serve("triton", lambda *args: _triton().shaped_logits(*args))
+shaped_logits.serve("triton", triton_kernel("predictions.shaped.shaped_logits"))
