@@ -33,10 +33,10 @@ WAYS = {
     "band": (lambda: wide(1e-4, 0.02), 4, 0, ("Band", 32, False)),
     "low rank in float64": (lambda: wide(1e-4, 0.02), 200, 0, ("LowRank", 64, True)),
     "low rank": (lambda: wide(1e-4, 0.02), 600, 0, ("LowRank", 32, True)),
-    "again in float64": (
+    "recomputed in float64": (
         lambda: transitions.discretized_gaussian(17, [0.005] * 3), 3, 80, ("Dense", 32, False),
     ),
-    "again in log space": (
+    "recomputed in log space": (
         lambda: transitions.discretized_gaussian(17, [3e-5] * 3), 3, 1e4, ("Dense", 32, False),
     ),
 }  # fmt: skip
@@ -45,10 +45,13 @@ BY_TRITON = [
     "far from the truth",
     "centred",
     "sparse",
-    "again in float64",
-    "again in log space",
+    "recomputed in float64",
+    "recomputed in log space",
 ]
-AGAIN = {"again in float64": {"float64"}, "again in log space": {"float64", "log space"}}
+RECOMPUTED = {
+    "recomputed in float64": {"float64"},
+    "recomputed in log space": {"float64", "log space"},
+}
 
 
 @pytest.fixture
@@ -107,7 +110,7 @@ def check(problem, impl, seen):
 @pytest.mark.parametrize("problem", WAYS, indirect=True)
 def test_by_the_cpu(cpu, problem, monkeypatch):
     name, problem = problem
-    first, again = set(), set()
+    first, recomputed = set(), set()
     chunks_of, in_log_space = StepGroups.__iter__, Recompute.in_log_space
 
     def chunks(run):
@@ -117,18 +120,18 @@ def test_by_the_cpu(cpu, problem, monkeypatch):
                 bits = 8 * form.dtype.itemsize
                 first.add((type(form).__name__, bits, form.is_centred))
             else:
-                again.add("float64")
+                recomputed.add("float64")
             yield chunk
 
     def noted(run):
-        again.add("log space")
+        recomputed.add("log space")
         return in_log_space(run)
 
     def seen(operation):
         assert first == {WAYS[name][3]}, operation
-        assert again == AGAIN.get(name, set()), operation
+        assert recomputed == RECOMPUTED.get(name, set()), operation
         first.clear()
-        again.clear()
+        recomputed.clear()
 
     monkeypatch.setattr(StepGroups, "__iter__", chunks)
     monkeypatch.setattr(Recompute, "in_log_space", noted)
@@ -141,31 +144,31 @@ def test_by_triton(triton, problem, products, monkeypatch):
     from d3pm_fast.kernels.dense import exact, loss, p_sample, posterior, split
 
     name, problem = problem
-    kernels, centred, doubted = set(), [], []
+    kernels, centred, inexact = set(), [], []
     launch = exact.launch
 
     def noted(kernel, num_programs, on, *args, **options):
         kernels.add(kernel.fn.__name__)
-        if kernel.fn.__name__.endswith("_again"):
-            a, steps, again, *_ = args
-            centred.append(bool(steps.common[again.which].any()))
-            doubted.append(int(a.doubtful.sum()))
+        if kernel.fn.__name__.startswith("recompute_"):
+            a, steps, recompute, *_ = args
+            centred.append(bool(steps.common[recompute.which].any()))
+            inexact.append(int(a.inexact.sum()))
         launch(kernel, num_programs, on, *args, **options)
 
     def seen(operation):
         apart = {"loss_of_blocks", "loss_of_sums", "pull_rows", "anchors_of_rows"}
         expected = {
-            "loss": {"loss_again", *(apart if products == "apart" else {"loss_of_tiles"})},
+            "loss": {"recompute_loss", *(apart if products == "apart" else {"loss_of_tiles"})},
             "p_posterior": {
-                "p_posterior_again", "carry_rows", "p_posterior_of_rows", "turn_rows",
+                "recompute_p_posterior", "carry_rows", "p_posterior_of_rows", "turn_rows",
                 "pull_rows", "anchors_of_rows",
             },
-            "p_sample": {"p_sample_again", "carry_rows", "p_sample_of_rows"},
+            "p_sample": {"recompute_p_sample", "carry_rows", "p_sample_of_rows"},
         }  # fmt: skip
         assert kernels == expected[operation]
         assert set(centred) == {name in ("centred", "sparse")}, operation
-        assert set(doubted) == {COUNT if name in AGAIN else 0}, operation
-        for note in (kernels, centred, doubted):
+        assert set(inexact) == {COUNT if name in RECOMPUTED else 0}, operation
+        for note in (kernels, centred, inexact):
             note.clear()
 
     for module in (exact, loss, p_sample, posterior, split):

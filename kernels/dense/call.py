@@ -20,7 +20,7 @@ class DenseCall(NamedTuple):
     upstream: Any  # (N, K), of the gradient of log-probabilities
     loss: Any  # (N,) in the type of the calculation
     out: Any  # (N, K); None where nothing of that size is wanted
-    doubtful: Any  # int8 (N,), whether a row is to be done again; None: all are
+    inexact: Any  # int8 (N,), whether a row is to be recomputed; None: all are
     num_tokens: Any
     num_classes: Any
 
@@ -60,6 +60,6 @@ def of_prediction(
 ) -> DenseCall:
     """Return the arguments of what is made of p alone; no row of float64 is done twice."""
     in_float32 = compute_dtype(logits.dtype) == torch.float32
-    doubtful = torch.empty(x_t.shape, dtype=torch.int8, device=x_t.device) if in_float32 else None
+    inexact = torch.empty(x_t.shape, dtype=torch.int8, device=x_t.device) if in_float32 else None
     size = x_t.numel(), logits.shape[-1]
-    return DenseCall(logits, x_t, x_t, None, upstream, None, out, doubtful, *size)
+    return DenseCall(logits, x_t, x_t, None, upstream, None, out, inexact, *size)

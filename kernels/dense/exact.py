@@ -22,8 +22,8 @@ MOST_PROGRAMS = 2048
 NUM_WARPS = 4
 
 
-class Again(NamedTuple):
-    """Which rows there are to do, and where to do them."""
+class Recompute(NamedTuple):
+    """Which rows there are to recompute, and where."""
 
     which: Any  # the step of every run of tokens
     run_length: Any
@@ -47,15 +47,15 @@ class Row(NamedTuple):
 
 
 @triton.jit
-def state_of(a, again, at):
+def state_of(a, recompute, at):
     """Return a token's step, whether it is to be done, and what stands for one that is not."""
-    step = tl.load(again.which + at // again.run_length)
-    if a.doubtful is not None:
-        return step, tl.load(a.doubtful + at) != 0, float("nan")
+    step = tl.load(recompute.which + at // recompute.run_length)
+    if a.inexact is not None:
+        return step, tl.load(a.inexact + at) != 0, float("nan")
     else:
         x_t, anchor = tl.load(a.x_t + at), tl.load(a.anchor + at)
         good = (x_t >= 0) & (x_t < a.num_classes) & (anchor >= 0) & (anchor < a.num_classes)
-        good &= step < again.num_steps
+        good &= step < recompute.num_steps
         counts = good | True
         if a.mask is not None:
             counts = tl.load(a.mask + at) != 0
@@ -231,12 +231,12 @@ def write_gradient(
     tl.debug_barrier()
 
 
-def run_again(
+def recompute_inexact(
     kernel: Any, a: DenseCall, steps: StepTables, which: Tensor, *args: Any
 ) -> None:  # fmt: skip
-    """Start a kernel on the doubtful rows, each program on one after the other."""
+    """Start a kernel on the inexact rows, each program on one after the other."""
     programs = min(a.num_tokens, MOST_PROGRAMS)
     work = torch.empty(programs, 2, a.num_classes, dtype=torch.float64, device=a.x_t.device)
     run_length = a.num_tokens // max(which.numel(), 1)
-    again = Again(which, run_length, len(steps.s), work)
-    launch(kernel, programs, a.x_t, a, steps, again, *args, BLOCK, num_warps=NUM_WARPS)
+    recompute = Recompute(which, run_length, len(steps.s), work)
+    launch(kernel, programs, a.x_t, a, steps, recompute, *args, BLOCK, num_warps=NUM_WARPS)

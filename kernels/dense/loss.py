@@ -25,8 +25,8 @@ from .exact import (
     load_log_joint,
     log_z_of,
     matrix_of,
+    recompute_inexact,
     row_of,
-    run_again,
     state_of,
     write_gradient,
 )
@@ -39,12 +39,12 @@ from .tiles import load_rows, tiles_of
 
 @triton.jit
 def store_loss(a, steps, rows, value, sure):
-    """Write each row's loss, and whether it is to be done again, an impossible pair too."""
+    """Write each row's loss, and whether it is to be recomputed, an impossible pair too."""
     sure &= reach_of_anchor(a, steps, rows) != 0.0
     other = tl.where(rows.counts, float("nan"), 0.0)
     tl.store(a.loss + rows.at, tl.where(rows.live, value, other), mask=rows.inside)
-    again = rows.live & (sure == 0)
-    tl.store(a.doubtful + rows.at, again.to(tl.int8), mask=rows.inside)
+    inexact = rows.live & (sure == 0)
+    tl.store(a.inexact + rows.at, inexact.to(tl.int8), mask=rows.inside)
 
 
 @triton.jit
@@ -141,18 +141,18 @@ def loss_of_sums(
 
 
 @triton.jit
-def loss_again(
-    a, steps, again, vb_weight: tl.float64, ce_weight: tl.float64, grad_scale: tl.float64, count,
-    TILTED: tl.constexpr, DIRECT: tl.constexpr, BLOCK: tl.constexpr,
+def recompute_loss(
+    a, steps, recompute, vb_weight: tl.float64, ce_weight: tl.float64, grad_scale: tl.float64,
+    count, TILTED: tl.constexpr, DIRECT: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """The doubtful rows."""
+    """The inexact rows."""
     for at in range(tl.program_id(0).to(tl.int64), a.num_tokens, tl.num_programs(0)):
-        step, wanted, other = state_of(a, again, at)
+        step, wanted, other = state_of(a, recompute, at)
         if wanted:
             weights = Weights(vb_weight, ce_weight, grad_scale, count)
             w = weights_of(steps, step, weights, DIRECT, tl.float64)
-            loss_of_row(a, steps, at, step, again.work, w, TILTED, BLOCK)
-        elif a.doubtful is None:
+            loss_of_row(a, steps, at, step, recompute.work, w, TILTED, BLOCK)
+        elif a.inexact is None:
             tl.store(a.loss + at, other.to(a.loss.dtype.element_ty))
             if a.out is not None:
                 fill(a, at, other, BLOCK)
@@ -243,19 +243,19 @@ def _run(of: Loss[MatrixStep], reduction: str, late: bool, grad: Tensor | None) 
     steps, which = step_tables(step)
     real = torch.float64 if logits.dtype == torch.float64 else torch.float32
     token_loss = torch.empty(x0.shape, dtype=real, device=logits.device)
-    doubtful = torch.empty(x0.shape, dtype=torch.int8, device=logits.device)
+    inexact = torch.empty(x0.shape, dtype=torch.int8, device=logits.device)
     mean = reduction == "mean"
     count = mask.sum().to(real) if mask is not None and mean else None
     early = mean and not late
     a = DenseCall(
         logits, x0, x_t, mask, None, token_loss, grad,
-        doubtful if real == torch.float32 else None, x0.numel(), logits.shape[-1],
+        inexact if real == torch.float32 else None, x0.numel(), logits.shape[-1],
     )  # fmt: skip
     scale = 1 / max(x0.numel(), 1) if early and count is None else 1.0
     weights = Weights(vb, ce, scale, count if early else None)
     if real == torch.float32:
         _run_tiles(a, steps, which, weights, model)
-    run_again(loss_again, a, steps, which, *weights, *model)
+    recompute_inexact(recompute_loss, a, steps, which, *weights, *model)
     return reduced(token_loss, reduction, count)
 
 

@@ -17,11 +17,11 @@ from .exact import (
     carry_row,
     log_s_of,
     log_z_of,
+    recompute_inexact,
     row_of,
-    run_again,
     state_of,
 )
-from .posterior import load_between, log_p_of, store_doubt
+from .posterior import load_between, log_p_of, store_inexact
 from .predict import load_column
 from .shape import SPLIT
 from .split import carry_by
@@ -66,22 +66,23 @@ def p_sample_of_rows(
     drawn = tl.where(found < a.num_classes, found, last).to(tl.int64)
     tl.store(out + rows.at, tl.where(rows.live, drawn, NONE), mask=rows.inside)
     least = a.num_classes * (UNDERFLOW * 8388608.0)
-    store_doubt(a, steps, rows, (reach * least <= total) & (total > 0.0), DIRECT)
+    store_inexact(a, steps, rows, (reach * least <= total) & (total > 0.0), DIRECT)
 
 
 @triton.jit
-def p_sample_again(
-    a, steps, again, random, out, TILTED: tl.constexpr, DIRECT: tl.constexpr, BLOCK: tl.constexpr
+def recompute_p_sample(
+    a, steps, recompute, random, out,
+    TILTED: tl.constexpr, DIRECT: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """The doubtful rows."""
+    """The inexact rows."""
     for at in range(tl.program_id(0).to(tl.int64), a.num_tokens, tl.num_programs(0)):
-        step, wanted, _other = state_of(a, again, at)
+        step, wanted, _other = state_of(a, recompute, at)
         if wanted:
             direct = DIRECT & (tl.load(steps.s + step) == 0)
-            plain = row_of(a, steps, at, step, again.work, False, BLOCK)
+            plain = row_of(a, steps, at, step, recompute.work, False, BLOCK)
             row = plain
             if TILTED:
-                row = row_of(a, steps, at, step, again.work, True, BLOCK)
+                row = row_of(a, steps, at, step, recompute.work, True, BLOCK)
             log_z, leading = tl.zeros([1], tl.float64), tl.zeros([1], tl.int32)
             if direct == 0:
                 carry_row(a, steps, row, BLOCK)
@@ -105,7 +106,7 @@ def p_sample_again(
             # An x_t that the chain itself leads nothing to stays.
             led_to = direct | (leading > 0)
             tl.store(out + one, tl.where(led_to, drawn, row.x_t))
-        elif a.doubtful is None:
+        elif a.inexact is None:
             tl.store(out + at, NONE)
 
 
@@ -115,9 +116,9 @@ def p_sample(logits: Tensor, x_t: Tensor, step: MatrixStep, model: Model, random
     out = torch.empty_like(x_t)
     a = of_prediction(logits, x_t, None, None)
     counter = random_of(random, a.num_tokens)
-    if a.doubtful is not None:
+    if a.inexact is not None:
         _run(a, steps, which, counter, out, model)
-    run_again(p_sample_again, a, steps, which, counter, out, *model)
+    recompute_inexact(recompute_p_sample, a, steps, which, counter, out, *model)
     return out
 
 

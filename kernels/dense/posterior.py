@@ -23,8 +23,8 @@ from .exact import (
     load_log_joint,
     log_s_of,
     log_z_of,
+    recompute_inexact,
     row_of,
-    run_again,
     state_of,
     write_gradient,
 )
@@ -85,11 +85,11 @@ def weigh(a, steps, rows, between, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
 
 
 @triton.jit
-def store_doubt(a, steps, rows, sure, DIRECT: tl.constexpr):
-    """Write which rows are to be done again: doubtful ones, and those whose p is s itself."""
+def store_inexact(a, steps, rows, sure, DIRECT: tl.constexpr):
+    """Write which rows are to be recomputed: inexact ones, and those whose p is s itself."""
     direct = DIRECT & (tl.load(steps.s + rows.step) == 0)
-    again = rows.live & ((sure == 0) | direct)
-    tl.store(a.doubtful + rows.at, again.to(tl.int8), mask=rows.inside)
+    inexact = rows.live & ((sure == 0) | direct)
+    tl.store(a.inexact + rows.at, inexact.to(tl.int8), mask=rows.inside)
 
 
 @triton.jit
@@ -107,7 +107,7 @@ def p_posterior_of_rows(
         f, _ = load_between(a, steps, between, rows, j)
         log_p = tl.where(log_c > float("-inf"), log_c + (log(f) - log_z), float("-inf"))
         store_row(a, rows, j, log_p)
-    store_doubt(a, steps, rows, sure, DIRECT)
+    store_inexact(a, steps, rows, sure, DIRECT)
 
 
 @triton.jit
@@ -143,22 +143,22 @@ def turn_rows(
         mean += mean_pull_of(a, steps, rows, rest, r)
         store_between(a, between, rows, j, r)
     tl.store(between.mean + rows.at, mean, mask=rows.inside)
-    store_doubt(a, steps, rows, sure, DIRECT)
+    store_inexact(a, steps, rows, sure, DIRECT)
 
 
 @triton.jit
-def p_posterior_again(
-    a, steps, again, TILTED: tl.constexpr, DIRECT: tl.constexpr, BLOCK: tl.constexpr
+def recompute_p_posterior(
+    a, steps, recompute, TILTED: tl.constexpr, DIRECT: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip
-    """The doubtful rows."""
+    """The inexact rows."""
     for at in range(tl.program_id(0).to(tl.int64), a.num_tokens, tl.num_programs(0)):
-        step, wanted, other = state_of(a, again, at)
+        step, wanted, other = state_of(a, recompute, at)
         if wanted:
             direct = DIRECT & (tl.load(steps.s + step) == 0)
-            row = row_of(a, steps, at, step, again.work, False, BLOCK)
+            row = row_of(a, steps, at, step, recompute.work, False, BLOCK)
             plain = row
             if TILTED:
-                row = row_of(a, steps, at, step, again.work, True, BLOCK)
+                row = row_of(a, steps, at, step, recompute.work, True, BLOCK)
             if direct:
                 if a.upstream is None:
                     write_log_s(a, steps, plain, BLOCK)
@@ -173,7 +173,7 @@ def p_posterior_again(
                     turn_row(a, steps, row, log_z, leading == 1, BLOCK)
                     one = tl.full([1], 1.0, tl.float64)
                     write_gradient(a, steps, row, plain, one, 0.0 * one, one, one > 0.0, BLOCK)
-        elif a.doubtful is None:
+        elif a.inexact is None:
             fill(a, at, other, BLOCK)
 
 
@@ -270,9 +270,9 @@ def p_posterior_grad(
     steps, which = step_tables(step)
     out = torch.empty_like(logits)
     a = of_prediction(logits, x_t, upstream, out)
-    if a.doubtful is not None:
+    if a.inexact is not None:
         _run(a, steps, which, model)
-    run_again(p_posterior_again, a, steps, which, *model)
+    recompute_inexact(recompute_p_posterior, a, steps, which, *model)
     return out
 
 
