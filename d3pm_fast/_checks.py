@@ -3,10 +3,9 @@
 import math
 import numbers
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,7 +19,6 @@ class HasDevice(Protocol):
 
 
 Choice = TypeVar("Choice", bound=str)
-ArrayLike = Tensor | np.ndarray | Sequence[float]
 
 INTEGER_DTYPES = frozenset(
     {torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}
@@ -71,87 +69,6 @@ def check_probability(name: str, value: float) -> float:
     if not 0 <= value <= 1:
         raise ValueError(f"{name} must lie in [0, 1], got {value}")
     return value
-
-
-def as_float64(name: str, values: ArrayLike) -> Tensor:
-    """Return a float64 CPU copy; Python's floats do not pass through PyTorch's default dtype."""
-    if not isinstance(values, Tensor):
-        try:
-            values = torch.tensor(np.asarray(values, dtype=np.float64), device="cpu")
-        except (TypeError, ValueError):
-            got = type(values).__name__
-            if isinstance(values, str):
-                from . import schedules  # imports this module
-
-                is_schedule = values in schedules.__all__
-                got = f"{values!r}" + f": take schedules.{values}(T)" * is_schedule
-            raise TypeError(f"{name} must be a tensor or an array of numbers, got {got}") from None
-    if values.is_meta:
-        raise ValueError(f"{name} must hold numbers, got a tensor on the meta device")
-    return values.detach().to("cpu", torch.float64, copy=True)
-
-
-def check_probabilities(name: str, values: ArrayLike) -> Tensor:
-    """Return ``values`` as a float64 CPU copy of shape (T,), every entry in [0, 1]."""
-    array = as_float64(name, values)
-    if array.ndim != 1 or array.numel() == 0:
-        raise ValueError(f"{name} must have shape (T,) with T >= 1, got {tuple(array.shape)}")
-    bad = ~((array >= 0) & (array <= 1))
-    if bool(bad.any()):
-        t = int(bad.nonzero()[0])
-        raise ValueError(f"{name} must lie in [0, 1], got {array[t]:.6g} at t = {t + 1}")
-    return array
-
-
-def check_law(name: str, values: ArrayLike, num_classes: int) -> Tensor:
-    """Return a distribution over K classes as a float64 CPU copy, divided by its sum."""
-    law = as_float64(name, values)
-    if law.shape != (num_classes,):
-        raise ValueError(f"{name} must have shape ({num_classes},), got {tuple(law.shape)}")
-    if not bool((law >= 0).all() & law.isfinite().all()):
-        raise ValueError(
-            f"{name} must be finite and not negative, its least entry is {law.min():g}"
-        )
-    if abs(float(law.sum()) - 1) > 1e-6:
-        raise ValueError(f"{name} must sum to 1 within 1e-6, its sum is {float(law.sum()):.9g}")
-    return law / law.sum()
-
-
-def check_square(name: str, values: ArrayLike) -> Tensor:
-    """Return a finite matrix as a float64 CPU copy of shape (K, K), K at least 2."""
-    matrix = as_float64(name, values)
-    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or len(matrix) < 2:
-        raise ValueError(f"{name} must have shape (K, K) with K >= 2, got {tuple(matrix.shape)}")
-    check_finite(name, matrix)
-    return matrix
-
-
-def check_stochastic(name: str, matrices: Tensor) -> Tensor:
-    """Return float64 matrices (T, K, K) of probabilities, each row divided by its sum."""
-    check_finite(name, matrices)
-    if bool((matrices < 0).any()):
-        t, i, j = (int(index) for index in (matrices < 0).nonzero()[0])
-        raise ValueError(
-            f"{name} must not be negative, got {matrices[t, i, j]:.6g} for ({i}, {j}) "
-            f"at t = {t + 1}"
-        )
-    sums = matrices.sum(2)
-    off = (sums - 1).abs() > 1e-6
-    if bool(off.any()):
-        t, i = (int(index) for index in off.nonzero()[0])
-        raise ValueError(
-            f"rows of {name} must sum to 1 within 1e-6, row {i} at t = {t + 1} sums to "
-            f"{sums[t, i]:.9g}"
-        )
-    return matrices / sums.unsqueeze(2)
-
-
-def check_finite(name: str, values: Tensor) -> None:
-    """Raise unless every entry is finite; reads the values."""
-    bad = ~values.isfinite()
-    if bool(bad.any()):
-        where = tuple(int(i) for i in bad.nonzero()[0])
-        raise ValueError(f"{name} must be finite, got {float(values[where])} at {where}")
 
 
 def check_class(name: str, value: int, num_classes: int) -> int:
@@ -224,58 +141,6 @@ def check_logits(name: str, logits: Tensor, shape: torch.Size, num_classes: int)
     check_shape(name, logits, expected)
 
 
-def check_logistic(parameters: tuple[Any, ...]) -> None:
-    """Raise unless they are float tensors of one shape (B, *S), one dtype and one device.
-
-    A bool may follow them.
-    """
-    if len(parameters) not in (2, 3):
-        raise ValueError(
-            f"a tuple in place of logits must be (loc, log_scale), got one of {len(parameters)}"
-        )
-    loc, log_scale, *edge_corrected = parameters
-    if edge_corrected and not isinstance(edge_corrected[0], bool):
-        raise TypeError(f"edge_corrected must be a bool, got {type(edge_corrected[0]).__name__}")
-    check_float("loc", loc)
-    check_float("log_scale", log_scale)
-    if loc.ndim == 0:
-        raise ValueError("loc must have shape (B, *S), got a scalar")
-    check_shape("log_scale", log_scale, tuple(loc.shape))
-    if log_scale.dtype != loc.dtype:
-        raise TypeError(f"log_scale must be {loc.dtype} as loc is, got {log_scale.dtype}")
-    check_same_device(loc=loc, log_scale=log_scale)
-
-
-def check_shaped(
-    logits: Tensor,
-    unconditional: Tensor | None,
-    guidance: float,
-    temperature: float,
-    top_k: int | None,
-    top_p: float | None,
-) -> None:
-    """Raise unless the fields of Shaped are what it documents, for logits of any shape."""
-    check_float("logits", logits)
-    if unconditional is not None:
-        check_shape("unconditional", unconditional, tuple(logits.shape))
-        if unconditional.dtype != logits.dtype:
-            raise TypeError(
-                f"unconditional must be {logits.dtype} as logits is, got {unconditional.dtype}"
-            )
-        check_same_device(logits=logits, unconditional=unconditional)
-    if check_number("guidance", guidance) != 1 and unconditional is None:
-        raise ValueError(f"guidance {guidance} needs unconditional logits, got None")
-    if check_number("temperature", temperature) <= 0:
-        raise ValueError(
-            f"temperature must be positive, got {temperature}; for its limit, the argmax, "
-            "take top_k=1"
-        )
-    if top_k is not None:
-        check_count("top_k", top_k)
-    if top_p is not None and not 0 < check_number("top_p", top_p) <= 1:
-        raise ValueError(f"top_p must lie in (0, 1], got {top_p}")
-
-
 def check_shape(name: str, value: Tensor, shape: tuple[int, ...]) -> None:
     """Raise unless ``value`` has this shape."""
     if not isinstance(value, Tensor):
@@ -297,43 +162,6 @@ def check_no_nan(name: str, value: Tensor | tuple[Any, ...]) -> None:
         if isinstance(part, Tensor) and bool(part.isnan().any()):
             where = tuple(int(i) for i in part.isnan().nonzero()[0])
             raise ValueError(f"{name} must not be NaN, got one at index {where}")
-
-
-class NoLaw(ValueError):
-    """A draw from what is no law.
-
-    Attributes:
-        found: what stands in its place.
-        index: the token's.
-    """
-
-    def __init__(self, found: str, index: tuple[int, ...]) -> None:
-        super().__init__(f"{found} at index {index}")
-        self.found, self.index = found, index
-
-    def behind(self, items: int) -> "NoLaw":
-        """Return the error of a batch in which so many items come before those of this one."""
-        first, *position = self.index
-        return NoLaw(self.found, (first + items, *position))
-
-
-def check_drawn(drawn: Tensor, x_t: Tensor, row_of: Callable[[tuple[int, ...]], Tensor]) -> None:
-    """Raise NoLaw where a draw ``(B, *S)`` is negative; reads the values.
-
-    ``row_of`` returns the logits of a token, ``(K,)``, as they were drawn from.
-    """
-    bad = drawn < 0
-    if not bool(bad.any()):
-        return
-    token = tuple(int(i) for i in bad.nonzero()[0])
-    row = row_of(token)
-    if not bool((row < torch.inf).all()):
-        found = f"have a softmax, got {'NaN' if bool(row.isnan().any()) else 'inf'}"
-    elif bool((row == -torch.inf).all()):
-        found = "have a softmax, got nothing but -inf"
-    else:
-        found = f"allow a class that leads to x_t = {int(x_t[token])}, got -inf for all that do,"
-    raise NoLaw(f"logits must {found}", token)
 
 
 def check_sizes(name: str, value: Sequence[int]) -> None:

@@ -12,13 +12,13 @@ from tqdm.auto import tqdm
 from . import functional, timesteps
 from ._checks import (
     check_choice,
-    check_drawn,
     check_range,
     check_same_device,
     check_shape,
     check_sizes,
     check_tokens,
 )
+from ._no_law import check_drawn
 from ._reuse import Reuse
 from .choices import LASTS, Last
 from .diffusion import Diffusion

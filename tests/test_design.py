@@ -1,7 +1,10 @@
 """What docs/design.md says of the code is so."""
 
+import ast
 import re
 import sys
+from fnmatch import fnmatch
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import torch
@@ -53,3 +56,73 @@ def test_the_way_of_a_call(cpu, monkeypatch):
     assert last[0] == "`cpu.loss`"
     assert len(way) + 1 <= 8
     assert {logits.data_ptr(), t.data_ptr()} <= set(given)  # no copy is made on the way
+
+
+def sources():
+    """The name and the file of every module of the package, the kernels of Triton among them."""
+    for folder in ("d3pm_fast", "kernels"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            parts = path.relative_to(ROOT).with_suffix("").parts
+            within = ("d3pm_fast",) * (folder == "kernels") + parts
+            yield ".".join(within).removesuffix(".__init__"), path
+
+
+MODULES = dict(sources())
+
+
+def imported(name, source, is_package):
+    """The modules of the package that a source imports, also in functions and for types alone."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name in MODULES)
+        if isinstance(node, ast.ImportFrom):
+            up = name.split(".")[: len(name.split(".")) - node.level + is_package]
+            base = (
+                ".".join([*up, node.module] if node.module else up) if node.level else node.module
+            )
+            for alias in node.names:
+                yield from [m for m in (f"{base}.{alias.name}", base) if m in MODULES][:1]
+
+
+def test_imports_are_read_as_python_reads_them():
+    source = """
+from . import loss, schedules
+from ..chains.structures import RANK_ONE
+from .dense import loss as dense
+import torch, d3pm_fast.records
+def f():
+    from ..kernels.common.scale import scale_
+"""
+    found = set(imported("d3pm_fast.ops.shaped", source, is_package=False))
+    assert found == {
+        "d3pm_fast.ops.loss", "d3pm_fast.ops", "d3pm_fast.chains.structures",
+        "d3pm_fast.ops.dense.loss", "d3pm_fast.records", "d3pm_fast.kernels.common.scale",
+    }  # fmt: skip
+    assert list(imported("d3pm_fast.ops", "from .loss import loss", is_package=True)) == [
+        "d3pm_fast.ops.loss"
+    ]
+
+
+def row_of(module, rows):
+    """The number of the row that names a module's file, or else its folder."""
+    path = MODULES[module].relative_to(ROOT)
+    name = str(path if path.parts[0] == "kernels" else path.relative_to("d3pm_fast"))
+    found = {n for n, row in enumerate(rows) if any(fnmatch(name, p) for p in row)}
+    (only,) = {n for n in found if name in rows[n]} or found
+    return only
+
+
+def test_imports_go_down_the_table_of_the_layout():
+    names = [re.findall(r"`([^`]+)`", cells[0]) for cells in rows_below("Layout")]
+    rows = [[f"{name}*" if name.endswith("/") else name for name in row] for row in names]
+    graph = {
+        name: set(imported(name, path.read_text(), path.name == "__init__.py")) - {name}
+        for name, path in MODULES.items()
+    }
+    TopologicalSorter(graph).prepare()  # raises for a circle
+    for whole in ("d3pm_fast", "d3pm_fast.kernels"):  # it exports, or is empty
+        graph.pop(whole)
+    row = {module: row_of(module, rows) for module in graph}
+    assert set(row.values()) == set(range(len(rows)))
+    up = [(a, b) for a in graph for b in graph[a] & graph.keys() if row[b] < row[a]]
+    assert not up

@@ -13,7 +13,7 @@ from helpers.dense_chains import make_dense_chain
 
 import d3pm_fast as d3
 from d3pm_fast import _environment, functional, reference, transitions
-from d3pm_fast._checks import NoLaw
+from d3pm_fast._no_law import NoLaw
 from d3pm_fast.predictions import chunks
 from d3pm_fast.records import Loss, Model, Random, Weights
 from d3pm_fast.reference.draws import NONE

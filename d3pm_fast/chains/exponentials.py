@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._checks import ArrayLike, as_float64, check_law, check_square
+from .._arrays import ArrayLike, as_float64, check_law, check_square
 from .._loadable import loadable
 from .cache import ByteCache
 from .dense import DenseTransition

@@ -18,23 +18,30 @@ BAND_BLOCK = 64
 MIXED = 8.0  # the ratio of a column's entries up to which rounding leaves all of them their digits
 
 
+class OfTensors:
+    """What is known of a form from the tensors in its fields."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the arithmetic."""
+        return self._tensors()[0].dtype
+
+    @property
+    def num_bytes(self) -> int:
+        """What it holds."""
+        return sum(tensor.nbytes for tensor in self._tensors())
+
+    def _tensors(self) -> list[Tensor]:
+        return [value for value in vars(self).values() if isinstance(value, Tensor)]
+
+
 @dataclass(frozen=True)
-class Dense:
+class Dense(OfTensors):
     """The matrix itself; centred, without what all its rows have in common."""
 
     matrix: Tensor
     error: float
     is_centred: bool
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of the arithmetic."""
-        return self.matrix.dtype
-
-    @property
-    def num_bytes(self) -> int:
-        """What it holds."""
-        return self.matrix.nbytes
 
     def apply(self, v: Tensor, out: Tensor) -> None:
         """Write ``v Qbar``."""
@@ -64,23 +71,13 @@ class Identity:
 
 
 @dataclass(frozen=True)
-class Band:
+class Band(OfTensors):
     """Zero, or less than ``error``, at ``|i - j| > half_width``."""
 
     matrix: Tensor
     half_width: int
     error: float
     is_centred = False
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of the arithmetic."""
-        return self.matrix.dtype
-
-    @property
-    def num_bytes(self) -> int:
-        """What it holds."""
-        return self.matrix.nbytes
 
     def apply(self, v: Tensor, out: Tensor) -> None:
         """Write ``v Qbar``, block of columns by block of columns."""
@@ -99,23 +96,13 @@ class Band:
 
 
 @dataclass(frozen=True)
-class LowRank:
+class LowRank(OfTensors):
     """``Qbar = 1 pi^T + left right``; the first part is dropped."""
 
     left: Tensor
     right: Tensor
     error: float
     is_centred = True
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of the arithmetic."""
-        return self.left.dtype
-
-    @property
-    def num_bytes(self) -> int:
-        """What it holds."""
-        return self.left.nbytes + self.right.nbytes
 
     def apply(self, v: Tensor, out: Tensor) -> None:
         """Write ``v Qbar`` for rows that sum to zero."""

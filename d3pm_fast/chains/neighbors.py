@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from .._checks import ArrayLike, as_float64, check_count, check_finite, check_number
+from .._arrays import ArrayLike, as_float64, check_finite
+from .._checks import check_count, check_number
 
 __all__ = [
     "limit_of_graph",

@@ -10,7 +10,7 @@ and the absorbing case), so a chain of T steps is O(T) scalars and at most one K
 import torch
 from torch import Tensor
 
-from .._checks import ArrayLike, check_probabilities
+from .._arrays import ArrayLike, check_probabilities
 from .._information import divergence_terms
 from .._loadable import loadable
 from .base import Transition, running_sums

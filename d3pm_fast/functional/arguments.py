@@ -5,18 +5,12 @@ from torch import Tensor
 from torch.compiler import is_compiling
 
 from .. import _environment, derivatives, ops
-from .._checks import (
-    check_choice,
-    check_range,
-    check_same_device,
-    check_shape,
-    check_times,
-)
-from .._impossible import check_possible
+from .._checks import check_choice, check_range, check_same_device, check_shape, check_times
 from ..chains import Transition
 from ..choices import FIRST_STEPS, REVERSES, FirstStep, Impl, Reverse
 from ..predictions import Prediction
 from ..records import Model
+from .impossible import check_possible
 
 
 def check_model(

@@ -5,9 +5,10 @@ from collections.abc import Callable
 from torch import Tensor
 
 from .. import autograd, ops, reference
-from .._checks import check_count, check_logistic
+from .._checks import check_count
 from ..choices import Impl
 from ..derivatives import Differentiable, Inputs, Items
+from ..predictions.logistic import check_logistic
 
 # In quotes on inner functions: the compilers of PyTorch 2.4 to 2.6 cannot build annotations.
 

@@ -15,7 +15,6 @@ from .._checks import (
     check_tokens,
     check_weight,
 )
-from .._impossible import warn_where_nan
 from ..autograd import LossOperation
 from ..chains import Transition
 from ..choices import REDUCTIONS, FirstStep, Impl, Reduction, Reverse
@@ -23,6 +22,7 @@ from ..derivatives import Inputs, Items
 from ..predictions import Predicted, as_prediction
 from ..records import Loss, Model, Weights
 from .arguments import can_be_read, check_model, check_target, choose, contiguous, is_too_narrow
+from .impossible import warn_where_nan
 
 # In quotes on inner functions: the compilers of PyTorch 2.4 to 2.6 cannot build annotations.
 

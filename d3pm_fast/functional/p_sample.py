@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from .. import _environment, ops
-from .._checks import check_drawn, check_tokens
+from .._checks import check_tokens
+from .._no_law import check_drawn
 from ..chains import Transition
 from ..choices import FirstStep, Impl, Reverse
 from ..predictions import Predicted, as_prediction

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from .. import reference
-from .._checks import check_drawn
 from .._compiled import cpu
+from .._no_law import check_drawn
 from ..chains.structures import DENSE, RANK_ONE, SPARSE, RankOneStep
 from ..records import AnyStep, Model, Random, Shaping
 from .dense import p_sample as dense

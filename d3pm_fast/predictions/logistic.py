@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import derivatives, reference
-from .._checks import check_logistic, check_no_nan, check_shape
+from .._checks import check_float, check_no_nan, check_same_device, check_shape
 from ..ops import logistic_gradient, logistic_logits
 from ..reference.logspace import compute_dtype
 from .logits import LogitsPrediction
@@ -106,6 +106,28 @@ class LogisticPrediction(Prediction):
 
     def _with(self, *parameters: Tensor) -> LogisticPrediction:
         return LogisticPrediction((*parameters, *self.given[2:]), self.num_classes)
+
+
+def check_logistic(parameters: tuple[Any, ...]) -> None:
+    """Raise unless they are float tensors of one shape (B, *S), one dtype and one device.
+
+    A bool may follow them.
+    """
+    if len(parameters) not in (2, 3):
+        raise ValueError(
+            f"a tuple in place of logits must be (loc, log_scale), got one of {len(parameters)}"
+        )
+    loc, log_scale, *edge_corrected = parameters
+    if edge_corrected and not isinstance(edge_corrected[0], bool):
+        raise TypeError(f"edge_corrected must be a bool, got {type(edge_corrected[0]).__name__}")
+    check_float("loc", loc)
+    check_float("log_scale", log_scale)
+    if loc.ndim == 0:
+        raise ValueError("loc must have shape (B, *S), got a scalar")
+    check_shape("log_scale", log_scale, tuple(loc.shape))
+    if log_scale.dtype != loc.dtype:
+        raise TypeError(f"log_scale must be {loc.dtype} as loc is, got {log_scale.dtype}")
+    check_same_device(loc=loc, log_scale=log_scale)
 
 
 def _to_compute(*parameters: Tensor) -> list[Tensor]:

@@ -9,7 +9,15 @@ import torch
 from torch import Tensor
 
 from .. import derivatives, reference
-from .._checks import check_logits, check_no_nan, check_shaped
+from .._checks import (
+    check_count,
+    check_float,
+    check_logits,
+    check_no_nan,
+    check_number,
+    check_same_device,
+    check_shape,
+)
 from ..derivatives import Items
 from ..ops import shaped_logits, shaped_p_sample
 from ..records import Shaping
@@ -77,7 +85,7 @@ class ShapedPrediction(Prediction):
 
     def check(self, shape: torch.Size) -> None:
         """Raise unless the logits are of shape ``(*shape, K)`` and the rest is as documented."""
-        check_shaped(*self.given)
+        _check_shaped(*self.given)
         check_logits("logits", self.given.logits, shape, self.num_classes)
 
     def check_model(self) -> None:
@@ -151,3 +159,33 @@ class ShapedPrediction(Prediction):
             self.num_classes if top_k is None else min(int(top_k), self.num_classes),
             1.0 if top_p is None else max(float(top_p), range_of.tiny),
         )
+
+
+def _check_shaped(
+    logits: Tensor,
+    unconditional: Tensor | None,
+    guidance: float,
+    temperature: float,
+    top_k: int | None,
+    top_p: float | None,
+) -> None:
+    """Raise unless the fields of Shaped are what it documents, for logits of any shape."""
+    check_float("logits", logits)
+    if unconditional is not None:
+        check_shape("unconditional", unconditional, tuple(logits.shape))
+        if unconditional.dtype != logits.dtype:
+            raise TypeError(
+                f"unconditional must be {logits.dtype} as logits is, got {unconditional.dtype}"
+            )
+        check_same_device(logits=logits, unconditional=unconditional)
+    if check_number("guidance", guidance) != 1 and unconditional is None:
+        raise ValueError(f"guidance {guidance} needs unconditional logits, got None")
+    if check_number("temperature", temperature) <= 0:
+        raise ValueError(
+            f"temperature must be positive, got {temperature}; for its limit, the argmax, "
+            "take top_k=1"
+        )
+    if top_k is not None:
+        check_count("top_k", top_k)
+    if top_p is not None and not 0 < check_number("top_p", top_p) <= 1:
+        raise ValueError(f"top_p must lie in (0, 1], got {top_p}")

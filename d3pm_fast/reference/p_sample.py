@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._checks import check_drawn
+from .._no_law import check_drawn
 from ..records import Model, Random
 from .draws import NONE, draw_row
 from .philox import uniforms

@@ -5,7 +5,8 @@ import math
 import torch
 from torch import Tensor
 
-from .._checks import ArrayLike, check_count, check_probabilities, check_probability
+from .._arrays import ArrayLike, check_probabilities
+from .._checks import check_count, check_probability
 
 __all__ = [
     "cosine",

@@ -6,7 +6,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from .._checks import ArrayLike, check_count, check_law, check_square, check_stochastic
+from .._arrays import ArrayLike, check_law, check_square, check_stochastic
+from .._checks import check_count
 from .._information import divergence_terms
 from ..chains.exponentials import check_rate, exponential
 from ..chains.limits import closure, stationary_law

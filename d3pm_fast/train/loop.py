@@ -51,7 +51,7 @@ class Run:
 
     def __init__(self, config: TrainConfig) -> None:
         records.check_installed(config.log)
-        check_folder(config.out)
+        checkpoint.check_folder(config.out)
         self.config = config
         self.device = pick_device(config.device)
         self.items, self.held_out = config.load()
@@ -244,7 +244,7 @@ class Run:
                 )
             return
         state = checkpoint.load(path)
-        check_same(state["options"], to_options(self.config), path)
+        checkpoint.check_same(state["options"], to_options(self.config), path)
         if state["statistics"] != self.statistics:
             raise ValueError(
                 f"{path} was trained on other data: choose another --out, or remove the old run"
@@ -287,39 +287,6 @@ class Run:
         )
 
 
-def check_folder(out: Path) -> None:
-    """Raise ValueError where a file stands in the way of the folder ``out``."""
-    there = next(path for path in (out, *out.parents) if path.exists())
-    if not there.is_dir():
-        raise ValueError(f"--out {out} cannot be a folder: {there} is a file")
-
-
 def is_preview(step: int) -> bool:
     """Return whether samples are shown after this step."""
     return step % FIRST_PREVIEW == 0 and (step // FIRST_PREVIEW).bit_count() == 1
-
-
-# Options that may differ from those of the checkpoint a run goes on from.
-FREE = {
-    "checkpoint_every",
-    "config",
-    "data",
-    "device",
-    "epochs",
-    "impl",
-    "log",
-    "max_steps",
-    "out",
-    "sample_count",
-    "sample_steps",
-}
-
-
-def check_same(saved: dict[str, Any], asked: dict[str, Any], path: Path) -> None:
-    """Raise ValueError if a checkpoint's options are not the ones asked for."""
-    for name, value in asked.items():
-        if name not in FREE and saved.get(name) != value:
-            raise ValueError(
-                f"{path} was trained with {name} = {saved.get(name)!r}, asked for is {value!r}: "
-                "choose another --out, or remove the old run"
-            )

@@ -1,6 +1,7 @@
 """The absorbing chain: a token that changes is masked, and stays so."""
 
-from .._checks import ArrayLike, check_class, check_count
+from .._arrays import ArrayLike
+from .._checks import check_class, check_count
 from ..chains import RankOneTransition
 
 __all__ = ["absorbing"]

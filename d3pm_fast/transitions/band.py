@@ -5,7 +5,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from .._checks import ArrayLike, check_count, check_probabilities
+from .._arrays import ArrayLike, check_probabilities
+from .._checks import check_count
 from .._loadable import loadable
 from ..chains import MEMORY_BUDGET, DenseTransition, Products
 from ..chains.toeplitz import check_width, toeplitz, toeplitz_chain

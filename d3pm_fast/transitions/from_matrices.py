@@ -4,7 +4,7 @@ from functools import partial
 
 from torch import Tensor
 
-from .._checks import ArrayLike, as_float64, check_law, check_stochastic
+from .._arrays import ArrayLike, as_float64, check_law, check_stochastic
 from .._loadable import loadable
 from ..chains import MEMORY_BUDGET, DenseTransition, Products, stationary_law
 

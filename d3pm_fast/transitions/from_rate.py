@@ -1,6 +1,6 @@
 """The chain of a rate matrix of your own."""
 
-from .._checks import ArrayLike
+from .._arrays import ArrayLike
 from ..chains import MEMORY_BUDGET, DenseTransition
 from ..chains.exponentials import check_rate, rate_chain
 

@@ -1,6 +1,7 @@
 """The marginal chain: a token that changes is redrawn from a distribution of your own."""
 
-from .._checks import ArrayLike, check_count, check_law
+from .._arrays import ArrayLike, check_law
+from .._checks import check_count
 from ..chains import RankOneTransition
 
 __all__ = ["marginal"]

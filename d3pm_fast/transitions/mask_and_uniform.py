@@ -2,13 +2,8 @@
 
 from torch import Tensor
 
-from .._checks import (
-    ArrayLike,
-    check_class,
-    check_count,
-    check_probabilities,
-    check_probability,
-)
+from .._arrays import ArrayLike, check_probabilities
+from .._checks import check_class, check_count, check_probability
 from ..chains import RankOneTransition
 
 __all__ = ["mask_and_uniform"]

@@ -6,7 +6,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from .._checks import ArrayLike, check_law
+from .._arrays import ArrayLike, check_law
 from .._loadable import loadable
 from ..chains import MEMORY_BUDGET, DenseTransition, Products, Transition, stationary_law
 

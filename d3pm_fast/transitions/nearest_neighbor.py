@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from .._checks import ArrayLike, check_choice, check_probabilities
+from .._arrays import ArrayLike, check_probabilities
+from .._checks import check_choice
 from ..chains import MEMORY_BUDGET, DenseTransition, SparseTransition
 from ..chains.exponentials import check_rising, rate_chain
 from ..chains.jump_laws import Coins

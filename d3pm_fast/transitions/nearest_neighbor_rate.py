@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from .._checks import ArrayLike
+from .._arrays import ArrayLike
 from ..chains.neighbors import neighbor_rates, with_diagonal
 
 __all__ = ["nearest_neighbor_rate"]

@@ -4,7 +4,7 @@ import math
 
 from torch import Tensor
 
-from .._checks import ArrayLike
+from .._arrays import ArrayLike
 from ..chains.exponentials import check_rate, exponential
 from ..chains.limits import closure
 

@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from .._checks import ArrayLike, check_law, check_probabilities, check_square
+from .._arrays import ArrayLike, check_law, check_probabilities, check_square
 from ..chains import MEMORY_BUDGET, DenseTransition
 from ..chains.keep_or_move import keep_or_move_chain
 

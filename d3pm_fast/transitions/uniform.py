@@ -1,6 +1,7 @@
 """The uniform chain: a token that changes is redrawn from all classes."""
 
-from .._checks import ArrayLike, check_count
+from .._arrays import ArrayLike
+from .._checks import check_count
 from ..chains import RankOneTransition
 
 __all__ = ["uniform"]

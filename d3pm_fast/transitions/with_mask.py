@@ -5,7 +5,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from .._checks import ArrayLike, check_probabilities
+from .._arrays import ArrayLike, check_probabilities
 from .._loadable import loadable
 from ..chains import MEMORY_BUDGET, DenseTransition, Products, Transition
 

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from ..._checks import check_drawn
 from ..._compiled import cpu
+from ..._no_law import check_drawn
 from ...chains.structures import MatrixStep
 from ...records import Model, Random
 from ...reference.draws import NONE, draw_row

@@ -7,7 +7,7 @@ from weakref import WeakSet
 import torch
 from torch import Tensor
 
-from .chains import Transition
+from ..chains import Transition
 
 __all__ = ["check_possible", "warn_where_nan"]
 
