@@ -109,12 +109,13 @@ def check_tokens(
         raise ValueError(f"{name} must have shape (B, *S), got a scalar")
 
 
-def check_times(name: str, t: Tensor, shape: torch.Size) -> None:
-    """Raise unless ``t`` is an integer tensor of shape (B,) or (B, *S)."""
+def check_times(name: str, t: Tensor, shape: torch.Size, are_integers: bool = True) -> None:
+    """Raise unless ``t`` is a tensor of integers, or of floats, of shape (B,) or (B, *S)."""
     if not isinstance(t, Tensor):
         raise not_a_tensor(name, t)
-    if t.dtype not in INTEGER_DTYPES:
-        raise TypeError(f"{name} must be an integer tensor, got {t.dtype}")
+    if t.dtype not in (INTEGER_DTYPES if are_integers else FLOAT_DTYPES):
+        kind = "an integer" if are_integers else "a float"
+        raise TypeError(f"{name} must be {kind} tensor, got {t.dtype}")
     if t.shape not in (shape, shape[:1]):
         raise ValueError(
             f"{name} must have shape {tuple(shape[:1])} or {tuple(shape)}, got {tuple(t.shape)}"

@@ -60,7 +60,7 @@ def _settings(diffusion: Diffusion) -> dict[str, str | int]:
     return {
         "family": chain.family,
         "num_classes": chain.num_classes,
-        "num_steps": chain.num_steps,
+        "num_steps": chain.num_steps or 0,
         "mask_id": chain.mask_id,
         "reverse": diffusion.reverse,
         "first_step": diffusion.first_step,

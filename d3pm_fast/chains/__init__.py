@@ -2,19 +2,24 @@
 
 from .base import Transition, running_sums
 from .cache import MEMORY_BUDGET
+from .continuous import ContinuousTransition, Schedule, rank_one_chain
 from .dense import DenseTransition
 from .limits import stationary_law
 from .products import Products
-from .rank_one import RankOneTransition
+from .rank_one import RankOneChain, RankOneTransition
 from .sparse import SparseTransition
 
 __all__ = [
     "MEMORY_BUDGET",
+    "ContinuousTransition",
     "DenseTransition",
     "Products",
+    "RankOneChain",
     "RankOneTransition",
+    "Schedule",
     "SparseTransition",
     "Transition",
+    "rank_one_chain",
     "running_sums",
     "stationary_law",
 ]

@@ -24,7 +24,7 @@ class Transition(nn.Module):
         structure: its name in ``chains/structures.py``, by which kernels are chosen.
         family: the name of the function that made it.
         num_classes: K.
-        num_steps: T.
+        num_steps: T; None in continuous time.
         mask_id: the mask's class, or -1 where the family has none.
         fingerprint: a number that depends on the family, K, T and all probabilities; equal chains
             have it in common up to some 1e-12.
@@ -44,9 +44,14 @@ class Transition(nn.Module):
         self.num_steps = num_steps
         self.mask_id = mask_id
 
+    @property
+    def has_steps(self) -> bool:
+        """Whether times are integers 1..T; else they are numbers in [0, 1]."""
+        return self.num_steps is not None
+
     def _defined_by(self, *parts: Any) -> None:
         """Set the fingerprint of a chain that these numbers, and its sizes, define."""
-        sizes = self.num_classes, self.num_steps, self.mask_id
+        sizes = self.num_classes, self.num_steps or 0, self.mask_id
         self.fingerprint = fingerprint(self.family, *sizes, *parts)
 
     @property

@@ -7,6 +7,8 @@ and the absorbing case), so a chain of T steps is O(T) scalars and at most one K
     Qbar_t = Abar_t I + 1 (Wbar_t base + Mbar_t e_mask)^T
 """
 
+from abc import abstractmethod
+
 import torch
 from torch import Tensor
 
@@ -16,7 +18,7 @@ from .._loadable import loadable
 from .base import Transition, running_sums
 from .structures import RANK_ONE, RankOneMarginal, RankOneStep
 
-__all__ = ["RankOneTransition"]
+__all__ = ["RankOneChain", "RankOneTransition"]
 
 # exp(-1000) is 0 in float64, and differences of sums of it stay finite where -inf would not.
 _LOG_ZERO = -1000.0
@@ -25,8 +27,68 @@ _LOG_ZERO = -1000.0
 _LEAST = {torch.float32: 1e-18, torch.float64: 1e-150}
 
 
+class RankOneChain(Transition):
+    """What such chains share, of T steps or in continuous time.
+
+    Attributes:
+        base: float64 ``(K,)``: what a redrawn token is drawn from; None where it is 1/K.
+        base_cdf: float64 ``(K,)``: the running sum of ``base``, its last entry exactly 1.
+    """
+
+    structure = RANK_ONE.name
+    base: Tensor | None
+    base_cdf: Tensor | None
+
+    @abstractmethod
+    def product_coefficients(self, t: Tensor) -> Tensor:
+        """Return ``(Abar_t, Wbar_t, Mbar_t)`` of ``Qbar_t``, float64 ``(*t.shape, 3)``."""
+
+    @abstractmethod
+    def coefficients(self, s: Tensor, t: Tensor) -> Tensor:
+        """Return what the step ``x_t -> x_s`` needs, float64 ``(*t.shape, 7)``.
+
+        Columns: ``a, w, m`` of ``Q_{s->t}``, then ``Abar_s, Wbar_s, Mbar_s`` of ``Qbar_s``, then
+        ``s`` itself. ``Qbar_t`` follows without cancellation: ``Abar_t = a Abar_s``,
+        ``Wbar_t = a Wbar_s + w``, ``Mbar_t = a Mbar_s + m``.
+        """
+
+    def log_reach(self, x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        """Return ``log Qbar_t[x_0, x_t]``, float64, for tensors of one shape, all trusted."""
+        keep, base, mask = self.product_coefficients(t).unbind(-1)
+        vector = 1 / self.num_classes if self.base is None else self.base[x_t]
+        return (keep * (x0 == x_t) + base * vector + mask * (x_t == self.mask_id)).log()
+
+    def _steps_between(self, s: Tensor, t: Tensor, valid: Tensor) -> RankOneStep:
+        """Return the record of steps, NaN for those that are not valid."""
+        table = self.coefficients(s.where(valid, 0).flatten(), t.where(valid, 0).flatten())
+        rows = torch.arange(t.numel(), device=t.device).view(t.shape)
+        table = table.where(valid.flatten().unsqueeze(-1), torch.nan)
+        return RankOneStep(rows, table, self.base, self.base_cdf, self.mask_id)
+
+    def _prior(self, end: Tensor) -> Tensor:
+        """Return the divergence of ``Qbar`` with these coefficients from the stationary law."""
+        keep, base, mask = end
+        law, spread = self.stationary(), self._spread_vector(base, mask)
+        others = divergence_terms(spread, law)
+        here = divergence_terms(spread + keep, law)
+        return here + (others.sum() - others)
+
+    def _matrix(self, keep: Tensor, base: Tensor, mask: Tensor) -> Tensor:
+        eye = torch.eye(self.num_classes, dtype=torch.float64, device=keep.device)
+        return keep * eye + self._spread_vector(base, mask)
+
+    def _spread_vector(self, base: Tensor, mask: Tensor) -> Tensor:
+        vector = self.base
+        if vector is None:
+            vector = base.new_full((self.num_classes,), 1 / self.num_classes)
+        vector = base * vector
+        if self.mask_id >= 0:
+            vector[self.mask_id] += mask
+        return vector
+
+
 @loadable
-class RankOneTransition(Transition):
+class RankOneTransition(RankOneChain):
     """The chain ``Q_t = (1 - beta_t) I + beta_t 1 (g_t base + (1 - g_t) e_mask)^T``.
 
     Made by :func:`~d3pm_fast.transitions.uniform`, :func:`~d3pm_fast.transitions.absorbing`,
@@ -36,14 +98,11 @@ class RankOneTransition(Transition):
         ValueError: a class is entered in some step with a probability above 0 and below 1e-150.
 
     Attributes:
-        base: float64 ``(K,)``: what a redrawn token is drawn from; None where it is 1/K.
-        base_cdf: float64 ``(K,)``: the running sum of ``base``, its last entry exactly 1.
         steps: float64 ``(T + 1, 7)``: row t is ``coefficients(t - 1, t)``; row 0 is NaN.
         products: float64 ``(T + 1, 3)``: row t is ``product_coefficients(t)``, row 0 the
             identity.
     """
 
-    structure = RANK_ONE.name
     _TABLES = (
         "base",
         "base_cdf",
@@ -106,10 +165,6 @@ class RankOneTransition(Transition):
     def coefficients(self, s: Tensor, t: Tensor) -> Tensor:
         """Return what the step ``x_t -> x_s`` needs, float64 ``(*t.shape, 7)``.
 
-        Columns: ``a, w, m`` of ``Q_{s->t} = Q_{s+1} ... Q_t``, then ``Abar_s, Wbar_s, Mbar_s`` of
-        ``Qbar_s``, then ``s`` itself. ``Qbar_t`` follows without cancellation:
-        ``Abar_t = a Abar_s``, ``Wbar_t = a Wbar_s + w``, ``Mbar_t = a Mbar_s + m``.
-
         Args:
             s: integers in 0..T, any shape.
             t: integers in 0..T, the shape of ``s``, nowhere below it.
@@ -133,23 +188,13 @@ class RankOneTransition(Transition):
 
     def step_record(self, t: Tensor, s: Tensor | None = None) -> RankOneStep:
         """Return what operations are given of the steps ``x_t -> x_s``, s None for t - 1."""
-        rows, table = t, self.steps
-        if s is not None:
-            valid = (s >= 0) & (s < t) & (t <= self.num_steps)
-            table = self.coefficients(s.where(valid, 0).flatten(), t.where(valid, 0).flatten())
-            rows = torch.arange(t.numel(), device=t.device).view(t.shape)
-            table = table.where(valid.flatten().unsqueeze(-1), torch.nan)
-        return RankOneStep(rows, table, self.base, self.base_cdf, self.mask_id)
+        if s is None:
+            return RankOneStep(t, self.steps, self.base, self.base_cdf, self.mask_id)
+        return self._steps_between(s, t, (s >= 0) & (s < t) & (t <= self.num_steps))
 
     def marginal_record(self, t: Tensor) -> RankOneMarginal:
         """Return what operations are given of ``q(x_t | x_0)``."""
         return RankOneMarginal(t, self.products, self.base_cdf, self.mask_id, self.num_classes)
-
-    def log_reach(self, x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
-        """Return ``log Qbar_t[x_0, x_t]``, float64, for integers of one shape, all trusted."""
-        keep, base, mask = self.products[t].unbind(-1)
-        vector = 1 / self.num_classes if self.base is None else self.base[x_t]
-        return (keep * (x0 == x_t) + base * vector + mask * (x_t == self.mask_id)).log()
 
     def stationary(self) -> Tensor:
         """Return the distribution of x_T, whatever x_0 was, float64 ``(K,)``.
@@ -165,30 +210,13 @@ class RankOneTransition(Transition):
 
     def prior(self) -> Tensor:
         """Return ``KL(q(x_T | x_0) || stationary)`` in nats for each x_0, float64 ``(K,)``."""
-        keep, base, mask = self.products[-1]
-        law, spread = self.stationary(), self._spread_vector(base, mask)
-        others = divergence_terms(spread, law)
-        here = divergence_terms(spread + keep, law)
-        return here + (others.sum() - others)
+        return self._prior(self.products[-1])
 
     def _q_matrix(self, t: int) -> Tensor:
         return self._matrix(*self.steps[t, :3])
 
     def _q_bar_matrix(self, t: int) -> Tensor:
         return self._matrix(*self.products[t])
-
-    def _matrix(self, keep: Tensor, base: Tensor, mask: Tensor) -> Tensor:
-        eye = torch.eye(self.num_classes, dtype=torch.float64, device=keep.device)
-        return keep * eye + self._spread_vector(base, mask)
-
-    def _spread_vector(self, base: Tensor, mask: Tensor) -> Tensor:
-        vector = self.base
-        if vector is None:
-            vector = base.new_full((self.num_classes,), 1 / self.num_classes)
-        vector = base * vector
-        if self.mask_id >= 0:
-            vector[self.mask_id] += mask
-        return vector
 
 
 def _needs_float64(betas: Tensor, share: Tensor, base: Tensor | None, num_classes: int) -> bool:

@@ -29,7 +29,7 @@ def check_model(
     check_choice("reverse", reverse, REVERSES)
     check_choice("first_step", first_step, FIRST_STEPS)
     prediction.check(x_t.shape)
-    check_times("t", t, x_t.shape)
+    check_times("t", t, x_t.shape, transition.has_steps)
     first, *_ = prediction.parameters
     check_same_device(logits=first, x_t=x_t, t=t, transition=transition, **others)
     return Model(reverse == "posterior_mean", first_step == "logits")
@@ -40,11 +40,16 @@ def is_too_narrow(prediction: Prediction, transition: Transition) -> bool:
     return transition.needs_float64 and prediction.dtype != torch.float64
 
 
-def contiguous(tokens: Tensor) -> Tensor:
+def contiguous(tokens: Tensor, dtype: torch.dtype = torch.int64) -> Tensor:
     """Return tokens or times as operations take them: int64, contiguous."""
-    if tokens.dtype == torch.int64 and tokens.is_contiguous():
+    if tokens.dtype == dtype and tokens.is_contiguous():
         return tokens
-    return tokens.to(torch.int64).contiguous()
+    return tokens.to(dtype).contiguous()
+
+
+def contiguous_times(transition: Transition, t: Tensor) -> Tensor:
+    """Return times as chains take them, contiguous: int64, or float64 in continuous time."""
+    return contiguous(t, torch.int64 if transition.has_steps else torch.float64)
 
 
 def choose(
@@ -63,8 +68,11 @@ def choose(
     name = ops.implementation(impl, t.device, transition, operation=operation).name
     if not can_be_read(t):
         return name
+    if not transition.has_steps:
+        _check_interval("t", t, includes_zero=first_time == 0)
     if _environment.CHECK or name == "reference":
-        check_range("t", t, first_time, transition.num_steps + 1)
+        if transition.has_steps:
+            check_range("t", t, first_time, transition.num_steps + 1)
         for key, value in tokens.items():
             counted = value if mask is None else value[mask]
             check_range(key, counted, 0, transition.num_classes)
@@ -79,12 +87,12 @@ def check_target(
     """Return the times that steps from t lead to, contiguous; None for t - 1."""
     if s is None:
         return None
-    check_times("s", s, shape)
+    check_times("s", s, shape, transition.has_steps)
     check_shape("s", s, tuple(t.shape))
     check_same_device(t=t, s=s)
     if can_be_read(t):
         _check_order(transition, s, t)
-    return contiguous(s)
+    return contiguous_times(transition, s)
 
 
 def can_be_read(values: Tensor) -> bool:
@@ -94,8 +102,18 @@ def can_be_read(values: Tensor) -> bool:
 
 
 def _check_order(transition: Transition, s: Tensor, t: Tensor) -> None:
-    check_range("t", t, 1, transition.num_steps + 1)
-    bad = (s < 0) | (s.long() >= t.long())
+    if transition.has_steps:
+        check_range("t", t, 1, transition.num_steps + 1)
+    s, t = contiguous_times(transition, s), contiguous_times(transition, t)
+    bad = ~((s >= 0) & (s < t))
     if bool(bad.any()):
         where = tuple(int(i) for i in bad.nonzero()[0])
-        raise IndexError(f"s must lie in [0, t), got s = {int(s[where])} with t = {int(t[where])}")
+        got = f"s = {s[where].item()} with t = {t[where].item()}"
+        raise IndexError(f"s must lie in [0, t), got {got}")
+
+
+def _check_interval(name: str, t: Tensor, includes_zero: bool) -> None:
+    bad = ~((t >= 0) & (t <= 1)) if includes_zero else ~((t > 0) & (t <= 1))
+    if bool(bad.any()):
+        interval = "[0, 1]" if includes_zero else "(0, 1]"
+        raise IndexError(f"{name} must lie in {interval}, got {t[bad][0].item()}")

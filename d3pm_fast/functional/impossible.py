@@ -49,8 +49,8 @@ def _first(
     transition: Transition, x0: Tensor, mask: Tensor | None, x_t: Tensor, t: Tensor
 ) -> str | None:
     x0, x_t = x0.long(), x_t.long()
-    t = t.long().view(*t.shape, *(1,) * (x0.ndim - t.ndim)).expand(x0.shape)
-    counts = (t >= 1) & (t <= transition.num_steps)
+    t = t.view(*t.shape, *(1,) * (x0.ndim - t.ndim)).expand(x0.shape)
+    counts = (t > 0) & (t <= (transition.num_steps if transition.has_steps else 1))
     for tokens in (x0, x_t):
         counts &= (tokens >= 0) & (tokens < transition.num_classes)
     if mask is not None:
@@ -62,6 +62,6 @@ def _first(
     n = int(bad.nonzero()[0])
     token = int(counts.flatten().nonzero()[n])
     return (
-        f"x_t = {int(x_t[n])} cannot come from x0 = {int(x0[n])} at t = {int(t[n])} "
+        f"x_t = {int(x_t[n])} cannot come from x0 = {int(x0[n])} at t = {t[n].item()} "
         f"(token {token}): the chain gives it probability 0"
     )

@@ -21,7 +21,15 @@ from ..choices import REDUCTIONS, FirstStep, Impl, Reduction, Reverse
 from ..derivatives import Inputs, Items
 from ..predictions import Predicted, as_prediction
 from ..records import Loss, Model, Weights
-from .arguments import can_be_read, check_model, check_target, choose, contiguous, is_too_narrow
+from .arguments import (
+    can_be_read,
+    check_model,
+    check_target,
+    choose,
+    contiguous,
+    contiguous_times,
+    is_too_narrow,
+)
 from .impossible import warn_where_nan
 
 # In quotes on inner functions: the compilers of PyTorch 2.4 to 2.6 cannot build annotations.
@@ -110,7 +118,7 @@ def loss(
     name = choose(impl, "loss", transition, t, 1, mask, x0=x0, x_t=x_t)
     served = prediction.served_by(name)
     operation = served.loss(_of_logits(transition, name, model, weights))
-    items = contiguous(x0), mask, contiguous(x_t), contiguous(t), s
+    items = contiguous(x0), mask, contiguous(x_t), contiguous_times(transition, t), s
     value = autograd.loss(operation, reduction, served.parameters, items)
     if can_be_read(value):
         warn_where_nan(value, transition, *items[:4])

@@ -12,7 +12,14 @@ from ..chains import Transition
 from ..choices import FirstStep, Impl, Reverse
 from ..predictions import Predicted, as_prediction
 from ..records import Random
-from .arguments import check_model, check_target, choose, contiguous, is_too_narrow
+from .arguments import (
+    check_model,
+    check_target,
+    choose,
+    contiguous,
+    contiguous_times,
+    is_too_narrow,
+)
 from .seeds import check_seeds
 
 # In quotes on inner functions: the compilers of PyTorch 2.4 to 2.6 cannot build annotations.
@@ -89,7 +96,7 @@ def p_sample(
         return kernel(logits, x_t, step_of, model, Random(seeds, step), *last)  # type: ignore[no-any-return]
 
     with torch.no_grad():
-        items = contiguous(x_t), contiguous(t), s, seeds
+        items = contiguous(x_t), contiguous_times(transition, t), s, seeds
         drawn = prediction.served_by(name).sampled(find, draw, items)
     if _environment.CHECK:
         check_drawn(drawn, x_t, prediction.row)

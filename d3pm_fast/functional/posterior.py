@@ -13,7 +13,14 @@ from ..choices import FirstStep, Impl, Reverse
 from ..derivatives import Differentiable, Inputs, Items
 from ..predictions import Predicted, as_prediction
 from ..records import Model
-from .arguments import check_model, check_target, choose, contiguous, is_too_narrow
+from .arguments import (
+    check_model,
+    check_target,
+    choose,
+    contiguous,
+    contiguous_times,
+    is_too_narrow,
+)
 
 # In quotes on inner functions: the compilers of PyTorch 2.4 to 2.6 cannot build annotations.
 
@@ -50,13 +57,13 @@ def q_posterior(
         shape = others.shape if isinstance(others, Tensor) else None
         check_tokens(key, tokens, transition.num_classes, shape)
     check_shape("x_t", x_t, tuple(x0.shape))
-    check_times("t", t, x0.shape)
+    check_times("t", t, x0.shape, transition.has_steps)
     check_same_device(x0=x0, x_t=x_t, t=t, transition=transition)
     s = check_target(transition, s, t, x_t.shape)
     name = choose(impl, "q_posterior", transition, t, 1, x0=x0, x_t=x_t)
     kernel = ops.q_posterior.kernel(name, transition.structure)
     calculated = torch.float64 if transition.needs_float64 else dtype
-    step = transition.step_record(contiguous(t), s)
+    step = transition.step_record(contiguous_times(transition, t), s)
     log_q: Tensor = kernel(
         contiguous(x0), contiguous(x_t), step, transition.num_classes, calculated
     )
@@ -110,7 +117,7 @@ def p_posterior(
     name = choose(impl, "p_posterior", transition, t, 1, x_t=x_t)
     served = prediction.served_by(name)
     operation = served.differentiable(_of_logits(transition, name, model))
-    items = contiguous(x_t), contiguous(t), s
+    items = contiguous(x_t), contiguous_times(transition, t), s
     return autograd.differentiable(operation, served.parameters, items).to(dtype)
 
 

@@ -8,7 +8,7 @@ from .._checks import check_mask, check_same_device, check_times, check_tokens
 from ..chains import Transition
 from ..choices import Impl
 from ..records import Random
-from .arguments import choose, contiguous
+from .arguments import choose, contiguous, contiguous_times
 from .seeds import check_seeds
 
 
@@ -41,7 +41,7 @@ def q_sample(
         ``(B, *S)`` in the dtype of x0.
     """
     check_tokens("x0", x0, transition.num_classes)
-    check_times("t", t, x0.shape)
+    check_times("t", t, x0.shape, transition.has_steps)
     if mask is not None:
         check_mask(mask, x0.shape)
     check_same_device(x0=x0, t=t, mask=mask, transition=transition)
@@ -51,5 +51,7 @@ def q_sample(
         data = tokens.where(mask, 0)
     name = choose(impl, "q_sample", transition, t, 0, x0=data)
     kernel = ops.q_sample.kernel(name, transition.structure)
-    drawn: Tensor = kernel(data, transition.marginal_record(contiguous(t)), random)
+    drawn: Tensor = kernel(
+        data, transition.marginal_record(contiguous_times(transition, t)), random
+    )
     return (drawn if mask is None else drawn.where(mask, tokens)).to(x0.dtype)

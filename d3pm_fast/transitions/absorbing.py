@@ -2,18 +2,19 @@
 
 from .._arrays import ArrayLike
 from .._checks import check_class, check_count
-from ..chains import RankOneTransition
+from ..chains import RankOneChain, Schedule, rank_one_chain
 
 __all__ = ["absorbing"]
 
 
-def absorbing(num_classes: int, betas: ArrayLike, mask_id: int) -> RankOneTransition:
+def absorbing(num_classes: int, betas: ArrayLike | Schedule, mask_id: int) -> RankOneChain:
     """Return ``Q_t = (1 - beta_t) I + beta_t 1 e_mask^T`` (D3PM, appendix A.2.2).
 
     Args:
         num_classes: K, at least 2, the mask counted in.
-        betas: ``(T,)``, see :mod:`d3pm_fast.schedules`; :func:`~d3pm_fast.schedules.jsd` is
-            the paper's.
+        betas: ``(T,)``, see :mod:`d3pm_fast.schedules`, of which
+            :func:`~d3pm_fast.schedules.jsd` is the paper's; or a schedule of
+            :mod:`d3pm_fast.schedules.continuous`.
         mask_id: the mask's class, in [0, K).
 
     Raises:
@@ -22,4 +23,4 @@ def absorbing(num_classes: int, betas: ArrayLike, mask_id: int) -> RankOneTransi
     """
     num_classes = check_count("num_classes", num_classes, least=2)
     mask_id = check_class("mask_id", mask_id, num_classes)
-    return RankOneTransition("absorbing", num_classes, betas, None, 0.0, mask_id)
+    return rank_one_chain("absorbing", num_classes, betas, None, 0.0, mask_id)

@@ -4,14 +4,17 @@ from torch import Tensor
 
 from .._arrays import ArrayLike, check_probabilities
 from .._checks import check_class, check_count, check_probability
-from ..chains import RankOneTransition
+from ..chains import RankOneChain, Schedule, rank_one_chain
 
 __all__ = ["mask_and_uniform"]
 
 
 def mask_and_uniform(
-    num_classes: int, betas: ArrayLike, mask_id: int, uniform_share: float | ArrayLike = 0.1
-) -> RankOneTransition:
+    num_classes: int,
+    betas: ArrayLike | Schedule,
+    mask_id: int,
+    uniform_share: float | ArrayLike = 0.1,
+) -> RankOneChain:
     """Return ``Q_t = (1 - beta_t) I + beta_t 1 (g_t 1/K + (1 - g_t) e_mask)^T``.
 
     Source: D3PM, appendix A.2.6; one step of it is BERT's corruption. A masked token may be
@@ -19,9 +22,10 @@ def mask_and_uniform(
 
     Args:
         num_classes: K, at least 2, the mask counted in.
-        betas: ``(T,)``, see :mod:`d3pm_fast.schedules`.
+        betas: ``(T,)``, see :mod:`d3pm_fast.schedules`; or a schedule of
+            :mod:`d3pm_fast.schedules.continuous`.
         mask_id: the mask's class, in [0, K).
-        uniform_share: g, in [0, 1]: one number, or ``(T,)`` for one of each step.
+        uniform_share: g, in [0, 1]: one number, or ``(T,)`` for one of each of T steps.
 
     Raises:
         ValueError: fewer than 2 classes, betas or shares outside [0, 1], or of unequal length.
@@ -34,8 +38,10 @@ def mask_and_uniform(
         share = float(check_probability("uniform_share", uniform_share))
     else:
         share = check_probabilities("uniform_share", uniform_share)
+        if isinstance(betas, Schedule):
+            raise ValueError("uniform_share must be one number in continuous time")
         if len(share) != len(betas):
             raise ValueError(
                 f"uniform_share must have one entry a step, {len(betas)}, got {len(share)}"
             )
-    return RankOneTransition("mask_and_uniform", num_classes, betas, None, share, mask_id)
+    return rank_one_chain("mask_and_uniform", num_classes, betas, None, share, mask_id)

@@ -1,0 +1,153 @@
+"""Rank-one chains in continuous time: what is kept is a function alpha(t) of t in [0, 1]."""
+
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from .._arrays import ArrayLike
+from .._loadable import loadable
+from .base import running_sums
+from .rank_one import RankOneChain, RankOneTransition
+from .structures import RankOneMarginal, RankOneStep
+
+__all__ = ["ContinuousTransition", "Schedule", "rank_one_chain"]
+
+# Of the law of redrawn tokens: times of 1e-9, then, enter a class with 1e-18 or more, and products
+# of two such probabilities are normal numbers of float32.
+_LEAST_SHARE = 1e-9
+
+
+@runtime_checkable
+class Schedule(Protocol):
+    """What a chain asks of its schedule, see :mod:`d3pm_fast.schedules.continuous`."""
+
+    def alpha(self, t: Tensor) -> Tensor:
+        """Return the probability that a token is kept until t."""
+
+    def one_minus_alpha(self, t: Tensor) -> Tensor:
+        """Return ``1 - alpha(t)``."""
+
+    def beta(self, s: Tensor, t: Tensor) -> Tensor:
+        """Return ``1 - alpha(t) / alpha(s)``."""
+
+
+@loadable
+class ContinuousTransition(RankOneChain):
+    """The chain with ``Q_{s->t} = a I + (1 - a) 1 (g base + (1 - g) e_mask)^T``.
+
+    ``a = alpha(t) / alpha(s)``; the share g is the same at all times.
+    """
+
+    num_steps: Any = None
+    _TABLES = ("base", "base_cdf", "_end")
+
+    def __init__(
+        self,
+        family: str,
+        num_classes: int,
+        schedule: Schedule,
+        base: Tensor | None,
+        base_share: float,
+        mask_id: int = -1,
+    ) -> None:
+        super().__init__(family, num_classes, self.num_steps, mask_id)
+        self.schedule = schedule
+        self.base = base
+        self.base_cdf = None if base is None else running_sums(base)
+        self._share = base_share
+        self._end = self.product_coefficients(torch.ones((), dtype=torch.float64, device="cpu"))
+        rarest = 1 / num_classes if base is None else float(base[base > 0].min())
+        shares = [share for share in (base_share * rarest, 1 - base_share) if share > 0]
+        self.needs_float64 = min(shares) < _LEAST_SHARE
+        grid = torch.linspace(0, 1, 17, dtype=torch.float64, device="cpu")
+        self._defined_by(schedule.alpha(grid), base_share, () if base is None else base)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the numbers are."""
+        return self._end.device
+
+    def product_coefficients(self, t: Tensor) -> Tensor:
+        """Return ``(Abar_t, Wbar_t, Mbar_t)`` of ``Qbar_t``, float64 ``(*t.shape, 3)``.
+
+        Args:
+            t: float64 in [0, 1], any shape.
+        """
+        lost = self.schedule.one_minus_alpha(t)
+        base = lost * self._share
+        return torch.stack([self.schedule.alpha(t), base, lost - base], dim=-1)
+
+    def coefficients(self, s: Tensor, t: Tensor) -> Tensor:
+        """Return what the step ``x_t -> x_s`` needs, float64 ``(*t.shape, 7)``.
+
+        Args:
+            s: float64 in [0, 1], any shape.
+            t: float64 in [0, 1], the shape of ``s``, nowhere below it.
+        """
+        spread = self.schedule.beta(s, t)
+        base = spread * self._share
+        step = torch.stack([1 - spread, base, spread - base], dim=-1)
+        return torch.cat([step, self.product_coefficients(s), s.unsqueeze(-1)], dim=-1)
+
+    def step_record(self, t: Tensor, s: Tensor | None = None) -> RankOneStep:
+        """Return what operations are given of the steps ``x_t -> x_s``, which need an s."""
+        if s is None:
+            raise ValueError("s is needed: a chain in continuous time has no step of its own")
+        return self._steps_between(s, t, (s >= 0) & (s < t) & (t <= 1))
+
+    def marginal_record(self, t: Tensor) -> RankOneMarginal:
+        """Return what operations are given of ``q(x_t | x_0)``."""
+        valid = (t >= 0) & (t <= 1)
+        table = self.product_coefficients(t.where(valid, 0).flatten())
+        rows = torch.arange(t.numel(), device=t.device).view(t.shape).where(valid, -1)
+        return RankOneMarginal(rows, table, self.base_cdf, self.mask_id, self.num_classes)
+
+    def stationary(self) -> Tensor:
+        """Return the distribution of x_1, whatever x_0 was, float64 ``(K,)``."""
+        share = self._end.new_tensor(self._share)
+        return self._spread_vector(share, 1 - share)
+
+    def prior(self) -> Tensor:
+        """Return ``KL(q(x_1 | x_0) || stationary)`` in nats for each x_0, float64 ``(K,)``."""
+        return self._prior(self._end)
+
+    def q_matrix(self, t: float, s: float = 0.0) -> Tensor:
+        """Return ``Q_{s->t}``, float64 ``(K, K)``, for looking and for tests.
+
+        Args:
+            t: in [0, 1].
+            s: in [0, t].
+
+        Raises:
+            IndexError: a time elsewhere.
+        """
+        if not 0 <= s <= self._check_time(t, least=0):
+            raise IndexError(f"s must lie in [0, t], got s = {s} with t = {t}")
+        times = torch.tensor([s, t], dtype=torch.float64, device=self.device)
+        return self._matrix(*self.coefficients(*times)[:3])
+
+    def _q_matrix(self, t: float) -> Tensor:
+        return self.q_matrix(t)
+
+    def _q_bar_matrix(self, t: float) -> Tensor:
+        return self.q_matrix(t)
+
+    def _check_time(self, t: float, least: int) -> Any:
+        if not 0 <= t <= 1:
+            raise IndexError(f"t must lie in [0, 1], got {t}")
+        return t
+
+
+def rank_one_chain(
+    family: str,
+    num_classes: int,
+    betas: ArrayLike | Schedule,
+    base: Tensor | None,
+    base_share: float | Tensor,
+    mask_id: int = -1,
+) -> RankOneChain:
+    """Return the chain of a family: of T steps for betas, in continuous time for a schedule."""
+    if not isinstance(betas, Schedule):
+        return RankOneTransition(family, num_classes, betas, base, base_share, mask_id)
+    return ContinuousTransition(family, num_classes, betas, base, float(base_share), mask_id)
