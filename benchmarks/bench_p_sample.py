@@ -40,8 +40,8 @@ def bytes_moved(i: Inputs) -> int:
     row = i.case.num_classes * i.logits.itemsize
     rows = float(i.case.num_tokens)
     if i.transition.mask_id >= 0:
-        to_mask, bar_keep = i.transition.steps[i.t][:, [2, 3]].unbind(-1)
-        share = to_mask * bar_keep / i.transition.products[i.t, 2]
+        to_mask, bar_keep = i.transition.step_table[i.t][:, [2, 3]].unbind(-1)
+        share = to_mask * bar_keep / i.transition.product_table[i.t, 2]
         rows = float(((i.x_t == i.transition.mask_id) * share[:, None]).sum())
     return 2 * i.x_t.nbytes + round(rows * row)
 

@@ -99,7 +99,7 @@ class ClosedForm:
     def __init__(self, transition: RankOneTransition) -> None:
         self.classes = torch.arange(transition.num_classes, device=transition.device)
         self.mask_id = transition.mask_id
-        self.q_bar_keep = transition.products[:, 0].float()
+        self.q_bar_keep = transition.product_table[:, 0].float()
 
     def loss(self, logits: Tensor, x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         log_s = torch.log_softmax(logits, dim=-1)
@@ -139,10 +139,10 @@ class ClosedUniform(ClosedForm):
     def __init__(self, transition: RankOneTransition) -> None:
         super().__init__(transition)
         k = transition.num_classes
-        keep, spread, _, bar_keep, bar_spread, _, _ = transition.steps.unbind(-1)
+        keep, spread, _, bar_keep, bar_spread, _, _ = transition.step_table.unbind(-1)
         columns = keep + spread / k, spread / k, bar_keep + bar_spread / k, bar_spread / k, bar_keep
         self.step = torch.stack(columns, dim=-1).log().float()
-        bar_keep, bar_spread, _ = transition.products.unbind(-1)
+        bar_keep, bar_spread, _ = transition.product_table.unbind(-1)
         columns = bar_keep + bar_spread / k, bar_spread / k
         self.product = torch.stack(columns, dim=-1).log().float()
 
@@ -172,7 +172,7 @@ class ClosedAbsorbing(ClosedForm):
 
     def __init__(self, transition: RankOneTransition) -> None:
         super().__init__(transition)
-        _, _, to_mask, bar_keep, _, bar_mask, _ = transition.steps.unbind(-1)
+        _, _, to_mask, bar_keep, _, bar_mask, _ = transition.step_table.unbind(-1)
         self.step = torch.stack([to_mask, bar_keep, bar_mask], dim=-1).log().float()
 
     def divergence(self, log_s: Tensor, x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:

@@ -23,7 +23,7 @@
 
 namespace d3pm {
 
-// A row of the table of steps, see RankOneTransition.coefficients.
+// A row of the table of steps, see RankOneTransition.step_coefficients.
 struct StepCoefficients {
   double keep, base, mask, bar_keep, bar_base, bar_mask, target_time;
 };

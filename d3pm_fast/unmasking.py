@@ -149,7 +149,7 @@ def confidence(
     check_number("noise", noise)
     x, seeds = start(diffusion, shape, known, generator, seeds)
     free = (_rows(x) == chain.mask_id).sum(dim=1, keepdim=True)
-    share = chain.products[:, 2] / chain.products[-1, 2]
+    share = chain.product_table[:, 2] / chain.product_table[-1, 2]
     sure = torch.full(x.shape, math.inf, dtype=torch.float64, device=x.device)
     if callback is not None:
         callback(x, times[0])
@@ -191,7 +191,7 @@ def _draw_hits(chain: RankOneTransition, ends: Tensor, seeds: Tensor, x: Tensor)
 
     By inverse CDF: a token of x_T is masked at t with probability (1 - abar_t) / (1 - abar_T).
     """
-    masked = chain.products[ends, 2]
+    masked = chain.product_table[ends, 2]
     number, _ = uniforms(seeds, chain.num_steps + 1, x.numel())
     hit = torch.searchsorted(masked, number * masked[-1], right=True)
     return _rows(hit.view(x.shape))

@@ -200,9 +200,9 @@ def test_a_model_built_on_the_meta_device_has_its_tables():
 
     with torch.device("meta"):
         model = Model()
-    steps = transitions.uniform(K, d3.schedules.cosine(T)).steps
+    steps = transitions.uniform(K, d3.schedules.cosine(T)).step_table
     assert model.head.weight.is_meta
-    assert torch.equal(model.to_empty(device="cpu").diffusion.transition.steps[1:], steps[1:])
+    assert torch.equal(model.to_empty(device="cpu").diffusion.transition.step_table[1:], steps[1:])
     model.to("meta")
     for way_back in (lambda: model.to_empty(device="cpu"), lambda: model.diffusion.cpu()):
         with pytest.raises(RuntimeError, match="no numbers left: build it anew"):

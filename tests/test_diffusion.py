@@ -112,10 +112,10 @@ def test_loss_and_sampler_share_their_settings():
 
 def test_copies_and_casts_keep_every_digit_of_the_tables():
     diffusion = d3.D3PM(make_chain("marginal", 5).transition)
-    steps = diffusion.transition.steps.clone()
+    steps = diffusion.transition.step_table.clone()
     for other in (copy.deepcopy(diffusion).half(), copy.deepcopy(diffusion).to(torch.bfloat16)):
-        assert torch.equal(other.transition.steps[1:], steps[1:])
-        assert other.transition.steps.dtype == torch.float64
+        assert torch.equal(other.transition.step_table[1:], steps[1:])
+        assert other.transition.step_table.dtype == torch.float64
     assert list(diffusion.state_dict()) == ["_extra_state"]
-    assert diffusion.to("meta").transition.steps.is_meta
+    assert diffusion.to("meta").transition.step_table.is_meta
     assert "marginal, num_classes=5, num_steps=6" in repr(diffusion)

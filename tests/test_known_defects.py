@@ -164,5 +164,5 @@ def test_d22_the_cosine_schedule_multiplies_by_half_pi():
     steps, offset = 100, 0.008
     u = torch.arange(steps + 1).double() / steps
     left = torch.cos((u + offset) / (1 + offset) * torch.pi / 2)
-    kept = transitions.uniform(8, schedules.cosine(steps)).products[:, 0]
+    kept = transitions.uniform(8, schedules.cosine(steps)).product_table[:, 0]
     torch.testing.assert_close(kept, left / left[0], rtol=1e-10, atol=1e-12)

@@ -55,7 +55,7 @@ def test_products_keep_their_digits_near_zero_and_one(family, schedule):
             matrix - torch.diag(matrix.diag()) + torch.diag(spread), spread.expand(4, 4), 1e-12
         )
         keep = torch.tensor(float(bar), dtype=torch.float64)
-        relative(chain.transition.products[t, 0], keep, 1e-12)
+        relative(chain.transition.product_table[t, 0], keep, 1e-12)
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
@@ -70,7 +70,7 @@ def test_single_steps_keep_their_digits(family, schedule):
             matrix - torch.diag(matrix.diag()) + torch.diag(spread), spread.expand(4, 4), 1e-12
         )
         relative(
-            chain.transition.steps[t, 0], torch.tensor(float(keep), dtype=torch.float64), 1e-12
+            chain.transition.step_table[t, 0], torch.tensor(float(keep), dtype=torch.float64), 1e-12
         )
 
 
@@ -81,7 +81,7 @@ def test_coefficients_of_any_two_times_are_those_of_the_product_between(family, 
     transition = chain.transition
     for t in range(1, chain.num_steps + 1):
         for s in range(t):
-            row = transition.coefficients(torch.tensor(s), torch.tensor(t))
+            row = transition.step_coefficients(torch.tensor(s), torch.tensor(t))
             step = transition._matrix(*row[:3])
             torch.testing.assert_close(step, chain.product(s, t), rtol=1e-12, atol=1e-15)
             before = transition._matrix(*row[3:6])
@@ -93,8 +93,8 @@ def test_coefficients_of_any_two_times_are_those_of_the_product_between(family, 
 def test_table_of_steps_is_the_coefficients_of_each_step(family):
     transition = make_chain(family, 4).transition
     t = torch.arange(1, transition.num_steps + 1)
-    assert torch.equal(transition.steps[1:], transition.coefficients(t - 1, t))
-    assert bool(transition.steps[0].isnan().all())
+    assert torch.equal(transition.step_table[1:], transition.step_coefficients(t - 1, t))
+    assert bool(transition.step_table[0].isnan().all())
 
 
 @pytest.mark.parametrize("num_steps", [1, 1000])
@@ -209,9 +209,10 @@ def test_uniform_stores_nothing_of_size_k():
 @pytest.mark.parametrize("family", FAMILIES)
 def test_no_cast_rounds_the_tables(family, cast):
     chain = make_chain(family, 5).transition
-    before = [chain.steps.clone(), chain.products.clone(), chain.stationary()]
+    before = [chain.step_table.clone(), chain.product_table.clone(), chain.stationary()]
     cast(chain)
-    for table, kept in zip([chain.steps, chain.products, chain.stationary()], before, strict=True):
+    after = [chain.step_table, chain.product_table, chain.stationary()]
+    for table, kept in zip(after, before, strict=True):
         assert table.dtype == torch.float64
         assert torch.equal(table.nan_to_num(), kept.nan_to_num())
 
@@ -220,8 +221,8 @@ def test_no_cast_rounds_the_tables(family, cast):
 def test_a_copy_is_equal_and_apart(family):
     chain = make_chain(family, 5).transition
     twin = copy.deepcopy(chain)
-    assert torch.equal(twin.products, chain.products)
-    assert twin.products.data_ptr() != chain.products.data_ptr()
+    assert torch.equal(twin.product_table, chain.product_table)
+    assert twin.product_table.data_ptr() != chain.product_table.data_ptr()
 
 
 def test_repr_names_the_family_and_its_sizes():

@@ -78,7 +78,7 @@ class ContinuousTransition(RankOneChain):
         base = lost * self._share
         return torch.stack([self.schedule.alpha(t), base, lost - base], dim=-1)
 
-    def coefficients(self, s: Tensor, t: Tensor) -> Tensor:
+    def step_coefficients(self, s: Tensor, t: Tensor) -> Tensor:
         """Return what the step ``x_t -> x_s`` needs, float64 ``(*t.shape, 7)``.
 
         Args:
@@ -125,7 +125,7 @@ class ContinuousTransition(RankOneChain):
         if not 0 <= s <= self._check_time(t, least=0):
             raise IndexError(f"s must lie in [0, t], got s = {s} with t = {t}")
         times = torch.tensor([s, t], dtype=torch.float64, device=self.device)
-        return self._matrix(*self.coefficients(*times)[:3])
+        return self._matrix(*self.step_coefficients(*times)[:3])
 
     def _q_matrix(self, t: float) -> Tensor:
         return self.q_matrix(t)

@@ -44,7 +44,7 @@ class RankOneChain(Transition):
         """Return ``(Abar_t, Wbar_t, Mbar_t)`` of ``Qbar_t``, float64 ``(*t.shape, 3)``."""
 
     @abstractmethod
-    def coefficients(self, s: Tensor, t: Tensor) -> Tensor:
+    def step_coefficients(self, s: Tensor, t: Tensor) -> Tensor:
         """Return what the step ``x_t -> x_s`` needs, float64 ``(*t.shape, 7)``.
 
         Columns: ``a, w, m`` of ``Q_{s->t}``, then ``Abar_s, Wbar_s, Mbar_s`` of ``Qbar_s``, then
@@ -60,7 +60,7 @@ class RankOneChain(Transition):
 
     def _steps_between(self, s: Tensor, t: Tensor, valid: Tensor) -> RankOneStep:
         """Return the record of steps, NaN for those that are not valid."""
-        table = self.coefficients(s.where(valid, 0).flatten(), t.where(valid, 0).flatten())
+        table = self.step_coefficients(s.where(valid, 0).flatten(), t.where(valid, 0).flatten())
         rows = torch.arange(t.numel(), device=t.device).view(t.shape)
         table = table.where(valid.flatten().unsqueeze(-1), torch.nan)
         return RankOneStep(rows, table, self.base, self.base_cdf, self.mask_id)
@@ -98,16 +98,16 @@ class RankOneTransition(RankOneChain):
         ValueError: a class is entered in some step with a probability above 0 and below 1e-150.
 
     Attributes:
-        steps: float64 ``(T + 1, 7)``: row t is ``coefficients(t - 1, t)``; row 0 is NaN.
-        products: float64 ``(T + 1, 3)``: row t is ``product_coefficients(t)``, row 0 the
+        step_table: float64 ``(T + 1, 7)``: row t is ``step_coefficients(t - 1, t)``; row 0 is NaN.
+        product_table: float64 ``(T + 1, 3)``: row t is ``product_coefficients(t)``, row 0 the
             identity.
     """
 
     _TABLES = (
         "base",
         "base_cdf",
-        "steps",
-        "products",
+        "step_table",
+        "product_table",
         "_log_keep",
         "_base_spread",
         "_betas",
@@ -138,15 +138,15 @@ class RankOneTransition(RankOneChain):
         self.base_cdf = None if base is None else running_sums(base)
 
         times = torch.arange(self.num_steps + 1, device="cpu")
-        self.steps = self.coefficients((times - 1).clamp(min=0), times)
-        self.steps[0] = torch.nan
-        self.products = self.product_coefficients(times)
+        self.step_table = self.step_coefficients((times - 1).clamp(min=0), times)
+        self.step_table[0] = torch.nan
+        self.product_table = self.product_coefficients(times)
         self._defined_by(self._betas, self._step_base, () if base is None else base)
 
     @property
     def device(self) -> torch.device:
         """Where the numbers are."""
-        return self.steps.device
+        return self.step_table.device
 
     def product_coefficients(self, t: Tensor) -> Tensor:
         """Return ``(Abar_t, Wbar_t, Mbar_t)`` of ``Qbar_t``, float64 ``(*t.shape, 3)``.
@@ -162,7 +162,7 @@ class RankOneTransition(RankOneChain):
             base = self._base_spread[t]
         return torch.stack([torch.exp(log_keep), base, (spread - base).clamp(min=0)], dim=-1)
 
-    def coefficients(self, s: Tensor, t: Tensor) -> Tensor:
+    def step_coefficients(self, s: Tensor, t: Tensor) -> Tensor:
         """Return what the step ``x_t -> x_s`` needs, float64 ``(*t.shape, 7)``.
 
         Args:
@@ -189,12 +189,12 @@ class RankOneTransition(RankOneChain):
     def step_record(self, t: Tensor, s: Tensor | None = None) -> RankOneStep:
         """Return what operations are given of the steps ``x_t -> x_s``, s None for t - 1."""
         if s is None:
-            return RankOneStep(t, self.steps, self.base, self.base_cdf, self.mask_id)
+            return RankOneStep(t, self.step_table, self.base, self.base_cdf, self.mask_id)
         return self._steps_between(s, t, (s >= 0) & (s < t) & (t <= self.num_steps))
 
     def marginal_record(self, t: Tensor) -> RankOneMarginal:
         """Return what operations are given of ``q(x_t | x_0)``."""
-        return RankOneMarginal(t, self.products, self.base_cdf, self.mask_id, self.num_classes)
+        return RankOneMarginal(t, self.product_table, self.base_cdf, self.mask_id, self.num_classes)
 
     def stationary(self) -> Tensor:
         """Return the distribution of x_T, whatever x_0 was, float64 ``(K,)``.
@@ -202,21 +202,21 @@ class RankOneTransition(RankOneChain):
         For betas that leave ``Abar_T > 0`` it is the limit of drawing on with the last shares.
         """
         if self._constant_share is not None:
-            share = self.products.new_tensor(self._constant_share)
+            share = self.product_table.new_tensor(self._constant_share)
         else:
-            _, base, mask = self.products[-1]
+            _, base, mask = self.product_table[-1]
             share = base / (base + mask)
         return self._spread_vector(share, 1 - share)
 
     def prior(self) -> Tensor:
         """Return ``KL(q(x_T | x_0) || stationary)`` in nats for each x_0, float64 ``(K,)``."""
-        return self._prior(self.products[-1])
+        return self._prior(self.product_table[-1])
 
     def _q_matrix(self, t: int) -> Tensor:
-        return self._matrix(*self.steps[t, :3])
+        return self._matrix(*self.step_table[t, :3])
 
     def _q_bar_matrix(self, t: int) -> Tensor:
-        return self._matrix(*self.products[t])
+        return self._matrix(*self.product_table[t])
 
 
 def _needs_float64(betas: Tensor, share: Tensor, base: Tensor | None, num_classes: int) -> bool:

@@ -24,7 +24,7 @@ class RankOneStep(NamedTuple):
 
     Attributes:
         rows: int64 ``(B,)`` or ``(B, *S)``: the row of the table with each token's step.
-        table: float64 ``(n, 7)``, see :meth:`.rank_one.RankOneTransition.coefficients`; a step
+        table: float64 ``(n, 7)``, see :meth:`.rank_one.RankOneTransition.step_coefficients`; a step
             that does not exist has a row of NaN, or one outside the table.
         base: float64 ``(K,)``, what a redrawn token is drawn from; None for 1/K.
         base_cdf: float64 ``(K,)``, its running sums; None for 1/K.

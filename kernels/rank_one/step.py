@@ -15,7 +15,7 @@ class Chain(NamedTuple):
 
     rows: Any  # (num_tokens / run_length,)
     run_length: Any
-    table: Any  # (table_size, 7) float64, see RankOneTransition.coefficients
+    table: Any  # (table_size, 7) float64, see RankOneTransition.step_coefficients
     table_size: Any
     pi: Any  # (K,) in the type of the calculation; None where all are 1/K
     mask_id: Any  # -1 where there is none
