@@ -27,7 +27,8 @@ import triton
 from d3pm_fast._files import replaced
 
 from .arguments import new_file
-from .triton_resources import DTYPES, calls, compiled
+from .triton_calls import DTYPES, calls
+from .triton_resources import compiled
 
 TABLE = Path(__file__).parent / "results" / "floors.csv"
 SIZES = [32, 256, 1024]

@@ -95,6 +95,7 @@ def test_bad_arguments_of_what_compiles_are_refused(capsys):
         (floors.main, ["now"], "unrecognized arguments: now"),
         (triton_resources.main, ["--sizes", "1"], "--sizes: must be a whole number of at least 2"),
         (triton_resources.main, ["--targets", "abacus"], "invalid choice: 'abacus'"),
+        (triton_resources.main, ["--sizes", "27"], "--targets and --sizes are for --check"),
     ]:
         with pytest.raises(SystemExit) as ended:
             main(arguments)
@@ -132,9 +133,8 @@ def test_a_table_that_is_stopped_half_way_stays_as_it_was(tmp_path, monkeypatch)
     monkeypatch.setattr(floors, "rank_one", lambda: stopped(work))
     with pytest.raises(KeyboardInterrupt):
         floors.main(["--out", str(path)])
-    program = ("loss", "sm_90", 32, "float32"), ()
-    monkeypatch.setattr(triton_resources, "programs", lambda *_: stopped(program))
-    monkeypatch.setattr(triton_resources, "inspect", lambda _: (0,) * 6)
+    monkeypatch.setattr(triton_resources, "programs", lambda *_: stopped(()))
+    monkeypatch.setattr(triton_resources, "resources", lambda: None)
     with pytest.raises(KeyboardInterrupt):
         triton_resources.main(["--out", str(path)])
     assert path.read_text() == "old"

@@ -17,10 +17,10 @@ from d3pm_fast import functional
 from d3pm_fast.reference.logspace import compute_dtype
 
 triton = pytest.importorskip("triton")
+ROOT = Path(__file__).parents[1]
 TRITON_OF_TABLE = "3.9.0"
-# They read no row, or one beside itself shifted by a class.
-OTHERS = "q_posterior", "q_sample", "logistic logits", "logistic gradient"
-OTHERS += "dense anchors_of_rows", "dense loss_of_sums", "dense walk"
+# They read no row of logits, or one beside itself shifted by a class.
+NO_ROWS = {"solve_stroke", "logits_of_rows", "gradient_of_rows", "loss_of_sums", "anchors_of_rows"}
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -32,14 +32,6 @@ def table():
     return read_table()
 
 
-def programs_of(table):
-    """The table's programs by what they serve: tokens alone, chains of matrices, products."""
-    found = {"tokens": set(), "dense": set(), "products": set()}
-    for key in table:
-        found.get(key[0].split()[0], found["tokens"]).add(key)
-    return found
-
-
 def functions():
     """All functions of the kernels, for a GPU and for the host."""
     from d3pm_fast import kernels
@@ -49,75 +41,79 @@ def functions():
         for value in vars(module).values():
             function = getattr(value, "fn", value)
             if inspect.isfunction(function) and function.__module__ == module.__name__:
-                yield function
+                yield function, hasattr(value, "fn")
 
 
 def test_no_function_takes_more_than_12_arguments():
     counts = {
         f"{function.__module__}.{function.__name__}": len(inspect.signature(function).parameters)
-        for function in functions()
+        for function, _ in functions()
     }
     assert len(counts) > 150
     assert [name for name, count in counts.items() if count > 12] == []
 
 
-def test_the_table_has_every_program(table):
-    from benchmarks import triton_resources as r
-
-    of_tokens, of_dense, of_products = set(), set(), set()
-    for targets, sizes, dtypes in r.REVIEWED:
-        every = {(t, n, d) for t in targets for n in sizes for d in dtypes}
-        of_tokens |= every
-        of_dense |= {x for x in every if x[1] in r.DENSE_SIZES and x[2] in r.DENSE_DTYPES}
-        of_products |= {x for x in every if x[1] in r.PRODUCTS_SIZES and x[2] in r.PRODUCTS_DTYPES}
-    expected = {"tokens": (14, of_tokens), "dense": (15, of_dense), "products": (2, of_products)}
-    for kind, found in programs_of(table).items():
-        count, compiled_for = expected[kind]
-        assert {key[1:] for key in found} == compiled_for
-        kernels = {key[0] for key in found}
-        assert len(kernels) == count
-        if kind != "dense":  # which has others for few classes than for many
-            assert found == {(kernel, *rest) for kernel in kernels for rest in compiled_for}
+def test_the_table_has_every_kernel(table):
+    """A kernel is a function for a GPU that no other one calls."""
+    on_gpu = [function for function, for_gpu in functions() if for_gpu]
+    called = {name for function in on_gpu for name in function.__code__.co_names}
+    kernels = {function.__name__ for function in on_gpu} - called
+    of_float32 = {kernel for kernel, dtype in table if dtype == "float32"}
+    assert of_float32 == kernels
+    # Cumulative products have no kernel of bfloat16.
+    assert {kernel for kernel, dtype in table if dtype == "bfloat16"} == kernels - {"scan_of_row"}
 
 
-def test_the_table_tells_its_triton(table):
-    assert {row.triton for row in table.values()} == {TRITON_OF_TABLE}
-
-
-def test_no_program_keeps_anything_outside_of_registers(table):
-    assert [row for row in table.values() if row.local > 0] == []
+def test_no_kernel_keeps_anything_outside_of_registers(table):
+    assert [row for row in table.values() if row.spilled > 0] == []
 
 
 def test_rows_are_read_16_bytes_at_a_time(table):
-    reads = [row for row in table.values() if row.num_classes % 16 == 0]
-    assert [row for row in reads if row.widest_load < 128 and row.kernel not in OTHERS] == []
+    assert {row.kernel for row in table.values() if row.widest_load < 128} == NO_ROWS
+
+
+def run_module(*command):
+    environment = os.environ | {"TRITON_INTERPRET": "0"}
+    subprocess.run([sys.executable, *command], check=True, cwd=ROOT, env=environment)
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(triton.__version__ != TRITON_OF_TABLE, reason="the table is another Triton's")
 @pytest.mark.parametrize(
-    ("targets", "sizes", "dtype"),
-    [
-        (["sm_90"], [27], "float32"),
-        pytest.param(["sm_90"], [8192], "float32", marks=pytest.mark.exhaustive),
-        pytest.param(
-            ["sm_80", "sm_100", "gfx942"], [256], "bfloat16", marks=pytest.mark.exhaustive
-        ),
-    ],
+    "dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.exhaustive)]
 )
-def test_programs_take_what_the_table_says(table, tmp_path, targets, sizes, dtype):
+def test_kernels_take_what_the_table_says(table, tmp_path, dtype):
     """A change is welcome in the table, where a review sees it: benchmarks/triton_resources.py."""
     from benchmarks.triton_resources import read_table
 
     out = tmp_path / "triton.csv"
-    module = [sys.executable, "-m", "benchmarks.triton_resources", "--out", out]
-    options = ["--targets", *targets, "--sizes", *map(str, sizes), "--dtypes", dtype]
-    environment = os.environ | {"TRITON_INTERPRET": "0"}
-    here = Path(__file__).parents[1]
-    subprocess.run([*module, *options], check=True, cwd=here, env=environment)
-    found = read_table(out)
-    assert len(programs_of(found)["tokens"]) == 14 * len(targets) * len(sizes)
-    assert found == {key: table[key] for key in found}
+    run_module("-m", "benchmarks.triton_resources", "--dtypes", dtype, "--out", out)
+    assert read_table(out) == {key: row for key, row in table.items() if key[1] == dtype}
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("size", ["27", "256", "8192"])
+@pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100", "gfx942"])
+def test_no_program_of_a_target_spills(target, size):
+    module = "-m", "benchmarks.triton_resources", "--check"
+    run_module(*module, "--targets", target, "--sizes", size, "--dtypes", "bfloat16")
+
+
+DIVIDE = """
+import re, torch
+from benchmarks.triton_calls import calls
+from benchmarks.triton_resources import compiled
+for name in ("p_sample, shaped", "shaped logits"):
+    (program,) = compiled("sm_90", calls(27, torch.float32)[name]).values()
+    found = re.findall(r"\\bdiv\\.(?:rn|full|approx)", program.asm["ptx"])
+    assert set(found) == {"div.rn"}, found
+"""
+
+
+@pytest.mark.slow
+def test_no_choice_rests_on_an_approximate_quotient():
+    """The interpreter's quotients are always exact; a GPU's ``/`` of float32 is not."""
+    run_module("-c", DIVIDE)
 
 
 def test_without_a_gpu_or_the_interpreter_the_error_names_the_device(monkeypatch):

@@ -33,7 +33,8 @@ def run_with(version, *command, interpret):
 
 
 of_the_table = pytest.mark.skipif(
-    triton.__version__ == TRITON_OF_TABLE, reason="test_triton.py compiles more with this Triton"
+    triton.__version__ == TRITON_OF_TABLE,
+    reason="test_triton.py compiles the kernels with this Triton",
 )
 
 
