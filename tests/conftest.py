@@ -54,18 +54,6 @@ IMPLEMENTATIONS = ["reference", "cpu"] if has_cpu_kernels() else ["reference"]
 INSTRUCTIONS = ["baseline", "avx2", "avx512"]
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 HAS_CUDA = _compiled.cuda is not None or not torch.cuda.is_available()
-RANK_ONE = [
-    "test_loss",
-    "test_posterior",
-    "test_small_probabilities",
-    "test_undefined",
-    "test_decay",
-    "test_p_sample",
-    "test_q_sample",
-]
-# Whoever acts a GPU is too slow for the tests that draw many numbers.
-ON_GPU = RANK_ONE if torch.cuda.is_available() else RANK_ONE[:5]
-ALSO_BY_TRITON = ["test_logistic", "test_shaped", "test_underflow"]
 
 
 def pytest_addoption(parser):
@@ -106,8 +94,8 @@ def why_unserved(item):
 def pytest_generate_tests(metafunc):
     triton, cuda = ["triton"] * HAS_TRITON, ["cuda"] * HAS_CUDA
     if "impl" in metafunc.fixturenames:
-        name = metafunc.module.__name__
-        more = triton * (name in [*ON_GPU, *ALSO_BY_TRITON]) + cuda * (name in ON_GPU)
+        also = getattr(metafunc.module, "ALSO_BY", ())
+        more = [name for name in triton + cuda if name in also]
         metafunc.parametrize("impl", IMPLEMENTATIONS + more, indirect=True)
     if "kernels" in metafunc.fixturenames:
         metafunc.parametrize("kernels", IMPLEMENTATIONS[1:] + triton + cuda, indirect=True)
@@ -117,7 +105,10 @@ def pytest_generate_tests(metafunc):
 
 @pytest.fixture
 def impl(request, monkeypatch):
-    """Each implementation that there is here; tests give it CPU tensors, see ``serve``."""
+    """Each implementation that there is here; tests give it CPU tensors, see ``serve``.
+
+    Those for GPUs only in a module whose ALSO_BY names them.
+    """
     with serve(request.param, monkeypatch):
         yield request.param
 

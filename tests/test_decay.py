@@ -15,6 +15,7 @@ from helpers.compare import assert_close, assert_gradient_close
 
 from d3pm_fast import functional, transitions
 
+ALSO_BY = ("triton", "cuda")  # the fixture impl; see conftest.py
 K = 4
 BETAS = torch.full((181,), 0.5, dtype=torch.float64)  # Abar_t = 2^-t, below float32's range at 150
 RARE = torch.tensor([0, 0.3, 0.7 - 1e-15, 1e-15], dtype=torch.float64)

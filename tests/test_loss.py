@@ -25,6 +25,7 @@ from d3pm_fast import functional, schedules, transitions
 # 64: a few vectors; 200, 201: where the CPU kernels change from a vector of tokens to a vector of
 # classes; 255, 256, 257: bytes and their neighbours; 1000: not a multiple of 16; 4099: a prime
 # beyond the 1024 classes summed at a time; 9001: beyond the rows that a GPU's program holds whole.
+ALSO_BY = ("triton", "cuda")  # the fixture impl; see conftest.py
 SIZES = [2, 3, 5, 16, 17, 27, 64, 200, 201, 255, 256, 257, 1000, 4099, 9001]
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 SKIPS = [(0, 6), (1, 3)]  # s and t

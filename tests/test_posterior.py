@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from d3pm_fast import functional
 
 # Around the vectors of 4, 8 and 16 classes, bytes, and a prime beyond 1024 summed at a time.
+ALSO_BY = ("triton", "cuda")  # the fixture impl; see conftest.py
 SIZES = [2, 3, 5, 16, 17, 27, 64, 255, 256, 257, 1000, 4099, 9001]
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 CASES = [(k, torch.float32) for k in SIZES]

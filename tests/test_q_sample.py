@@ -13,6 +13,8 @@ import d3pm_fast as d3
 from d3pm_fast import functional
 from d3pm_fast.reference.philox import philox, uniforms
 
+# Whoever acts a GPU is too slow for tests that draw many numbers.
+ALSO_BY = ("triton", "cuda") if torch.cuda.is_available() else ()
 MANY = 1_000_000
 
 

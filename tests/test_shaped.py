@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from d3pm_fast import functional, transitions
 from d3pm_fast.functional import Shaped
 
+ALSO_BY = ("triton",)  # the fixture impl; see conftest.py
 SIZES = [2, 3, 8, 17, 64, 300]
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 OPTIONS = {

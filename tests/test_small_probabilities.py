@@ -9,6 +9,7 @@ from helpers.exact import exact_loss, exact_p_posterior, exact_q_posterior
 from d3pm_fast import functional, transitions
 from d3pm_fast.functional import Logistic, Shaped
 
+ALSO_BY = ("triton", "cuda")  # the fixture impl; see conftest.py
 K = 3
 
 

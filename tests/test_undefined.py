@@ -20,6 +20,7 @@ from d3pm_fast.reference.draws import NONE
 
 pytestmark = pytest.mark.filterwarnings("ignore:All-NaN slice encountered")  # of the interpreter
 
+ALSO_BY = ("triton", "cuda")  # the fixture impl; see conftest.py
 K = 3
 INF, NAN = math.inf, math.nan
 # Of a CPU's arithmetic, of torch.nan, of a GPU's arithmetic.

@@ -11,6 +11,7 @@ from d3pm_fast import functional, schedules, transitions
 from d3pm_fast.chains.logs import log_matmul
 from d3pm_fast.chains.sparse import sparse_rate_chain
 
+ALSO_BY = ("triton",)  # the fixture impl; see conftest.py
 K = 64
 BETAS = schedules.linear(1000)
 
