@@ -149,9 +149,8 @@ def draw_class(a, rows, target, ROWS: tl.constexpr, HIGH: tl.constexpr, LOW: tl.
 
 @triton.jit
 def p_sample_of_tokens(
-    a, chain, model, random, shaping,
-    share: tl.float64, temperature: tl.float64, top_p: tl.float64, REAL: tl.constexpr,
-    ROWS: tl.constexpr, HIGH: tl.constexpr, LOW: tl.constexpr,
+    a, chain, random, shaping, share: tl.float64, temperature: tl.float64, top_p: tl.float64,
+    model, REAL: tl.constexpr, ROWS: tl.constexpr, HIGH: tl.constexpr, LOW: tl.constexpr,
 ):  # fmt: skip
     """Draw a token's component, and where that is of the row or of pi, its class."""
     at = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
@@ -215,8 +214,8 @@ def p_sample(
     tile = tile_of(num_classes, logits.dtype, copies=4)
     launch(
         p_sample_of_tokens, triton.cdiv(num_tokens, tile.rows), logits, a,
-        chain_of(num_tokens, step, torch.float64), constant(model), random_of(random, num_tokens),
-        *options_of(num_classes, shaping, tile), triton_type(real),
+        chain_of(num_tokens, step, torch.float64), random_of(random, num_tokens),
+        *options_of(num_classes, shaping, tile), constant(model), triton_type(real),
         tile.rows, tile.high, tile.low, num_warps=tile.num_warps,
     )  # fmt: skip
     return out
