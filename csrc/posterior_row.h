@@ -38,7 +38,7 @@ struct PosteriorToken {
   Vector<Pi> vector;
   int64_t x_t = 0;
   // As of a step that predicts x_0, which leads from anywhere to x_t.
-  double exact_bar_keep = 1;
+  double exact_keep = 0, exact_bar_keep = 1;
   Real keep = 0, u = 1, bar_keep = 1, bar_base = 0, bar_mask = 0, tilt = 1;
 
   PosteriorToken() = default;
@@ -46,6 +46,7 @@ struct PosteriorToken {
                                   const Model& model, int64_t x_t)
       : vector(vector), x_t(x_t) {
     if (model.predicts_x0(step)) return;
+    exact_keep = step.keep;
     exact_bar_keep = step.bar_keep;
     keep = static_cast<Real>(step.keep);
     u = static_cast<Real>(vector(step.base, step.mask, x_t));
@@ -123,8 +124,8 @@ struct PPosteriorToken : PosteriorToken<Math, Pi> {
     z = this->u + this->keep * (this->bar_keep * s_xt + this->spread(this->x_t));
   }
 
-  // Whether nothing leads to x_t at all.
-  D3PM_HOST_DEVICE bool is_possible() const { return !this->stays() || this->keep > 0; }
+  // Whether anything leads to x_t; x_t itself may, with a chance below the range of Real.
+  D3PM_HOST_DEVICE bool is_possible() const { return !this->stays() || this->exact_keep > 0; }
 
   D3PM_HOST_DEVICE Mixture<Math> mixture(Real e, int64_t j) const {
     return {this->bar_keep * (e * inv), this->spread(j)};
