@@ -87,7 +87,7 @@ struct type_caster<d3pm::Weights> : RecordCaster<d3pm::Weights, double, double> 
 template <>
 struct type_caster<d3pm::Loss>
     : RecordCaster<d3pm::Loss, d3pm::Chain, d3pm::Model, d3pm::Address, d3pm::Address,
-                   d3pm::Address, d3pm::Address, d3pm::Weights, double, d3pm::Address,
+                   d3pm::Address, d3pm::Address, d3pm::Weights, bool, double, d3pm::Address,
                    d3pm::Address, d3pm::Address> {};
 
 template <>

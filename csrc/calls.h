@@ -62,6 +62,7 @@ struct Loss {
   const int64_t *x0, *x_t;  // (N,)
   const uint8_t* mask;      // (N,); null where every token counts
   Weights weights;
+  bool is_density;  // whether u are rates, and the loss is the bound's density
   double grad_scale;
   const void*
       count;   // (1,) real, what divides the gradient where the host does not know it; or null

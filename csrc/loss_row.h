@@ -7,6 +7,11 @@
 // where h_j = g_j / (1 + g_j), and 1 where q_j = 0. Every g_j below is written as a product or
 // a sum of terms of one sign, so that the loss and its gradient keep their digits as p tends
 // to q.
+//
+// The bound's density in continuous time is the limit of KL / (t - s) for s -> t, with rates v in
+// place of u: a = 1, and u = 0 but in the weights of the classes other than x_t,
+//   v sum_{j != x_t} d_j / d[x_t] phi(g_j),  1 + g_j = d[x_t] / f[x_t] * f_j / d_j.
+// x_t itself adds nothing to it; to the gradient it adds r = g / Z, its g to first order in v.
 
 // For class j of the rest: 1 + g_j = ratio + slope e_j / pi_j and g_j = shift + slope e_j / pi_j,
 // without pi_j where all are the same and in the slope.
@@ -43,8 +48,9 @@ struct LossRow {
 
   // The step.
   V keep, bar_keep, bar_base, tilt, vb, ce;
-  // The step as the special classes see it; bar_mask is 0 where the mask is x_0 or x_t.
-  V spread, bar_x0, bar_xt, bar_mask, same;
+  // The step as the special classes see it; bar_mask is 0 where the mask is x_0 or x_t. Of a
+  // density, `spread` is v, and `spread_in_z` is 0; else they are the same.
+  V spread, spread_in_z, bar_x0, bar_xt, bar_mask, same;
   // The row: exp(logit - top) at x_0, x_t, the mask (0 where it is one of the two) and summed
   // over the rest; top - logit[x_0].
   V e_x0, e_xt, e_mask, e_rest, below_top;
@@ -59,12 +65,13 @@ struct LossRow {
   template <class Classes, class Class>
   D3PM_HOST_DEVICE void look_up(const Classes& x0, const Classes& x_t, Class mask_id,
                                 const V& pi_x0, const V& pi_xt, const V& pi_mask, const V& base,
-                                const V& to_mask, const V& bar_to_mask) {
+                                const V& to_mask, const V& bar_to_mask, bool is_density) {
     const V zero = Math::splat(0);
     const auto x0_is_mask = x0 == mask_id, xt_is_mask = x_t == mask_id;
     const V of_mask = bar_base * pi_mask + bar_to_mask;
     same = Math::select(x0 == x_t, Math::splat(1), zero);
     spread = base * pi_xt + Math::select(xt_is_mask, to_mask, zero);
+    spread_in_z = is_density ? zero : spread;
     bar_x0 = Math::select(x0_is_mask, of_mask, bar_base * pi_x0);
     bar_xt = Math::select(xt_is_mask, of_mask, bar_base * pi_xt);
     bar_mask = Math::select((x0_is_mask | xt_is_mask) != 0, zero, of_mask);
@@ -116,32 +123,35 @@ struct LossRow {
     f_x0_ = bar_keep * s_x0_ + bar_x0;
     const V d_xt = Math::select(is_same, d_x0_, bar_xt);
     f_xt_ = Math::select(is_same, f_x0_, bar_keep * s_xt_ + bar_xt);
-    z_ = spread + keep * f_xt_;
-    zq_ = spread + keep * d_xt;
+    z_ = spread_in_z + keep * f_xt_;
+    zq_ = spread_in_z + keep * d_xt;
     shift = keep * bar_keep * Math::select(is_same, not_x0, -s_xt_) / z_;
     ratio = one_plus(shift, zq_ / z_);
     slope = ratio * bar_keep * inv_ / bar_base;
 
     const V fall = Math::select(is_same, spread * not_x0,
-                                not_x0 * (spread + keep * bar_xt) + keep * d_x0_ * s_xt_);
+                                not_x0 * (spread_in_z + keep * bar_xt) + keep * d_x0_ * s_xt_);
     g_x0_ = Math::select(d_x0_ > zero, -(bar_keep / d_x0_) * (fall / z_), zero);
     log_s_x0_ = -cross_entropy_ + Math::log(tilt_x0 * sum_ * inv_);
   }
 
   D3PM_HOST_DEVICE void finish() {
     const V zero = Math::splat(0), one = Math::splat(1), tiny = Math::splat(Math::tiny);
-    const auto is_same = same > zero;
+    const auto is_same = same > zero, is_density = spread_in_z != spread;
+    const auto is_linear = is_density & is_same;
+    const V stay = spread_in_z + keep;
 
     // x_0. Where ub = 0 its ratio is that of s, whose logarithm outlives its underflow.
-    const V c_x0 = spread + Math::select(is_same, keep, zero);
+    const V c_x0 = Math::select(is_same, stay, spread);
     const V q_x0 = c_x0 / zq_ * d_x0_;
     const auto has_x0 = bar_x0 > tiny;
-    const V r_x0 = one_plus(g_x0_, f_x0_ / d_x0_ * ratio);
+    const V r_x0 = Math::select(is_linear, one, one_plus(g_x0_, f_x0_ / d_x0_ * ratio));
     const V far = g_x0_ - log_s_x0_ - Math::log(ratio);
     const V phi_x0 =
         Math::select((bar_x0 <= tiny) & (g_x0_ < Math::splat(-0.5)), far, Math::phi(g_x0_, r_x0));
     const V w_x0 = Math::select(has_x0, bar_keep * s_x0_ / f_x0_, one);
-    const auto possible = (c_x0 > zero) & (d_x0_ > zero);  // also where q_x0 is below the range
+    // Also where q_x0 is below the range.
+    const auto possible = (c_x0 > zero) & (d_x0_ > zero) & (is_linear == 0);
     const V weighted = Math::select(phi_x0 < Math::splat(INFINITY), q_x0 * phi_x0, phi_x0);
     const V term_x0 = Math::select(possible, weighted, zero);
     const V pull_x0 = q_x0 * g_x0_ * w_x0;
@@ -149,14 +159,13 @@ struct LossRow {
 
     // x_t, where it is another class.
     const auto has_xt = bar_xt > tiny;
-    const V c_xt = spread + keep;
     const V g_xt = spread / bar_xt * (bar_keep * s_xt_ / z_);
-    const V r_xt = one + g_xt;
+    const V r_xt = one + Math::select(is_density, zero, g_xt);
     const V h_xt = Math::select(has_xt, g_xt / r_xt, one);
-    const V term_xt =
-        Math::select(has_xt, c_xt / zq_ * bar_xt * Math::phi(g_xt, r_xt), c_xt / z_ * f_xt_);
-    const V pull_xt = c_xt / z_ * bar_keep * s_xt_ * h_xt;
-    const V r_sum_xt = c_xt / z_ * bar_xt * h_xt;
+    const V near_xt = Math::select(is_density, zero, Math::phi(g_xt, r_xt));
+    const V term_xt = Math::select(has_xt, stay / zq_ * bar_xt * near_xt, stay / z_ * f_xt_);
+    const V pull_xt = stay / z_ * bar_keep * s_xt_ * h_xt;
+    const V r_sum_xt = stay / z_ * bar_xt * h_xt;
 
     // The mask, where it is neither.
     const auto has_mask = bar_mask > tiny;

@@ -9,7 +9,7 @@ namespace d3pm {
 template <class Real>
 struct LossStep {
   const StepCoefficients* step = nullptr;
-  bool predicts_x0 = false;
+  bool predicts_x0 = false, is_density = false;
   Real keep = 0, base = 0, to_mask = 0, bar_keep = 0, bar_base = 0, bar_to_mask = 0;
   Real vb = 0, ce = 0;
 
@@ -17,6 +17,7 @@ struct LossStep {
   D3PM_HOST_DEVICE LossStep(const Loss& call, const StepCoefficients& s)
       : step(&s),
         predicts_x0(call.model.predicts_x0(s)),
+        is_density(call.is_density),
         keep(static_cast<Real>(s.keep)),
         base(static_cast<Real>(s.base)),
         to_mask(static_cast<Real>(s.mask)),
@@ -39,15 +40,16 @@ struct LossToken {
                              bool posterior_mean, int64_t x0, int64_t x_t) {
     const StepCoefficients& step = *of.step;
     const double u = vector(step.base, step.mask, x_t);
+    const double u_in_z = of.is_density ? 0 : u;
     const double bar_xt = vector(step.bar_base, step.bar_mask, x_t);
-    if (u == 0 && never_stays(step, x0 == x_t, bar_xt)) {
+    if (u_in_z == 0 && never_stays(step, x0 == x_t, bar_xt)) {
       value = NAN;
       return;
     }
     vb = u == 0 ? 0 : of.vb;
     settled = vb == 0 && of.ce == 0;
     if (posterior_mean && !of.predicts_x0)
-      tilt = posterior_mean_tilt(step.keep, u, step.bar_keep, bar_xt);
+      tilt = posterior_mean_tilt(step.keep, u_in_z, step.bar_keep, bar_xt);
   }
 };
 

@@ -7,7 +7,7 @@ Code that passes such an argument on annotates it with the same type::
 
 from typing import Literal, get_args
 
-__all__ = ["FirstStep", "GraphMethod", "Impl", "Last", "Reduction", "Reverse"]
+__all__ = ["FirstStep", "GraphMethod", "Impl", "Last", "Reduction", "Reverse", "Spacing"]
 
 Reverse = Literal["joint", "posterior_mean"]
 """The reverse step of the model, ``p(x_s | x_t)``."""
@@ -19,6 +19,8 @@ Reduction = Literal["mean", "sum", "none", "batch"]
 """What is returned of the losses of all tokens."""
 Last = Literal["sample", "argmax"]
 """What a sampler does in the step to time 0."""
+Spacing = Literal["uniform", "cosine", "log"]
+"""How a sampler's times lie in continuous time."""
 GraphMethod = Literal["exponential", "sinkhorn"]
 """How the graph of nearest neighbours becomes a chain."""
 
@@ -27,4 +29,5 @@ FIRST_STEPS: tuple[FirstStep, ...] = get_args(FirstStep)
 IMPLS: tuple[Impl, ...] = get_args(Impl)
 REDUCTIONS: tuple[Reduction, ...] = get_args(Reduction)
 LASTS: tuple[Last, ...] = get_args(Last)
+SPACINGS: tuple[Spacing, ...] = get_args(Spacing)
 GRAPH_METHODS: tuple[GraphMethod, ...] = get_args(GraphMethod)

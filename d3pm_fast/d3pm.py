@@ -62,7 +62,7 @@ class D3PM(nn.Module):
 
     @property
     def num_steps(self) -> int:
-        """T, the number of steps of the chain."""
+        """T, the number of steps of the chain; None in continuous time."""
         return self.transition.num_steps
 
     def get_extra_state(self) -> Tensor:
@@ -95,20 +95,25 @@ class D3PM(nn.Module):
         batch: int,
         low_discrepancy: bool = False,
         generator: torch.Generator | None = None,
+        t_min: float = 0.0,
     ) -> Tensor:
-        """Draw training times, each of them uniform on 1..T.
+        """Draw training times, each of them uniform on 1..T, or in continuous time on [t_min, 1).
 
         Args:
             batch: B, how many.
             low_discrepancy: spread the times of a batch evenly over 1..T (Kingma et al. 2021,
                 VDM, appendix I.1), so that the loss varies less; else they are independent.
             generator: None for PyTorch's default generator of the module's device.
+            t_min: in [0, 1), of continuous time.
 
         Returns:
-            int64 ``(B,)``, on the module's device.
+            int64 ``(B,)``, in continuous time float64, on the module's device.
         """
-        draw = timesteps.low_discrepancy if low_discrepancy else timesteps.uniform
         drawn_on = self._device if generator is None else generator.device
+        if not self.transition.has_steps:
+            t = timesteps.continuous(batch, low_discrepancy, t_min, generator, str(drawn_on))
+            return t.to(self._device)
+        draw = timesteps.low_discrepancy if low_discrepancy else timesteps.uniform
         return draw(self.num_steps, batch, generator, str(drawn_on)).to(self._device)
 
     def q_sample(
@@ -408,10 +413,10 @@ class D3PM(nn.Module):
         self,
         denoiser: Callable[[Tensor, Tensor], Predicted],
         shape: tuple[int, ...],
-        steps: int | Iterable[int] | None = None,
+        steps: int | Iterable[float] | None = None,
         generator: torch.Generator | None = None,
         progress: bool = False,
-        callback: Callable[[Tensor, int], None] | None = None,
+        callback: Callable[[Tensor, Any], None] | None = None,
         last: Last = "sample",
         known: tuple[Tensor, Tensor] | None = None,
         time_independent: bool = False,
@@ -426,7 +431,8 @@ class D3PM(nn.Module):
                 what else :meth:`p_sample` takes. Put it in evaluation mode yourself.
             shape: ``(B, *S)``.
             steps: how many times the denoiser is called, at evenly strided times, or the times
-                themselves, falling from T; None for all T.
+                themselves, falling from T; None for all T. In continuous time, T = 1, one of
+                them is needed, see :func:`d3pm_fast.timesteps.grid`.
             generator: where the seeds come from; None for PyTorch's default generator.
             progress: show a progress bar.
             callback: called with ``(x_T, T)`` and then with each ``(x_s, s)``.
@@ -472,7 +478,7 @@ class D3PM(nn.Module):
         Returns:
             int64 ``(B, *S)``, on the module's device.
         """
-        return functional.sample_prior(self.transition, shape, seeds, self.num_steps + 1)
+        return functional.sample_prior(self.transition, shape, seeds, (self.num_steps or 0) + 1)
 
     @property
     def _device(self) -> torch.device:

@@ -76,6 +76,7 @@ class Loss(NamedTuple, Generic[AnyStep]):
         step: of the chain, from each x_t.
         model: of the reverse step.
         weights: of the terms.
+        is_density: whether the step has rates, and the bound's term is its density at t.
     """
 
     logits: Tensor
@@ -85,3 +86,4 @@ class Loss(NamedTuple, Generic[AnyStep]):
     step: AnyStep
     model: Model
     weights: Weights
+    is_density: bool = False

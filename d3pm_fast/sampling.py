@@ -24,6 +24,7 @@ from .choices import LASTS, Last
 from .diffusion import Diffusion
 from .functional.seeds import check_seeds
 from .predictions import Predicted, as_prediction
+from .records import Random
 from .reference.draws import NONE
 
 __all__ = ["ancestral"]
@@ -38,14 +39,14 @@ def ancestral(
     denoiser: Denoiser,
     shape: tuple[int, ...],
     *,
-    steps: int | Iterable[int] | None = None,
+    steps: int | Iterable[float] | None = None,
     last: Last = "sample",
     known: Known | None = None,
     time_independent: bool = False,
     generator: torch.Generator | None = None,
     seeds: Tensor | None = None,
     progress: bool = False,
-    callback: Callable[[Tensor, int], None] | None = None,
+    callback: Callable[[Tensor, Any], None] | None = None,
 ) -> Tensor:
     """Draw new data: x_T from the stationary distribution, then each ``x_s ~ p(x_s | x_t)``.
 
@@ -59,7 +60,8 @@ def ancestral(
             evaluation mode yourself.
         shape: ``(B, *S)``.
         steps: how many evenly strided times, in 1..T, or the times themselves, falling from T;
-            None for all T. See :func:`d3pm_fast.timesteps.path`.
+            None for all T. In continuous time, T = 1, one of them is needed, see
+            :func:`d3pm_fast.timesteps.grid`.
         last: ``"sample"``, or ``"argmax"`` for the likeliest class of each token under
             ``p(x_0 | x_t)`` in the step to 0, of equals the lowest, as the paper's code has it.
         known: ``(tokens, mask)``, integers and bool ``(B, *S)``: where the mask is True, x is
@@ -80,16 +82,19 @@ def ancestral(
     Raises:
         TypeError, ValueError, IndexError: as the functions of :mod:`d3pm_fast.functional`.
     """
-    times = timesteps.path(diffusion.transition.num_steps, steps)
+    chain = diffusion.transition
+    times = timesteps.path(chain.num_steps, steps)
     check_choice("last", last, LASTS)
-    x, seeds = start(diffusion, shape, known, generator, seeds)
+    # Each step has random numbers of its own: step t where there are steps.
+    counters = times[:-1] if chain.has_steps else range(len(times) - 1, 0, -1)
+    x, seeds = start(diffusion, shape, known, generator, seeds, counters[0] + 1)
     if time_independent:
         denoiser = Reuse(denoiser)
     if callback is not None:
         callback(x, times[0])
-    pairs = list(itertools.pairwise(times))
-    for t, s in tqdm(pairs, desc="sampling", unit="step", disable=not progress):
-        x = step(diffusion, denoiser, x, t, s, seeds, last, known)
+    pairs = list(zip(itertools.pairwise(times), counters, strict=True))
+    for (t, s), counter in tqdm(pairs, desc="sampling", unit="step", disable=not progress):
+        x = step(diffusion, denoiser, x, t, s, Random(seeds, counter), last, known)
         if callback is not None:
             callback(x, s)
     warn_of_masks(diffusion, x, known)
@@ -116,6 +121,7 @@ def start(
     known: Known | None,
     generator: torch.Generator | None,
     seeds: Tensor | None,
+    counter: int,
 ) -> tuple[Tensor, Tensor]:
     """Return x_T with the known tokens in it, and each item's seed, after all checks."""
     check_sizes("shape", shape)
@@ -131,8 +137,7 @@ def start(
         check_range("known[0]", tokens.where(mask, 0), 0, diffusion.transition.num_classes)
     items = torch.empty(shape[0], device=device)
     seeds = check_seeds(seeds, generator, items).to(device)
-    chain = diffusion.transition
-    x = functional.sample_prior(chain, shape, seeds, chain.num_steps + 1)
+    x = functional.sample_prior(diffusion.transition, shape, seeds, counter)
     return hold(x, known), seeds
 
 
@@ -140,15 +145,19 @@ def step(
     diffusion: Diffusion,
     denoiser: Denoiser,
     x_t: Tensor,
-    t: int,
-    s: int,
-    seeds: Tensor,
+    t: float,
+    s: float,
+    random: Random,
     last: Last,
     known: Known | None,
 ) -> Tensor:
-    """Return x_s after one call of the denoiser; the numbers are those of step t."""
-    starts, targets = (torch.full((len(x_t),), time, device=x_t.device) for time in (t, s))
-    prediction, chain = denoiser(x_t, starts), diffusion.transition
+    """Return x_s after one call of the denoiser."""
+    chain = diffusion.transition
+    dtype = torch.int64 if chain.has_steps else torch.float64
+    starts, targets = (
+        torch.full((len(x_t),), time, dtype=dtype, device=x_t.device) for time in (t, s)
+    )
+    prediction = denoiser(x_t, starts)
     model: dict[str, Any] = {
         "reverse": diffusion.reverse,
         "first_step": diffusion.first_step,
@@ -162,8 +171,10 @@ def step(
             check_drawn(x_s, x_t, as_prediction(prediction, chain.num_classes).row)
         return x_s
     # A step of one has its coefficients in a table.
-    ends = targets if s < t - 1 else None
-    drawn = functional.p_sample(chain, prediction, x_t, starts, ends, seeds=seeds, step=t, **model)
+    ends = None if chain.has_steps and s == t - 1 else targets
+    drawn = functional.p_sample(
+        chain, prediction, x_t, starts, ends, seeds=random.seeds, step=random.step, **model
+    )
     return hold(drawn, known)
 
 

@@ -15,6 +15,7 @@ from .chains import RankOneTransition
 from .choices import LASTS, Last
 from .diffusion import Diffusion
 from .predictions import Predicted
+from .records import Random
 from .reference.philox import uniforms
 from .sampling import Denoiser, Known, start, step, warn_of_masks, widened
 
@@ -72,7 +73,7 @@ def first_hitting(
     chain = _absorbing(diffusion)
     times = timesteps.path(chain.num_steps, steps)
     check_choice("last", last, LASTS)
-    x, seeds = start(diffusion, shape, known, generator, seeds)
+    x, seeds = start(diffusion, shape, known, generator, seeds, chain.num_steps + 1)
     ends = torch.tensor(times[::-1], device=x.device)
     hit = _draw_hits(chain, ends, seeds, x)
     if known is not None:
@@ -90,7 +91,7 @@ def first_hitting(
             drawn = _draw_x0(diffusion, denoiser(x_t, t), x_t, t, seeds[items], chain.num_steps + 2)
             x = x.index_copy(0, items, drawn.where(now[items].view(x_t.shape), x_t))
         else:
-            x = step(diffusion, denoiser, x, times[-2], 0, seeds, last, known)
+            x = step(diffusion, denoiser, x, times[-2], 0, Random(seeds, times[-2]), last, known)
         if callback is not None:
             callback(x, calls - call)
     warn_of_masks(diffusion, x, known)
@@ -147,7 +148,7 @@ def confidence(
     chain = _absorbing(diffusion)
     times = timesteps.path(chain.num_steps, steps)
     check_number("noise", noise)
-    x, seeds = start(diffusion, shape, known, generator, seeds)
+    x, seeds = start(diffusion, shape, known, generator, seeds, chain.num_steps + 1)
     free = (_rows(x) == chain.mask_id).sum(dim=1, keepdim=True)
     share = chain.product_table[:, 2] / chain.product_table[-1, 2]
     sure = torch.full(x.shape, math.inf, dtype=torch.float64, device=x.device)
@@ -183,6 +184,8 @@ def _absorbing(diffusion: Diffusion) -> RankOneTransition:
     chain = diffusion.transition
     if chain.family != "absorbing":
         raise ValueError(f"the chain must be absorbing, got {chain.family}")
+    if not chain.has_steps:
+        raise ValueError("the chain must have T steps, got one in continuous time")
     return cast(RankOneTransition, chain)
 
 

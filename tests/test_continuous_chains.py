@@ -8,6 +8,7 @@ import d3pm_fast as d3
 from d3pm_fast import functional, transitions
 from d3pm_fast.schedules import continuous
 
+ALSO_BY = ("triton", "cuda")  # the fixture impl; see conftest.py
 K = 5
 PI = torch.tensor([0.1, 0.2, 0.4, 0.3, 0.0], dtype=torch.float64)
 FAMILIES = {
@@ -205,3 +206,138 @@ def test_compiled_steps(cpu):
         loss(logits, seconds(T), seconds(S)),
         torch.float64,
     )
+
+
+def exact_denoiser(chain, law, reverse):
+    """For independent tokens of a law: what each reverse step asks of a denoiser.
+
+    Joint: x_0 given the other tokens, so the law; posterior mean: ``q(x_0 | x_t)``.
+    """
+
+    def denoiser(x_t, t):
+        if reverse == "joint":
+            return law.log().expand(*x_t.shape, K)
+        reach = torch.stack([chain.q_bar_matrix(time) for time in t.tolist()])  # (B, K, K)
+        columns = torch.stack([matrix.T[row] for matrix, row in zip(reach, x_t, strict=True)])
+        return (law * columns).log()
+
+    return denoiser
+
+
+@pytest.mark.parametrize("reverse", ["joint", "posterior_mean"])
+@pytest.mark.parametrize("steps", [20, "log"])
+def test_samples_have_the_law_of_the_data(family, reverse, steps):
+    make, _ = family
+    law = torch.tensor([0.5, 0.3, 0.0, 0.2, 0.0], dtype=torch.float64)
+    chain = make(continuous.linear())
+    diffusion = d3.D3PM(chain, reverse=reverse)
+    times = d3.timesteps.grid(20, "log") if steps == "log" else steps
+    denoiser = exact_denoiser(chain, law, reverse)
+    x = diffusion.sample(denoiser, (4, 500), times, seeds=torch.arange(4))
+    count = torch.bincount(x.flatten(), minlength=K)
+    assert not count[law == 0].any()
+    expected = law * x.numel()
+    statistic = ((count - expected) ** 2 / expected)[law > 0].sum()
+    assert statistic < 25  # chi-square of 2 degrees: 4e-6
+
+
+def test_the_sampler_is_told_its_times():
+    chain = transitions.absorbing(K, continuous.cosine(), 4)
+    diffusion, seen, told = d3.D3PM(chain), [], []
+
+    def denoiser(x_t, t):
+        assert t.dtype == torch.float64
+        seen.append(t[0].item())
+        logits = torch.zeros(*x_t.shape, K)
+        logits[..., 4] = -torch.inf
+        return logits
+
+    x = diffusion.sample(denoiser, (2, 3), [1, 0.5, 0.1], callback=lambda x, t: told.append(t))
+    assert seen == [1.0, 0.5, 0.1]
+    assert told == [1.0, 0.5, 0.1, 0.0]
+    assert not (x == 4).any()
+    again = [diffusion.sample(denoiser, (2, 3), 7, seeds=torch.tensor([3, 4])) for _ in range(2)]
+    assert torch.equal(*again)
+    likeliest = diffusion.sample(denoiser, (2, 3), 7, last="argmax")
+    assert not (likeliest == 4).any()
+
+
+@pytest.mark.parametrize(
+    ("steps", "message"),
+    [
+        (None, "steps is needed"),
+        ([0.5], "times must begin at T = 1.0"),
+        ([1.0, 0.5, 0.5], "times must fall"),
+        ([1.0, 0.5, 0.0], "times must fall"),
+        ([1.0, torch.nan], "times must fall"),
+    ],
+)
+def test_wrong_steps_are_refused(steps, message):
+    diffusion = d3.D3PM(transitions.uniform(K, continuous.linear()))
+    with pytest.raises(ValueError, match=message):
+        diffusion.sample(lambda x_t, t: None, (1, 2), steps)
+
+
+def test_samplers_by_order_want_steps():
+    diffusion = d3.D3PM(transitions.absorbing(K, continuous.linear(), 4))
+    for sampler in (d3.unmasking.confidence, d3.unmasking.first_hitting):
+        with pytest.raises(ValueError, match="the chain must have T steps"):
+            sampler(diffusion, lambda x_t, t: None, (1, 2), steps=3)
+
+
+def test_training_times_cover_the_interval():
+    diffusion = d3.D3PM(transitions.uniform(K, continuous.linear()))
+    t = diffusion.sample_t(1000, t_min=0.25)
+    assert t.dtype == torch.float64
+    assert 0.25 <= t.min() < 0.3
+    assert 0.95 < t.max() < 1
+    spread = diffusion.sample_t(1000, low_discrepancy=True).sort().values
+    gaps = spread.diff()
+    torch.testing.assert_close(gaps, torch.full_like(gaps, 1e-3), rtol=1e-9, atol=1e-12)
+    generator = torch.Generator().manual_seed(1)
+    first = diffusion.sample_t(3, generator=generator)
+    assert torch.equal(first, diffusion.sample_t(3, generator=generator.manual_seed(1)))
+    with pytest.raises(ValueError, match="t_min must lie in"):
+        diffusion.sample_t(3, t_min=1.0)
+
+
+def test_the_mean_of_the_density_is_the_bound_of_many_steps(family):
+    """For data of one law, with a denoiser that does not know it."""
+    make, _ = family
+    schedule, logits = continuous.log_linear(1e-2), torch.tensor([0.5, 0.1, 0.3, -0.2, -torch.inf])
+    many = 1000
+    t = (torch.arange(many, dtype=torch.float64) + 0.5) / many
+    chain, stepped = make(schedule), make(schedule.betas(many))
+    totals = []
+    for transition, times in ((chain, t), (stepped, torch.arange(1, many + 1))):
+        total = 0
+        for x_t in range(K):
+            reached = torch.stack([chain.q_bar_matrix(time)[1, x_t] for time in t.tolist()])
+            counts = reached > 1e-12
+            tokens = torch.full((int(counts.sum()), 1), x_t)
+            loss = functional.loss(
+                transition,
+                logits.double().expand(*tokens.shape, K),
+                torch.ones_like(tokens),
+                tokens,
+                times[counts],
+                reduction="none",
+            )
+            total += (reached[counts] * loss[:, 0]).sum()
+        totals.append(total / many if transition is chain else total)
+    assert abs(totals[0] / totals[1] - 1) < 2e-2
+
+
+def test_grids_of_times():
+    assert d3.timesteps.grid(4) == [1.0, 0.75, 0.5, 0.25]
+    cosine, log = d3.timesteps.grid(3, "cosine"), d3.timesteps.grid(3, "log", 1e-2)
+    torch.testing.assert_close(torch.tensor(cosine), torch.tensor([1, 0.75**0.5, 0.5]))
+    torch.testing.assert_close(torch.tensor(log), torch.tensor([1, 0.1, 0.01]))
+    assert d3.timesteps.grid(1, "log") == [1.0]
+    for call in (
+        lambda: d3.timesteps.grid(3, "linear"),
+        lambda: d3.timesteps.grid(0),
+        lambda: d3.timesteps.grid(3, "log", 0.0),
+    ):
+        with pytest.raises(ValueError, match="must"):
+            call()

@@ -178,7 +178,7 @@ class LossBlock {
       const auto x_t = load<typename M::Bits>(tokens.x_t + g * kLanes<Real>);
       Group& group = tokens.groups[g];
       group.look_up(x0, x_t, mask, group.pi_x0, group.pi_xt, splat<Real>(pi_mask), group.base,
-                    group.to_mask, group.bar_to_mask);
+                    group.to_mask, group.bar_to_mask, call_.is_density);
     }
   }
 

@@ -27,9 +27,19 @@ namespace {
 // `reduction` is none, sum or mean; the mean's gradient is left undivided where `late`.
 bool loss(const std::string& dtype, const Chain& chain, bool posterior_mean, bool direct,
           Address logits, Address x0, Address x_t, Address mask, double vb_weight, double ce_weight,
-          const std::string& reduction, bool late, Address loss, Address grad, int num_threads) {
-  Loss call{chain, {posterior_mean, direct}, logits, x0,      x_t,
-            mask,  {vb_weight, ce_weight},   1.0,    nullptr, loss,
+          bool is_density, const std::string& reduction, bool late, Address loss, Address grad,
+          int num_threads) {
+  Loss call{chain,
+            {posterior_mean, direct},
+            logits,
+            x0,
+            x_t,
+            mask,
+            {vb_weight, ce_weight},
+            is_density,
+            1.0,
+            nullptr,
+            loss,
             grad};
   const Type type = parse(dtype);
   if (reduction == "none") return run(type, call, num_threads);

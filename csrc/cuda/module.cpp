@@ -20,9 +20,19 @@ void start(const std::string& dtype, const Call& call, Address stream) {
 
 void loss(const std::string& dtype, const Chain& chain, bool posterior_mean, bool direct,
           Address logits, Address x0, Address x_t, Address mask, double vb_weight, double ce_weight,
-          double grad_scale, Address count, Address loss, Address grad, Address stream) {
-  const Loss call{chain, {posterior_mean, direct}, logits,     x0,    x_t,
-                  mask,  {vb_weight, ce_weight},   grad_scale, count, loss,
+          bool is_density, double grad_scale, Address count, Address loss, Address grad,
+          Address stream) {
+  const Loss call{chain,
+                  {posterior_mean, direct},
+                  logits,
+                  x0,
+                  x_t,
+                  mask,
+                  {vb_weight, ce_weight},
+                  is_density,
+                  grad_scale,
+                  count,
+                  loss,
                   grad};
   start(dtype, call, stream);
 }

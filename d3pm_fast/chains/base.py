@@ -71,6 +71,10 @@ class Transition(nn.Module):
     def step_record(self, t: Tensor, s: Tensor | None = None) -> Any:
         """Return what operations are given of the steps ``x_t -> x_s``, s None for t - 1."""
 
+    def loss_record(self, t: Tensor, s: Tensor | None = None) -> tuple[Any, bool]:
+        """Return what a loss is given of steps, and whether it is of the bound's density at t."""
+        return self.step_record(t, s), False
+
     @abstractmethod
     def marginal_record(self, t: Tensor) -> Any:
         """Return what operations are given of ``q(x_t | x_0)``."""

@@ -28,6 +28,9 @@ class Schedule(Protocol):
     def one_minus_alpha(self, t: Tensor) -> Tensor:
         """Return ``1 - alpha(t)``."""
 
+    def rate(self, t: Tensor) -> Tensor:
+        """Return ``-alpha'(t) / alpha(t)``."""
+
     def beta(self, s: Tensor, t: Tensor) -> Tensor:
         """Return ``1 - alpha(t) / alpha(s)``."""
 
@@ -92,9 +95,27 @@ class ContinuousTransition(RankOneChain):
 
     def step_record(self, t: Tensor, s: Tensor | None = None) -> RankOneStep:
         """Return what operations are given of the steps ``x_t -> x_s``, which need an s."""
-        if s is None:
-            raise ValueError("s is needed: a chain in continuous time has no step of its own")
+        assert s is not None  # checked by the operations
         return self._steps_between(s, t, (s >= 0) & (s < t) & (t <= 1))
+
+    def loss_record(self, t: Tensor, s: Tensor | None = None) -> tuple[RankOneStep, bool]:
+        """Return what a loss is given of steps, or of the bound's density at t without an s."""
+        return (self._density_record(t), True) if s is None else (self.step_record(t, s), False)
+
+    def _density_record(self, t: Tensor) -> RankOneStep:
+        """Return what a loss is given of the bound's density at t.
+
+        Its columns are those of steps with ``a = 1``, and with rates for ``w`` and ``m``, then
+        ``Qbar_t``, then t. At t = 1, where a rate may be infinite, they are of the number before.
+        """
+        valid = (t > 0) & (t <= 1)
+        at = t.where(valid, 1).clamp(max=1 - 2**-53).flatten()
+        rate = self.schedule.rate(at)
+        base = rate * self._share
+        rates = torch.stack([torch.ones_like(at), base, rate - base], dim=-1)
+        table = torch.cat([rates, self.product_coefficients(at), at.unsqueeze(-1)], dim=-1)
+        rows = torch.arange(t.numel(), device=t.device).view(t.shape).where(valid, -1)
+        return RankOneStep(rows, table, self.base, self.base_cdf, self.mask_id)
 
     def marginal_record(self, t: Tensor) -> RankOneMarginal:
         """Return what operations are given of ``q(x_t | x_0)``."""

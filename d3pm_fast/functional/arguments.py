@@ -86,6 +86,8 @@ def check_target(
 ) -> Tensor | None:
     """Return the times that steps from t lead to, contiguous; None for t - 1."""
     if s is None:
+        if not transition.has_steps:
+            raise ValueError("s is needed: a chain in continuous time has no step of its own")
         return None
     check_times("s", s, shape, transition.has_steps)
     check_shape("s", s, tuple(t.shape))

@@ -114,7 +114,8 @@ def loss(
         prediction = prediction.double()
     if mask is not None:
         prediction = prediction.masked(mask)
-    s = check_target(transition, s, t, x_t.shape)
+    if transition.has_steps or s is not None:
+        s = check_target(transition, s, t, x_t.shape)
     name = choose(impl, "loss", transition, t, 1, mask, x0=x0, x_t=x_t)
     served = prediction.served_by(name)
     operation = served.loss(_of_logits(transition, name, model, weights))
@@ -131,7 +132,8 @@ def _of_logits(transition: Transition, name: str, model: Model, weights: Weights
     def record(inputs: "Inputs", items: "tuple[Any, ...]") -> "Loss[Any]":
         x0, mask, x_t, t, s = items
         (logits,) = inputs
-        return Loss(logits, x0, mask, x_t, transition.step_record(t, s), model, weights)
+        step, is_density = transition.loss_record(t, s)
+        return Loss(logits, x0, mask, x_t, step, model, weights, is_density)
 
     def value(inputs: "Inputs", items: "Items", reduction: "str") -> "Tensor":
         kernel = ops.loss.kernel(name, transition.structure)
@@ -143,7 +145,8 @@ def _of_logits(transition: Transition, name: str, model: Model, weights: Weights
 
     def meaning(items: "tuple[Any, ...]") -> "Callable[..., Tensor]":
         *tokens, t, s = items
-        rest = *tokens, reference.looked_up(transition.step_record(t, s)), model, weights
+        step, is_density = transition.loss_record(t, s)
+        rest = *tokens, reference.looked_up(step), model, weights, is_density
         return lambda logits: reference.loss(Loss(logits, *rest), "none")
 
     return LossOperation(value, None if name == "reference" else with_gradient, meaning)

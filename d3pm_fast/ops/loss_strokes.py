@@ -118,6 +118,7 @@ def _run_on_cpu(
         of.x_t.data_ptr(),
         pointer(of.mask),
         of.weights,
+        of.is_density,
         1.0,
         0,
         pointer(loss),

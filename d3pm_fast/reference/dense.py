@@ -85,6 +85,10 @@ class MatrixLogs:
             log_f = log_f.index_put((here,), log_sum_exp(terms, dim=-2))
         return log_f
 
+    def without_step(self) -> "MatrixLogs":
+        """Return the same where Q, the rates of a density, has had no time: s = t."""
+        return self
+
     def tilt(self, logits: Tensor, x_t: Tensor) -> Tensor:
         """Return the log of ``s_i / Qbar_t[i, x_t]``, normalized over i, ``(B, *S, K)``.
 

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ..records import Loss
 from ..reductions import reduced
+from .density import density
 from .logspace import at, compute_dtype
 from .posterior import log_p_posterior, log_q_posterior
 from .step import logs_of
@@ -19,7 +20,7 @@ def loss(of: Loss[Any], reduction: str) -> Tensor:
     ``-log p(x_0 | x_t)``. A token whose ``mask`` is False has loss 0 and is not looked at.
     ``reduction`` is none, for ``(B, *S)``, or the sum or the mean of the tokens that count.
     """
-    logits, x0, mask, x_t, step, model, weights = of
+    logits, x0, mask, x_t, step, model, weights, is_density = of
     dtype = compute_dtype(logits.dtype)
     num_classes = logits.shape[-1]
     counts = torch.ones_like(x0, dtype=torch.bool) if mask is None else mask
@@ -30,19 +31,27 @@ def loss(of: Loss[Any], reduction: str) -> Tensor:
 
     logits = logits.to(dtype)
     logs = logs_of(step, logits.shape, dtype)
-    log_q = log_q_posterior(logs, x0, x_t)
-    log_p = log_p_posterior(logs, logits, x_t, model)
-
-    possible = log_q > -torch.inf  # 0 log 0 = 0; NaN, an impossible pair, must go through
-    terms = log_q.exp() * (log_q - log_p.where(possible | log_q.isnan(), 0))
-    # Where p is 0 and q below the range of exp, too.
-    terms = terms.masked_fill(possible & (log_p == -torch.inf), torch.inf)
-    divergence = terms.where(possible | log_q.isnan(), 0).sum(dim=-1)
+    if is_density:
+        bound = density(logs, logits, x0, x_t, model)
+        is_impossible = at(logs.without_step().log_q_bar_row(x0), x_t).squeeze(-1) == -torch.inf
+    else:
+        log_q = log_q_posterior(logs, x0, x_t)
+        bound = _divergence(log_q, log_p_posterior(logs, logits, x_t, model))
+        is_impossible = log_q.isnan().any(dim=-1)
     cross_entropy = -at(torch.log_softmax(logits, dim=-1), x0).squeeze(-1)
 
     total = weights.ce * cross_entropy if weights.ce else torch.zeros_like(cross_entropy)
     if weights.vb:
-        total = total + weights.vb * divergence
-    total = total.where(~log_q.isnan().any(dim=-1) & inside, torch.nan)
+        total = total + weights.vb * bound
+    total = total.where(~is_impossible & inside, torch.nan)
     total = total.where(counts, 0)
     return reduced(total, reduction, None if mask is None else mask.sum())
+
+
+def _divergence(log_q: Tensor, log_p: Tensor) -> Tensor:
+    """Return ``KL(q || p)`` of each token, ``(B, *S)``."""
+    possible = log_q > -torch.inf  # 0 log 0 = 0; NaN, an impossible pair, must go through
+    terms = log_q.exp() * (log_q - log_p.where(possible | log_q.isnan(), 0))
+    # Where p is 0 and q below the range of exp, too.
+    terms = terms.masked_fill(possible & (log_p == -torch.inf), torch.inf)
+    return terms.where(possible | log_q.isnan(), 0).sum(dim=-1)

@@ -3,7 +3,7 @@
 Words as in the paper: ``Q`` is ``Q_{s->t}`` (``Q_t`` for s = t - 1), ``Qbar`` is ``Qbar_s``.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -66,6 +66,11 @@ class RankOneLogs:
     def log_predicted(self, log_x0: Tensor) -> Tensor:
         """Return ``log f``, ``f = s Qbar_s``, for a predicted ``log s``, ``(B, *S, K)``."""
         return log_add_exp(self.bar_keep.log().to(self.dtype) + log_x0, self.log_q_bar_spread())
+
+    def without_step(self) -> "RankOneLogs":
+        """Return the same where Q, the rates of a density, has had no time: s = t."""
+        nothing = torch.zeros_like(self.keep)
+        return replace(self, keep=nothing + 1, base=nothing, mask=nothing)
 
     def tilt(self, logits: Tensor, x_t: Tensor) -> Tensor:
         """Return the log of ``s_i / Qbar_t[i, x_t]``, normalized over i, ``(B, *S, K)``.

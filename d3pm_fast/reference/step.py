@@ -33,6 +33,9 @@ class StepLogs(Protocol):
     def log_predicted(self, log_x0: Tensor) -> Tensor:
         """Return ``log f``, ``f = s Qbar_s``, for a predicted ``log s``."""
 
+    def without_step(self) -> "StepLogs":
+        """Return the same where Q, the rates of a density, has had no time: s = t."""
+
     def tilt(self, logits: Tensor, x_t: Tensor) -> Tensor:
         """Return the log of ``s_i / Qbar_t[i, x_t]``, normalized over i; s is their softmax."""
 

@@ -239,7 +239,7 @@ def loss_and_grad(of: Loss[MatrixStep], reduction: str, late: bool) -> tuple[Ten
 
 
 def _run(of: Loss[MatrixStep], reduction: str, late: bool, grad: Tensor | None) -> Tensor:
-    logits, x0, mask, x_t, step, model, (vb, ce) = of
+    logits, x0, mask, x_t, step, model, (vb, ce), _ = of
     steps, which = step_tables(step)
     real = torch.float64 if logits.dtype == torch.float64 else torch.float32
     token_loss = torch.empty(x0.shape, dtype=real, device=logits.device)

@@ -72,6 +72,7 @@ class LossCall(NamedTuple):
     count: Any  # (1,), what divides the gradient; None for 1
     num_tokens: Any
     num_classes: Any
+    is_density: Any  # 1 where steps have rates, and the loss is the bound's density; else 0
 
 
 @triton.jit
@@ -100,16 +101,18 @@ def load_tokens(
     bar_x0 = tl.where(x0_is_mask, bar_mask, step.bar_base * pi_at(chain, x0, a.num_classes, REAL))
     bar_xt = tl.where(xt_is_mask, bar_mask, step.bar_base * pi_xt)
     spread = step.base * pi_xt + tl.where(xt_is_mask, step.to_mask, 0.0)
+    is_density = tl.full([1], a.is_density, tl.int32) != 0
+    spread_in_z = tl.where(is_density, 0.0, spread)
     tilt = tl.full([ROWS], 1.0, REAL)
     if POSTERIOR_MEAN:
-        tilt = posterior_mean_tilt(step, spread, bar_xt)
+        tilt = posterior_mean_tilt(step, spread_in_z, bar_xt)
 
     vb_weight = tl.full([ROWS], vb_weight, REAL)
     vb = tl.where((spread == 0.0) | step.predicts_x0, 0.0, vb_weight)
     ce = tl.full([ROWS], ce_weight, REAL) + tl.where(step.predicts_x0, vb_weight, 0.0)
 
     bad = (step.exists == 0) | (x0_is_class == 0) | (xt_is_class == 0)
-    undefined = bad | ((spread == 0.0) & never_stays(step, same, bar_xt))
+    undefined = bad | ((spread_in_z == 0.0) & never_stays(step, same, bar_xt))
     settled = undefined | ((vb == 0.0) & (ce == 0.0))
     value = tl.where(undefined, float("nan"), 0.0).to(REAL)
     if a.mask is not None:
@@ -121,6 +124,7 @@ def load_tokens(
     special = Token(
         step.keep,
         spread,
+        spread_in_z,
         step.bar_keep,
         step.bar_base,
         bar_x0,
@@ -369,7 +373,7 @@ def loss_and_grad(of: Loss[RankOneStep], reduction: str, late: bool) -> tuple[Te
 
 
 def _run(of: Loss[RankOneStep], reduction: str, late: bool, grad: Tensor | None) -> Tensor:
-    logits, x0, mask, x_t, step, model, weights = of
+    logits, x0, mask, x_t, step, model, weights, is_density = of
     real = torch.float64 if logits.dtype == torch.float64 else torch.float32
     num_tokens, num_classes = x0.numel(), logits.shape[-1]
     token_loss = torch.empty(x0.shape, dtype=real, device=logits.device)
@@ -377,7 +381,16 @@ def _run(of: Loss[RankOneStep], reduction: str, late: bool, grad: Tensor | None)
     count = mask.sum().to(real) if mask is not None and mean else None
     early = mean and not late
     arguments = LossCall(
-        logits, x0, x_t, mask, token_loss, grad, count if early else None, num_tokens, num_classes
+        logits,
+        x0,
+        x_t,
+        mask,
+        token_loss,
+        grad,
+        count if early else None,
+        num_tokens,
+        num_classes,
+        int(is_density),
     )
     scale = 1 / max(num_tokens, 1) if early and count is None else 1.0
     chain = chain_of(num_tokens, step, real)

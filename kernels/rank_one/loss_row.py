@@ -17,6 +17,7 @@ class Token(NamedTuple):
 
     keep: Any
     spread: Any
+    spread_in_z: Any
     bar_keep: Any
     bar_base: Any
     bar_x0: Any
@@ -101,15 +102,15 @@ def solve(token, row, REAL: tl.constexpr):
     f_x0 = token.bar_keep * s_x0 + token.bar_x0
     d_xt = tl.where(same, d_x0, token.bar_xt)
     f_xt = tl.where(same, f_x0, token.bar_keep * s_xt + token.bar_xt)
-    z = token.spread + token.keep * f_xt
-    zq = token.spread + token.keep * d_xt
+    z = token.spread_in_z + token.keep * f_xt
+    zq = token.spread_in_z + token.keep * d_xt
     curved = (token.bar_base > tiny(REAL)) & (token.vb != 0.0)
     shift = token.keep * token.bar_keep * tl.where(same, not_x0, -s_xt) / z
     ratio = one_plus(shift, zq / z)
     slope = ratio * token.bar_keep * inv / token.bar_base
 
     fall_same = token.spread * not_x0
-    fall_other = not_x0 * (token.spread + token.keep * token.bar_xt) + token.keep * d_x0 * s_xt
+    fall_other = not_x0 * (token.spread_in_z + token.keep * token.bar_xt) + token.keep * d_x0 * s_xt
     fall = tl.where(same, fall_same, fall_other)
     g_x0 = tl.where(d_x0 > 0.0, -(token.bar_keep / d_x0) * (fall / z), 0.0)
     log_s_x0 = log(tilt_x0 * sum * inv) - cross_entropy
@@ -141,17 +142,21 @@ def finish(token, row, solved, sum_phi, sum_h, REAL: tl.constexpr):
     least = tiny(REAL)
     ratio = solved.ratio
     z, zq = solved.z, solved.zq
+    is_density = token.spread_in_z != token.spread
+    stay = token.spread_in_z + token.keep
 
     # x_0. Where ub = 0 its ratio is that of s, whose logarithm outlives its underflow.
-    c_x0 = token.spread + tl.where(token.same, token.keep, 0.0)
+    c_x0 = tl.where(token.same, stay, token.spread)
     q_x0 = c_x0 / zq * solved.d_x0
     has_x0 = token.bar_x0 > least
-    r_x0 = one_plus(solved.g_x0, solved.f_x0 / solved.d_x0 * ratio)
+    is_linear = is_density & token.same
+    r_x0 = tl.where(is_linear, 1.0, one_plus(solved.g_x0, solved.f_x0 / solved.d_x0 * ratio))
     far = solved.g_x0 - solved.log_s_x0 - log(ratio)
     is_far = (token.bar_x0 <= least) & (solved.g_x0 < -0.5)
     phi_x0 = tl.where(is_far, far, phi(solved.g_x0, r_x0))
     w_x0 = tl.where(has_x0, token.bar_keep * solved.s_x0 / solved.f_x0, 1.0)
-    possible = (c_x0 > 0.0) & (solved.d_x0 > 0.0)  # also where q_x0 is below the range
+    # Also where q_x0 is below the range.
+    possible = (c_x0 > 0.0) & (solved.d_x0 > 0.0) & (is_linear == 0)
     weighted = tl.where(phi_x0 < float("inf"), q_x0 * phi_x0, phi_x0)
     term_x0 = tl.where(possible, weighted, 0.0)
     pull_x0 = q_x0 * solved.g_x0 * w_x0
@@ -159,14 +164,13 @@ def finish(token, row, solved, sum_phi, sum_h, REAL: tl.constexpr):
 
     # x_t, where it is another class.
     has_xt = token.bar_xt > least
-    c_xt = token.spread + token.keep
     g_xt = token.spread / token.bar_xt * (token.bar_keep * solved.s_xt / z)
-    r_xt = 1.0 + g_xt
+    r_xt = 1.0 + tl.where(is_density, 0.0, g_xt)
     h_xt = tl.where(has_xt, g_xt / r_xt, 1.0)
-    near_xt = c_xt / zq * token.bar_xt * phi(g_xt, r_xt)
-    term_xt = tl.where(has_xt, near_xt, c_xt / z * solved.f_xt)
-    pull_xt = c_xt / z * token.bar_keep * solved.s_xt * h_xt
-    r_sum_xt = c_xt / z * token.bar_xt * h_xt
+    near_xt = tl.where(is_density, 0.0, phi(g_xt, r_xt))
+    term_xt = tl.where(has_xt, stay / zq * token.bar_xt * near_xt, stay / z * solved.f_xt)
+    pull_xt = stay / z * token.bar_keep * solved.s_xt * h_xt
+    r_sum_xt = stay / z * token.bar_xt * h_xt
 
     # The mask, where it is neither.
     has_mask = token.bar_mask > least

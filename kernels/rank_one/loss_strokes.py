@@ -185,9 +185,10 @@ def _run(
     line: Tensor | None = None,
     sums: Tensor | None = None,
 ) -> None:
-    logits, x0, mask, x_t, step, model, weights = of
+    logits, x0, mask, x_t, step, model, weights, is_density = of
     real, num_tokens = statistics.dtype, x0.numel()
-    a = LossCall(logits, x0, x_t, mask, loss, grad, None, num_tokens, shard.num_classes)
+    sizes = num_tokens, shard.num_classes
+    a = LossCall(logits, x0, x_t, mask, loss, grad, None, *sizes, int(is_density))
     chain, count = chain_of(num_tokens, step, real), logits.shape[-1]
     pi = None if chain.pi is None else chain.pi[shard.first : shard.first + count]
     part = a._replace(num_classes=count)

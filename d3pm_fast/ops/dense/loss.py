@@ -26,7 +26,7 @@ def loss_and_grad(of: Loss[MatrixStep], reduction: str, late: bool) -> tuple[Ten
 
 
 def _run(of: Loss[MatrixStep], reduction: str, late: bool, grad: Tensor | None) -> Tensor:
-    logits, x0, mask, x_t, step, model, weights = of
+    logits, x0, mask, x_t, step, model, weights, _ = of
     token_loss = torch.zeros(x0.shape, dtype=compute_dtype(logits.dtype), device="cpu")
     if grad is not None and mask is not None:
         grad.zero_()

@@ -1,0 +1,232 @@
+"""The bound's density in continuous time: against its definition, and against published losses."""
+
+import mpmath
+import pytest
+import torch
+from helpers.compare import assert_close, check_gradient
+from mpmath import mpf
+
+from d3pm_fast import functional, transitions
+from d3pm_fast.schedules import continuous
+
+ALSO_BY = ("triton", "cuda")  # the fixture impl; see conftest.py
+K = 5
+PI = torch.tensor([0.1, 0.2, 0.4, 0.3, 0.0], dtype=torch.float64)
+FAMILIES = {
+    "uniform": (
+        lambda n, alphas: transitions.uniform(n, alphas),
+        torch.full((K,), 1 / K, dtype=torch.float64),
+    ),
+    "absorbing": (
+        lambda n, alphas: transitions.absorbing(n, alphas, n - 1),
+        torch.eye(K).double()[K - 1],
+    ),
+    "marginal": (lambda n, alphas: transitions.marginal(n, alphas, PI), PI),
+    "mask_and_uniform": (
+        lambda n, alphas: transitions.mask_and_uniform(n, alphas, 2, 0.3),
+        torch.tensor([0.06, 0.06, 0.76, 0.06, 0.06], dtype=torch.float64),
+    ),
+}
+SCHEDULES = [continuous.linear(), continuous.cosine(), continuous.geometric(1e-4, 8.0)]
+TIMES = [1e-3, 0.37, 0.8, 0.999]
+REVERSE = ["joint", "posterior_mean"]
+
+
+def every_pair(chain, t):
+    """All ``(x_0, x_t)`` that the chain can make at t."""
+    return (chain.q_bar_matrix(t) > 0).nonzero().unbind(-1)
+
+
+def true_density(chain, law, schedule, logits, x0, x_t, t, reverse="joint"):
+    """``sum_j R[j, x_t] (m_j - d_j - d_j log(m_j / d_j))`` from explicit matrices, ``(N,)``."""
+    t = min(t, 1 - 2**-53)
+    keep, lost = schedule.alpha(t), schedule.one_minus_alpha(t)
+    matrix = keep * torch.eye(K).double() + lost * law
+    predicted = torch.softmax(logits, dim=-1)
+    if reverse == "posterior_mean":
+        reach = matrix[:, x_t].T
+        weighed = torch.where(reach > 0, predicted / reach.where(reach > 0, 1), 0)
+        alone = (reach > 0).sum(-1, keepdim=True) == 1
+        predicted = torch.where(alone, predicted, weighed / weighed.sum(-1, keepdim=True))
+    f, d = predicted @ matrix, matrix[x0]
+    rows = torch.arange(len(x0))
+    m, r = f / f[rows, x_t, None], d / d[rows, x_t, None]
+    rates = (schedule.rate(t) * law)[x_t, None]
+    gain = (m / r.where(r > 0, 1)).where(r > 0, 1)
+    terms = torch.where(r > 0, r * (gain - 1 - gain.log()), m)
+    other = torch.arange(K) != x_t[:, None]
+    return (rates * terms).where(other, 0).sum(-1)
+
+
+@pytest.mark.parametrize("reverse", REVERSE)
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_pair_agrees_with_its_definition(impl, family, schedule, reverse):
+    make, law = FAMILIES[family]
+    chain = make(K, schedule)
+    for t in TIMES if impl in ("reference", "cpu") else TIMES[1:2]:
+        x0, x_t = every_pair(chain, t)
+        leaf = (2 * torch.randn(len(x0), K, dtype=torch.float64)).requires_grad_()
+        truth = true_density(chain, law, schedule, leaf, x0, x_t, t, reverse)
+        (true_gradient,) = torch.autograd.grad(truth.sum(), leaf)
+        times = torch.full((len(x0),), t, dtype=torch.float64)
+        options = {"reverse": reverse, "impl": impl}
+        loss = functional.loss(chain, leaf, x0, x_t, times, reduction="none", **options)
+        (gradient,) = torch.autograd.grad(loss.sum(), leaf)
+        assert_close(loss, truth, torch.float64, ulps=4096, scale=truth.abs() + 1)
+        check_gradient(gradient, true_gradient, torch.float64, ulps=4096, floor=0.1)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_end_of_a_schedule_that_keeps_nothing(impl, family):
+    """The rate is infinite there: the limit is a cross-entropy for a mask, and 0 else."""
+    make, _ = FAMILIES[family]
+    x0 = torch.tensor([[0, 1, 3]])
+    logits = torch.randn(1, 3, K, dtype=torch.float64)
+    logits[..., K - 1] = -torch.inf  # the mask, or a class that the chain does not enter
+    x_t = torch.full_like(x0, K - 1) if family == "absorbing" else torch.tensor([[0, 2, 2]])
+    loss = functional.loss(
+        make(K, continuous.linear()), logits, x0, x_t, torch.ones(1), reduction="none", impl=impl
+    )
+    entropy = torch.nn.functional.cross_entropy(logits[0], x0[0], reduction="none")[None]
+    expected = entropy if family == "absorbing" else torch.zeros_like(entropy)
+    torch.testing.assert_close(loss, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("family", ["uniform", "marginal", "mask_and_uniform"])
+def test_losses_of_short_steps_tend_to_it(impl, family):
+    """Their error falls like the length of the step."""
+    chain = FAMILIES[family][0](K, continuous.linear())
+    x0, x_t = every_pair(chain, 0.5)
+    logits, t = torch.randn(len(x0), K, dtype=torch.float64), torch.full((len(x0),), 0.5).double()
+    limit = functional.loss(chain, logits, x0, x_t, t, reduction="none", impl=impl)
+    errors = []
+    for step in (1e-3, 1e-4):
+        options = {"reduction": "none", "impl": impl}
+        loss = functional.loss(chain, logits, x0, x_t, t, t - step, **options) / step
+        errors.append((loss - limit).abs().max())
+    assert 8 < errors[0] / errors[1] < 12
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("num_classes", [27, 300])
+def test_every_dtype(impl, dtype, num_classes):
+    chain = transitions.mask_and_uniform(num_classes, continuous.log_linear(), 2, 0.3)
+    x0 = torch.randint(num_classes, (6, 2))
+    t = torch.tensor([0.01, 0.2, 0.5, 0.7, 0.9, 1.0])
+    x_t = functional.q_sample(chain, x0, t, impl="reference")
+    logits = (2 * torch.randn(6, 2, num_classes)).to(dtype).requires_grad_()
+    wide = logits.detach().double().requires_grad_()
+    results = []
+    for leaf, name in ((logits, impl), (wide, "reference")):
+        loss = functional.loss(chain, leaf, x0, x_t, t.double(), reduction="none", impl=name)
+        results += [loss.detach(), torch.autograd.grad(loss.sum(), leaf)[0]]
+    scale = results[2].abs() + (64 if impl == "reference" else 1)
+    assert_close(results[0], results[2], dtype, ulps=64, scale=scale)
+    floor = 64.0 if impl == "reference" else 1.0
+    check_gradient(results[1], results[3], dtype, ulps=64, floor=floor)
+
+
+def exact_density(logits, alpha, num_classes, x0, x_t, rate):
+    """The uniform chain's in 60 digits."""
+    with mpmath.workdps(60):
+        s = [mpmath.exp(mpf(x)) for x in logits]
+        total = mpmath.fsum(s)
+        lost = (1 - mpf(alpha)) / num_classes
+        f = [mpf(alpha) * x / total + lost for x in s]
+        d = [mpf(alpha) * (j == x0) + lost for j in range(num_classes)]
+        terms = []
+        for j in range(num_classes):
+            if j != x_t:
+                g = d[x_t] / f[x_t] * f[j] / d[j] - 1
+                terms.append(d[j] / d[x_t] * (g - mpmath.log1p(g)))
+        return float(mpf(rate) / num_classes * mpmath.fsum(terms))
+
+
+@pytest.mark.parametrize("confidence", [5.0, 12.0, 20.0])
+def test_float32_keeps_the_digits_of_confident_tokens(cpu, confidence):
+    """Where the published forms have none: losses down to 1e-12 nats, x_t = x_0 or not."""
+    schedule, t = continuous.linear(), torch.tensor([0.5], dtype=torch.float64)
+    chain = transitions.uniform(K, schedule)
+    for x_t in (1, 3):
+        logits = torch.zeros(1, 1, K)
+        logits[..., 1] = confidence
+        loss = functional.loss(chain, logits, torch.tensor([[1]]), torch.tensor([[x_t]]), t)
+        truth = exact_density(logits.flatten().tolist(), 0.5, K, 1, x_t, 2.0)
+        assert abs(float(loss) / truth - 1) < 1e-6
+
+
+def test_the_loss_of_masked_diffusion(impl):
+    """MDLM, MD4: ``-alpha' / (1 - alpha)`` times the cross-entropy of masked tokens."""
+    for schedule in (continuous.log_linear(), continuous.cosine(), continuous.polynomial(2)):
+        chain = transitions.absorbing(K, schedule, K - 1)
+        x0, t = torch.randint(K - 1, (4, 6)), torch.tensor([0.1, 0.4, 0.8, 0.99]).double()
+        x_t = functional.q_sample(chain, x0, t, impl="reference")
+        logits = torch.randn(4, 6, K, dtype=torch.float64)
+        logits[..., K - 1] = -torch.inf
+        fall = schedule.rate(t) * schedule.alpha(t)
+        weight = (fall / schedule.one_minus_alpha(t))[:, None]
+        entropy = torch.nn.functional.cross_entropy(
+            logits.flatten(0, 1), x0.flatten(), reduction="none"
+        )
+        expected = torch.where(x_t == K - 1, weight * entropy.view(4, 6), 0)
+        found = functional.loss(chain, logits, x0, x_t, t, reduction="none", impl=impl)
+        assert_close(found, expected, torch.float64, ulps=64, scale=expected.abs() + 1)
+
+
+def test_the_loss_of_uniform_diffusion(impl):
+    """UDLM, eq. 19, and SEDD's score entropy with its constant, by their own formulas."""
+    schedule = continuous.log_linear()
+    chain = transitions.uniform(K, schedule)
+    x0, t = torch.randint(K, (4, 6)), torch.tensor([0.1, 0.4, 0.8, 0.99]).double()
+    x_t = functional.q_sample(chain, x0, t, impl="reference")
+    logits = torch.randn(4, 6, K, dtype=torch.float64)
+    found = functional.loss(chain, logits, x0, x_t, t, reduction="none", impl=impl)
+
+    alpha, fall = schedule.alpha(t)[:, None], (schedule.rate(t) * schedule.alpha(t))[:, None]
+    clean = torch.nn.functional.one_hot(x0, K)
+    x_bar = K * alpha[..., None] * clean + 1 - alpha[..., None]
+    theta = K * alpha[..., None] * logits.softmax(-1) + 1 - alpha[..., None]
+    here = x_t[..., None]
+    x_z, theta_z = x_bar.gather(-1, here), theta.gather(-1, here)
+    inner = (x_bar / x_z * ((theta_z / theta) * (x_bar / x_z)).log()).sum(-1)
+    udlm = fall / (K * alpha) * (K / theta_z - K / x_z).squeeze(-1) + fall / (K * alpha) * inner
+    assert_close(found, udlm, torch.float64, ulps=4096, scale=udlm.abs() + 1)
+
+    score, ratio = theta / theta_z, x_bar / x_z
+    entropy = (score - ratio * score.log() + ratio * (ratio.log() - 1)).sum(-1)
+    sedd = schedule.rate(t)[:, None] / K * entropy
+    assert_close(found, sedd, torch.float64, ulps=4096, scale=sedd.abs() + 1)
+
+
+def test_a_shift_of_logits_changes_nothing(impl):
+    chain = transitions.uniform(K, continuous.linear())
+    x0, x_t, t = torch.tensor([[0, 1]]), torch.tensor([[0, 3]]), torch.tensor([0.4])
+    logits = torch.randn(1, 2, K, dtype=torch.float64)
+    plain, shifted = (
+        functional.loss(chain, logits + c, x0, x_t, t, reduction="none", impl=impl)
+        for c in (0.0, -1000.0)
+    )
+    assert_close(shifted, plain, torch.float64, ulps=4096, scale=plain.abs() + 1)
+
+
+def test_undefined_and_masked_tokens(impl):
+    chain = transitions.absorbing(K, continuous.linear(), K - 1)
+    x0, x_t, t = torch.tensor([[0, 1, 2]]), torch.tensor([[0, 3, 4]]), torch.tensor([0.5])
+    logits, mask = torch.randn(1, 3, K), torch.tensor([[True, True, False]])
+    options = {"reduction": "none", "impl": impl, "mask": mask}
+    loss = functional.loss(chain, logits, x0, x_t, t, **options)
+    assert loss[0, 0] == 0
+    assert loss[0, 1].isnan()
+    assert loss[0, 2] == 0
+
+
+def test_the_cross_entropy_beside_it(impl):
+    chain = transitions.uniform(K, continuous.linear())
+    x0, x_t, t = torch.tensor([[0, 1]]), torch.tensor([[0, 3]]), torch.tensor([0.4])
+    logits = torch.randn(1, 2, K, dtype=torch.float64)
+    term = {"reduction": "sum", "impl": impl}
+    both = functional.loss(chain, logits, x0, x_t, t, vb_weight=0.5, ce_weight=2.0, **term)
+    bound = functional.loss(chain, logits, x0, x_t, t, **term)
+    entropy = torch.nn.functional.cross_entropy(logits[0], x0[0], reduction="sum")
+    assert_close(both, 0.5 * bound + 2 * entropy, torch.float64, ulps=64)
