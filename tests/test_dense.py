@@ -466,7 +466,7 @@ def test_opcheck_finds_nothing(cpu):
     x0, t = torch.randint(5, (3, 4)), torch.tensor([1, 3, 6])
     x_t, logits, seeds = functional.q_sample(chain, x0, t), torch.randn(3, 4, 5), torch.arange(3)
     step, mask = (t, t - 1, chain.handle), torch.rand(3, 4) < 0.7
-    loss = (logits, x0, mask, x_t, *step, False, True, 1.0, 0.1)
+    loss = (logits, x0, mask, x_t, *step, False, True, 1.0, 0.1, False)
     calls = {
         "loss": (*loss, "none"),
         "loss_and_grad": (*loss, "mean", False),

@@ -180,7 +180,7 @@ def op_arguments(family):
     logits, seeds = torch.randn(B, P, K), torch.arange(B)
     step = (t, chain.step_table, chain.base, chain.base_cdf, chain.mask_id)
     mask = torch.rand(B, P) < 0.7
-    loss = (logits, x0, mask, x_t, *step, False, True, 1.0, 0.1)
+    loss = (logits, x0, mask, x_t, *step, False, True, 1.0, 0.1, False)
     return {
         "loss": (*loss, "none"),
         "loss_and_grad": (*loss, "mean", False),
