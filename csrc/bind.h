@@ -5,23 +5,13 @@
 
 #include <stdexcept>
 #include <string>
-#include <tuple>
+#include <type_traits>
 #include <utility>
 
 #include "calls.h"
 #include "elements.h"
 
 namespace d3pm {
-
-// A tensor's memory, as a pointer of whatever type is asked for.
-struct Address {
-  uintptr_t value;
-
-  template <class T>
-  operator T*() const {
-    return reinterpret_cast<T*>(value);
-  }
-};
 
 inline Type parse(const std::string& dtype) {
   if (dtype == "torch.float32") return Type::float32;
@@ -38,60 +28,58 @@ using Unlocked = pybind11::call_guard<pybind11::gil_scoped_release>;
 
 namespace pybind11::detail {
 
-template <>
-struct type_caster<d3pm::Address> {
-  PYBIND11_TYPE_CASTER(d3pm::Address, const_name("int"));
+// A member of a record, whatever its type, from a number, an address or the tuple of a record.
+struct Member {
+  handle source;
 
-  bool load(handle source, bool convert) {
-    make_caster<uintptr_t> number;
-    if (!number.load(source, convert)) return false;
-    value.value = cast_op<uintptr_t>(number);
-    return true;
+  template <class T>
+  operator T() const {
+    if constexpr (std::is_pointer_v<T>)
+      return reinterpret_cast<T>(cast<uintptr_t>(source));
+    else
+      return cast<T>(source);
   }
 };
+
+template <size_t>
+using MemberAt = Member;
+
+template <class Record, class Indices, class = void>
+constexpr bool has_members = false;
+template <class Record, size_t... i>
+constexpr bool has_members<Record, std::index_sequence<i...>,
+                           std::void_t<decltype(Record{std::declval<MemberAt<i>>()...})>> = true;
+
+// How many members a record has.
+template <class Record, size_t count = 1>
+constexpr size_t num_members() {
+  if constexpr (has_members<Record, std::make_index_sequence<count + 1>>)
+    return num_members<Record, count + 1>();
+  else
+    return count;
+}
+
+template <class Record>
+constexpr bool is_record = std::is_class_v<Record> && std::is_aggregate_v<Record> &&
+                           std::is_trivially_copyable_v<Record> && !std::is_empty_v<Record>;
 
 // A record, from the tuple of its members.
-template <class Record, class... Members>
-struct RecordCaster {
+template <class Record>
+struct type_caster<Record, enable_if_t<is_record<Record>>> {
   PYBIND11_TYPE_CASTER(Record, const_name("tuple"));
 
-  bool load(handle source, bool convert) {
-    using Tuple = std::tuple<Members...>;
-    make_caster<Tuple> tuple;
-    if (!tuple.load(source, convert)) return false;
-    value = std::apply([](const Members&... members) { return Record{members...}; },
-                       cast_op<Tuple>(std::move(tuple)));
+  bool load(handle source, bool) {
+    constexpr size_t count = num_members<Record>();
+    if (!isinstance<tuple>(source) || PyTuple_GET_SIZE(source.ptr()) != count) return false;
+    value = make(source, std::make_index_sequence<count>());
     return true;
   }
-};
 
-template <>
-struct type_caster<d3pm::Chain>
-    : RecordCaster<d3pm::Chain, int64_t, int64_t, d3pm::Address, int64_t, d3pm::Address, int64_t,
-                   d3pm::Address, int64_t> {
-  // The tuple has the number of runs in place of their length.
-  bool load(handle source, bool convert) {
-    if (!RecordCaster::load(source, convert)) return false;
-    const int64_t num_runs = value.run_length;
-    value.run_length = num_runs > 0 ? value.num_tokens / num_runs : 0;
-    return true;
+ private:
+  template <size_t... i>
+  static Record make(handle source, std::index_sequence<i...>) {
+    return {Member{PyTuple_GET_ITEM(source.ptr(), i)}...};
   }
 };
-
-template <>
-struct type_caster<d3pm::Model> : RecordCaster<d3pm::Model, bool, bool> {};
-
-template <>
-struct type_caster<d3pm::Weights> : RecordCaster<d3pm::Weights, double, double> {};
-
-template <>
-struct type_caster<d3pm::Loss>
-    : RecordCaster<d3pm::Loss, d3pm::Chain, d3pm::Model, d3pm::Address, d3pm::Address,
-                   d3pm::Address, d3pm::Address, d3pm::Weights, bool, double, d3pm::Address,
-                   d3pm::Address, d3pm::Address> {};
-
-template <>
-struct type_caster<d3pm::Shaping>
-    : RecordCaster<d3pm::Shaping, d3pm::Address, double, double, int64_t, double> {};
 
 }  // namespace pybind11::detail

@@ -23,7 +23,6 @@ struct DenseRows {
   bool centred, joined;  // not centred: whether s_a is in v too, and f with it, without Qbar_s
   bool by_row;           // the tables of columns and rows hold those of these tokens in order
   void* sums;            // (n, 3) real: s_a, the others' sum, that of v to s
-  int num_threads;
 };
 
 // Classes from `first` to the one before `last`.
@@ -103,7 +102,6 @@ struct DenseQSample {
   const double* cdf;                          // (K, K)
   Random random;
   int64_t* out;  // (N,)
-  int num_threads;
 };
 
 // Writes sum_n terms[n] v M^n for rows v, by columns of the sparse M: that of class j has the
@@ -117,7 +115,6 @@ struct SparsePolynomial {
   int64_t num_terms;
   const void* v;  // (n, K)
   void* out;      // (n, K)
-  int num_threads;
 };
 
 // Draws a number of jumps, then each from a row of a sparse matrix: that of class i has the
@@ -133,7 +130,6 @@ struct SparseQSample {
   const double* cdf;       // (starts[K],)
   Random random;
   int64_t* out;  // (N,)
-  int num_threads;
 };
 
 }  // namespace d3pm

@@ -22,18 +22,18 @@ bool run(Type type, const QPosterior& call, int num_threads);
 bool run(Type type, const PPosterior& call, int num_threads);
 bool run(const QSample& call, int num_threads);
 bool run(Type type, const PSample& call, const Shaping& shaping, int num_threads);
-bool run(Type type, const DensePredict& call);
-bool run(Type type, const DenseLoss& call);
-bool run(Type type, const DensePosterior& call);
-bool run(Type type, const DenseGradient& call);
-bool run(Type type, const DenseSample& call);
-bool run(Type type, const DenseQPosterior& call);
-bool run(const DenseQSample& call);
-bool run(Type type, const SparsePolynomial& call);
-bool run(const SparseQSample& call);
+bool run(Type type, const DensePredict& call, int num_threads);
+bool run(Type type, const DenseLoss& call, int num_threads);
+bool run(Type type, const DensePosterior& call, int num_threads);
+bool run(Type type, const DenseGradient& call, int num_threads);
+bool run(Type type, const DenseSample& call, int num_threads);
+bool run(Type type, const DenseQPosterior& call, int num_threads);
+bool run(const DenseQSample& call, int num_threads);
+bool run(Type type, const SparsePolynomial& call, int num_threads);
+bool run(const SparseQSample& call, int num_threads);
 // These have no index to look at and return false.
-bool run(Type type, const LogisticLogits& call);
-bool run(Type type, const LogisticGradient& call);
-bool run(Type type, const ShapedLogits& call);
+bool run(Type type, const LogisticLogits& call, int num_threads);
+bool run(Type type, const LogisticGradient& call, int num_threads);
+bool run(Type type, const ShapedLogits& call, int num_threads);
 
 }  // namespace d3pm

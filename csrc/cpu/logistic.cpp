@@ -8,22 +8,24 @@ namespace d3pm {
 namespace {
 
 template <class Body>
-bool run_tokens(Type type, const Logistic& of, const Body& body) {
-  return run_rows(type, of.num_tokens, of.num_classes, of.num_threads, body);
+bool run_tokens(Type type, const Logistic& of, int num_threads, const Body& body) {
+  return run_rows(type, of.num_tokens, of.num_classes, num_threads, body);
 }
 
 }  // namespace
 
-bool run(Type type, const LogisticLogits& call) {
-  return run_tokens(type, call.logistic, [&](auto element, int64_t begin, int64_t end) {
-    D3PM_CALL_BEST(logistic_logits<decltype(element)>, call, begin, end);
-  });
+bool run(Type type, const LogisticLogits& call, int num_threads) {
+  return run_tokens(type, call.logistic, num_threads,
+                    [&](auto element, int64_t begin, int64_t end) {
+                      D3PM_CALL_BEST(logistic_logits<decltype(element)>, call, begin, end);
+                    });
 }
 
-bool run(Type type, const LogisticGradient& call) {
-  return run_tokens(type, call.logistic, [&](auto element, int64_t begin, int64_t end) {
-    D3PM_CALL_BEST(logistic_gradient<decltype(element)>, call, begin, end);
-  });
+bool run(Type type, const LogisticGradient& call, int num_threads) {
+  return run_tokens(type, call.logistic, num_threads,
+                    [&](auto element, int64_t begin, int64_t end) {
+                      D3PM_CALL_BEST(logistic_gradient<decltype(element)>, call, begin, end);
+                    });
 }
 
 }  // namespace d3pm

@@ -12,7 +12,6 @@ struct Logistic {
   int64_t num_tokens, num_classes;  // N, K
   bool edge_corrected;
   const void *loc, *log_scale;  // (N,)
-  int num_threads;
 };
 
 struct LogisticLogits {
@@ -31,7 +30,6 @@ struct ShapedLogits {
   const void* logits;               // (N, K)
   Shaping shaping;
   void* out;  // (N, K) real
-  int num_threads;
 };
 
 }  // namespace d3pm

@@ -6,8 +6,8 @@
 
 namespace d3pm {
 
-bool run(Type type, const ShapedLogits& call) {
-  return run_rows(type, call.num_tokens, call.num_classes, call.num_threads,
+bool run(Type type, const ShapedLogits& call, int num_threads) {
+  return run_rows(type, call.num_tokens, call.num_classes, num_threads,
                   [&](auto element, int64_t begin, int64_t end) {
                     D3PM_CALL_BEST(shaped_logits<decltype(element)>, call, begin, end);
                   });

@@ -20,11 +20,11 @@ bool run_tile(const SparsePolynomial& call, int64_t begin, int64_t end) {
 }
 
 template <class Real>
-bool run_polynomial(const SparsePolynomial& call) {
+bool run_polynomial(const SparsePolynomial& call, int num_threads) {
   const int64_t width = rows_at_once<Real>(), entries = call.starts[call.num_classes];
   const int64_t tiles = (call.num_rows + width - 1) / width;
   const double cost = static_cast<double>(call.num_rows * call.num_terms * entries);
-  return parallel(tiles, cost, call.num_threads, [&](int64_t begin, int64_t end) {
+  return parallel(tiles, cost, num_threads, [&](int64_t begin, int64_t end) {
     return run_tile<Real>(call, begin * width, std::min(end * width, call.num_rows));
   });
 }
@@ -43,13 +43,14 @@ int64_t walk(const SparseQSample& call, int64_t token, int64_t jumps) {
 
 }  // namespace
 
-bool run(Type type, const SparsePolynomial& call) {
-  return type == Type::float32 ? run_polynomial<float>(call) : run_polynomial<double>(call);
+bool run(Type type, const SparsePolynomial& call, int num_threads) {
+  return type == Type::float32 ? run_polynomial<float>(call, num_threads)
+                               : run_polynomial<double>(call, num_threads);
 }
 
-bool run(const SparseQSample& call) {
+bool run(const SparseQSample& call, int num_threads) {
   const double cost = 64.0 * static_cast<double>(call.num_rows);
-  return parallel(call.num_rows, cost, call.num_threads, [&](int64_t begin, int64_t end) {
+  return parallel(call.num_rows, cost, num_threads, [&](int64_t begin, int64_t end) {
     for (int64_t n = begin; n < end; ++n) {
       const int64_t token = call.tokens[n];
       const double u = token_uniforms(call.random, call.num_tokens, token).draw;

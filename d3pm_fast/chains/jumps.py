@@ -95,18 +95,11 @@ class Polynomial:
     def _run(self, matrix: Columns, v: Tensor, out: Tensor) -> None:
         if cpu is None:
             return self._run_by_pytorch(matrix, v, out)
-        cpu.sparse_polynomial(
-            str(self.dtype),
-            *v.shape,
-            matrix.starts.data_ptr(),
-            matrix.sources.data_ptr(),
-            matrix.weights[self.dtype].data_ptr(),
-            self.terms.data_ptr(),
-            len(self.terms),
-            v.data_ptr(),
-            out.data_ptr(),
-            torch.get_num_threads(),
-        )
+        starts, sources, weights = matrix.starts, matrix.sources, matrix.weights[self.dtype]
+        at = starts.data_ptr(), sources.data_ptr(), weights.data_ptr()
+        terms = self.terms.data_ptr(), len(self.terms)
+        call = *v.shape, *at, *terms, v.data_ptr(), out.data_ptr()
+        cpu.sparse_polynomial(str(self.dtype), call, torch.get_num_threads())
 
     def _run_by_pytorch(self, matrix: Columns, v: Tensor, out: Tensor) -> None:
         columns = matrix.transposed(self.dtype)

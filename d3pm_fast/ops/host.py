@@ -1,4 +1,4 @@
-"""What the compiled modules take of tensors and chains: numbers."""
+"""What the compiled modules take: the records of ``csrc/calls.h``, with addresses for tensors."""
 
 from contextlib import nullcontext
 from typing import Any
@@ -9,6 +9,7 @@ from torch import Tensor
 from .. import _compiled
 from .._checks import check_range
 from ..chains.structures import RankOneMarginal, RankOneStep
+from ..records import Loss, Random, Shaping
 from ..reference.logspace import compute_dtype
 
 
@@ -17,17 +18,56 @@ def pointer(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
-def chain_arguments(
+def chain_record(
     shape: tuple[int, int], of: RankOneStep | RankOneMarginal, base: Tensor | None
 ) -> tuple[int, ...]:
-    """Return what a compiled module takes for a chain and tokens of a shape (N, K)."""
+    """Return ``Chain``, of tokens and classes of a shape (N, K)."""
     rows, table = of.rows, of.table
-    numbers = rows.data_ptr(), rows.numel(), table.data_ptr(), len(table)
+    run_length = shape[0] // max(rows.numel(), 1)
+    numbers = rows.data_ptr(), run_length, table.data_ptr(), len(table)
     return *shape, *numbers, pointer(base), of.mask_id
 
 
+def loss_record(
+    of: Loss[RankOneStep],
+    chain: tuple[int, ...],
+    loss: Tensor | None,
+    grad: Tensor | None,
+    scale: float = 1.0,
+    count: Tensor | None = None,
+) -> tuple[Any, ...]:
+    """Return ``Loss``; its gradient is multiplied by ``scale`` and divided by ``count``."""
+    return (
+        chain,
+        of.model,
+        of.logits.data_ptr(),
+        of.x0.data_ptr(),
+        of.x_t.data_ptr(),
+        pointer(of.mask),
+        of.weights,
+        of.is_density,
+        scale,
+        pointer(count),
+        pointer(loss),
+        pointer(grad),
+    )
+
+
+def random_record(random: Random) -> tuple[int, int, int]:
+    """Return ``Random``."""
+    return random.seeds.data_ptr(), len(random.seeds), random.step
+
+
+def shaping_record(shaping: Shaping) -> tuple[Any, ...]:
+    """Return ``Shaping``."""
+    return pointer(shaping.unconditional), *shaping[1:]
+
+
 def base_in(step: RankOneStep, dtype: torch.dtype) -> Tensor | None:
-    """Return the chain's vector in the dtype that logits of a dtype are calculated in."""
+    """Return the chain's vector in the dtype that logits of a dtype are calculated in.
+
+    The caller keeps it until a compiled module has been called with its address.
+    """
     return None if step.base is None else step.base.to(compute_dtype(dtype))
 
 

@@ -31,36 +31,25 @@ def _logits_on_cpu(
     loc: Tensor, log_scale: Tensor, num_classes: int, edge_corrected: bool
 ) -> Tensor:
     out = _fake_logits(loc, log_scale, num_classes, edge_corrected)
-    cpu.logistic_logits(
-        str(loc.dtype),
-        loc.numel(),
-        num_classes,
-        edge_corrected,
-        loc.data_ptr(),
-        log_scale.data_ptr(),
-        out.data_ptr(),
-        torch.get_num_threads(),
-    )
+    call = _record(loc, log_scale, num_classes, edge_corrected), out.data_ptr()
+    cpu.logistic_logits(str(loc.dtype), call, torch.get_num_threads())
     return out
 
 
 def _gradient_on_cpu(
     loc: Tensor, log_scale: Tensor, upstream: Tensor, edge_corrected: bool
 ) -> tuple[Tensor, Tensor]:
-    out_loc, out_log_scale = _fake_gradient(loc, log_scale, upstream, edge_corrected)
-    cpu.logistic_gradient(
-        str(loc.dtype),
-        loc.numel(),
-        upstream.shape[-1],
-        edge_corrected,
-        loc.data_ptr(),
-        log_scale.data_ptr(),
-        upstream.data_ptr(),
-        out_loc.data_ptr(),
-        out_log_scale.data_ptr(),
-        torch.get_num_threads(),
-    )
-    return out_loc, out_log_scale
+    out_loc, out_log_scale = out = _fake_gradient(loc, log_scale, upstream, edge_corrected)
+    logistic = _record(loc, log_scale, upstream.shape[-1], edge_corrected)
+    call = logistic, upstream.data_ptr(), out_loc.data_ptr(), out_log_scale.data_ptr()
+    cpu.logistic_gradient(str(loc.dtype), call, torch.get_num_threads())
+    return out
+
+
+def _record(
+    loc: Tensor, log_scale: Tensor, num_classes: int, edge_corrected: bool
+) -> tuple[int, int, bool, int, int]:
+    return loc.numel(), num_classes, edge_corrected, loc.data_ptr(), log_scale.data_ptr()
 
 
 logistic_logits.serve("reference", reference.logistic_logits)

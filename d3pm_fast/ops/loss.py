@@ -12,7 +12,7 @@ from ..records import Loss
 from ..reductions import reduced
 from ..reference.logspace import compute_dtype
 from .dense import loss as dense
-from .host import base_in, chain_arguments, pointer, raise_bad_index, start_cuda
+from .host import base_in, chain_record, loss_record, raise_bad_index, start_cuda
 from .kernel import triton_kernel
 from .register import Operation
 
@@ -36,54 +36,27 @@ loss_and_grad = Operation("loss_and_grad", _fake_loss_and_grad)
 def _on_cpu(of: Loss[RankOneStep], reduction: str, late: bool | None = None) -> Any:
     grad = None if late is None else torch.empty_like(of.logits)
     value = _fake_loss(of, reduction)
-    logits, step = of.logits, of.step
-    num_classes, base = logits.shape[-1], base_in(of.step, logits.dtype)
-    bad = cpu.loss(
-        str(logits.dtype),
-        chain_arguments((of.x0.numel(), num_classes), step, base),
-        *of.model,
-        logits.data_ptr(),
-        of.x0.data_ptr(),
-        of.x_t.data_ptr(),
-        pointer(of.mask),
-        *of.weights,
-        of.is_density,
-        reduction,
-        bool(late),
-        value.data_ptr(),
-        pointer(grad),
-        torch.get_num_threads(),
-    )
-    if bad:
-        raise_bad_index(num_classes, step.rows, step.table, of.mask, x0=of.x0, x_t=of.x_t)
+    num_classes, base = of.logits.shape[-1], base_in(of.step, of.logits.dtype)
+    chain = chain_record((of.x0.numel(), num_classes), of.step, base)
+    call = loss_record(of, chain, value, grad)
+    if cpu.loss(str(of.logits.dtype), call, reduction, bool(late), torch.get_num_threads()):
+        rows, table, *_ = of.step
+        raise_bad_index(num_classes, rows, table, of.mask, x0=of.x0, x_t=of.x_t)
     return value if grad is None else (value, grad)
 
 
 def _on_cuda(of: Loss[RankOneStep], reduction: str, late: bool | None = None) -> Any:
     grad = None if late is None else torch.empty_like(of.logits)
     tokens = _fake_loss(of, "none")
-    logits, step, num_tokens = of.logits, of.step, of.x0.numel()
-    base = base_in(step, logits.dtype)
     mean = reduction == "mean"
     count = of.mask.sum().to(tokens.dtype) if mean and of.mask is not None else None
     divides = mean and not late
-    start_cuda(
-        "loss",
-        logits,
-        str(logits.dtype),
-        chain_arguments((num_tokens, logits.shape[-1]), step, base),
-        *of.model,
-        logits.data_ptr(),
-        of.x0.data_ptr(),
-        of.x_t.data_ptr(),
-        pointer(of.mask),
-        *of.weights,
-        of.is_density,
-        1 / max(num_tokens, 1) if divides and count is None else 1.0,
-        pointer(count) if divides else 0,
-        tokens.data_ptr(),
-        pointer(grad),
-    )
+    scale = 1 / max(of.x0.numel(), 1) if divides and count is None else 1.0
+    divisor = count if divides else None
+    base = base_in(of.step, of.logits.dtype)
+    chain = chain_record((of.x0.numel(), of.logits.shape[-1]), of.step, base)
+    call = loss_record(of, chain, tokens, grad, scale, divisor)
+    start_cuda("loss", of.logits, str(of.logits.dtype), call)
     value = reduced(tokens, reduction, count)
     return value if grad is None else (value, grad)
 

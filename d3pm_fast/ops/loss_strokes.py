@@ -30,7 +30,7 @@ from .._compiled import cpu
 from ..chains.structures import RANK_ONE, RankOneStep
 from ..records import Loss, Shard
 from ..reference.logspace import compute_dtype
-from .host import base_in, chain_arguments, pointer, raise_bad_index
+from .host import base_in, chain_record, loss_record, pointer, raise_bad_index
 from .kernel import triton_kernel
 from .register import Operation
 
@@ -109,25 +109,14 @@ def _run_on_cpu(
     line: Tensor | None = None,
     sums: Tensor | None = None,
 ) -> None:
-    step, base = of.step, base_in(of.step, of.logits.dtype)
-    call = (
-        chain_arguments((of.x0.numel(), shard.num_classes), step, base),
-        of.model,
-        of.logits.data_ptr(),
-        of.x0.data_ptr(),
-        of.x_t.data_ptr(),
-        pointer(of.mask),
-        of.weights,
-        of.is_density,
-        1.0,
-        0,
-        pointer(loss),
-        pointer(grad),
-    )
+    base = base_in(of.step, of.logits.dtype)
+    chain = chain_record((of.x0.numel(), shard.num_classes), of.step, base)
+    call = loss_record(of, chain, loss, grad)
     numbers = statistics.data_ptr(), pointer(line), pointer(sums)
     strokes = call, shard.first, of.logits.shape[-1], *numbers
     if getattr(cpu, name)(str(of.logits.dtype), strokes, torch.get_num_threads()):
-        raise_bad_index(shard.num_classes, step.rows, step.table, of.mask, x0=of.x0, x_t=of.x_t)
+        rows, table, *_ = of.step
+        raise_bad_index(shard.num_classes, rows, table, of.mask, x0=of.x0, x_t=of.x_t)
 
 
 loss_statistics.serve("cpu", _cpu_statistics, [RANK_ONE])

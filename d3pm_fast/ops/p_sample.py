@@ -11,7 +11,14 @@ from .._no_law import check_drawn
 from ..chains.structures import DENSE, RANK_ONE, SPARSE, RankOneStep
 from ..records import AnyStep, Model, Random, Shaping
 from .dense import p_sample as dense
-from .host import chain_arguments, pointer, raise_bad_index, start_cuda
+from .host import (
+    chain_record,
+    pointer,
+    raise_bad_index,
+    random_record,
+    shaping_record,
+    start_cuda,
+)
 from .kernel import triton_kernel
 from .register import Operation
 
@@ -42,15 +49,9 @@ def _on_cpu(
 ) -> Tensor:
     out, num_classes = torch.empty_like(x_t), logits.shape[-1]
     shaping = shaping or Shaping(None, 1.0, 1.0, num_classes, 1.0)
-    bad = cpu.p_sample(
-        *_before_logits(logits, x_t, step, model, random),
-        logits.data_ptr(),
-        (pointer(shaping.unconditional), *shaping[1:]),
-        x_t.data_ptr(),
-        out.data_ptr(),
-        torch.get_num_threads(),
-    )
-    if bad:
+    call = _record(logits, x_t, step, model, random, out)
+    threads = torch.get_num_threads()
+    if cpu.p_sample(str(logits.dtype), call, shaping_record(shaping), threads):
         raise_bad_index(num_classes, step.rows, step.table, x_t=x_t)
         check_drawn(out, x_t, lambda token: reference.shaped_row(token, logits, shaping))
     return out
@@ -61,29 +62,17 @@ def _on_cuda(
 ) -> Tensor:
     """Return a draw for each token; -1 where an index is bad, or a row that is read no law."""
     out = torch.empty_like(x_t)
-    start_cuda(
-        "p_sample",
-        logits,
-        *_before_logits(logits, x_t, step, model, random),
-        logits.data_ptr(),
-        x_t.data_ptr(),
-        out.data_ptr(),
-    )
+    call = _record(logits, x_t, step, model, random, out)
+    start_cuda("p_sample", logits, str(logits.dtype), call)
     return out
 
 
-def _before_logits(
-    logits: Tensor, x_t: Tensor, step: RankOneStep, model: Model, random: Random
+def _record(
+    logits: Tensor, x_t: Tensor, step: RankOneStep, model: Model, random: Random, out: Tensor
 ) -> tuple[Any, ...]:
-    return (
-        str(logits.dtype),
-        chain_arguments((x_t.numel(), logits.shape[-1]), step, step.base),
-        pointer(step.base_cdf),
-        *model,
-        random.seeds.data_ptr(),
-        len(random.seeds),
-        random.step,
-    )
+    chain = chain_record((x_t.numel(), logits.shape[-1]), step, step.base)
+    tensors = logits.data_ptr(), x_t.data_ptr(), out.data_ptr()
+    return chain, pointer(step.base_cdf), model, random_record(random), *tensors
 
 
 p_sample.serve("reference", reference.p_sample, [RANK_ONE, DENSE, SPARSE])

@@ -1,5 +1,7 @@
 """``torch.ops.d3pm_fast.q_posterior``, ``p_posterior`` and ``p_posterior_grad``."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -8,7 +10,7 @@ from .._compiled import cpu
 from ..chains.structures import DENSE, RANK_ONE, SPARSE, RankOneStep
 from ..records import AnyStep, Model
 from .dense import posterior as dense
-from .host import base_in, chain_arguments, pointer, raise_bad_index, start_cuda
+from .host import base_in, chain_record, pointer, raise_bad_index, start_cuda
 from .kernel import triton_kernel
 from .register import Operation
 
@@ -38,85 +40,69 @@ def _cpu_q_posterior(
     x0: Tensor, x_t: Tensor, step: RankOneStep, num_classes: int, dtype: torch.dtype
 ) -> Tensor:
     out, base = _fake_q_posterior(x0, x_t, step, num_classes, dtype), base_in(step, dtype)
-    bad = cpu.q_posterior(
-        str(dtype),
-        chain_arguments((x0.numel(), num_classes), step, base),
-        x0.data_ptr(),
-        x_t.data_ptr(),
-        out.data_ptr(),
-        torch.get_num_threads(),
-    )
-    if bad:
+    call = _q_record(x0, x_t, step, base, out)
+    if cpu.q_posterior(str(dtype), call, torch.get_num_threads()):
         raise_bad_index(num_classes, step.rows, step.table, x0=x0, x_t=x_t)
-    return out
-
-
-def _cpu_p_posterior(logits: Tensor, x_t: Tensor, step: RankOneStep, model: Model) -> Tensor:
-    return _p_on_cpu(logits, None, x_t, step, model)
-
-
-def _p_on_cpu(
-    logits: Tensor, upstream: Tensor | None, x_t: Tensor, step: RankOneStep, model: Model
-) -> Tensor:
-    out, num_classes = torch.empty_like(logits), logits.shape[-1]
-    base = base_in(step, logits.dtype)
-    bad = cpu.p_posterior(
-        str(logits.dtype),
-        chain_arguments((x_t.numel(), num_classes), step, base),
-        *model,
-        logits.data_ptr(),
-        pointer(upstream),
-        x_t.data_ptr(),
-        out.data_ptr(),
-        torch.get_num_threads(),
-    )
-    if bad:
-        raise_bad_index(num_classes, step.rows, step.table, x_t=x_t)
     return out
 
 
 def _cuda_q_posterior(
     x0: Tensor, x_t: Tensor, step: RankOneStep, num_classes: int, dtype: torch.dtype
 ) -> Tensor:
-    out = _fake_q_posterior(x0, x_t, step, num_classes, dtype)
-    _on_cuda(out, None, None, x0, x_t, step, Model(False, False))
+    out, base = _fake_q_posterior(x0, x_t, step, num_classes, dtype), base_in(step, dtype)
+    start_cuda("q_posterior", out, str(dtype), _q_record(x0, x_t, step, base, out))
     return out
 
 
-def _cuda_p_posterior(logits: Tensor, x_t: Tensor, step: RankOneStep, model: Model) -> Tensor:
-    return _p_on_cuda(logits, None, x_t, step, model)
+def _q_record(
+    x0: Tensor, x_t: Tensor, step: RankOneStep, base: Tensor | None, out: Tensor
+) -> tuple[Any, ...]:
+    chain = chain_record((x0.numel(), out.shape[-1]), step, base)
+    return chain, x0.data_ptr(), x_t.data_ptr(), out.data_ptr()
+
+
+# Both operations of p, by one function: log p itself where there is nothing to pull back.
+
+
+def _p_on_cpu(
+    logits: Tensor, upstream: Tensor | None, x_t: Tensor, step: RankOneStep, model: Model
+) -> Tensor:
+    out, base = torch.empty_like(logits), base_in(step, logits.dtype)
+    call = _p_record(logits, upstream, x_t, step, model, base, out)
+    if cpu.p_posterior(str(logits.dtype), call, torch.get_num_threads()):
+        raise_bad_index(logits.shape[-1], step.rows, step.table, x_t=x_t)
+    return out
 
 
 def _p_on_cuda(
     logits: Tensor, upstream: Tensor | None, x_t: Tensor, step: RankOneStep, model: Model
 ) -> Tensor:
-    out = torch.empty_like(logits)
-    _on_cuda(out, logits, upstream, None, x_t, step, model)
+    out, base = torch.empty_like(logits), base_in(step, logits.dtype)
+    call = _p_record(logits, upstream, x_t, step, model, base, out)
+    start_cuda("p_posterior", logits, str(logits.dtype), call)
     return out
 
 
-def _on_cuda(
-    out: Tensor,
-    logits: Tensor | None,
+def _p_record(
+    logits: Tensor,
     upstream: Tensor | None,
-    x0: Tensor | None,
     x_t: Tensor,
     step: RankOneStep,
     model: Model,
-) -> None:
-    base = base_in(step, out.dtype)
-    start_cuda(
-        "posterior",
-        out,
-        str(out.dtype),
-        chain_arguments((x_t.numel(), out.shape[-1]), step, base),
-        *model,
-        pointer(logits),
-        pointer(upstream),
-        pointer(x0),
-        x_t.data_ptr(),
-        out.data_ptr(),
-    )
+    base: Tensor | None,
+    out: Tensor,
+) -> tuple[Any, ...]:
+    chain = chain_record((x_t.numel(), out.shape[-1]), step, base)
+    tensors = logits.data_ptr(), pointer(upstream), x_t.data_ptr(), out.data_ptr()
+    return chain, model, *tensors
+
+
+def _cpu_p_posterior(logits: Tensor, x_t: Tensor, step: RankOneStep, model: Model) -> Tensor:
+    return _p_on_cpu(logits, None, x_t, step, model)
+
+
+def _cuda_p_posterior(logits: Tensor, x_t: Tensor, step: RankOneStep, model: Model) -> Tensor:
+    return _p_on_cuda(logits, None, x_t, step, model)
 
 
 q_posterior.serve("reference", reference.q_posterior, [RANK_ONE, DENSE, SPARSE])

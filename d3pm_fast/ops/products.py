@@ -69,15 +69,8 @@ def _one_by_one(matrices: Tensor) -> Tensor:
 
 def _on_cuda(matrices: Tensor, upstream: Tensor | None) -> Tensor:
     out = _fake_scan(matrices, upstream)
-    start_cuda(
-        "scan",
-        matrices,
-        str(matrices.dtype),
-        *matrices.shape[:2],
-        matrices.data_ptr(),
-        pointer(upstream),
-        out.data_ptr(),
-    )
+    tensors = matrices.data_ptr(), pointer(upstream), out.data_ptr()
+    start_cuda("scan", matrices, str(matrices.dtype), (*matrices.shape[:2], *tensors))
     return out
 
 

@@ -10,7 +10,7 @@ from .._compiled import cpu
 from ..chains.structures import DENSE, RANK_ONE, SPARSE, RankOneMarginal
 from ..records import AnyMarginal, Random
 from .dense import q_sample as dense
-from .host import chain_arguments, pointer, raise_bad_index, start_cuda
+from .host import chain_record, pointer, raise_bad_index, random_record, start_cuda
 from .kernel import triton_kernel
 from .register import Operation
 
@@ -24,8 +24,7 @@ q_sample = Operation("q_sample", _fake_q_sample)
 
 def _on_cpu(x0: Tensor, marginal: RankOneMarginal, random: Random) -> Tensor:
     out = torch.empty_like(x0)
-    bad = cpu.q_sample(*_arguments(x0, out, marginal, random), torch.get_num_threads())
-    if bad:
+    if cpu.q_sample(_record(x0, marginal, random, out), torch.get_num_threads()):
         raise_bad_index(marginal.num_classes, marginal.rows, marginal.table, x0=x0)
     return out
 
@@ -33,22 +32,14 @@ def _on_cpu(x0: Tensor, marginal: RankOneMarginal, random: Random) -> Tensor:
 def _on_cuda(x0: Tensor, marginal: RankOneMarginal, random: Random) -> Tensor:
     """Return a draw for each token; -1 where an index is bad."""
     out = torch.empty_like(x0)
-    start_cuda("q_sample", x0, *_arguments(x0, out, marginal, random))
+    start_cuda("q_sample", x0, _record(x0, marginal, random, out))
     return out
 
 
-def _arguments(
-    x0: Tensor, out: Tensor, marginal: RankOneMarginal, random: Random
-) -> tuple[Any, ...]:
-    return (
-        chain_arguments((x0.numel(), marginal.num_classes), marginal, None),
-        pointer(marginal.base_cdf),
-        random.seeds.data_ptr(),
-        len(random.seeds),
-        random.step,
-        x0.data_ptr(),
-        out.data_ptr(),
-    )
+def _record(x0: Tensor, marginal: RankOneMarginal, random: Random, out: Tensor) -> tuple[Any, ...]:
+    chain = chain_record((x0.numel(), marginal.num_classes), marginal, None)
+    cdf = pointer(marginal.base_cdf)
+    return chain, cdf, random_record(random), x0.data_ptr(), out.data_ptr()
 
 
 q_sample.serve("reference", reference.q_sample, [RANK_ONE, DENSE, SPARSE])

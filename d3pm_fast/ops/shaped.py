@@ -7,7 +7,7 @@ from .. import reference
 from .._compiled import cpu
 from ..records import Shaping
 from ..reference.logspace import compute_dtype
-from .host import pointer
+from .host import shaping_record
 from .kernel import triton_kernel
 from .register import Operation
 
@@ -21,15 +21,9 @@ shaped_logits = Operation("shaped_logits", _fake_shaped_logits)
 
 def _on_cpu(logits: Tensor, shaping: Shaping) -> Tensor:
     out, num_classes = _fake_shaped_logits(logits, shaping), logits.shape[-1]
-    cpu.shaped_logits(
-        str(logits.dtype),
-        logits.numel() // num_classes,
-        num_classes,
-        logits.data_ptr(),
-        (pointer(shaping.unconditional), *shaping[1:]),
-        out.data_ptr(),
-        torch.get_num_threads(),
-    )
+    shape = logits.numel() // num_classes, num_classes
+    call = *shape, logits.data_ptr(), shaping_record(shaping), out.data_ptr()
+    cpu.shaped_logits(str(logits.dtype), call, torch.get_num_threads())
     return out
 
 

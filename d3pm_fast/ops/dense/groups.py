@@ -136,5 +136,4 @@ class StepGroups:
             not (self.splits or step.form.is_centred),
             self.chain.by_row,
             sums.data_ptr(),
-            torch.get_num_threads(),
         )

@@ -35,24 +35,27 @@ def _run(of: Loss[MatrixStep], reduction: str, late: bool, grad: Tensor | None) 
     run = StepGroups(logits.dtype, logits.shape[-1], x0, x_t, step, mask, splits=True)
     read, loss_at, grad_at = logits.data_ptr(), token_loss.data_ptr(), pointer(grad)
     for chunk in run:
-        common = run.dtype, chunk.rows
+        rows, threads = chunk.rows, torch.get_num_threads()
         form, v, f = chunk.step.form, chunk.v.data_ptr(), chunk.f.data_ptr()
         is_direct = model.direct and chunk.s == 0
         ce = weights.ce + (weights.vb if is_direct else 0.0)
         tilt = run.log_tilt(chunk, model.posterior_mean and not is_direct)
-        cpu.dense_predict(*common, read, pointer(tilt), v, ce, loss_at)
+        predict = rows, read, pointer(tilt), v, ce, loss_at
+        cpu.dense_predict(run.dtype, predict, threads)
         diverges = weights.vb != 0 and not is_direct
         if diverges:
             form.apply(chunk.v, chunk.f)
             tables = run.tables(chunk)
             inexact = chunk.inexact.data_ptr()
             at = map(pointer, tables)
-            cpu.dense_loss(*common, *at, f, weights.vb, form.error, loss_at, inexact)
+            call = rows, *at, f, weights.vb, form.error, loss_at, inexact
+            cpu.dense_loss(run.dtype, call, threads)
         if grad_at:
             if diverges:
                 form.apply_transposed(chunk.f, chunk.g)
             pull = chunk.g.data_ptr() if diverges else 0
-            cpu.dense_gradient(*common, read, v, pull, ce, scale, grad_at)
+            gradient = rows, read, v, pull, ce, scale, grad_at
+            cpu.dense_gradient(run.dtype, gradient, threads)
         if not diverges:
             never = chunk.tokens[run.never(x0, chunk)]
             token_loss.view(-1)[never] = torch.nan

@@ -9,7 +9,7 @@ from ...chains.structures import MatrixStep
 from ...records import Model, Random
 from ...reference.draws import NONE, draw_row
 from ...reference.philox import uniforms
-from ..host import pointer
+from ..host import pointer, random_record
 from .groups import StepGroups
 from .posterior import p_posterior
 from .recompute import Recompute
@@ -19,20 +19,21 @@ def p_sample(logits: Tensor, x_t: Tensor, step: MatrixStep, model: Model, random
     """Return a draw for each token."""
     out = torch.empty_like(x_t)
     run = StepGroups(logits.dtype, logits.shape[-1], x_t, x_t, step, draws=True)
-    numbers = random.seeds.data_ptr(), len(random.seeds), random.step
     for chunk in run:
-        common = run.dtype, chunk.rows
+        rows, threads = chunk.rows, torch.get_num_threads()
         form, v, f = chunk.step.form, chunk.v, chunk.f
         is_direct = model.direct and chunk.s == 0
         tilt = run.log_tilt(chunk, model.posterior_mean and not is_direct)
-        cpu.dense_predict(*common, logits.data_ptr(), pointer(tilt), v.data_ptr(), 0.0, 0)
+        predict = rows, logits.data_ptr(), pointer(tilt), v.data_ptr(), 0.0, 0
+        cpu.dense_predict(run.dtype, predict, threads)
         tables: tuple[Tensor | None, ...] = None, None, v
         if not is_direct:
             form.apply(v, f)
             tables = *run.tables(chunk)[:2], f
         inexact = chunk.inexact.data_ptr()
         at = map(pointer, tables)
-        cpu.dense_p_sample(*common, *at, form.error, *numbers, out.data_ptr(), inexact)
+        call = rows, *at, form.error, random_record(random), out.data_ptr(), inexact
+        cpu.dense_p_sample(run.dtype, call, threads)
     if run.inexact:
         again = Recompute(run, logits)
         drawn = _recomputed(again, model, random, x_t.numel())

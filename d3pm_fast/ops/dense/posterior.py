@@ -26,7 +26,8 @@ def q_posterior(
             run.chain.log_rows(chunk.s, run.of(x0, chunk)),
             run.chain.log_columns(0, chunk.t, classes),
         )
-        cpu.dense_q_posterior(run.dtype, chunk.rows, *map(pointer, tables), out.data_ptr())
+        call = chunk.rows, *map(pointer, tables), out.data_ptr()
+        cpu.dense_q_posterior(run.dtype, call, torch.get_num_threads())
     return out
 
 
@@ -46,23 +47,26 @@ def p_posterior_grad(
         if model.direct and chunk.s == 0:
             _direct_log_p(out, logits, upstream, chunk.tokens)
             continue
-        common = run.dtype, chunk.rows
+        rows, threads = chunk.rows, torch.get_num_threads()
         form, v, f = chunk.step.form, chunk.v.data_ptr(), chunk.f.data_ptr()
         tilt = run.log_tilt(chunk, model.posterior_mean)
-        cpu.dense_predict(*common, read, pointer(tilt), v, 0.0, 0)
+        predict = rows, read, pointer(tilt), v, 0.0, 0
+        cpu.dense_predict(run.dtype, predict, threads)
         form.apply(chunk.v, chunk.f)
-        columns, rows, _ = run.tables(chunk)
+        columns, q_bar, _ = run.tables(chunk)
         log_columns = run.chain.log_columns(chunk.s, chunk.t, run.of(x_t, chunk))
-        at = map(pointer, (columns, rows, log_columns))
+        at = map(pointer, (columns, q_bar, log_columns))
         inexact = chunk.inexact.data_ptr()
-        cpu.dense_posterior(*common, *at, f, form.error, pointer(upstream), write, inexact)
+        call = rows, *at, f, form.error, pointer(upstream), write, inexact
+        cpu.dense_posterior(run.dtype, call, threads)
         if upstream is not None:
             form.apply_transposed(chunk.f, chunk.g)
-            cpu.dense_gradient(*common, read, v, chunk.g.data_ptr(), 0.0, 1.0, write)
+            gradient = rows, read, v, chunk.g.data_ptr(), 0.0, 1.0, write
+            cpu.dense_gradient(run.dtype, gradient, threads)
     if run.inexact:
         again = Recompute(run, logits)
-        rows = _log_p(again, model) if upstream is None else _gradient(again, upstream, model)
-        out.flatten(0, -2)[again.tokens] = rows.to(out.dtype)
+        made = _log_p(again, model) if upstream is None else _gradient(again, upstream, model)
+        out.flatten(0, -2)[again.tokens] = made.to(out.dtype)
     return out
 
 

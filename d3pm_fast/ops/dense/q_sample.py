@@ -10,6 +10,7 @@ from ..._compiled import cpu
 from ...chains.structures import DenseMarginal, SparseMarginal
 from ...records import Random
 from ...reference.logspace import spread
+from ..host import pointer, random_record
 from .groups import grouped
 
 
@@ -18,9 +19,10 @@ def by_matrix(x0: Tensor, marginal: DenseMarginal, random: Random) -> Tensor:
     chain, out = marginal.chain, torch.empty_like(x0)
     for time, tokens in _by_time(x0, marginal):
         cdf = chain.cdf(time)  # by its name: the cache may drop it at any time
-        at = x0.numel(), tokens.data_ptr(), x0.data_ptr()
-        rest = _rest(out, random)
-        cpu.dense_q_sample(len(tokens), chain.num_classes, *at, cdf.data_ptr(), *rest)
+        shape = len(tokens), chain.num_classes, x0.numel()
+        at = tokens.data_ptr(), x0.data_ptr(), cdf.data_ptr()
+        call = *shape, *at, random_record(random), out.data_ptr()
+        cpu.dense_q_sample(call, torch.get_num_threads())
     return out
 
 
@@ -29,9 +31,9 @@ def by_jumps(x0: Tensor, marginal: SparseMarginal, random: Random) -> Tensor:
     chain, out = marginal.chain, torch.empty_like(x0)
     for time, tokens in _by_time(x0, marginal):
         counts, rows = chain.jumps_cdf(time), chain.jump_rows()
-        at = x0.numel(), tokens.data_ptr(), x0.data_ptr()
-        where = counts.data_ptr(), len(counts), *(row.data_ptr() for row in rows)
-        cpu.sparse_q_sample(len(tokens), *at, *where, *_rest(out, random))
+        at = tokens.data_ptr(), x0.data_ptr(), counts.data_ptr(), len(counts)
+        call = len(tokens), x0.numel(), *at, *map(pointer, rows), random_record(random)
+        cpu.sparse_q_sample((*call, out.data_ptr()), torch.get_num_threads())
     return out
 
 
@@ -39,8 +41,3 @@ def _by_time(x0: Tensor, marginal: DenseMarginal | SparseMarginal) -> Iterator[t
     check_range("t", marginal.t, 0, marginal.chain.num_steps + 1)
     check_range("x0", x0, 0, marginal.chain.num_classes)
     return grouped(spread(marginal.t, x0.shape).flatten())
-
-
-def _rest(out: Tensor, random: Random) -> tuple[int, ...]:
-    seeds, step = random
-    return seeds.data_ptr(), len(seeds), step, out.data_ptr(), torch.get_num_threads()
