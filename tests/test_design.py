@@ -17,11 +17,14 @@ DESIGN = (ROOT / "docs" / "design.md").read_text()
 PACKAGE = str(Path(d3.__file__).parent)
 
 
-def rows_below(heading):
-    """The cells of the first table below a heading, its own heading left out."""
+def tables_below(heading):
+    """The tables below a heading: the cells of each row, the first row left out."""
     _, text = DESIGN.split(f"\n## {heading}\n")
-    table = re.search(r"(?:^\|.*\n)+", text, re.MULTILINE).group()
-    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[2:]]
+    tables = re.findall(r"(?:^\|.*\n)+", text.split("\n## ")[0], re.MULTILINE)
+    return [
+        [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[2:]]
+        for table in tables
+    ]
 
 
 def flat(values):
@@ -49,7 +52,7 @@ def test_the_way_of_a_call(cpu, monkeypatch):
     logits = torch.randn(1, 2, 5, requires_grad=True)
     diffusion.loss(logits, x0, x_t, t)
     (way,) = ways
-    *told, last = rows_below("From a call to a kernel")
+    *told, last = tables_below("From a call to a kernel")[0]
     assert [file.strip("`") for _, file, *_ in told] == [file for _, file in way]
     for (call, *_), (function, _) in zip(told, way, strict=True):
         assert function.split(".")[-1] == call.strip("`").split(".")[-1]
@@ -113,7 +116,7 @@ def row_of(module, rows):
 
 
 def test_imports_go_down_the_table_of_the_layout():
-    names = [re.findall(r"`([^`]+)`", cells[0]) for cells in rows_below("Layout")]
+    names = [re.findall(r"`([^`]+)`", cells[0]) for cells in tables_below("Layout")[0]]
     rows = [[f"{name}*" if name.endswith("/") else name for name in row] for row in names]
     graph = {
         name: set(imported(name, path.read_text(), path.name == "__init__.py")) - {name}
@@ -126,3 +129,22 @@ def test_imports_go_down_the_table_of_the_layout():
     assert set(row.values()) == set(range(len(rows)))
     up = [(a, b) for a in graph for b in graph[a] & graph.keys() if row[b] < row[a]]
     assert not up
+
+
+def test_an_operation_is_named_where_the_page_says():
+    """Its own files, and all others that have its name in their code."""
+    new, edited = (
+        {path for cells in table for path in re.findall(r"`([^`]+)`", cells[0])}
+        for table in tables_below("Add an operation")[:2]
+    )
+    own, naming = set(), set()
+    for folder in ("d3pm_fast", "kernels", "csrc"):
+        for path in (ROOT / folder).rglob("*.*"):
+            if path.suffix in {".py", ".h", ".cpp", ".cu"}:
+                name = path.relative_to(ROOT).as_posix()
+                if path.stem in {"gap", "gap_target"}:
+                    own.add(name)
+                elif re.search(r"\b[gG]ap\b", path.read_text(encoding="utf-8")):
+                    naming.add(name)
+    assert own == new
+    assert naming == edited

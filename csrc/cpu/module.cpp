@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "../bind.h"
+#include "../gap.h"
 #include "instruction_sets.h"
 #include "kernels.h"
 
@@ -80,5 +81,6 @@ PYBIND11_MODULE(_cpu, m, py::mod_gil_not_used()) {
   m.def("dense_q_sample", &draw<DenseQSample>, Unlocked());
   m.def("sparse_polynomial", typed<SparsePolynomial>(&run), Unlocked());
   m.def("sparse_q_sample", &draw<SparseQSample>, Unlocked());
+  m.def("gap", typed<Gap>(&run), Unlocked());
   m.def("instruction_set", &instruction_set);
 }

@@ -1,6 +1,7 @@
 // The module d3pm_fast._cuda: addresses, sizes and the stream as integers, no PyTorch header and no
 // need of a GPU to be imported.
 #include "../bind.h"
+#include "../gap.h"
 #include "kernels.h"
 
 namespace py = pybind11;
@@ -41,5 +42,6 @@ PYBIND11_MODULE(D3PM_MODULE, m, py::mod_gil_not_used()) {
   m.def("p_posterior", &device::start<PPosterior>, Unlocked());
   m.def("q_sample", &device::q_sample, Unlocked());
   m.def("p_sample", &device::start<PSample>, Unlocked());
+  m.def("gap", &device::start<Gap>, Unlocked());
   m.def("scan", &device::scan, Unlocked());
 }

@@ -5,6 +5,7 @@ called. All trust their arguments: tokens are int64, all tensors contiguous.
 """
 
 from .available import Implementations
+from .gap import gap
 from .implementations import Implementation, implementation
 from .logistic import logistic_gradient, logistic_logits
 from .loss import loss, loss_and_grad
@@ -20,6 +21,7 @@ __all__ = [
     "Implementation",
     "Implementations",
     "Operation",
+    "gap",
     "implementation",
     "logistic_gradient",
     "logistic_logits",
