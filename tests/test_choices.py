@@ -149,7 +149,7 @@ def test_a_component_is_the_same_to_the_last_bit_of_the_number(family, triton):
     x_t = torch.randint(K, (count,))
     step = chain.transition.step_record(t, (torch.rand(count) * t).long())
     keep, base, to_mask, bar_keep, bar_base, bar_mask, _ = step.table.unbind(-1)
-    pi = torch.full((K,), 1 / K).double() if step.base is None else step.base
+    pi = torch.full((K,), 1 / K).double() if step.pi is None else step.pi
     is_mask = x_t == step.mask_id
     u = base * pi[x_t] + to_mask * is_mask
     bar_xt = bar_base * pi[x_t] + bar_mask * is_mask

@@ -142,8 +142,7 @@ def test_line_and_sums_are_those_of_their_definition(by, family):
     statistics = kernel(ops.loss_statistics, by)(*whole)
     line = kernel(ops.loss_solve, by)(*whole, statistics)
     sums = kernel(ops.loss_sums, by)(*whole, statistics, line)
-    base = of.step.base
-    pi = torch.full((7,), 1 / 7, dtype=torch.float64) if base is None else base
+    pi = torch.full((7,), 1 / 7, dtype=torch.float64) if of.step.pi is None else of.step.pi
     for n, (start, end, time) in enumerate(zip(x0.tolist(), x_t.tolist(), t.tolist(), strict=True)):
         reached = chain.product(0, time - 1)
         column = chain.matrix(time)[:, end]

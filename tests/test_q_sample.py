@@ -101,7 +101,7 @@ def test_a_class_of_probability_1e_12_has_its_own_numbers():
     base = torch.tensor([1 - 1e-12, 1e-12], dtype=torch.float64)
     chain = d3.transitions.marginal(2, [1.0], base)
     draw = torch.tensor([1 - 2e-12, 1 - 5e-13], dtype=torch.float64)
-    assert torch.searchsorted(chain.base_cdf, draw, right=True).tolist() == [0, 1]
+    assert torch.searchsorted(chain.pi_cdf, draw, right=True).tolist() == [0, 1]
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,7 @@ def arguments(chain, x):
 
 def test_the_dispatcher_is_given_the_fields_of_records(shifted):
     assert str(torch.ops.d3pm_fast.shifted.default._schema) == (
-        "d3pm_fast::shifted(Tensor x, Tensor rows, Tensor table, Tensor? base, Tensor? base_cdf, "
+        "d3pm_fast::shifted(Tensor x, Tensor rows, Tensor table, Tensor? pi, Tensor? pi_cdf, "
         "int mask_id, Tensor seeds, int step, str names) -> (Tensor, Tensor)"
     )
     assert str(torch.ops.d3pm_fast.dense_shifted.default._schema) == (

@@ -37,34 +37,34 @@ class Schedule(Protocol):
 
 @loadable
 class ContinuousTransition(RankOneChain):
-    """The chain with ``Q_{s->t} = a I + (1 - a) 1 (g base + (1 - g) e_mask)^T``.
+    """The chain with ``Q_{s->t} = a I + (1 - a) 1 (g pi + (1 - g) e_mask)^T``.
 
     ``a = alpha(t) / alpha(s)``; the share g is the same at all times.
     """
 
     num_steps: Any = None
-    _TABLES = ("base", "base_cdf", "_end")
+    _TABLES = ("pi", "pi_cdf", "_end")
 
     def __init__(
         self,
         family: str,
         num_classes: int,
         schedule: Schedule,
-        base: Tensor | None,
+        pi: Tensor | None,
         base_share: float,
         mask_id: int = -1,
     ) -> None:
         super().__init__(family, num_classes, self.num_steps, mask_id)
         self.schedule = schedule
-        self.base = base
-        self.base_cdf = None if base is None else running_sums(base)
+        self.pi = pi
+        self.pi_cdf = None if pi is None else running_sums(pi)
         self._share = base_share
         self._end = self.product_coefficients(torch.ones((), dtype=torch.float64, device="cpu"))
-        rarest = 1 / num_classes if base is None else float(base[base > 0].min())
+        rarest = 1 / num_classes if pi is None else float(pi[pi > 0].min())
         shares = [share for share in (base_share * rarest, 1 - base_share) if share > 0]
         self.needs_float64 = min(shares) < _LEAST_SHARE
         grid = torch.linspace(0, 1, 17, dtype=torch.float64, device="cpu")
-        self._defined_by(schedule.alpha(grid), base_share, () if base is None else base)
+        self._defined_by(schedule.alpha(grid), base_share, () if pi is None else pi)
 
     @property
     def device(self) -> torch.device:
@@ -115,14 +115,14 @@ class ContinuousTransition(RankOneChain):
         rates = torch.stack([torch.ones_like(at), base, rate - base], dim=-1)
         table = torch.cat([rates, self.product_coefficients(at), at.unsqueeze(-1)], dim=-1)
         rows = torch.arange(t.numel(), device=t.device).view(t.shape).where(valid, -1)
-        return RankOneStep(rows, table, self.base, self.base_cdf, self.mask_id)
+        return RankOneStep(rows, table, self.pi, self.pi_cdf, self.mask_id)
 
     def marginal_record(self, t: Tensor) -> RankOneMarginal:
         """Return what operations are given of ``q(x_t | x_0)``."""
         valid = (t >= 0) & (t <= 1)
         table = self.product_coefficients(t.where(valid, 0).flatten())
         rows = torch.arange(t.numel(), device=t.device).view(t.shape).where(valid, -1)
-        return RankOneMarginal(rows, table, self.base_cdf, self.mask_id, self.num_classes)
+        return RankOneMarginal(rows, table, self.pi_cdf, self.mask_id, self.num_classes)
 
     def stationary(self) -> Tensor:
         """Return the distribution of x_1, whatever x_0 was, float64 ``(K,)``."""
@@ -164,11 +164,11 @@ def rank_one_chain(
     family: str,
     num_classes: int,
     betas: ArrayLike | Schedule,
-    base: Tensor | None,
+    pi: Tensor | None,
     base_share: float | Tensor,
     mask_id: int = -1,
 ) -> RankOneChain:
     """Return the chain of a family: of T steps for betas, in continuous time for a schedule."""
     if not isinstance(betas, Schedule):
-        return RankOneTransition(family, num_classes, betas, base, base_share, mask_id)
-    return ContinuousTransition(family, num_classes, betas, base, float(base_share), mask_id)
+        return RankOneTransition(family, num_classes, betas, pi, base_share, mask_id)
+    return ContinuousTransition(family, num_classes, betas, pi, float(base_share), mask_id)

@@ -1,10 +1,10 @@
-"""Rank-one transitions: ``Q_t = a_t I + 1 u_t^T`` with ``u_t = w_t base + m_t e_mask``.
+"""Rank-one transitions: ``Q_t = a_t I + 1 u_t^T`` with ``u_t = w_t pi + m_t e_mask``.
 
-``a_t + w_t + m_t = 1``: a token is kept with probability ``a_t``, redrawn from ``base`` with
+``a_t + w_t + m_t = 1``: a token is kept with probability ``a_t``, redrawn from ``pi`` with
 ``w_t`` and masked with ``m_t``. Products stay in the family (D3PM, appendix A.4 has the uniform
 and the absorbing case), so a chain of T steps is O(T) scalars and at most one K-vector:
 
-    Qbar_t = Abar_t I + 1 (Wbar_t base + Mbar_t e_mask)^T
+    Qbar_t = Abar_t I + 1 (Wbar_t pi + Mbar_t e_mask)^T
 """
 
 from abc import abstractmethod
@@ -31,13 +31,13 @@ class RankOneChain(Transition):
     """What such chains share, of T steps or in continuous time.
 
     Attributes:
-        base: float64 ``(K,)``: what a redrawn token is drawn from; None where it is 1/K.
-        base_cdf: float64 ``(K,)``: the running sum of ``base``, its last entry exactly 1.
+        pi: float64 ``(K,)``: what a redrawn token is drawn from; None where it is 1/K.
+        pi_cdf: float64 ``(K,)``: the running sum of ``pi``, its last entry exactly 1.
     """
 
     structure = RANK_ONE.name
-    base: Tensor | None
-    base_cdf: Tensor | None
+    pi: Tensor | None
+    pi_cdf: Tensor | None
 
     @abstractmethod
     def product_coefficients(self, t: Tensor) -> Tensor:
@@ -55,7 +55,7 @@ class RankOneChain(Transition):
     def log_reach(self, x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         """Return ``log Qbar_t[x_0, x_t]``, float64, for tensors of one shape, all trusted."""
         keep, base, mask = self.product_coefficients(t).unbind(-1)
-        vector = 1 / self.num_classes if self.base is None else self.base[x_t]
+        vector = 1 / self.num_classes if self.pi is None else self.pi[x_t]
         return (keep * (x0 == x_t) + base * vector + mask * (x_t == self.mask_id)).log()
 
     def _steps_between(self, s: Tensor, t: Tensor, valid: Tensor) -> RankOneStep:
@@ -63,7 +63,7 @@ class RankOneChain(Transition):
         table = self.step_coefficients(s.where(valid, 0).flatten(), t.where(valid, 0).flatten())
         rows = torch.arange(t.numel(), device=t.device).view(t.shape)
         table = table.where(valid.flatten().unsqueeze(-1), torch.nan)
-        return RankOneStep(rows, table, self.base, self.base_cdf, self.mask_id)
+        return RankOneStep(rows, table, self.pi, self.pi_cdf, self.mask_id)
 
     def _prior(self, end: Tensor) -> Tensor:
         """Return the divergence of ``Qbar`` with these coefficients from the stationary law."""
@@ -78,7 +78,7 @@ class RankOneChain(Transition):
         return keep * eye + self._spread_vector(base, mask)
 
     def _spread_vector(self, base: Tensor, mask: Tensor) -> Tensor:
-        vector = self.base
+        vector = self.pi
         if vector is None:
             vector = base.new_full((self.num_classes,), 1 / self.num_classes)
         vector = base * vector
@@ -89,7 +89,7 @@ class RankOneChain(Transition):
 
 @loadable
 class RankOneTransition(RankOneChain):
-    """The chain ``Q_t = (1 - beta_t) I + beta_t 1 (g_t base + (1 - g_t) e_mask)^T``.
+    """The chain ``Q_t = (1 - beta_t) I + beta_t 1 (g_t pi + (1 - g_t) e_mask)^T``.
 
     Made by :func:`~d3pm_fast.transitions.uniform`, :func:`~d3pm_fast.transitions.absorbing`,
     :func:`~d3pm_fast.transitions.marginal` and :func:`~d3pm_fast.transitions.mask_and_uniform`.
@@ -104,8 +104,8 @@ class RankOneTransition(RankOneChain):
     """
 
     _TABLES = (
-        "base",
-        "base_cdf",
+        "pi",
+        "pi_cdf",
         "step_table",
         "product_table",
         "_log_keep",
@@ -119,7 +119,7 @@ class RankOneTransition(RankOneChain):
         family: str,
         num_classes: int,
         betas: ArrayLike,
-        base: Tensor | None,
+        pi: Tensor | None,
         base_share: float | Tensor,
         mask_id: int = -1,
     ) -> None:
@@ -129,19 +129,19 @@ class RankOneTransition(RankOneChain):
 
         first = betas.new_zeros(1)
         share = torch.as_tensor(base_share, dtype=torch.float64, device="cpu").expand(len(betas))
-        self.needs_float64 = _needs_float64(betas, share, base, num_classes)
+        self.needs_float64 = _needs_float64(betas, share, pi, num_classes)
         self._log_keep = torch.cat([first, torch.log1p(-betas).clamp(min=_LOG_ZERO).cumsum(0)])
         self._base_spread = torch.cat([first, _running_spread(betas, share)])
         self._betas = torch.cat([first, betas])
         self._step_base = torch.cat([first, betas * share])
-        self.base = base
-        self.base_cdf = None if base is None else running_sums(base)
+        self.pi = pi
+        self.pi_cdf = None if pi is None else running_sums(pi)
 
         times = torch.arange(self.num_steps + 1, device="cpu")
         self.step_table = self.step_coefficients((times - 1).clamp(min=0), times)
         self.step_table[0] = torch.nan
         self.product_table = self.product_coefficients(times)
-        self._defined_by(self._betas, self._step_base, () if base is None else base)
+        self._defined_by(self._betas, self._step_base, () if pi is None else pi)
 
     @property
     def device(self) -> torch.device:
@@ -189,12 +189,12 @@ class RankOneTransition(RankOneChain):
     def step_record(self, t: Tensor, s: Tensor | None = None) -> RankOneStep:
         """Return what operations are given of the steps ``x_t -> x_s``, s None for t - 1."""
         if s is None:
-            return RankOneStep(t, self.step_table, self.base, self.base_cdf, self.mask_id)
+            return RankOneStep(t, self.step_table, self.pi, self.pi_cdf, self.mask_id)
         return self._steps_between(s, t, (s >= 0) & (s < t) & (t <= self.num_steps))
 
     def marginal_record(self, t: Tensor) -> RankOneMarginal:
         """Return what operations are given of ``q(x_t | x_0)``."""
-        return RankOneMarginal(t, self.product_table, self.base_cdf, self.mask_id, self.num_classes)
+        return RankOneMarginal(t, self.product_table, self.pi_cdf, self.mask_id, self.num_classes)
 
     def stationary(self) -> Tensor:
         """Return the distribution of x_T, whatever x_0 was, float64 ``(K,)``.
@@ -219,13 +219,13 @@ class RankOneTransition(RankOneChain):
         return self._matrix(*self.product_table[t])
 
 
-def _needs_float64(betas: Tensor, share: Tensor, base: Tensor | None, num_classes: int) -> bool:
+def _needs_float64(betas: Tensor, share: Tensor, pi: Tensor | None, num_classes: int) -> bool:
     """Return whether some class is entered too seldom for float32, in one step or in many.
 
     Raises:
         ValueError: in one step too seldom for float64.
     """
-    rarest = 1 / num_classes if base is None else float(base[base > 0].min())
+    rarest = 1 / num_classes if pi is None else float(pi[pi > 0].min())
     into_base, into_mask = betas * share * rarest, betas * (1 - share)
     redraws, masks = (betas > 0) & (share > 0), (betas > 0) & (share < 1)
     least = min(torch.cat([into_base[redraws], into_mask[masks]]).tolist(), default=1.0)

@@ -26,15 +26,15 @@ class RankOneStep(NamedTuple):
         rows: int64 ``(B,)`` or ``(B, *S)``: the row of the table with each token's step.
         table: float64 ``(n, 7)``, see :meth:`.rank_one.RankOneTransition.step_coefficients`; a step
             that does not exist has a row of NaN, or one outside the table.
-        base: float64 ``(K,)``, what a redrawn token is drawn from; None for 1/K.
-        base_cdf: float64 ``(K,)``, its running sums; None for 1/K.
+        pi: float64 ``(K,)``, what a redrawn token is drawn from; None for 1/K.
+        pi_cdf: float64 ``(K,)``, its running sums; None for 1/K.
         mask_id: the mask's class, or -1.
     """
 
     rows: Tensor
     table: Tensor
-    base: Tensor | None
-    base_cdf: Tensor | None
+    pi: Tensor | None
+    pi_cdf: Tensor | None
     mask_id: int
 
 
@@ -45,14 +45,14 @@ class RankOneMarginal(NamedTuple):
         rows: int64 ``(B,)`` or ``(B, *S)``: the row of the table with each token's time.
         table: float64 ``(T + 1, 3)``, see
             :meth:`.rank_one.RankOneTransition.product_coefficients`.
-        base_cdf: float64 ``(K,)``; None for 1/K.
+        pi_cdf: float64 ``(K,)``; None for 1/K.
         mask_id: the mask's class, or -1.
         num_classes: K.
     """
 
     rows: Tensor
     table: Tensor
-    base_cdf: Tensor | None
+    pi_cdf: Tensor | None
     mask_id: int
     num_classes: int
 

@@ -19,13 +19,13 @@ def pointer(tensor: Tensor | None) -> int:
 
 
 def chain_record(
-    shape: tuple[int, int], of: RankOneStep | RankOneMarginal, base: Tensor | None
+    shape: tuple[int, int], of: RankOneStep | RankOneMarginal, pi: Tensor | None
 ) -> tuple[int, ...]:
     """Return ``Chain``, of tokens and classes of a shape (N, K)."""
     rows, table = of.rows, of.table
     run_length = shape[0] // max(rows.numel(), 1)
     numbers = rows.data_ptr(), run_length, table.data_ptr(), len(table)
-    return *shape, *numbers, pointer(base), of.mask_id
+    return *shape, *numbers, pointer(pi), of.mask_id
 
 
 def loss_record(
@@ -63,12 +63,12 @@ def shaping_record(shaping: Shaping) -> tuple[Any, ...]:
     return pointer(shaping.unconditional), *shaping[1:]
 
 
-def base_in(step: RankOneStep, dtype: torch.dtype) -> Tensor | None:
+def pi_in(step: RankOneStep, dtype: torch.dtype) -> Tensor | None:
     """Return the chain's vector in the dtype that logits of a dtype are calculated in.
 
     The caller keeps it until a compiled module has been called with its address.
     """
-    return None if step.base is None else step.base.to(compute_dtype(dtype))
+    return None if step.pi is None else step.pi.to(compute_dtype(dtype))
 
 
 def start_cuda(name: str, on: Tensor, *args: Any) -> None:

@@ -12,7 +12,7 @@ from ..records import Loss
 from ..reductions import reduced
 from ..reference.logspace import compute_dtype
 from .dense import loss as dense
-from .host import base_in, chain_record, loss_record, raise_bad_index, start_cuda
+from .host import chain_record, loss_record, pi_in, raise_bad_index, start_cuda
 from .kernel import triton_kernel
 from .register import Operation
 
@@ -36,8 +36,8 @@ loss_and_grad = Operation("loss_and_grad", _fake_loss_and_grad)
 def _on_cpu(of: Loss[RankOneStep], reduction: str, late: bool | None = None) -> Any:
     grad = None if late is None else torch.empty_like(of.logits)
     value = _fake_loss(of, reduction)
-    num_classes, base = of.logits.shape[-1], base_in(of.step, of.logits.dtype)
-    chain = chain_record((of.x0.numel(), num_classes), of.step, base)
+    num_classes, pi = of.logits.shape[-1], pi_in(of.step, of.logits.dtype)
+    chain = chain_record((of.x0.numel(), num_classes), of.step, pi)
     call = loss_record(of, chain, value, grad)
     if cpu.loss(str(of.logits.dtype), call, reduction, bool(late), torch.get_num_threads()):
         rows, table, *_ = of.step
@@ -53,8 +53,8 @@ def _on_cuda(of: Loss[RankOneStep], reduction: str, late: bool | None = None) ->
     divides = mean and not late
     scale = 1 / max(of.x0.numel(), 1) if divides and count is None else 1.0
     divisor = count if divides else None
-    base = base_in(of.step, of.logits.dtype)
-    chain = chain_record((of.x0.numel(), of.logits.shape[-1]), of.step, base)
+    pi = pi_in(of.step, of.logits.dtype)
+    chain = chain_record((of.x0.numel(), of.logits.shape[-1]), of.step, pi)
     call = loss_record(of, chain, tokens, grad, scale, divisor)
     start_cuda("loss", of.logits, str(of.logits.dtype), call)
     value = reduced(tokens, reduction, count)

@@ -30,7 +30,7 @@ from .._compiled import cpu
 from ..chains.structures import RANK_ONE, RankOneStep
 from ..records import Loss, Shard
 from ..reference.logspace import compute_dtype
-from .host import base_in, chain_record, loss_record, pointer, raise_bad_index
+from .host import chain_record, loss_record, pi_in, pointer, raise_bad_index
 from .kernel import triton_kernel
 from .register import Operation
 
@@ -109,8 +109,8 @@ def _run_on_cpu(
     line: Tensor | None = None,
     sums: Tensor | None = None,
 ) -> None:
-    base = base_in(of.step, of.logits.dtype)
-    chain = chain_record((of.x0.numel(), shard.num_classes), of.step, base)
+    pi = pi_in(of.step, of.logits.dtype)
+    chain = chain_record((of.x0.numel(), shard.num_classes), of.step, pi)
     call = loss_record(of, chain, loss, grad)
     numbers = statistics.data_ptr(), pointer(line), pointer(sums)
     strokes = call, shard.first, of.logits.shape[-1], *numbers

@@ -70,9 +70,9 @@ def _on_cuda(
 def _record(
     logits: Tensor, x_t: Tensor, step: RankOneStep, model: Model, random: Random, out: Tensor
 ) -> tuple[Any, ...]:
-    chain = chain_record((x_t.numel(), logits.shape[-1]), step, step.base)
+    chain = chain_record((x_t.numel(), logits.shape[-1]), step, step.pi)
     tensors = logits.data_ptr(), x_t.data_ptr(), out.data_ptr()
-    return chain, pointer(step.base_cdf), model, random_record(random), *tensors
+    return chain, pointer(step.pi_cdf), model, random_record(random), *tensors
 
 
 p_sample.serve("reference", reference.p_sample, [RANK_ONE, DENSE, SPARSE])

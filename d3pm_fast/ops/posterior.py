@@ -10,7 +10,7 @@ from .._compiled import cpu
 from ..chains.structures import DENSE, RANK_ONE, SPARSE, RankOneStep
 from ..records import AnyStep, Model
 from .dense import posterior as dense
-from .host import base_in, chain_record, pointer, raise_bad_index, start_cuda
+from .host import chain_record, pi_in, pointer, raise_bad_index, start_cuda
 from .kernel import triton_kernel
 from .register import Operation
 
@@ -39,8 +39,8 @@ p_posterior_grad = Operation("p_posterior_grad", _fake_p_posterior_grad)
 def _cpu_q_posterior(
     x0: Tensor, x_t: Tensor, step: RankOneStep, num_classes: int, dtype: torch.dtype
 ) -> Tensor:
-    out, base = _fake_q_posterior(x0, x_t, step, num_classes, dtype), base_in(step, dtype)
-    call = _q_record(x0, x_t, step, base, out)
+    out, pi = _fake_q_posterior(x0, x_t, step, num_classes, dtype), pi_in(step, dtype)
+    call = _q_record(x0, x_t, step, pi, out)
     if cpu.q_posterior(str(dtype), call, torch.get_num_threads()):
         raise_bad_index(num_classes, step.rows, step.table, x0=x0, x_t=x_t)
     return out
@@ -49,15 +49,15 @@ def _cpu_q_posterior(
 def _cuda_q_posterior(
     x0: Tensor, x_t: Tensor, step: RankOneStep, num_classes: int, dtype: torch.dtype
 ) -> Tensor:
-    out, base = _fake_q_posterior(x0, x_t, step, num_classes, dtype), base_in(step, dtype)
-    start_cuda("q_posterior", out, str(dtype), _q_record(x0, x_t, step, base, out))
+    out, pi = _fake_q_posterior(x0, x_t, step, num_classes, dtype), pi_in(step, dtype)
+    start_cuda("q_posterior", out, str(dtype), _q_record(x0, x_t, step, pi, out))
     return out
 
 
 def _q_record(
-    x0: Tensor, x_t: Tensor, step: RankOneStep, base: Tensor | None, out: Tensor
+    x0: Tensor, x_t: Tensor, step: RankOneStep, pi: Tensor | None, out: Tensor
 ) -> tuple[Any, ...]:
-    chain = chain_record((x0.numel(), out.shape[-1]), step, base)
+    chain = chain_record((x0.numel(), out.shape[-1]), step, pi)
     return chain, x0.data_ptr(), x_t.data_ptr(), out.data_ptr()
 
 
@@ -67,8 +67,8 @@ def _q_record(
 def _p_on_cpu(
     logits: Tensor, upstream: Tensor | None, x_t: Tensor, step: RankOneStep, model: Model
 ) -> Tensor:
-    out, base = torch.empty_like(logits), base_in(step, logits.dtype)
-    call = _p_record(logits, upstream, x_t, step, model, base, out)
+    out, pi = torch.empty_like(logits), pi_in(step, logits.dtype)
+    call = _p_record(logits, upstream, x_t, step, model, pi, out)
     if cpu.p_posterior(str(logits.dtype), call, torch.get_num_threads()):
         raise_bad_index(logits.shape[-1], step.rows, step.table, x_t=x_t)
     return out
@@ -77,8 +77,8 @@ def _p_on_cpu(
 def _p_on_cuda(
     logits: Tensor, upstream: Tensor | None, x_t: Tensor, step: RankOneStep, model: Model
 ) -> Tensor:
-    out, base = torch.empty_like(logits), base_in(step, logits.dtype)
-    call = _p_record(logits, upstream, x_t, step, model, base, out)
+    out, pi = torch.empty_like(logits), pi_in(step, logits.dtype)
+    call = _p_record(logits, upstream, x_t, step, model, pi, out)
     start_cuda("p_posterior", logits, str(logits.dtype), call)
     return out
 
@@ -89,10 +89,10 @@ def _p_record(
     x_t: Tensor,
     step: RankOneStep,
     model: Model,
-    base: Tensor | None,
+    pi: Tensor | None,
     out: Tensor,
 ) -> tuple[Any, ...]:
-    chain = chain_record((x_t.numel(), out.shape[-1]), step, base)
+    chain = chain_record((x_t.numel(), out.shape[-1]), step, pi)
     tensors = logits.data_ptr(), pointer(upstream), x_t.data_ptr(), out.data_ptr()
     return chain, model, *tensors
 

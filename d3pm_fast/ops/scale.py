@@ -31,8 +31,8 @@ def _scale_on_cpu(grad: Tensor, factor: Tensor) -> Tensor:
     if bool((factor == 1).all()):
         return grad
     num_classes = grad.shape[-1]
-    rows = max(ENTRIES // num_classes, 1)
-    parts = grad.view(-1, num_classes).split(rows), factor.reshape(-1, 1).split(rows)
+    length = max(ENTRIES // num_classes, 1)
+    parts = grad.view(-1, num_classes).split(length), factor.reshape(-1, 1).split(length)
     for part, factors in zip(*parts, strict=True):
         part.mul_(factors)
     return grad

@@ -4,11 +4,11 @@ import torch
 from torch import Tensor
 
 
-def draw_base(draw: Tensor, base_cdf: Tensor | None, num_classes: int) -> Tensor:
+def draw_base(draw: Tensor, pi_cdf: Tensor | None, num_classes: int) -> Tensor:
     """Return the class in which the uniform ``draw`` falls, int64; None: all are alike."""
-    if base_cdf is None:
+    if pi_cdf is None:
         return (draw * num_classes).long()
-    return torch.searchsorted(base_cdf, draw, right=True)
+    return torch.searchsorted(pi_cdf, draw, right=True)
 
 
 NONE = -1  # the class of a draw from what is no law: out of range wherever it goes

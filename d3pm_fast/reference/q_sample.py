@@ -29,16 +29,16 @@ def _trusted(
 
 
 def _from_mixture(x0: Tensor, marginal: RankOneMarginal, random: Random) -> Tensor:
-    """Draw from ``A I + 1 (W base + M e_mask)^T``.
+    """Draw from ``A I + 1 (W pi + M e_mask)^T``.
 
-    One number chooses between keeping x_0 (A), the base (W) and the mask (M), the other draws
-    from the base.
+    One number chooses between keeping x_0 (A), pi (W) and the mask (M), the other draws
+    from pi.
     """
-    rows, table, base_cdf, mask_id, num_classes = marginal
+    rows, table, pi_cdf, mask_id, num_classes = marginal
     x0, rows, good = _trusted(x0, rows, num_classes, len(table))
     choice, draw = (u.view(x0.shape) for u in uniforms(*random, x0.numel()))
     keep, base, _ = table[rows].unbind(-1)
-    redrawn = draw_base(draw, base_cdf, num_classes)
+    redrawn = draw_base(draw, pi_cdf, num_classes)
     moved = redrawn.where((choice < keep + base) | (mask_id < 0), mask_id)
     return x0.where(choice < keep, moved).where(good, NONE)
 

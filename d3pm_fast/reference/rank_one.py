@@ -26,7 +26,7 @@ class RankOneLogs:
     bar_mask: Tensor
     target_time: Tensor
     log_vector: Tensor
-    base_cdf: Tensor | None
+    pi_cdf: Tensor | None
     mask_id: int
     dtype: torch.dtype
 
@@ -37,12 +37,12 @@ class RankOneLogs:
         rows, table = step.rows, step.table
         inside = (rows >= 0) & (rows < len(table))
         found = table[rows.where(inside, 0)].where(inside.unsqueeze(-1), torch.nan)
-        base = step.base
-        vector = table.new_full((num_classes,), 1 / num_classes) if base is None else base
+        pi = step.pi
+        vector = table.new_full((num_classes,), 1 / num_classes) if pi is None else pi
         a, w, m, bar_a, bar_w, bar_m, s = (
             spread(column, tuple(tokens)).unsqueeze(-1) for column in found.unbind(-1)
         )
-        vectors = vector.log(), step.base_cdf, step.mask_id
+        vectors = vector.log(), step.pi_cdf, step.mask_id
         return cls(a, w, m, bar_a, bar_w, bar_m, s, *vectors, dtype)
 
     def log_q_column(self, x_t: Tensor) -> Tensor:
@@ -95,8 +95,8 @@ class RankOneLogs:
         """Return x_s drawn as a mixture, int64 ``(B, *S)``.
 
         With ``u = u[x_t]``, ``p(j) Z = u A s_j + u ubar_j + a f[x_t] [j = x_t]``: one number
-        chooses among the model (mass ``u A``), the base (``u W``), the mask (``u M``) and
-        staying, the other draws the class from s or from the base. Since ``Z >= u + a ubar[x_t]``,
+        chooses among the model (mass ``u A``), pi (``u W``), the mask (``u M``) and
+        staying, the other draws the class from s or from pi. Since ``Z >= u + a ubar[x_t]``,
         some tokens stay whatever s is; of the others, ``NONE`` comes where there is no s.
         """
         choice, draw = uniforms
@@ -122,7 +122,7 @@ class RankOneLogs:
         from_mask = threshold < predicted + stationary + mask
 
         fallback = x_t.where(~from_mask | (self.mask_id < 0), self.mask_id)
-        redrawn = draw_base(draw, self.base_cdf, len(self.log_vector))
+        redrawn = draw_base(draw, self.pi_cdf, len(self.log_vector))
         drawn = draw_row(log_s.exp(), draw).where(from_model, redrawn.where(from_base, fallback))
         return drawn.where(~undefined, NONE)
 

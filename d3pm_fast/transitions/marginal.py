@@ -23,5 +23,5 @@ def marginal(num_classes: int, betas: ArrayLike | Schedule, pi: ArrayLike) -> Ra
         ValueError: wrong shape, a negative or infinite entry, or a sum that is not 1.
     """
     num_classes = check_count("num_classes", num_classes, least=2)
-    base = check_law("pi", pi, num_classes)
-    return rank_one_chain("marginal", num_classes, betas, base, base_share=1.0)
+    pi = check_law("pi", pi, num_classes)
+    return rank_one_chain("marginal", num_classes, betas, pi, base_share=1.0)

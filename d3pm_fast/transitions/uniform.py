@@ -19,4 +19,4 @@ def uniform(num_classes: int, betas: ArrayLike | Schedule) -> RankOneChain:
         ValueError: fewer than 2 classes, or betas outside [0, 1].
     """
     num_classes = check_count("num_classes", num_classes, least=2)
-    return rank_one_chain("uniform", num_classes, betas, base=None, base_share=1.0)
+    return rank_one_chain("uniform", num_classes, betas, pi=None, base_share=1.0)

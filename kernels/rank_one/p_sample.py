@@ -208,7 +208,7 @@ def p_sample(
     num_tokens, num_classes = x_t.numel(), logits.shape[-1]
     shaping = shaping or Shaping(None, 1.0, 1.0, num_classes, 1.0)
     a = PSampleCall(
-        logits, shaping.unconditional, x_t, out, step.base_cdf, num_tokens, num_classes,
+        logits, shaping.unconditional, x_t, out, step.pi_cdf, num_tokens, num_classes,
         tl.constexpr(num_classes.bit_length()), tl.constexpr(shaping.temperature != 1),
     )  # fmt: skip
     tile = tile_of(num_classes, logits.dtype, copies=4)

@@ -52,7 +52,7 @@ class Step(NamedTuple):
 
 def chain_of(num_tokens: int, step: RankOneStep, dtype: torch.dtype) -> Chain:
     """Return what a kernel takes for a step's record, pi in a dtype."""
-    rows, table, pi = step.rows, step.table, step.base
+    rows, table, pi = step.rows, step.table, step.pi
     pi = None if pi is None else pi.to(dtype)
     return Chain(rows, num_tokens // max(rows.numel(), 1), table, len(table), pi, step.mask_id)
 

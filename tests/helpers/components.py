@@ -34,7 +34,7 @@ def by_header(step, num_classes, x_t, numbers):
     library.components(
         ctypes.c_int64(len(x_t)),
         pointer(step.table),
-        pointer(step.base),
+        pointer(step.pi),
         ctypes.c_double(1 / num_classes),
         ctypes.c_int64(step.mask_id),
         *map(pointer, (x_t, numbers, out)),

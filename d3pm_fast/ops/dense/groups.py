@@ -118,10 +118,10 @@ class StepGroups:
         return made
 
     def _groups(self) -> Iterator[tuple[int, int, Tensor]]:
-        base = self.chain.num_steps + 1
-        key = spread(self.s * base + self.t, self.x_t.shape).flatten()
+        num_times = self.chain.num_steps + 1
+        key = spread(self.s * num_times + self.t, self.x_t.shape).flatten()
         for value, tokens in grouped(key, self.mask):
-            yield *divmod(value, base), tokens
+            yield *divmod(value, num_times), tokens
 
     def _rows(self, tokens: Tensor, step: DenseStep | SparseStep, sums: Tensor) -> tuple[Any, ...]:
         return (
