@@ -217,7 +217,9 @@ class Prediction(ABC):
             some, parts = split(tuple(part), len(items))
             grads, of_shared = split(gradients((*parts, *shared), some, above), len(own))
             of_chunks.append(grads)
-            totals = tuple(map(torch.add, totals, of_shared)) if totals else of_shared
+            if totals:
+                of_shared = tuple(x + y for x, y in zip(totals, of_shared, strict=True))
+            totals = of_shared
         return *map(torch.cat, zip(*of_chunks, strict=True)), *totals
 
     def _item_bytes(self, items: Items) -> int:
