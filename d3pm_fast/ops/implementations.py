@@ -77,10 +77,10 @@ def implementation(
     if impl == "auto" and _environment.IMPL:
         impl = check_choice("D3PM_FAST_IMPL", _environment.IMPL, IMPLS)
         asked = "D3PM_FAST_IMPL asks for it"
-    if impl == "auto" and kind == "cpu":
-        return _ON_CPU
     structure = RANK_ONE.name if transition is None else transition.structure
     served = OPERATIONS[check_choice("operation", operation or "loss", tuple(OPERATIONS))]
+    if impl == "auto" and kind == "cpu" and served.is_served(_ON_CPU.name, structure):
+        return _ON_CPU
     if impl == "auto":
         return _first_that_serves(kind, served, structure)
     if impl != "reference":

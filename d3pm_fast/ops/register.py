@@ -44,6 +44,8 @@ class Entry(NamedTuple):
         """
         if not operation.is_served(self.name, structure):
             chains = " and ".join(operation.structures(self.name))
+            if not chains:
+                return f"impl={self.name!r} has no {operation.name!r}; use 'auto'"
             return f"impl={self.name!r} serves {chains} chains; use 'auto' or 'triton'"
         if missing := self.missing():
             return self.error.format(missing)
