@@ -37,17 +37,16 @@ struct PosteriorToken {
 
   Vector<Pi> vector;
   int64_t x_t = 0;
-  // As of a step that predicts x_0, which leads from anywhere to x_t.
-  double exact_keep = 0, exact_bar_keep = 1;
+  const StepCoefficients* step = nullptr;  // null where x_0 is predicted, as if all led to x_t
   Real keep = 0, u = 1, bar_keep = 1, bar_base = 0, bar_mask = 0, tilt = 1;
 
   PosteriorToken() = default;
-  D3PM_HOST_DEVICE PosteriorToken(const StepCoefficients& step, const Vector<Pi>& vector,
-                                  const Model& model, int64_t x_t)
+  D3PM_HOST_DEVICE D3PM_MEMBER PosteriorToken(const StepCoefficients& step,
+                                              const Vector<Pi>& vector, const Model& model,
+                                              int64_t x_t)
       : vector(vector), x_t(x_t) {
     if (model.predicts_x0(step)) return;
-    exact_keep = step.keep;
-    exact_bar_keep = step.bar_keep;
+    this->step = &step;
     keep = static_cast<Real>(step.keep);
     u = static_cast<Real>(vector(step.base, step.mask, x_t));
     bar_keep = static_cast<Real>(step.bar_keep);
@@ -69,8 +68,8 @@ struct PosteriorToken {
 
   // log A, also where A is below the range of Real.
   D3PM_HOST_DEVICE Real log_bar_keep() const {
-    return exact_bar_keep > Math::tiny ? Math::log(bar_keep)
-                                       : static_cast<Real>(std::log(exact_bar_keep));
+    return bar_keep > Math::tiny ? Math::log(bar_keep)
+                                 : static_cast<Real>(std::log(step->bar_keep));
   }
 };
 
@@ -84,8 +83,8 @@ struct QPosteriorToken : PosteriorToken<Math, Pi> {
   Real leave = 0, stay = 0;  // c_j / Zq, at x_t: stay
 
   QPosteriorToken() = default;
-  D3PM_HOST_DEVICE QPosteriorToken(const StepCoefficients& step, const Vector<Pi>& vector,
-                                   int64_t x0, int64_t x_t)
+  D3PM_HOST_DEVICE D3PM_MEMBER QPosteriorToken(const StepCoefficients& step,
+                                               const Vector<Pi>& vector, int64_t x0, int64_t x_t)
       : Base(step, vector, {}, x_t), x0(x0) {
     is_possible = !this->stays() || !never_stays(step, x0 == x_t, this->spread(x_t));
     const Real zq = this->u + this->keep * truth(x_t);
@@ -100,7 +99,7 @@ struct QPosteriorToken : PosteriorToken<Math, Pi> {
 
   D3PM_HOST_DEVICE Real log_q(int64_t j) const {
     const Real reach = j == this->x_t ? stay : leave, d = truth(j), q = reach * d;
-    if (q > Math::tiny) return Math::log(q);
+    if (sizeof(Real) == sizeof(double) || q > Math::tiny) return Math::log(q);
     const bool is_kept = j == x0 && this->spread(j) == 0;
     return Math::log(reach) + (is_kept ? this->log_bar_keep() : Math::log(d));
   }
@@ -114,7 +113,11 @@ struct PPosteriorToken : PosteriorToken<Math, Pi> {
   // Of the row: its sum, s[x_t] and Z.
   Real sum = 1, inv = 1, s_xt = 0, z = 1;
 
-  using Base::Base;
+  PPosteriorToken() = default;
+  D3PM_HOST_DEVICE D3PM_MEMBER PPosteriorToken(const StepCoefficients& step,
+                                               const Vector<Pi>& vector, const Model& model,
+                                               int64_t x_t)
+      : Base(step, vector, model, x_t) {}
 
   // Takes in exp(logit - top), with the tilt, summed and at x_t.
   D3PM_HOST_DEVICE void predict(Real of_row, Real at_xt) {
@@ -125,9 +128,9 @@ struct PPosteriorToken : PosteriorToken<Math, Pi> {
   }
 
   // Whether anything leads to x_t; x_t itself may, with a chance below the range of Real.
-  D3PM_HOST_DEVICE bool is_possible() const { return !this->stays() || this->exact_keep > 0; }
+  D3PM_HOST_DEVICE bool is_possible() const { return !this->stays() || this->step->keep > 0; }
 
-  D3PM_HOST_DEVICE Mixture<Math> mixture(Real e, int64_t j) const {
+  D3PM_HOST_DEVICE D3PM_MEMBER Mixture<Math> mixture(Real e, int64_t j) const {
     return {this->bar_keep * (e * inv), this->spread(j)};
   }
 };
@@ -142,7 +145,7 @@ struct LogP {
   Real log_leave, log_stay;  // log(c_j / Z), at x_t: log_stay
   Real log_bar_keep, log_sum, log_tilt;
 
-  D3PM_HOST_DEVICE explicit LogP(const Token& token)
+  D3PM_HOST_DEVICE D3PM_MEMBER explicit LogP(const Token& token)
       : token(token),
         log_leave(Math::log(token.u / token.z)),
         log_stay(Math::log((token.u + token.keep) / token.z)),
@@ -151,7 +154,7 @@ struct LogP {
         log_tilt(Math::log(token.tilt)) {}
 
   // From logit - top and its exponential, with the tilt.
-  D3PM_HOST_DEVICE Real operator()(Real above, Real e, int64_t j) const {
+  D3PM_HOST_DEVICE D3PM_MEMBER Real operator()(Real above, Real e, int64_t j) const {
     const bool here = j == token.x_t;
     const Real log_s = above + (here ? log_tilt : Real(0)) - log_sum;
     return (here ? log_stay : log_leave) + token.mixture(e, j).log(log_bar_keep + log_s);
