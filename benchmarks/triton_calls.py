@@ -47,7 +47,7 @@ def empty(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
 def calls(num_classes: int, dtype: torch.dtype) -> dict[str, Callable[[], Any]]:
     """Return a call of every kernel, by name."""
     from d3pm_fast.kernels.common import scale
-    from d3pm_fast.kernels.predictions import logistic, shaped
+    from d3pm_fast.kernels.predictions import gap, logistic, shaped
     from d3pm_fast.kernels.rank_one import loss, loss_strokes, p_sample, posterior, q_sample
 
     logits, tokens = empty(TOKENS, num_classes, dtype=dtype), empty(TOKENS)
@@ -71,6 +71,7 @@ def calls(num_classes: int, dtype: torch.dtype) -> dict[str, Callable[[], Any]]:
         "loss": lambda: loss.loss(plain, "sum"),
         "loss and gradient": lambda: loss.loss_and_grad(plain, "sum", False),
         "loss and gradient, pi, posterior mean": lambda: loss.loss_and_grad(of_mean, "sum", False),
+        "gap": lambda: gap.gap(logits, tokens),
         "statistics stroke": lambda: loss_strokes.loss_statistics(of_mean, shard),
         "solve stroke": lambda: loss_strokes.loss_solve(of_mean, shard, statistics),
         "sums stroke": lambda: loss_strokes.loss_sums(of_mean, shard, statistics, line),

@@ -100,6 +100,8 @@ def elbo(
         TypeError, ValueError, IndexError: as the functions of :mod:`d3pm_fast.functional`.
     """
     chain, impl = diffusion.transition, diffusion.impl
+    if not chain.has_steps:
+        raise ValueError("the chain must have T steps, got one in continuous time")
     check_tokens("x0", x0, chain.num_classes)
     x0 = x0.long()
     if mask is not None:

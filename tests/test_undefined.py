@@ -445,7 +445,7 @@ def masked_sample(diffusion, denoiser, steps, last, known):
     x, seeds = d3.sampling.hold(torch.full((1, 3), 2), known), torch.zeros(1).long()
     times = d3.timesteps.path(2, steps)
     for t, s in itertools.pairwise(times):
-        x = d3.sampling.step(diffusion, denoiser, x, t, s, seeds, last, known)
+        x = d3.sampling.step(diffusion, denoiser, x, t, s, Random(seeds, t), last, known)
     return x
 
 

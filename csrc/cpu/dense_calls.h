@@ -41,7 +41,7 @@ struct DensePredict {
   void* loss;  // (N,) real, or null
 };
 
-// Turns v Qbar_s into r and adds the divergence to the loss. A row is doubtful where `error`, a
+// Turns v Qbar_s into r and adds the divergence to the loss. A row is inexact where `error`, a
 // bound on that of an entry of v Qbar_s, could reach the digits of its loss.
 struct DenseLoss {
   DenseRows rows;
@@ -50,8 +50,8 @@ struct DenseLoss {
   const Span* spans;    // (K,), of each column: where it is not zero
   void* f;              // (n, K) work
   double vb_weight, error;
-  void* loss;         // (N,) real
-  uint8_t* doubtful;  // (n,)
+  void* loss;        // (N,) real
+  uint8_t* inexact;  // (n,)
 };
 
 // Writes log p(x_s | x_t), or with `upstream` turns v Qbar_s into the r of its gradient.
@@ -63,7 +63,7 @@ struct DensePosterior {
   double error;
   const void* upstream;  // (N, K), or null
   void* out;             // (N, K)
-  uint8_t* doubtful;     // (n,)
+  uint8_t* inexact;      // (n,)
 };
 
 // Writes s (G - its mean under s) + ce_weight (softmax(logits) - e_a) for G = r Qbar_s^T, times
@@ -83,8 +83,8 @@ struct DenseSample {
   const void* f;                // (n, K) work
   double error;
   Random random;
-  int64_t* out;       // (N,)
-  uint8_t* doubtful;  // (n,)
+  int64_t* out;      // (N,)
+  uint8_t* inexact;  // (n,)
 };
 
 struct DenseQPosterior {

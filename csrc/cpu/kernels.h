@@ -8,7 +8,7 @@
 
 namespace d3pm {
 
-// All return whether an index was out of its range, a row doubtful, or a draw's row no law; such a
+// All return whether an index was out of its range, a row inexact, or a draw's row no law; such a
 // token's result is NaN, or kNone for a draw.
 bool run(Type type, const Loss& call, int num_threads);
 // The sum over tokens times `factor`, in place of each token's loss.
