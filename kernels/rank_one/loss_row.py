@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from ..common.math import log, log1p, phi, tiny
+from ..common.math import exp, log, log1p, phi, tiny
 
 
 class Token(NamedTuple):
@@ -71,6 +71,13 @@ class Result(NamedTuple):
     grad_x0: Any
     grad_xt: Any
     grad_mask: Any
+
+
+@triton.jit
+def row_of(top, e_rest, logit_x0, logit_xt, logit_mask):
+    """Return what the mathematics of a token needs of its row."""
+    e_x0, e_xt, e_mask = exp(logit_x0 - top), exp(logit_xt - top), exp(logit_mask - top)
+    return Row(e_x0, e_xt, e_mask, e_rest, top - logit_x0)
 
 
 @triton.jit

@@ -14,20 +14,9 @@ from ...chains.structures import RankOneStep
 from ...records import Loss, Shard
 from ..common.launch import launch, triton_type
 from ..common.tile import LONG_ROW_WARPS, on_tile
-from .loss import (
-    Line,
-    LossCall,
-    Tokens,
-    gradient_of_row,
-    line_of,
-    load_special,
-    load_tokens,
-    row_of,
-    statistics_of_row,
-    store_loss,
-    sums_of_row,
-)
-from .loss_row import finish, solve
+from .loss_rest import Line, gradient_of_row, line_of, statistics_of_row, sums_of_row
+from .loss_row import finish, row_of, solve
+from .loss_tokens import LossCall, Tokens, load_special, load_tokens, store_loss
 from .step import chain_of
 
 

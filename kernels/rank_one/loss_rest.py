@@ -1,0 +1,146 @@
+"""The rest of a row in a rank-one loss: all classes but x_0, x_t and the mask.
+
+What is summed over them is a curve of their exponentials: a line of each token.
+"""
+
+from typing import Any, NamedTuple
+
+import triton
+import triton.language as tl
+
+from ..common.math import exp, phi
+from ..common.tile import (
+    classes_from,
+    load_tile,
+    on_flat,
+    on_tile,
+    row_max,
+    row_sum,
+    store_tile,
+)
+from .loss_tokens import store_special
+from .step import pi_of
+
+
+class Line(NamedTuple):
+    """For a class of the rest ``1 + g_j = ratio + slope e_j / pi_j``, ``g_j = shift + ...``.
+
+    The slope has 1 / pi_j in it where all are 1/K.
+    """
+
+    ratio: Any
+    shift: Any
+    slope: Any
+
+
+@triton.jit
+def load_logits(a, tokens, classes, REAL: tl.constexpr):
+    """Return the logits of some classes, -inf for what is not read."""
+    reads = on_flat(tokens.settled == 0, classes.j.shape[0]) & classes.there
+    return load_tile(a.logits, classes, reads, float("-inf")).to(REAL)
+
+
+@triton.jit
+def exponentials(a, chain, tokens, classes, logits, top):
+    """Return exp(logit - top) of the rest, -1 for what is not of it."""
+    j = classes.j
+    apart = (j == on_tile(tokens.x0)) | (j == on_tile(tokens.x_t))
+    apart |= (j == chain.mask_id) | (j >= a.num_classes)
+    return tl.where(apart, -1.0, exp(logits - on_tile(top)))
+
+
+@triton.jit
+def line_of(chain, solved, num_classes, REAL: tl.constexpr):
+    """Return the line of each token; h = 1 on that of one without curvature."""
+    slope = solved.slope
+    if chain.pi is None:
+        slope *= num_classes.to(REAL)
+    return Line(
+        on_tile(tl.where(solved.curved, solved.ratio, 1.0)),
+        on_tile(tl.where(solved.curved, solved.shift, 1.0)),
+        on_tile(tl.where(solved.curved, slope, 0.0)),
+    )
+
+
+@triton.jit
+def curve(chain, classes, e, line):
+    """Return g and 1 + g of classes of the rest; 1 and 1 where pi = 0."""
+    if chain.pi is None:
+        return line.shift + line.slope * e, line.ratio + line.slope * e
+    else:
+        pi = pi_of(chain, classes)
+        lift = line.slope * e / pi
+        has = pi > 0.0
+        return tl.where(has, line.shift + lift, 1.0), tl.where(has, line.ratio + lift, 1.0)
+
+
+@triton.jit
+def curvature(chain, classes, e, line, num_classes):
+    """Return the sums of pi phi(g) and pi h over classes of the rest, of so many in all."""
+    g, y = curve(chain, classes, e, line)
+    h = g / y
+    if chain.pi is None:
+        count = num_classes.to(e.dtype)
+        sum_phi = row_sum(tl.where(e < 0.0, 0.0, phi(g, y))) / count
+        return sum_phi, row_sum(tl.where(e < 0.0, 0.0, h)) / count
+    else:
+        pi = pi_of(chain, classes)
+        terms = tl.where(pi > 0.0, pi * phi(g, y), line.slope * e)
+        sum_phi = row_sum(tl.where(e < 0.0, 0.0, terms))
+        return sum_phi, row_sum(tl.where(e < 0.0, 0.0, pi * h))
+
+
+@triton.jit
+def store_gradient(a, tokens, classes, e, h, result, factor):
+    """Write the gradient of the rest; what it writes to the special classes is to be replaced."""
+    flat = tl.where(tokens.settled, tokens.value, result.flat * factor)
+    gradient = e * (on_tile(result.steep * factor) * h + on_tile(flat))
+    store_tile(a.grad, classes, gradient)
+
+
+@triton.jit
+def statistics_of_row(a, chain, tokens, REAL: tl.constexpr, HIGH: tl.constexpr, LOW: tl.constexpr):
+    """Return the largest logit of a row, and the sum of the exponentials of the rest."""
+    top = tl.full([1], float("-inf"), REAL)
+    e_rest = tl.zeros([1], REAL)
+    for start in range(0, a.num_classes, HIGH * LOW):
+        classes = classes_from(a, start, 1, HIGH, LOW)
+        logits = load_logits(a, tokens, classes, REAL)
+        higher = tl.where(tokens.settled, 0.0, tl.maximum(top, row_max(logits)))
+        e = exponentials(a, chain, tokens, classes, logits, higher)
+        e = tl.where((e < 0.0) | (logits == float("-inf")), 0.0, e)
+        e_rest = tl.where(top == higher, e_rest, e_rest * exp(top - higher)) + row_sum(e)
+        top = higher
+    return top, e_rest
+
+
+@triton.jit
+def sums_of_row(
+    a, chain, tokens, line, top, num_classes,
+    REAL: tl.constexpr, HIGH: tl.constexpr, LOW: tl.constexpr,
+):  # fmt: skip
+    """Return the sums of curvature over a row, of so many classes in all."""
+    sum_phi, sum_h = tl.zeros([1], REAL), tl.zeros([1], REAL)
+    for start in range(0, a.num_classes, HIGH * LOW):
+        classes = classes_from(a, start, 1, HIGH, LOW)
+        logits = load_logits(a, tokens, classes, REAL)
+        e = exponentials(a, chain, tokens, classes, logits, top)
+        more_phi, more_h = curvature(chain, classes, e, line, num_classes)
+        sum_phi += more_phi
+        sum_h += more_h
+    return sum_phi, sum_h
+
+
+@triton.jit
+def gradient_of_row(
+    a, chain, tokens, line, top, result, factor,
+    REAL: tl.constexpr, HIGH: tl.constexpr, LOW: tl.constexpr,
+):  # fmt: skip
+    """Write the gradient of a row."""
+    for start in range(0, a.num_classes, HIGH * LOW):
+        classes = classes_from(a, start, 1, HIGH, LOW)
+        logits = load_logits(a, tokens, classes, REAL)
+        e = exponentials(a, chain, tokens, classes, logits, top)
+        g, y = curve(chain, classes, e, line)
+        store_gradient(a, tokens, classes, e, g / y, result, factor)
+    store_special(a, chain, tokens, result, factor)

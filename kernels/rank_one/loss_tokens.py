@@ -1,0 +1,154 @@
+"""The tokens of a rank-one loss: what settles them before their row is read, their own classes.
+
+Of a row they read and write x_0, x_t and the mask; ``loss_rest.py`` has the other classes.
+"""
+
+from typing import Any, NamedTuple
+
+import triton
+import triton.language as tl
+
+from .loss_row import Token
+from .step import load_class, load_step, never_stays, pi_at, posterior_mean_tilt
+
+
+class LossCall(NamedTuple):
+    """The tensors of all tokens."""
+
+    logits: Any  # (N, K)
+    x0: Any
+    x_t: Any
+    mask: Any  # None where every token counts
+    loss: Any  # (N,) in the type of the calculation
+    grad: Any  # (N, K); None where no gradient is wanted
+    count: Any  # (1,), what divides the gradient; None for 1
+    num_tokens: Any
+    num_classes: Any
+    is_density: Any  # 1 where steps have rates, and the loss is the bound's density; else 0
+
+
+class Tokens(NamedTuple):
+    """The tokens of a program: their classes, and what settles them before a row is read."""
+
+    at: Any
+    x0: Any
+    x_t: Any
+    inside: Any
+    settled: Any
+    value: Any  # of a settled token's loss and of all its gradient
+
+
+@triton.jit
+def load_tokens(
+    a, chain, vb_weight, ce_weight, POSTERIOR_MEAN: tl.constexpr, DIRECT: tl.constexpr,
+    REAL: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    """Return the program's tokens, and what a row's mathematics needs of them.
+
+    A settled row counts as one of logits -inf below a largest 0, and without a bound.
+    """
+    at = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    inside = at < a.num_tokens
+    step = load_step(chain, at, a.num_tokens, DIRECT, REAL)
+    x0, x0_is_class = load_class(a.x0, at, a.num_tokens, a.num_classes)
+    x_t, xt_is_class = load_class(a.x_t, at, a.num_tokens, a.num_classes)
+    x0, x_t = x0.to(tl.int32), x_t.to(tl.int32)
+    same = x0 == x_t
+    x0_is_mask = x0 == chain.mask_id
+    xt_is_mask = x_t == chain.mask_id
+
+    mask_id = tl.full([1], chain.mask_id, tl.int32)
+    pi_mask = pi_at(chain, mask_id, a.num_classes, REAL)
+    pi_xt = pi_at(chain, x_t, a.num_classes, REAL)
+    bar_mask = step.bar_base * pi_mask + step.bar_to_mask
+    bar_x0 = tl.where(x0_is_mask, bar_mask, step.bar_base * pi_at(chain, x0, a.num_classes, REAL))
+    bar_xt = tl.where(xt_is_mask, bar_mask, step.bar_base * pi_xt)
+    spread = step.base * pi_xt + tl.where(xt_is_mask, step.to_mask, 0.0)
+    is_density = tl.full([1], a.is_density, tl.int32) != 0
+    spread_in_z = tl.where(is_density, 0.0, spread)
+    tilt = tl.full([ROWS], 1.0, REAL)
+    if POSTERIOR_MEAN:
+        tilt = posterior_mean_tilt(step, spread_in_z, bar_xt)
+
+    vb_weight = tl.full([ROWS], vb_weight, REAL)
+    vb = tl.where((spread == 0.0) | step.predicts_x0, 0.0, vb_weight)
+    ce = tl.full([ROWS], ce_weight, REAL) + tl.where(step.predicts_x0, vb_weight, 0.0)
+
+    bad = (step.exists == 0) | (x0_is_class == 0) | (xt_is_class == 0)
+    undefined = bad | ((spread_in_z == 0.0) & never_stays(step, same, bar_xt))
+    settled = undefined | ((vb == 0.0) & (ce == 0.0))
+    value = tl.where(undefined, float("nan"), 0.0).to(REAL)
+    if a.mask is not None:
+        counts = tl.load(a.mask + at, mask=inside, other=0) != 0
+        settled |= counts == 0
+        value = tl.where(counts, value, 0.0)
+    vb = tl.where(settled, 0.0, vb)
+    tokens = Tokens(at, x0, x_t, inside, settled, value)
+    special = Token(
+        step.keep,
+        spread,
+        spread_in_z,
+        step.bar_keep,
+        step.bar_base,
+        bar_x0,
+        bar_xt,
+        tl.where(x0_is_mask | xt_is_mask, 0.0, bar_mask),
+        same,
+        tilt,
+        vb,
+        ce,
+    )
+    return tokens, special
+
+
+@triton.jit
+def is_class_of(a, j):
+    """Return whether a tensor has a place for a class."""
+    return (j >= 0) & (j < a.num_classes)
+
+
+@triton.jit
+def load_special(a, chain, tokens, REAL: tl.constexpr):
+    """Return the logits of x_0, of x_t, and of the mask where it is neither."""
+    rows = a.logits + tokens.at * a.num_classes
+    reads = tokens.inside & (tokens.settled == 0)
+    mask_id = tl.full([1], chain.mask_id, tl.int32)
+    apart = (tokens.x0 != mask_id) & (tokens.x_t != mask_id) & is_class_of(a, mask_id)
+    never = float("-inf")
+    has_x0, has_xt = is_class_of(a, tokens.x0), is_class_of(a, tokens.x_t)
+    logit_x0 = tl.load(rows + tokens.x0, mask=reads & has_x0, other=never).to(REAL)
+    logit_xt = tl.load(rows + tokens.x_t, mask=reads & has_xt, other=never).to(REAL)
+    logit_mask = tl.load(rows + mask_id, mask=reads & apart, other=never).to(REAL)
+    return logit_x0, logit_xt, logit_mask
+
+
+@triton.jit
+def store_special(a, chain, tokens, result, factor):
+    """Write the gradient of the special classes, once all threads have written the rest's."""
+    tl.debug_barrier()
+    writes = tokens.inside & (tokens.settled == 0)
+    rows = a.grad + tokens.at * a.num_classes
+    mask_id = tl.full([1], chain.mask_id, tl.int32)
+    apart = (tokens.x0 != mask_id) & (tokens.x_t != mask_id) & is_class_of(a, mask_id)
+    kind = a.grad.dtype.element_ty
+    has_x0, has_xt = is_class_of(a, tokens.x0), is_class_of(a, tokens.x_t)
+    other = writes & has_xt & (tokens.x_t != tokens.x0)
+    tl.store(rows + tokens.x0, (result.grad_x0 * factor).to(kind), mask=writes & has_x0)
+    tl.store(rows + tokens.x_t, (result.grad_xt * factor).to(kind), mask=other)
+    tl.store(rows + mask_id, (result.grad_mask * factor).to(kind), mask=writes & apart)
+
+
+@triton.jit
+def store_loss(a, tokens, result):
+    """Write the loss of each token."""
+    loss = tl.where(tokens.settled, tokens.value, result.loss)
+    tl.store(a.loss + tokens.at, loss, mask=tokens.inside)
+
+
+@triton.jit
+def gradient_factor(a, grad_scale, REAL: tl.constexpr):
+    """Return what the gradient is multiplied by; that of no token is 0, whatever by."""
+    factor = tl.full([1], grad_scale, REAL)
+    if a.count is not None:
+        factor = factor / tl.maximum(tl.load(a.count).to(REAL), 1.0)
+    return factor
