@@ -71,6 +71,14 @@ def check_probability(name: str, value: float) -> float:
     return value
 
 
+def check_t_min(value: float, includes_zero: bool = False) -> float:
+    """Return ``value`` if it lies in (0, 1), or in [0, 1)."""
+    if not (0 < value < 1 or (includes_zero and value == 0)):
+        interval = "[0, 1)" if includes_zero else "(0, 1)"
+        raise ValueError(f"t_min must lie in {interval}, got {value}")
+    return value
+
+
 def check_class(name: str, value: int, num_classes: int) -> int:
     """Return ``value`` as an int if it is a class, 0..K-1."""
     index = check_count(name, value, least=0)

@@ -306,27 +306,31 @@ class D3PM(nn.Module):
         self,
         denoiser: Callable[[Tensor, Tensor], Predicted],
         x0: Tensor,
-        steps: int | Iterable[int] | None = None,
+        steps: int | Iterable[float] | None = None,
         num_times: int | None = None,
         mask: Tensor | None = None,
         generator: torch.Generator | None = None,
         seeds: Tensor | None = None,
         batch_size: int = 64,
         progress: bool = False,
+        t_min: float = 1e-3,
     ) -> ELBO:
         """Return the negative evidence lower bound of each item, or an estimate (D3PM, eq. 1).
 
-        Each x_t is drawn once. Without a gradient.
+        Each x_t is drawn once. Without a gradient. In continuous time it is the integral of the
+        density from t_min to 1, and the term of the step from t_min to 0; or the bound of steps.
 
         Args:
             denoiser: maps ``(x_t (n, *S) int64, t (n,) int64)`` to logits ``(n, *S, K)``, or to
                 :class:`d3pm_fast.functional.Logistic`. The n may be of several items and times.
-                Put it in evaluation mode yourself.
+                In continuous time t is float64. Put it in evaluation mode yourself.
             x0: the data, integers ``(B, *S)`` in [0, K), on the module's device.
             steps: how many steps the model takes, evenly strided, or the times that they start
-                from, falling from T; None for all T. Fewer steps have a bound of their own.
+                from, falling from T; None for all T, in continuous time for the integral. Fewer
+                steps have a bound of their own.
             num_times: how many of the steps are taken for each item, at least 3, for an estimate
-                without a bias, with its standard error; None takes all of them. See
+                without a bias, with its standard error; None takes all of them. An integral
+                needs it: how many times the density is taken at, and one for the step to 0. See
                 :func:`d3pm_fast.elbo.elbo`.
             mask: bool ``(B, *S)``, True where a token counts. The denoiser sees the others as they
                 are in x0.
@@ -334,6 +338,7 @@ class D3PM(nn.Module):
             seeds: int64 ``(B,)`` in place of a generator, see :func:`d3pm_fast.draw_seeds`.
             batch_size: the most x_t in one call of the denoiser.
             progress: show a progress bar.
+            t_min: of an integral, where it ends, in (0, 1); the sum is a bound for every t_min.
 
         Returns:
             :class:`d3pm_fast.elbo.ELBO`: float64, in nats, and ``bits_per_dim``.
@@ -350,6 +355,7 @@ class D3PM(nn.Module):
             x0,
             steps=steps,
             num_times=num_times,
+            t_min=t_min,
             mask=mask,
             generator=generator,
             seeds=seeds,

@@ -44,6 +44,7 @@ def evaluate(
     *,
     steps: int | None = None,
     num_times: int | None = None,
+    t_min: float = 1e-3,
     mask: Tensor | None = None,
     seed: int = 0,
     batch_size: int = 64,
@@ -59,13 +60,16 @@ def evaluate(
     Args:
         diffusion: the chain and the model's reverse step.
         denoiser: maps ``(x_t (n, *S) int64, t (n,) int64)`` to logits ``(n, *S, K)``, or to a
-            pair of parameters, see :class:`d3pm_fast.functional.Logistic`. Put it in evaluation
-            mode yourself.
+            pair of parameters, see :class:`d3pm_fast.functional.Logistic`. In continuous time t
+            is float64. Put it in evaluation mode yourself.
         x0: the items, ``(N, *S)``, N at least 1; a few at a time go to the module's device.
         path: the file; written whole or not at all.
-        steps: how many steps the model takes, evenly strided; None for all T.
+        steps: how many steps the model takes, evenly strided; None for all T, in continuous time
+            for the integral.
         num_times: how many of the steps are taken for each item, at least 3, for an estimate
-            without a bias; None takes all of them. See :func:`d3pm_fast.elbo.elbo`.
+            without a bias; None takes all of them. An integral needs it. See
+            :func:`d3pm_fast.elbo.elbo`.
+        t_min: of an integral, where it ends, in (0, 1).
         mask: bool ``(N, *S)``, True where a token counts.
         seed: of all draws.
         batch_size: the most x_t in one denoiser call.
@@ -84,13 +88,15 @@ def evaluate(
     check_tokens("x0", x0, diffusion.num_classes)
     check_count("number of items in x0", len(x0))
     check_count("save_every", save_every)
-    settings = {
+    settings: dict[str, Any] = {
         "diffusion": repr(diffusion),
         "steps": steps,
         "num_times": num_times,
         "seed": seed,
         "about": about,
     }
+    if not diffusion.transition.has_steps:
+        settings["t_min"] = t_min
     bound = _finished(path, settings, x0, mask)
     done = 0 if bound is None else min(len(bound.terms), len(x0))
     seeds = draw_seeds(len(x0), seeded(seed))
@@ -106,6 +112,7 @@ def evaluate(
                 None if mask is None else mask[items].to(device),
                 seeds=seeds[items].to(device),
                 batch_size=batch_size,
+                t_min=t_min,
             )
             bound = _each([more] if bound is None else [bound, more], torch.cat)
             of = {"x0": x0[: items.stop], "mask": None if mask is None else mask[: items.stop]}

@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from ._checks import check_choice, check_count, check_integer
+from ._checks import check_choice, check_count, check_integer, check_t_min
 from ._random import of_generator
 from .choices import SPACINGS, Spacing
 
@@ -68,8 +68,7 @@ def continuous(
         generator: None for PyTorch's default generator of the device.
         device: of the result; None for the generator's, or the CPU.
     """
-    if not 0 <= t_min < 1:
-        raise ValueError(f"t_min must lie in [0, 1), got {t_min}")
+    check_t_min(t_min, includes_zero=True)
     options = {**of_generator(generator), "dtype": torch.float64}
     shape = () if low_discrepancy else (batch,)
     number = torch.rand(shape, device=_device(generator, device), **options)
@@ -94,8 +93,7 @@ def grid(steps: int, spacing: Spacing = "uniform", t_min: float = 1e-3) -> list[
         return [1 - i / steps for i in range(steps)]
     if spacing == "cosine":
         return [math.cos(math.pi / 2 * i / steps) for i in range(steps)]
-    if not 0 < t_min < 1:
-        raise ValueError(f"t_min must lie in (0, 1), got {t_min}")
+    check_t_min(t_min)
     return [t_min ** (i / max(steps - 1, 1)) for i in range(steps)]
 
 

@@ -278,12 +278,6 @@ def test_wrong_steps_are_refused(steps, message):
         diffusion.sample(lambda x_t, t: None, (1, 2), steps)
 
 
-def test_the_whole_bound_wants_steps():
-    diffusion = d3.D3PM(transitions.uniform(K, continuous.linear()))
-    with pytest.raises(ValueError, match="the chain must have T steps"):
-        diffusion.elbo(lambda x_t, t: None, torch.zeros(1, 2).long(), steps=5)
-
-
 def test_samplers_by_order_want_steps():
     diffusion = d3.D3PM(transitions.absorbing(K, continuous.linear(), 4))
     for sampler in (d3.unmasking.confidence, d3.unmasking.first_hitting):

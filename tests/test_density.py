@@ -4,29 +4,13 @@ import mpmath
 import pytest
 import torch
 from helpers.compare import assert_close, check_gradient
+from helpers.continuous import FAMILIES, K, make_continuous_chain, true_density
 from mpmath import mpf
 
 from d3pm_fast import functional, transitions
 from d3pm_fast.schedules import continuous
 
 ALSO_BY = ("triton", "cuda")  # the fixture impl; see conftest.py
-K = 5
-PI = torch.tensor([0.1, 0.2, 0.4, 0.3, 0.0], dtype=torch.float64)
-FAMILIES = {
-    "uniform": (
-        lambda n, alphas: transitions.uniform(n, alphas),
-        torch.full((K,), 1 / K, dtype=torch.float64),
-    ),
-    "absorbing": (
-        lambda n, alphas: transitions.absorbing(n, alphas, n - 1),
-        torch.eye(K).double()[K - 1],
-    ),
-    "marginal": (lambda n, alphas: transitions.marginal(n, alphas, PI), PI),
-    "mask_and_uniform": (
-        lambda n, alphas: transitions.mask_and_uniform(n, alphas, 2, 0.3),
-        torch.tensor([0.06, 0.06, 0.76, 0.06, 0.06], dtype=torch.float64),
-    ),
-}
 SCHEDULES = [continuous.linear(), continuous.cosine(), continuous.geometric(1e-4, 8.0)]
 TIMES = [1e-3, 0.37, 0.8, 0.999]
 REVERSE = ["joint", "posterior_mean"]
@@ -37,41 +21,19 @@ def every_pair(chain, t):
     return (chain.q_bar_matrix(t) > 0).nonzero().unbind(-1)
 
 
-def true_density(chain, law, schedule, logits, x0, x_t, t, reverse="joint"):
-    """``sum_j R[j, x_t] (m_j - d_j - d_j log(m_j / d_j))`` from explicit matrices, ``(N,)``."""
-    t = min(t, 1 - 2**-53)
-    keep, lost = schedule.alpha(t), schedule.one_minus_alpha(t)
-    matrix = keep * torch.eye(K).double() + lost * law
-    predicted = torch.softmax(logits, dim=-1)
-    if reverse == "posterior_mean":
-        reach = matrix[:, x_t].T
-        weighed = torch.where(reach > 0, predicted / reach.where(reach > 0, 1), 0)
-        alone = (reach > 0).sum(-1, keepdim=True) == 1
-        predicted = torch.where(alone, predicted, weighed / weighed.sum(-1, keepdim=True))
-    f, d = predicted @ matrix, matrix[x0]
-    rows = torch.arange(len(x0))
-    m, r = f / f[rows, x_t, None], d / d[rows, x_t, None]
-    rates = (schedule.rate(t) * law)[x_t, None]
-    gain = (m / r.where(r > 0, 1)).where(r > 0, 1)
-    terms = torch.where(r > 0, r * (gain - 1 - gain.log()), m)
-    other = torch.arange(K) != x_t[:, None]
-    return (rates * terms).where(other, 0).sum(-1)
-
-
 @pytest.mark.parametrize("reverse", REVERSE)
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_pair_agrees_with_its_definition(impl, family, schedule, reverse):
-    make, law = FAMILIES[family]
-    chain = make(K, schedule)
+    chain = make_continuous_chain(family, schedule)
     for t in TIMES if impl in ("reference", "cpu") else TIMES[1:2]:
-        x0, x_t = every_pair(chain, t)
+        x0, x_t = every_pair(chain.transition, t)
         leaf = (2 * torch.randn(len(x0), K, dtype=torch.float64)).requires_grad_()
-        truth = true_density(chain, law, schedule, leaf, x0, x_t, t, reverse)
+        truth = true_density(chain, leaf, x0, x_t, t, reverse)
         (true_gradient,) = torch.autograd.grad(truth.sum(), leaf)
         times = torch.full((len(x0),), t, dtype=torch.float64)
         options = {"reverse": reverse, "impl": impl}
-        loss = functional.loss(chain, leaf, x0, x_t, times, reduction="none", **options)
+        loss = functional.loss(chain.transition, leaf, x0, x_t, times, reduction="none", **options)
         (gradient,) = torch.autograd.grad(loss.sum(), leaf)
         assert_close(loss, truth, torch.float64, ulps=4096, scale=truth.abs() + 1)
         check_gradient(gradient, true_gradient, torch.float64, ulps=4096, floor=0.1)
