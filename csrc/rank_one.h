@@ -40,6 +40,10 @@ struct Vector {
   }
 };
 
+// Below it a probability counts as zero.
+template <class Real>
+constexpr double kTiny = sizeof(Real) == 4 ? 1e-30 : 1e-290;
+
 // Abar in the type of the loss, kept above zero, so that a product of it with a probability that
 // counts is a normal number: a class that it alone leads to may be next to impossible, but where
 // p excludes it the loss is infinite.

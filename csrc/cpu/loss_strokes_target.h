@@ -2,6 +2,8 @@
 
 #include "loss_block.h"
 
+#include "loss_row_by_row.h"
+
 template <class Element>
 static bool loss_statistics(const LossStrokes& call, int64_t begin, int64_t end) {
   using Layout = RowByRow<Element, false>;

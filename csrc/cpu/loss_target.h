@@ -2,6 +2,9 @@
 
 #include "loss_block.h"
 
+#include "loss_across.h"
+#include "loss_row_by_row.h"
+
 template <class Element, bool kGrad>
 bool loss_in_best_layout(const LossStrokes& call, int64_t begin, int64_t end) {
   using Narrow = Across<Element, kGrad>;

@@ -28,13 +28,8 @@ namespace d3pm::device {
 constexpr int kWarp = 32;
 constexpr int kMostThreads = 256;  // that share a row
 
-template <class To, class From>
-__device__ To bit_cast(const From& from) {
-  static_assert(sizeof(To) == sizeof(From), "bit_cast keeps the size");
-  To to;
-  memcpy(&to, &from, sizeof(To));
-  return to;
-}
+#include "../bits.h"
+#include "../phi.h"
 
 template <class Element>
 struct Memory {
@@ -50,9 +45,7 @@ struct Memory<BFloat16> {
     return bit_cast<float>(static_cast<uint32_t>(value.bits) << 16);
   }
   static __device__ BFloat16 narrow(float value) {
-    const uint32_t bits = bit_cast<uint32_t>(value);
-    const uint32_t rounded = (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
-    return {static_cast<uint16_t>(value == value ? rounded : 0x7fc0u)};
+    return {static_cast<uint16_t>(bfloat16_bits<uint32_t>(value))};
   }
 };
 
@@ -85,38 +78,25 @@ template <>
 struct Math<float> {
   using V = float;
   using Bits = bool;
-  static constexpr double tiny = 1e-30;  // below it a probability counts as zero
+  using Words = uint32_t;
+  using Ints = int32_t;
+  static constexpr double tiny = kTiny<float>;
 
   static __device__ V splat(double value) { return static_cast<float>(value); }
   static __device__ V select(bool mask, V yes, V no) { return mask ? yes : no; }
+  static __device__ V to_real(Ints n) { return static_cast<float>(n); }
   static __device__ V exp(V x) { return expf(x); }
   static __device__ V log(V x) { return logf(x); }
   static __device__ V log1p(V x) { return log1pf(x); }
 
-  // x - log(1 + x), given y = 1 + x to its own last digit, positive and normal.
-  static __device__ V phi(V x, V y) {
-    const uint32_t bits = bit_cast<uint32_t>(y);
-    const int32_t power = static_cast<int32_t>(bits - 0x3f3504f3u) >> 23;
-    const float mantissa = bit_cast<float>(bits - (static_cast<uint32_t>(power) << 23));
-    const float r = power == 0 ? x : mantissa - 1.0f, n = static_cast<float>(power);
-    float p = r * 7.0376836292e-2f - 1.1514610310e-1f;
-    p = p * r + 1.1676998740e-1f;
-    p = p * r - 1.2420140846e-1f;
-    p = p * r + 1.4249322787e-1f;
-    p = p * r - 1.6668057665e-1f;
-    p = p * r + 2.0000714765e-1f;
-    p = p * r - 2.4999993993e-1f;
-    p = p * r + 3.3333331174e-1f;
-    const float curve = r * r * (0.5f - r * p);
-    return ((x - r) - n * -2.12194440e-4f) - n * 0.693359375f + curve;
-  }
+  static __device__ V phi(V x, V y) { return phi_in_float<Math>(x, y); }
 };
 
 template <>
 struct Math<double> {
   using V = double;
   using Bits = bool;
-  static constexpr double tiny = 1e-290;
+  static constexpr double tiny = kTiny<double>;
 
   static __device__ V splat(double value) { return value; }
   static __device__ V select(bool mask, V yes, V no) { return mask ? yes : no; }
@@ -126,14 +106,7 @@ struct Math<double> {
 
   static __device__ V phi(V x, V y) {
     if (x <= -0.1 || x >= 0.1) return x - ::log(y);
-    const V z = x / (2.0 + x), z2 = z * z;  // log(1 + x) = 2 atanh(z)
-    V p = z2 / 15.0 + 1.0 / 13.0;
-    p = p * z2 + 1.0 / 11.0;
-    p = p * z2 + 1.0 / 9.0;
-    p = p * z2 + 1.0 / 7.0;
-    p = p * z2 + 1.0 / 5.0;
-    p = p * z2 + 1.0 / 3.0;
-    return z * (x - 2.0 * z2 * p);
+    return phi_near_zero(x);
   }
 };
 

@@ -1,0 +1,110 @@
+// Across: the lanes of a vector are tokens. Vector j holds class j of as many tokens as it has
+// lanes, so that all sums over classes are sums of vectors.
+
+template <class Element, bool kGrad>
+class Across : LossLayout<Element> {
+  using Base = LossLayout<Element>;
+  using Base::kWidth;
+  using Base::pi_;
+  using Base::row_;
+  using typename Base::M;
+  using typename Base::Passes;
+  using typename Base::Real;
+  using typename Base::V;
+
+ public:
+  static constexpr int64_t kMostClasses = 200;
+  using Tokens = LossTokens<Real, kWidth>;
+  const unsigned capacity = kWidth;
+
+  explicit Across(const LossStrokes& call) : Base(call), e_(row_.classes * kWidth) {}
+
+  Real* at(const Tokens&, unsigned i, int64_t j) { return e_.data() + j * kWidth + i; }
+
+  void fetch(Tokens& tokens) {
+    V top = splat<Real>(-INFINITY), tile[kWidth];
+    each_tile([&](int64_t first, int64_t count) D3PM_MEMBER {
+      for (unsigned i = 0; i < kWidth; ++i) {
+        const int64_t token = tokens.token[std::min(i, tokens.size - 1)];
+        tile[i] = row_.whole ? read(this->logits(token) + first)
+                             : row_.tail(this->logits(token), token, -INFINITY);
+      }
+      transpose<Real>(tile);
+      for (int64_t j = 0; j < count; ++j) {
+        store(e_.data() + (first + j) * kWidth, tile[j]);
+        top = tile[j] > top ? tile[j] : top;
+      }
+    });
+    tokens.groups[0].top = top;
+  }
+
+  void exponentials(Tokens& tokens, const Tokens& next) {
+    Group& group = tokens.groups[0];
+    const Ahead<Element, false> fetch{this->logits(first_row(tokens, next))};
+    group.e_rest = exponentiate(e_.data(), row_.classes, group.top, fetch);
+  }
+
+  void curvature(Tokens& tokens, const Tokens& next) {
+    Group& group = tokens.groups[0];
+    if (!is_any_curved(group)) return;
+    const auto line = group.line(splat<Real>(this->weight_));
+    const int64_t after = first_row(tokens, next);
+    const Ahead<Element, true> fetch{kGrad ? this->grad(after) : this->logits(after)};
+    const auto sum = pi_ ? Passes::weighted_curvature(e_.data(), row_.classes, line, pi(), fetch)
+                         : Passes::template curvature<kGrad>(e_.data(), row_.classes, line, fetch);
+    group.sum_phi = sum.phi * splat<Real>(1 / this->weight_);
+    group.sum_h = sum.h * splat<Real>(1 / this->weight_);
+  }
+
+  void gradient(Tokens& tokens, double scale) {
+    const Group& group = tokens.groups[0];
+    const V steep = group.steep * splat<Real>(scale), flat = group.flat * splat<Real>(scale);
+    const auto line = group.line(splat<Real>(this->weight_));
+    if (!is_any_curved(group))
+      Passes::scale(e_.data(), row_.classes, steep + flat);
+    else if (pi_)
+      Passes::weighted_gradient(e_.data(), row_.classes, line, steep, flat, pi());
+    else
+      Passes::gradient(e_.data(), row_.classes, line, steep, flat);
+  }
+
+  void write(Tokens& tokens) {
+    V tile[kWidth] = {};
+    each_tile([&](int64_t first, int64_t count) D3PM_MEMBER {
+      for (int64_t j = 0; j < count; ++j) tile[j] = load<V>(e_.data() + (first + j) * kWidth);
+      transpose<Real>(tile);
+      for (unsigned i = 0; i < tokens.size; ++i) {
+        Element* to = this->grad(tokens.token[i]) + first;
+        row_.whole ? write_all(to, tile[i]) : write_some(to, tile[i], count);
+      }
+    });
+  }
+
+ private:
+  using Group = typename Tokens::Group;
+
+  // Where the rows begin that are fetched from memory during this block's passes: those of
+  // `next`, taken to lie one behind the other.
+  static int64_t first_row(const Tokens& tokens, const Tokens& next) {
+    return next.size ? next.token[0] : tokens.token[0];
+  }
+
+  auto pi() const {
+    return [pi = pi_](int64_t j) { return splat<Real>(pi[j]); };
+  }
+
+  static bool is_any_curved(const Group& group) {
+    return max_lanes<Real>(group.is_curved() ? splat<Real>(1) : V{}) > 0;
+  }
+
+  // Calls body(first, count) for all classes, as many at a time as a vector has lanes where
+  // there are as many; the last tile overlaps the one before it.
+  template <class Body>
+  D3PM_MEMBER void each_tile(const Body& body) const {
+    if (row_.whole == 0) return body(0, row_.classes);
+    for (int64_t j = 0; j < row_.whole; j += kWidth) body(j, kWidth);
+    if (row_.whole < row_.classes) body(row_.classes - kWidth, kWidth);
+  }
+
+  const Scratch<Real> e_;
+};
