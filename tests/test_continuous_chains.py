@@ -33,7 +33,7 @@ def family(request):
     return make, torch.tensor(law, dtype=torch.float64)
 
 
-@pytest.fixture(params=SCHEDULES[:2], ids=repr)
+@pytest.fixture(params=SCHEDULES, ids=repr)
 def both(request, family):
     """The chain in continuous time, and that of T steps."""
     make, _ = family
@@ -56,14 +56,12 @@ def test_matrices_are_those_of_the_definition(family, schedule):
     make, law = family
     chain = make(schedule)
     for s, t in ((0.0, 0.3), (0.3, 0.9), (0.9, 1.0), (0.25, 0.25)):
-        keep = schedule.alpha(t) / schedule.alpha(s)
+        keep = schedule.alpha(t) / (schedule.alpha(s) if s > 0 else 1)
         expected = keep * torch.eye(K).double() + (1 - keep) * law
         assert_close(chain.q_matrix(t, s), expected, torch.float64, ulps=32, scale=torch.ones(1))
     left = chain.q_bar_matrix(0.4) @ chain.q_matrix(0.7, 0.4)
-    reached = schedule.alpha(0.7) + (1 - schedule.alpha(0.7)) * law
-    if schedule.alpha(0.0) == 1:
-        assert_close(left.diagonal(), reached, torch.float64, ulps=32)
-        assert torch.equal(chain.q_bar_matrix(0.0), torch.eye(K).double())
+    assert_close(left, chain.q_bar_matrix(0.7), torch.float64, ulps=32, scale=torch.ones(1))
+    assert torch.equal(chain.q_bar_matrix(0.0), torch.eye(K).double())
     assert_close(chain.stationary(), law, torch.float64)
 
 

@@ -20,6 +20,7 @@ REVERSE = ["joint", "posterior_mean"]
 TOKENS = 2
 X0 = torch.tensor([0, 1])
 STATES = every_state(K, TOKENS)
+JUMP = continuous.from_alpha(lambda t: 0.8 * (1 - t))  # between time 0, the data, and later ones
 NODES, WEIGHTS = (torch.from_numpy(x) for x in np.polynomial.legendre.leggauss(24))
 
 
@@ -145,10 +146,11 @@ def test_the_standard_error_is_that_of_the_sum(family, num_times):
 
 
 @pytest.mark.parametrize("t_min", [1e-3, 0.1, 0.6])
+@pytest.mark.parametrize("schedule", [continuous.linear(), JUMP], ids=["linear", "jump"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_sum_does_not_depend_on_where_the_integral_ends(family, t_min):
+def test_the_sum_does_not_depend_on_where_the_integral_ends(family, schedule, t_min):
     """Where the model is the true reverse process of a law of independent tokens."""
-    chain = make_continuous_chain(family, continuous.linear())
+    chain = make_continuous_chain(family, schedule)
     law = torch.tensor([0.4, 0.25, 0.2, 0.15, 0.0], dtype=torch.float64)
     logits, count = law.log().expand(*STATES.shape, K), 20_000
     expected = -law[X0].log().sum()

@@ -39,7 +39,8 @@ class Schedule(Protocol):
 class ContinuousTransition(RankOneChain):
     """The chain with ``Q_{s->t} = a I + (1 - a) 1 (g pi + (1 - g) e_mask)^T``.
 
-    ``a = alpha(t) / alpha(s)``; the share g is the same at all times.
+    ``a = alpha(t) / alpha(s)``; the share g is the same at all times. Time 0 are the data: where
+    alpha(0) < 1, a step from there leads over a jump, and has ``a = alpha(t)``.
     """
 
     num_steps: Any = None
@@ -77,9 +78,13 @@ class ContinuousTransition(RankOneChain):
         Args:
             t: float64 in [0, 1], any shape.
         """
-        lost = self.schedule.one_minus_alpha(t)
+        lost = self._lost(t)
         base = lost * self._share
-        return torch.stack([self.schedule.alpha(t), base, lost - base], dim=-1)
+        return torch.stack([self.schedule.alpha(t).where(t > 0, 1), base, lost - base], dim=-1)
+
+    def _lost(self, t: Tensor) -> Tensor:
+        """Return the probability that a token is redrawn until t."""
+        return self.schedule.one_minus_alpha(t).where(t > 0, 0)
 
     def step_coefficients(self, s: Tensor, t: Tensor) -> Tensor:
         """Return what the step ``x_t -> x_s`` needs, float64 ``(*t.shape, 7)``.
@@ -88,7 +93,7 @@ class ContinuousTransition(RankOneChain):
             s: float64 in [0, 1], any shape.
             t: float64 in [0, 1], the shape of ``s``, nowhere below it.
         """
-        spread = self.schedule.beta(s, t)
+        spread = self.schedule.beta(s, t).where(s > 0, self._lost(t))
         base = spread * self._share
         step = torch.stack([1 - spread, base, spread - base], dim=-1)
         return torch.cat([step, self.product_coefficients(s), s.unsqueeze(-1)], dim=-1)

@@ -28,7 +28,7 @@ FAMILIES = {
 
 @dataclass(frozen=True)
 class ContinuousChain:
-    """``Q_{s->t} = a I + (1 - a) 1 law^T``, ``a = alpha(t) / alpha(s)``."""
+    """``Q_{s->t} = a I + (1 - a) 1 law^T``, ``a = alpha(t) / alpha(s)``, with ``alpha(0) = 1``."""
 
     transition: transitions.Transition
     schedule: Any
@@ -38,8 +38,11 @@ class ContinuousChain:
     def num_classes(self):
         return len(self.law)
 
+    def kept(self, t):
+        return self.schedule.alpha(t) if t > 0 else torch.ones(()).double()
+
     def product(self, s, t):
-        keep = self.schedule.alpha(t) / self.schedule.alpha(s)
+        keep = self.kept(t) / self.kept(s)
         return keep * torch.eye(self.num_classes).double() + (1 - keep) * self.law
 
     def forward(self, rows, s, t):
