@@ -121,8 +121,7 @@ def elbo(
         check_mask(mask, x0.shape)
     is_integral = steps is None and not chain.has_steps
     path = _parts(t_min, num_times) if is_integral else timesteps.path(chain.num_steps, steps)
-    dtype = torch.int64 if chain.has_steps else torch.float64
-    times = torch.tensor(path[::-1], dtype=dtype, device=x0.device)
+    times = torch.tensor(path[::-1], dtype=chain.time_dtype, device=x0.device)
     starts, targets = times[1:], times[:-1]
     num_terms, batch = len(starts), len(x0)
     if num_times is None:

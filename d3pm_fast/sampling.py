@@ -2,7 +2,7 @@
 
 import itertools
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from ._checks import (
 )
 from ._no_law import check_drawn
 from ._reuse import Reuse
+from .chains import Transition
 from .choices import LASTS, Last
 from .diffusion import Diffusion
 from .functional.seeds import check_seeds
@@ -85,8 +86,7 @@ def ancestral(
     chain = diffusion.transition
     times = timesteps.path(chain.num_steps, steps)
     check_choice("last", last, LASTS)
-    # Each step has random numbers of its own: step t where there are steps.
-    counters = times[:-1] if chain.has_steps else range(len(times) - 1, 0, -1)
+    counters = counters_of(chain, times)
     x, seeds = start(diffusion, shape, known, generator, seeds, counters[0] + 1)
     if time_independent:
         denoiser = Reuse(denoiser)
@@ -99,6 +99,11 @@ def ancestral(
             callback(x, s)
     warn_of_masks(diffusion, x, known)
     return x
+
+
+def counters_of(chain: Transition, times: list[Any]) -> Sequence[int]:
+    """Return what tells the random numbers of the steps apart: t, or how many are left."""
+    return times[:-1] if chain.has_steps else range(len(times) - 1, 0, -1)
 
 
 def warn_of_masks(diffusion: Diffusion, x: Tensor, known: Known | None) -> None:
@@ -153,9 +158,8 @@ def step(
 ) -> Tensor:
     """Return x_s after one call of the denoiser."""
     chain = diffusion.transition
-    dtype = torch.int64 if chain.has_steps else torch.float64
     starts, targets = (
-        torch.full((len(x_t),), time, dtype=dtype, device=x_t.device) for time in (t, s)
+        torch.full((len(x_t),), time, dtype=chain.time_dtype, device=x_t.device) for time in (t, s)
     )
     prediction = denoiser(x_t, starts)
     model: dict[str, Any] = {

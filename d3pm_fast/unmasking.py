@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterable
 from itertools import pairwise
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -11,15 +11,17 @@ from tqdm.auto import tqdm
 
 from . import functional, timesteps
 from ._checks import check_choice, check_number
-from .chains import RankOneTransition
+from .chains import RankOneChain
 from .choices import LASTS, Last
 from .diffusion import Diffusion
 from .predictions import Predicted
 from .records import Random
 from .reference.philox import uniforms
-from .sampling import Denoiser, Known, start, step, warn_of_masks, widened
+from .sampling import Denoiser, Known, counters_of, start, step, warn_of_masks, widened
 
 __all__ = ["confidence", "first_hitting"]
+
+_LEAST_TIME = 2.0**-53
 
 
 @torch.no_grad()
@@ -28,7 +30,7 @@ def first_hitting(
     denoiser: Denoiser,
     shape: tuple[int, ...],
     *,
-    steps: int | Iterable[int] | None = None,
+    steps: int | Iterable[float] | None = None,
     last: Last = "sample",
     known: Known | None = None,
     generator: torch.Generator | None = None,
@@ -36,7 +38,7 @@ def first_hitting(
     progress: bool = False,
     callback: Callable[[Tensor, int], None] | None = None,
 ) -> Tensor:
-    """Draw by the first-hitting sampler (Zheng et al. 2024, arXiv 2409.02908), for any T.
+    """Draw by the first-hitting sampler (Zheng et al. 2024, arXiv 2409.02908), for any times.
 
     When a token is unmasked says nothing about its class: the step from t to s unmasks a masked
     token with probability ``(abar_s - abar_t) / (1 - abar_t)``. So these steps are drawn first,
@@ -44,17 +46,19 @@ def first_hitting(
     item. Every item goes its own way through time: call n serves the n-th such step of each, and
     the number of calls is at most that of the tokens of an item, and one for the step to 0,
     whatever T is. With a mask that is never predicted the law is that of
-    :func:`d3pm_fast.sampling.ancestral`, for the same times.
+    :func:`d3pm_fast.sampling.ancestral`, for the same times. In continuous time without steps it
+    is the limit of ever shorter steps, without an error: each token has a time of its own.
 
     Args:
         diffusion: an absorbing chain and the model's first step.
         denoiser: maps ``(x_t (n, *S) int64, t (n,) int64)`` to logits ``(n, *S, K)``, that of the
             mask ``-inf``, or to whatever else :func:`d3pm_fast.functional.p_sample` takes in their
-            place. It is given a part of the batch, and t differs between items. Put it in
-            evaluation mode yourself.
+            place. It is given a part of the batch, and t differs between items. In continuous
+            time t is float64. Put it in evaluation mode yourself.
         shape: ``(B, *S)``.
         steps: how many evenly strided times, in 1..T, or the times themselves, falling from T;
-            None for all T. See :func:`d3pm_fast.timesteps.path`.
+            None for all T, in continuous time for all of [0, 1]. See
+            :func:`d3pm_fast.timesteps.path`.
         last: in the step to 0, ``"sample"``, or ``"argmax"`` for the likeliest class of each token.
         known: ``(tokens, mask)``, integers and bool ``(B, *S)``: where the mask is True, x is held
             at these tokens, and the others are filled in.
@@ -71,11 +75,19 @@ def first_hitting(
         TypeError, ValueError, IndexError: as the functions of :mod:`d3pm_fast.functional`.
     """
     chain = _absorbing(diffusion)
-    times = timesteps.path(chain.num_steps, steps)
+    has_all_times = steps is None and not chain.has_steps
+    times = [1.0, _LEAST_TIME, 0.0] if has_all_times else timesteps.path(chain.num_steps, steps)
     check_choice("last", last, LASTS)
-    x, seeds = start(diffusion, shape, known, generator, seeds, chain.num_steps + 1)
-    ends = torch.tensor(times[::-1], device=x.device)
-    hit = _draw_hits(chain, ends, seeds, x)
+    counters = counters_of(chain, times)
+    x, seeds = start(diffusion, shape, known, generator, seeds, counters[0] + 1)
+    ends = torch.tensor(times[::-1], dtype=chain.time_dtype, device=x.device)
+    number, _ = uniforms(seeds, counters[0] + 1, x.numel())
+    if has_all_times:
+        ends, hit = torch.cat([ends[:2], _hit_times(chain, number)]).unique(return_inverse=True)
+        hit = hit[2:]
+    else:
+        hit = _draw_hits(chain, ends, number)
+    hit = _rows(hit.view(x.shape))
     if known is not None:
         hit = hit.where(~_rows(known[1]), 1)
     order = _falling_ranks(hit).where(hit > 1, -1)  # the step to 0 is every item's last
@@ -88,10 +100,10 @@ def first_hitting(
             at = hit.where(now, 0).amax(dim=1)
             items = at.nonzero().squeeze(1)
             x_t, t = x[items], ends[at[items]]
-            drawn = _draw_x0(diffusion, denoiser(x_t, t), x_t, t, seeds[items], chain.num_steps + 2)
+            drawn = _draw_x0(diffusion, denoiser(x_t, t), x_t, t, seeds[items], counters[0] + 2)
             x = x.index_copy(0, items, drawn.where(now[items].view(x_t.shape), x_t))
         else:
-            x = step(diffusion, denoiser, x, times[-2], 0, Random(seeds, times[-2]), last, known)
+            x = step(diffusion, denoiser, x, times[-2], 0, Random(seeds, counters[-1]), last, known)
         if callback is not None:
             callback(x, calls - call)
     warn_of_masks(diffusion, x, known)
@@ -104,14 +116,14 @@ def confidence(
     denoiser: Denoiser,
     shape: tuple[int, ...],
     *,
-    steps: int | Iterable[int] | None = None,
+    steps: int | Iterable[float] | None = None,
     noise: float = 4.5,
     remask: bool = False,
     known: Known | None = None,
     generator: torch.Generator | None = None,
     seeds: Tensor | None = None,
     progress: bool = False,
-    callback: Callable[[Tensor, int], None] | None = None,
+    callback: Callable[[Tensor, Any], None] | None = None,
 ) -> Tensor:
     """Unmask the tokens that the denoiser is surest of first (MaskGIT, Chang et al. 2022).
 
@@ -123,10 +135,11 @@ def confidence(
         diffusion: an absorbing chain.
         denoiser: maps ``(x_t (n, *S) int64, t (n,) int64)`` to logits ``(n, *S, K)``, that of the
             mask ``-inf``, or to whatever else :func:`d3pm_fast.functional.p_sample` takes in their
-            place. Put it in evaluation mode yourself.
+            place. In continuous time t is float64. Put it in evaluation mode yourself.
         shape: ``(B, *S)``.
         steps: how many evenly strided times, in 1..T, or the times themselves, falling from T;
-            None for all T. See :func:`d3pm_fast.timesteps.path`.
+            None for all T. Continuous time, T = 1, needs one of them. See
+            :func:`d3pm_fast.timesteps.path`.
         noise: what a Gumbel number is multiplied with before it is added to the log-probability
             of a token, at T; it falls to 0 in proportion to s (MaskGIT's choice temperature).
         remask: whether a token may be masked again in later steps, by the confidence with which
@@ -148,17 +161,22 @@ def confidence(
     chain = _absorbing(diffusion)
     times = timesteps.path(chain.num_steps, steps)
     check_number("noise", noise)
-    x, seeds = start(diffusion, shape, known, generator, seeds, chain.num_steps + 1)
+    counters = counters_of(chain, times)
+    x, seeds = start(diffusion, shape, known, generator, seeds, counters[0] + 1)
     free = (_rows(x) == chain.mask_id).sum(dim=1, keepdim=True)
-    share = chain.product_table[:, 2] / chain.product_table[-1, 2]
+    masked = _masked(chain, torch.tensor(times, dtype=chain.time_dtype, device=x.device))
+    shares = masked / masked[0]
     sure = torch.full(x.shape, math.inf, dtype=torch.float64, device=x.device)
     if callback is not None:
         callback(x, times[0])
-    pairs = list(pairwise(times))
-    for t, s in tqdm(pairs, desc="sampling", unit="step", disable=not progress):
-        starts, masked = torch.full((len(x),), t, device=x.device), x == chain.mask_id
+    steps_down = list(zip(pairwise(times), counters, shares[1:], strict=True))
+    for (t, s), counter, share in tqdm(
+        steps_down, desc="sampling", unit="step", disable=not progress
+    ):
+        starts = torch.full((len(x),), t, dtype=chain.time_dtype, device=x.device)
+        is_masked = x == chain.mask_id
         prediction = denoiser(x, starts)
-        x = _draw_x0(diffusion, prediction, x, starts, seeds, step=t)
+        x = _draw_x0(diffusion, prediction, x, starts, seeds, step=counter)
         log_s = functional.p_posterior(
             chain,
             widened(prediction),
@@ -169,10 +187,10 @@ def confidence(
             impl=diffusion.impl,
         )
         drawn = log_s.gather(-1, x.clamp(min=0).unsqueeze(-1)).squeeze(-1)  # NaN where x is NONE
-        drawn += noise * s / times[0] * _gumbel(seeds, t, x)
-        sure = drawn.where(masked, sure if remask else math.inf)
+        drawn += noise * s / times[0] * _gumbel(seeds, counter, x)
+        sure = drawn.where(is_masked, sure if remask else math.inf)
         rank = _rows(sure).argsort(dim=1).argsort(dim=1)
-        unsure = rank < (free * share[s]).round()
+        unsure = rank < (free * share).round()
         x = x.where(~unsure.view(x.shape), chain.mask_id)
         if callback is not None:
             callback(x, s)
@@ -180,24 +198,36 @@ def confidence(
     return x
 
 
-def _absorbing(diffusion: Diffusion) -> RankOneTransition:
+def _absorbing(diffusion: Diffusion) -> RankOneChain:
     chain = diffusion.transition
     if chain.family != "absorbing":
         raise ValueError(f"the chain must be absorbing, got {chain.family}")
-    if not chain.has_steps:
-        raise ValueError("the chain must have T steps, got one in continuous time")
-    return cast(RankOneTransition, chain)
+    return cast(RankOneChain, chain)
 
 
-def _draw_hits(chain: RankOneTransition, ends: Tensor, seeds: Tensor, x: Tensor) -> Tensor:
-    """Draw i in 1..n for each token, ``(B, P)``: it is unmasked from ``ends[i]`` to ``ends[i-1]``.
+def _masked(chain: RankOneChain, t: Tensor) -> Tensor:
+    """Return the probability that a token is masked at t."""
+    return chain.product_coefficients(t)[..., 2].contiguous()
+
+
+def _draw_hits(chain: RankOneChain, ends: Tensor, number: Tensor) -> Tensor:
+    """Return i in 1..n for each number: a token is unmasked from ``ends[i]`` to ``ends[i-1]``.
 
     By inverse CDF: a token of x_T is masked at t with probability (1 - abar_t) / (1 - abar_T).
     """
-    masked = chain.product_table[ends, 2]
-    number, _ = uniforms(seeds, chain.num_steps + 1, x.numel())
-    hit = torch.searchsorted(masked, number * masked[-1], right=True)
-    return _rows(hit.view(x.shape))
+    masked = _masked(chain, ends)
+    return torch.searchsorted(masked, number * masked[-1], right=True)
+
+
+def _hit_times(chain: RankOneChain, number: Tensor) -> Tensor:
+    """Return the time in (0, 1] when a token is unmasked, for each number, by bisection."""
+    low, high = torch.zeros_like(number), torch.ones_like(number)
+    goal = number * _masked(chain, high)
+    for _ in range(60):
+        middle = (low + high) / 2
+        is_later = _masked(chain, middle) <= goal
+        low, high = middle.where(is_later, low), high.where(is_later, middle)
+    return high.clamp(min=_LEAST_TIME)
 
 
 def _falling_ranks(hit: Tensor) -> Tensor:

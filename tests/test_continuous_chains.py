@@ -276,13 +276,6 @@ def test_wrong_steps_are_refused(steps, message):
         diffusion.sample(lambda x_t, t: None, (1, 2), steps)
 
 
-def test_samplers_by_order_want_steps():
-    diffusion = d3.D3PM(transitions.absorbing(K, continuous.linear(), 4))
-    for sampler in (d3.unmasking.confidence, d3.unmasking.first_hitting):
-        with pytest.raises(ValueError, match="the chain must have T steps"):
-            sampler(diffusion, lambda x_t, t: None, (1, 2), steps=3)
-
-
 def test_training_times_cover_the_interval():
     diffusion = d3.D3PM(transitions.uniform(K, continuous.linear()))
     t = diffusion.sample_t(1000, t_min=0.25)

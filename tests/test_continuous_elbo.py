@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.chains import true_p_posterior
-from helpers.continuous import FAMILIES, K, make_continuous_chain, true_density
+from helpers.continuous import FAMILIES, JUMP, K, make_continuous_chain, true_density
 from helpers.laws import FALSE_ALARM
 from helpers.paths import every_state, forward_law, model_law
 from scipy import stats
@@ -20,7 +20,6 @@ REVERSE = ["joint", "posterior_mean"]
 TOKENS = 2
 X0 = torch.tensor([0, 1])
 STATES = every_state(K, TOKENS)
-JUMP = continuous.from_alpha(lambda t: 0.8 * (1 - t))  # between time 0, the data, and later ones
 NODES, WEIGHTS = (torch.from_numpy(x) for x in np.polynomial.legendre.leggauss(24))
 
 

@@ -5,11 +5,14 @@ import itertools
 import pytest
 import torch
 from helpers.chains import FIRST_STEP, REVERSE, make_chain, one_hot, true_p_posterior
+from helpers.continuous import JUMP, make_continuous_chain
 from helpers.laws import assert_follows, assert_rate
 from helpers.paths import as_denoiser, every_state, exact_log_predictions, model_law, product_law
+from scipy import stats
 
 import d3pm_fast as d3
 from d3pm_fast import timesteps
+from d3pm_fast.schedules import continuous
 from d3pm_fast.unmasking import confidence, first_hitting
 
 BETAS = torch.tensor([0.3, 0.5, 0.8], dtype=torch.float64)
@@ -258,3 +261,98 @@ def test_other_chains_are_refused(family, sampler):
     diffusion = d3.D3PM(make_chain(family, K, BETAS).transition)
     with pytest.raises(ValueError, match=f"the chain must be absorbing, got {family}"):
         sampler(diffusion, None, (2, 3))
+
+
+def continuous_law(chain, logits_of, times):
+    """``p(x_0)`` of every state by the chain of steps at these times."""
+    states = every_state(chain.num_classes, TOKENS)
+    return model_law(chain, logits_of, states, times, reverse="joint", first_step="posterior")
+
+
+def moving_logits():
+    """Logits that change with t and never predict the mask, and the same as a denoiser."""
+    at_0, slope = torch.randn(2, 25, TOKENS, 5, dtype=torch.float64)
+    at_0[..., 4] = -torch.inf
+
+    def denoiser(x_t, t):
+        assert t.dtype == torch.float64
+        state = numbers(x_t, 5)[:, 0]
+        return at_0[state] + 3 * slope[state] * t[:, None, None]
+
+    return lambda t: at_0 + 3 * slope * t, denoiser
+
+
+@pytest.mark.parametrize("steps", [4, (1.0, 0.3), None])
+@pytest.mark.parametrize("schedule", [continuous.cosine(), JUMP], ids=["cosine", "jump"])
+def test_first_hitting_in_continuous_time(schedule, steps):
+    """The ancestral law of the same times, or of ever shorter steps where there are none."""
+    chain = make_continuous_chain("absorbing", schedule)
+    logits_of, denoiser = moving_logits()
+    times = timesteps.path(None, 400 if steps is None else steps)
+    law = continuous_law(chain, logits_of, times)
+    if steps is None:  # their error falls like their length
+        law = 2 * law - continuous_law(chain, logits_of, timesteps.path(None, 200))
+    left = []
+    x = first_hitting(
+        d3.D3PM(chain.transition),
+        denoiser,
+        (DRAWS, TOKENS),
+        steps=steps,
+        generator=torch.Generator().manual_seed(1),
+        callback=lambda x, n: left.append(n),
+    )
+    assert_follows(numbers(x, 5), law[None])
+    assert left == ([2, 1, 0] if steps == (1.0, 0.3) else [3, 2, 1, 0])
+
+
+def test_the_times_of_tokens_have_the_law_of_the_schedule():
+    """And a batch of them is drawn as its items are alone."""
+    diffusion, seen = d3.D3PM(d3.transitions.absorbing(K, continuous.cosine(), 3)), []
+
+    def denoiser(x_t, t):
+        seen.append(t)
+        return torch.tensor([0.0, 0.0, 0.0, -torch.inf]).expand(*x_t.shape, K)
+
+    x = first_hitting(diffusion, denoiser, (5000, 1), seeds=torch.arange(5000))
+    times, last = seen
+    lost = continuous.cosine().one_minus_alpha(times)  # uniform
+    assert stats.kstest(lost.numpy(), "uniform").pvalue > 1e-3
+    assert (last == 2.0**-53).all()
+    some = first_hitting(diffusion, denoiser, (2, 1), seeds=torch.tensor([70, 4]))
+    assert torch.equal(some, x[[70, 4]])
+
+
+@pytest.mark.parametrize("remask", [False, True])
+@pytest.mark.parametrize("steps", [5, timesteps.grid(4, "cosine")])
+def test_confidence_masks_as_many_as_a_schedule_of_continuous_time(steps, remask):
+    schedule = continuous.cosine_maskgit()
+    masked, sharpness = {}, torch.randn(30)
+    x = confidence(
+        d3.D3PM(d3.transitions.absorbing(K, schedule, 3)),
+        by_position(sharpness),
+        (4, 30),
+        steps=steps,
+        remask=remask,
+        callback=lambda x, s: masked.__setitem__(s, (x == 3).sum(1)),
+    )
+    assert list(masked) == timesteps.path(None, steps)
+    for s, count in masked.items():
+        assert (count == round(30 * float(schedule.one_minus_alpha(s)))).all()
+    assert (x != 3).all()
+
+
+def test_confidence_is_that_of_a_chain_of_steps():
+    """The same order and classes, from the same random numbers."""
+    schedule, logits = continuous.cosine(), by_position(torch.randn(12))
+    chains = (d3.transitions.absorbing(K, betas, 3) for betas in (schedule, schedule.betas(6)))
+    found, expected = (
+        confidence(d3.D3PM(chain), logits, (50, 12), steps=6, seeds=torch.arange(50))
+        for chain in chains
+    )
+    assert torch.equal(found, expected)
+
+
+def test_confidence_needs_steps():
+    diffusion = d3.D3PM(d3.transitions.absorbing(K, continuous.linear(), 3))
+    with pytest.raises(ValueError, match="steps is needed"):
+        confidence(diffusion, None, (1, 2))

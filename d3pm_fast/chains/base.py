@@ -49,6 +49,11 @@ class Transition(nn.Module):
         """Whether times are integers 1..T; else they are numbers in [0, 1]."""
         return self.num_steps is not None
 
+    @property
+    def time_dtype(self) -> torch.dtype:
+        """Of times: int64, or float64 in continuous time."""
+        return torch.int64 if self.has_steps else torch.float64
+
     def _defined_by(self, *parts: Any) -> None:
         """Set the fingerprint of a chain that these numbers, and its sizes, define."""
         sizes = self.num_classes, self.num_steps or 0, self.mask_id

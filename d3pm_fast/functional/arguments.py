@@ -49,7 +49,7 @@ def contiguous(tokens: Tensor, dtype: torch.dtype = torch.int64) -> Tensor:
 
 def contiguous_times(transition: Transition, t: Tensor) -> Tensor:
     """Return times as chains take them, contiguous: int64, or float64 in continuous time."""
-    return contiguous(t, torch.int64 if transition.has_steps else torch.float64)
+    return contiguous(t, transition.time_dtype)
 
 
 def choose(

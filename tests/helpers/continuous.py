@@ -6,9 +6,11 @@ from typing import Any
 import torch
 
 from d3pm_fast import transitions
+from d3pm_fast.schedules import continuous
 
 K = 5
 PI = torch.tensor([0.1, 0.2, 0.4, 0.3, 0.0], dtype=torch.float64)
+JUMP = continuous.from_alpha(lambda t: 0.8 * (1 - t))  # between time 0, the data, and later ones
 FAMILIES = {
     "uniform": (
         lambda n, alphas: transitions.uniform(n, alphas),
