@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ._checks import check_count
 
@@ -11,6 +12,26 @@ from ._checks import check_count
 def of_generator(generator: torch.Generator | None) -> dict[str, Any]:
     """Return the keyword arguments of a generator: torch.compile takes no None for it."""
     return {} if generator is None else {"generator": generator}
+
+
+def drawing_device(generator: torch.Generator | None, device: str | None) -> torch.device:
+    """Return where numbers are drawn: on a device, or else that of the generator, or the CPU."""
+    if device is not None:
+        return torch.device(device)
+    return torch.device("cpu") if generator is None else generator.device
+
+
+def uniform_numbers(
+    batch: int, low_discrepancy: bool, generator: torch.Generator | None, device: str | None
+) -> Tensor:
+    """Return uniform numbers in [0, 1), float64 ``(batch,)``: independent, or evenly spread."""
+    options = {**of_generator(generator), "dtype": torch.float64}
+    shape = () if low_discrepancy else (batch,)
+    number = torch.rand(shape, device=drawing_device(generator, device), **options)
+    if not low_discrepancy:
+        return number
+    spaced = torch.arange(batch, device=number.device, dtype=torch.float64) / max(batch, 1)
+    return (number + spaced) % 1
 
 
 def mixed_seed(seed: int, *key: int) -> int:

@@ -9,10 +9,19 @@ import torch
 from torch import Tensor
 
 from ._checks import check_choice, check_count, check_integer, check_t_min
-from ._random import of_generator
+from ._random import drawing_device, of_generator, uniform_numbers
 from .choices import SPACINGS, Spacing
+from .importance import ImportanceSampled, between
 
-__all__ = ["continuous", "grid", "low_discrepancy", "path", "strided", "uniform"]
+__all__ = [
+    "ImportanceSampled",
+    "continuous",
+    "grid",
+    "low_discrepancy",
+    "path",
+    "strided",
+    "uniform",
+]
 
 
 def uniform(
@@ -27,8 +36,8 @@ def uniform(
         device: of the result; None for the generator's, or the CPU.
     """
     num_steps = check_count("num_steps", num_steps)
-    options = of_generator(generator)
-    return torch.randint(1, num_steps + 1, (batch,), device=_device(generator, device), **options)
+    options = {**of_generator(generator), "device": drawing_device(generator, device)}
+    return torch.randint(1, num_steps + 1, (batch,), **options)
 
 
 def low_discrepancy(
@@ -46,10 +55,8 @@ def low_discrepancy(
         device: of the result; None for the generator's, or the CPU.
     """
     num_steps = check_count("num_steps", num_steps)
-    options = of_generator(generator)
-    shift = torch.rand((), device=_device(generator, device), dtype=torch.float64, **options)
-    spaced = torch.arange(batch, device=shift.device, dtype=torch.float64) / max(batch, 1)
-    return 1 + ((shift + spaced) % 1 * num_steps).long().clamp(max=num_steps - 1)
+    numbers = uniform_numbers(batch, True, generator, device)
+    return 1 + (numbers * num_steps).long().clamp(max=num_steps - 1)
 
 
 def continuous(
@@ -69,13 +76,7 @@ def continuous(
         device: of the result; None for the generator's, or the CPU.
     """
     check_t_min(t_min, includes_zero=True)
-    options = {**of_generator(generator), "dtype": torch.float64}
-    shape = () if low_discrepancy else (batch,)
-    number = torch.rand(shape, device=_device(generator, device), **options)
-    if low_discrepancy:
-        spaced = torch.arange(batch, device=number.device, dtype=torch.float64) / max(batch, 1)
-        number = (number + spaced) % 1
-    return (t_min + (1 - t_min) * number).clamp(min=2**-53, max=1 - 2**-53)
+    return between(t_min, uniform_numbers(batch, low_discrepancy, generator, device))
 
 
 def grid(steps: int, spacing: Spacing = "uniform", t_min: float = 1e-3) -> list[float]:
@@ -144,9 +145,3 @@ def _falling(times: list[Any], first: float) -> list[Any]:
         if not s < t:
             raise ValueError(f"times must fall, and stay above 0, got {s} after {t}")
     return times
-
-
-def _device(generator: torch.Generator | None, device: str | None) -> torch.device:
-    if device is not None:
-        return torch.device(device)
-    return torch.device("cpu") if generator is None else generator.device
