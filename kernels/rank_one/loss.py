@@ -12,7 +12,7 @@ from torch import Tensor
 from ...chains.structures import RankOneStep
 from ...records import Loss
 from ...reductions import reduced
-from ..common.launch import launch, triton_type
+from ..common.launch import constant, launch, triton_type
 from ..common.tile import classes_from, row_max, row_sum, tile_of
 from .loss_rest import (
     curvature,
@@ -40,11 +40,10 @@ from .step import chain_of
 @triton.jit
 def loss_of_whole_rows(
     a, chain, vb_weight: tl.float64, ce_weight: tl.float64, grad_scale: tl.float64,
-    POSTERIOR_MEAN: tl.constexpr, DIRECT: tl.constexpr, REAL: tl.constexpr,
-    ROWS: tl.constexpr, HIGH: tl.constexpr, LOW: tl.constexpr,
+    model, REAL: tl.constexpr, ROWS: tl.constexpr, HIGH: tl.constexpr, LOW: tl.constexpr,
 ):  # fmt: skip
     """For rows that a tile holds whole."""
-    tokens, token = load_tokens(a, chain, vb_weight, ce_weight, POSTERIOR_MEAN, DIRECT, REAL, ROWS)
+    tokens, token = load_tokens(a, chain, vb_weight, ce_weight, model, REAL, ROWS)
     classes = classes_from(a, 0, ROWS, HIGH, LOW)
     logits = load_logits(a, tokens, classes, REAL)
     top = tl.where(tokens.settled, 0.0, row_max(logits))
@@ -68,11 +67,10 @@ def loss_of_whole_rows(
 @triton.jit
 def loss_of_long_rows(
     a, chain, vb_weight: tl.float64, ce_weight: tl.float64, grad_scale: tl.float64,
-    POSTERIOR_MEAN: tl.constexpr, DIRECT: tl.constexpr, REAL: tl.constexpr,
-    HIGH: tl.constexpr, LOW: tl.constexpr,
+    model, REAL: tl.constexpr, HIGH: tl.constexpr, LOW: tl.constexpr,
 ):  # fmt: skip
     """A row a program, a tile of classes at a time."""
-    tokens, token = load_tokens(a, chain, vb_weight, ce_weight, POSTERIOR_MEAN, DIRECT, REAL, 1)
+    tokens, token = load_tokens(a, chain, vb_weight, ce_weight, model, REAL, 1)
     top, e_rest = statistics_of_row(a, chain, tokens, REAL, HIGH, LOW)
     row = row_of(top, e_rest, *load_special(a, chain, tokens, REAL))
     solved = solve(token, row, REAL)
@@ -129,7 +127,7 @@ def _run(of: Loss[RankOneStep], reduction: str, late: bool, grad: Tensor | None)
         kernel, shape = loss_of_whole_rows, (tile.rows, tile.high, tile.low)
     programs = triton.cdiv(num_tokens, tile.rows)
     launch(
-        kernel, programs, logits, arguments, chain, *weights, scale, *model, triton_type(real),
-        *shape, num_warps=tile.num_warps,
+        kernel, programs, logits, arguments, chain, *weights, scale, constant(model),
+        triton_type(real), *shape, num_warps=tile.num_warps,
     )  # fmt: skip
     return reduced(token_loss, reduction, count)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...chains.structures import RankOneStep
 from ...records import Loss, Shard
-from ..common.launch import launch, triton_type
+from ..common.launch import constant, launch, triton_type
 from ..common.tile import LONG_ROW_WARPS, on_tile
 from .loss_rest import Line, gradient_of_row, line_of, statistics_of_row, sums_of_row
 from .loss_row import finish, row_of, solve
@@ -52,11 +52,10 @@ def load_statistics(tokens, strokes):
 @triton.jit
 def statistics_stroke(
     a, chain, part, part_chain, strokes, vb_weight: tl.float64, ce_weight: tl.float64,
-    POSTERIOR_MEAN: tl.constexpr, DIRECT: tl.constexpr, REAL: tl.constexpr,
-    HIGH: tl.constexpr, LOW: tl.constexpr,
+    model, REAL: tl.constexpr, HIGH: tl.constexpr, LOW: tl.constexpr,
 ):  # fmt: skip
     """The first stroke."""
-    tokens, _ = load_tokens(a, chain, vb_weight, ce_weight, POSTERIOR_MEAN, DIRECT, REAL, 1)
+    tokens, _ = load_tokens(a, chain, vb_weight, ce_weight, model, REAL, 1)
     tokens = in_shard(tokens, strokes.first)
     top, e_rest = statistics_of_row(part, part_chain, tokens, REAL, HIGH, LOW)
     logit_x0, logit_xt, logit_mask = load_special(part, part_chain, tokens, REAL)
@@ -71,11 +70,10 @@ def statistics_stroke(
 @triton.jit
 def solve_stroke(
     a, chain, part, part_chain, strokes, vb_weight: tl.float64, ce_weight: tl.float64,
-    POSTERIOR_MEAN: tl.constexpr, DIRECT: tl.constexpr, REAL: tl.constexpr,
-    HIGH: tl.constexpr, LOW: tl.constexpr,
+    model, REAL: tl.constexpr, HIGH: tl.constexpr, LOW: tl.constexpr,
 ):  # fmt: skip
     """The second stroke."""
-    tokens, token = load_tokens(a, chain, vb_weight, ce_weight, POSTERIOR_MEAN, DIRECT, REAL, 1)
+    tokens, token = load_tokens(a, chain, vb_weight, ce_weight, model, REAL, 1)
     solved = solve(token, row_of(*load_statistics(tokens, strokes)), REAL)
     to = strokes.line + tokens.at * 3
     tl.store(to, tl.where(solved.curved, solved.ratio, 1.0))
@@ -86,11 +84,10 @@ def solve_stroke(
 @triton.jit
 def sums_stroke(
     a, chain, part, part_chain, strokes, vb_weight: tl.float64, ce_weight: tl.float64,
-    POSTERIOR_MEAN: tl.constexpr, DIRECT: tl.constexpr, REAL: tl.constexpr,
-    HIGH: tl.constexpr, LOW: tl.constexpr,
+    model, REAL: tl.constexpr, HIGH: tl.constexpr, LOW: tl.constexpr,
 ):  # fmt: skip
     """The third stroke."""
-    tokens, _ = load_tokens(a, chain, vb_weight, ce_weight, POSTERIOR_MEAN, DIRECT, REAL, 1)
+    tokens, _ = load_tokens(a, chain, vb_weight, ce_weight, model, REAL, 1)
     tokens = in_shard(tokens, strokes.first)
     at = strokes.line + tokens.at * 3
     ratio, shift, slope = tl.load(at), tl.load(at + 1), tl.load(at + 2)
@@ -111,11 +108,10 @@ def sums_stroke(
 @triton.jit
 def gradient_stroke(
     a, chain, part, part_chain, strokes, vb_weight: tl.float64, ce_weight: tl.float64,
-    POSTERIOR_MEAN: tl.constexpr, DIRECT: tl.constexpr, REAL: tl.constexpr,
-    HIGH: tl.constexpr, LOW: tl.constexpr,
+    model, REAL: tl.constexpr, HIGH: tl.constexpr, LOW: tl.constexpr,
 ):  # fmt: skip
     """The fourth stroke, and the loss."""
-    tokens, token = load_tokens(a, chain, vb_weight, ce_weight, POSTERIOR_MEAN, DIRECT, REAL, 1)
+    tokens, token = load_tokens(a, chain, vb_weight, ce_weight, model, REAL, 1)
     statistics = load_statistics(tokens, strokes)
     row = row_of(*statistics)
     solved = solve(token, row, REAL)
@@ -186,6 +182,6 @@ def _run(
     num_warps = LONG_ROW_WARPS[real]
     shape = 1, num_warps * 32 * (16 // logits.dtype.itemsize)
     launch(
-        kernel, num_tokens, logits, a, chain, part, part_chain, strokes, *weights, *model,
-        triton_type(real), *shape, num_warps=num_warps,
+        kernel, num_tokens, logits, a, chain, part, part_chain, strokes, *weights,
+        constant(model), triton_type(real), *shape, num_warps=num_warps,
     )  # fmt: skip

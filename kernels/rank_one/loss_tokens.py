@@ -40,8 +40,7 @@ class Tokens(NamedTuple):
 
 @triton.jit
 def load_tokens(
-    a, chain, vb_weight, ce_weight, POSTERIOR_MEAN: tl.constexpr, DIRECT: tl.constexpr,
-    REAL: tl.constexpr, ROWS: tl.constexpr,
+    a, chain, vb_weight, ce_weight, model, REAL: tl.constexpr, ROWS: tl.constexpr
 ):  # fmt: skip
     """Return the program's tokens, and what a row's mathematics needs of them.
 
@@ -49,7 +48,7 @@ def load_tokens(
     """
     at = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     inside = at < a.num_tokens
-    step = load_step(chain, at, a.num_tokens, DIRECT, REAL)
+    step = load_step(chain, at, a.num_tokens, model.direct, REAL)
     x0, x0_is_class = load_class(a.x0, at, a.num_tokens, a.num_classes)
     x_t, xt_is_class = load_class(a.x_t, at, a.num_tokens, a.num_classes)
     x0, x_t = x0.to(tl.int32), x_t.to(tl.int32)
@@ -67,7 +66,7 @@ def load_tokens(
     is_density = tl.full([1], a.is_density, tl.int32) != 0
     spread_in_z = tl.where(is_density, 0.0, spread)
     tilt = tl.full([ROWS], 1.0, REAL)
-    if POSTERIOR_MEAN:
+    if model.posterior_mean:
         tilt = posterior_mean_tilt(step, spread_in_z, bar_xt)
 
     vb_weight = tl.full([ROWS], vb_weight, REAL)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ...chains.structures import RankOneStep
 from ...records import Model
-from ..common.launch import launch, triton_type
+from ..common.launch import constant, launch, triton_type
 from ..common.math import exp, log, tiny
 from ..common.tile import (
     classes_from,
@@ -142,9 +142,8 @@ def load_exponents(a, rows, top, log_tilt, classes, REAL: tl.constexpr):
 
 @triton.jit
 def predict(
-    a, chain, rows, step,
-    POSTERIOR_MEAN: tl.constexpr, REAL: tl.constexpr,
-    ROWS: tl.constexpr, HIGH: tl.constexpr, LOW: tl.constexpr,
+    a, chain, rows, step, model,
+    REAL: tl.constexpr, ROWS: tl.constexpr, HIGH: tl.constexpr, LOW: tl.constexpr,
 ):  # fmt: skip
     """Return what the model says; the step to s itself is one from anywhere to where s says."""
     direct = step.predicts_x0
@@ -152,7 +151,7 @@ def predict(
     u = spread_at(chain, step.base, step.to_mask, rows.x_t, a.num_classes, REAL)
     bar_xt = spread_at(chain, step.bar_base, step.bar_to_mask, rows.x_t, a.num_classes, REAL)
     log_tilt = zero
-    if POSTERIOR_MEAN:
+    if model.posterior_mean:
         log_tilt = log(posterior_mean_tilt(step, u, bar_xt))
     u = tl.where(direct, 1.0, u)
     bar_xt = tl.where(direct, 0.0, bar_xt)
@@ -187,33 +186,33 @@ def predict(
 
 @triton.jit
 def p_posterior_of_tokens(
-    a, chain, POSTERIOR_MEAN: tl.constexpr, DIRECT: tl.constexpr, REAL: tl.constexpr,
-    ROWS: tl.constexpr, HIGH: tl.constexpr, LOW: tl.constexpr,
+    a, chain, model,
+    REAL: tl.constexpr, ROWS: tl.constexpr, HIGH: tl.constexpr, LOW: tl.constexpr,
 ):  # fmt: skip
     """Write log p(x_s | x_t), or with ``upstream`` its gradient with respect to the logits."""
-    rows, step = load_rows(a, chain, DIRECT, REAL, ROWS)
-    model = predict(a, chain, rows, step, POSTERIOR_MEAN, REAL, ROWS, HIGH, LOW)
+    rows, step = load_rows(a, chain, model.direct, REAL, ROWS)
+    predicted = predict(a, chain, rows, step, model, REAL, ROWS, HIGH, LOW)
     if a.upstream is None:
-        write_log_p(a, chain, rows, model, REAL, ROWS, HIGH, LOW)
+        write_log_p(a, chain, rows, predicted, REAL, ROWS, HIGH, LOW)
     else:
-        write_gradient(a, chain, rows, model, REAL, ROWS, HIGH, LOW)
+        write_gradient(a, chain, rows, predicted, REAL, ROWS, HIGH, LOW)
 
 
 @triton.jit
 def write_log_p(
-    a, chain, rows, model,
+    a, chain, rows, predicted,
     REAL: tl.constexpr, ROWS: tl.constexpr, HIGH: tl.constexpr, LOW: tl.constexpr,
 ):  # fmt: skip
     """Where ub_j = 0, f_j = A s_j: the level of the logits goes before anything is rounded."""
-    step = model.step
-    log_leave = on_tile(log(model.u / model.z))
-    log_stay = on_tile(log((model.u + step.keep) / model.z))
-    log_scale = on_tile(step.log_bar_keep - log(model.sum))
-    scale = on_tile(step.bar_keep / model.sum)
-    stays = on_tile((model.u == 0.0) & step.keeps)  # whatever the logits
+    step = predicted.step
+    log_leave = on_tile(log(predicted.u / predicted.z))
+    log_stay = on_tile(log((predicted.u + step.keep) / predicted.z))
+    log_scale = on_tile(step.log_bar_keep - log(predicted.sum))
+    scale = on_tile(step.bar_keep / predicted.sum)
+    stays = on_tile((predicted.u == 0.0) & step.keeps)  # whatever the logits
     for start in range(0, a.num_classes, HIGH * LOW):
         classes = classes_from(a, start, ROWS, HIGH, LOW)
-        exponents = load_exponents(a, rows, model.top, model.log_tilt, classes, REAL)
+        exponents = load_exponents(a, rows, predicted.top, predicted.log_tilt, classes, REAL)
         spread = bar_spread_of(chain, step, classes, a.num_classes, REAL)
         log_f = log(scale * exp(exponents) + spread)
         log_f = tl.where(spread > tiny(REAL), log_f, exponents + log_scale)
@@ -224,44 +223,38 @@ def write_log_p(
 
 
 @triton.jit
-def weigh(a, chain, rows, model, classes, REAL: tl.constexpr):
+def weigh(a, chain, rows, predicted, classes, REAL: tl.constexpr):
     """Return s, w and G of some classes."""
-    exponents = load_exponents(a, rows, model.top, model.log_tilt, classes, REAL)
-    s = exp(exponents) / on_tile(model.sum)
+    exponents = load_exponents(a, rows, predicted.top, predicted.log_tilt, classes, REAL)
+    s = exp(exponents) / on_tile(predicted.sum)
     upstream = load_tile(a.upstream, classes, classes.there, 0.0).to(REAL)
-    spread = bar_spread_of(chain, model.step, classes, a.num_classes, REAL)
-    kept = on_tile(model.step.bar_keep) * s
+    spread = bar_spread_of(chain, predicted.step, classes, a.num_classes, REAL)
+    kept = on_tile(predicted.step.bar_keep) * s
     return s, tl.where(spread > tiny(REAL), kept / (kept + spread), 1.0), upstream
 
 
 @triton.jit
 def write_gradient(
-    a,
-    chain,
-    rows,
-    model,
-    REAL: tl.constexpr,
-    ROWS: tl.constexpr,
-    HIGH: tl.constexpr,
-    LOW: tl.constexpr,
-):
+    a, chain, rows, predicted,
+    REAL: tl.constexpr, ROWS: tl.constexpr, HIGH: tl.constexpr, LOW: tl.constexpr,
+):  # fmt: skip
     """Read the rows twice, the second time out of the cache."""
-    step = model.step
+    step = predicted.step
     sum = tl.zeros([ROWS], REAL)
     weighted = tl.zeros([ROWS], REAL)
     for start in range(0, a.num_classes, HIGH * LOW):
         classes = classes_from(a, start, ROWS, HIGH, LOW)
-        _, w, upstream = weigh(a, chain, rows, model, classes, REAL)
+        _, w, upstream = weigh(a, chain, rows, predicted, classes, REAL)
         sum += row_sum(upstream)
         weighted += row_sum(w * upstream)
-    pull = step.bar_keep / model.z * sum
-    level = weighted - pull * (model.u + step.keep * model.s_xt)
-    stays = on_tile((model.u == 0.0) & step.keeps)
+    pull = step.bar_keep / predicted.z * sum
+    level = weighted - pull * (predicted.u + step.keep * predicted.s_xt)
+    stays = on_tile((predicted.u == 0.0) & step.keeps)
     for start in range(0, a.num_classes, HIGH * LOW):
         classes = classes_from(a, start, ROWS, HIGH, LOW)
-        s, w, upstream = weigh(a, chain, rows, model, classes, REAL)
+        s, w, upstream = weigh(a, chain, rows, predicted, classes, REAL)
         here = classes.j == on_tile(rows.x_t)
-        reach = on_tile(model.u) + tl.where(here, on_tile(step.keep), 0.0)
+        reach = on_tile(predicted.u) + tl.where(here, on_tile(step.keep), 0.0)
         gradient = w * upstream - s * (reach * on_tile(pull) + on_tile(level))
         store(a, rows, classes, tl.where(stays, 0.0, gradient))
 
@@ -287,11 +280,11 @@ def p_posterior_grad(
     """Return the gradient of log p(x_s | x_t) in the logits; log p itself without one above."""
     out = torch.empty_like(logits)
     arguments = PosteriorCall(logits, upstream, None, x_t, out, x_t.numel(), logits.shape[-1])
-    _run(p_posterior_of_tokens, arguments, step, *model)
+    _run(p_posterior_of_tokens, arguments, step, constant(model))
     return out
 
 
-def _run(kernel: Any, a: PosteriorCall, step: RankOneStep, *model: bool) -> None:
+def _run(kernel: Any, a: PosteriorCall, step: RankOneStep, *model: Any) -> None:
     real = torch.float64 if a.out.dtype == torch.float64 else torch.float32
     chain = chain_of(a.num_tokens, step, real)
     tile = tile_of(a.num_classes, a.out.dtype, copies=1 if chain.pi is None else 2)

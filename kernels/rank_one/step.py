@@ -88,7 +88,7 @@ def load_step(chain, tokens, num_tokens, DIRECT: tl.constexpr, REAL: tl.constexp
         at_least_normal(c.bar_keep, REAL),
         c.bar_base.to(REAL),
         c.bar_to_mask.to(REAL),
-        DIRECT & (c.target_time == 0.0),
+        (c.target_time == 0.0) & DIRECT,
         c.exists,
         c.keep > 0.0,
         c.keep * c.bar_keep > 0.0,
