@@ -43,16 +43,34 @@ class StepWeights(NamedTuple):
 
 
 @triton.jit
+def is_direct(steps, step, DIRECT: tl.constexpr):
+    """Return whether p of a step is s itself."""
+    return DIRECT & (tl.load(steps.s + step) == 0)
+
+
+@triton.jit
 def weights_of(steps, step, weights, DIRECT: tl.constexpr, REAL: tl.constexpr):
     """Return the weights of a step; one whose p is s itself has the cross-entropy alone."""
     vb, ce = tl.full([1], weights.vb, REAL), tl.full([1], weights.ce, REAL)
-    direct = DIRECT & (tl.load(steps.s + step) == 0)
+    direct = is_direct(steps, step, DIRECT)
     ce = tl.where(direct, ce + vb, ce)
     vb = tl.where(direct, 0.0, vb)
     grad = tl.full([1], weights.grad, REAL)
     if weights.count is not None:
         grad = grad / tl.load(weights.count).to(REAL)
     return StepWeights(vb, ce, grad)
+
+
+@triton.jit
+def has_bound(w):
+    """Return whether the bound's term counts for any token of a program."""
+    return tl.max((w.vb != 0.0).to(tl.int32), axis=0) > 0
+
+
+@triton.jit
+def cross_entropy_term(w, cross_entropy):
+    """Return the cross-entropy's part of the loss; 0 where it does not count, also of inf."""
+    return tl.where(w.ce != 0.0, w.ce * cross_entropy, 0.0)
 
 
 def of_prediction(

@@ -123,6 +123,16 @@ def row_of(a, steps, at, step, work, TILTED: tl.constexpr, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def rows_of(a, steps, at, step, work, TILTED: tl.constexpr, BLOCK: tl.constexpr):
+    """Return a token's row without the tilt, and with it where there is one."""
+    plain = row_of(a, steps, at, step, work, False, BLOCK)
+    row = plain
+    if TILTED:
+        row = row_of(a, steps, at, step, work, True, BLOCK)
+    return plain, row
+
+
+@triton.jit
 def log_s_of(a, steps, row, classes):
     """Return log s of classes."""
     return (load_logits(a, steps, row, classes) - row.top) - row.log_sum

@@ -16,7 +16,7 @@ from ...records import Loss, Model
 from ...reductions import reduced
 from ..common.launch import launch
 from ..common.math import phi
-from .call import DenseCall, Weights, weights_of
+from .call import DenseCall, Weights, cross_entropy_term, has_bound, weights_of
 from .divergence import diverge, is_sure, totals_of
 from .exact import (
     carry_row,
@@ -26,7 +26,7 @@ from .exact import (
     log_z_of,
     matrix_of,
     recompute_inexact,
-    row_of,
+    rows_of,
     state_of,
     write_gradient,
 )
@@ -56,12 +56,12 @@ def loss_of_tiles(
     rows = load_rows(a, tiles, tl.program_id(0), num_steps, ROWS)
     w = weights_of(steps, rows.step, weights, DIRECT, tl.float32)
     softmax = softmax_of(a, steps, rows, False, ROWS, BLOCK)
-    value = tl.where(w.ce != 0.0, w.ce * softmax.cross_entropy, 0.0)
+    value = cross_entropy_term(w, softmax.cross_entropy)
     sure = rows.inside
     i = tl.arange(0, SIZE)[None, :]
     pull = tl.zeros([ROWS, SIZE], tl.float32)
     mean = tl.zeros([ROWS], tl.float32)
-    if tl.max((w.vb != 0.0).to(tl.int32), axis=0) > 0:
+    if has_bound(w):
         totals = totals_of(a, steps, rows, softmax, False, ROWS, BLOCK)
         divergence, grows = tl.zeros([ROWS], tl.float32), tl.zeros([ROWS], tl.float32)
         for start in range(0, a.num_classes, COLUMNS):
@@ -97,7 +97,7 @@ def loss_of_blocks(
     block = tl.program_id(0) % blocks
     rows = load_rows(a, tiles, tl.program_id(0) // blocks, num_steps, ROWS)
     w = weights_of(steps, rows.step, weights, DIRECT, tl.float32)
-    if tl.max((w.vb != 0.0).to(tl.int32), axis=0) > 0:
+    if has_bound(w):
         softmax = softmax_of(a, steps, rows, TILTED, ROWS, BLOCK)
         totals = totals_of(a, steps, rows, softmax, TILTED, ROWS, BLOCK)
         j = block * COLUMNS + tl.arange(0, COLUMNS)[None, :]
@@ -120,9 +120,9 @@ def loss_of_sums(
     rows = load_rows(a, tiles, tl.program_id(0), num_steps, ROWS)
     w = weights_of(steps, rows.step, weights, DIRECT, tl.float32)
     plain = softmax_of(a, steps, rows, False, ROWS, BLOCK)
-    value = tl.where(w.ce != 0.0, w.ce * plain.cross_entropy, 0.0)
+    value = cross_entropy_term(w, plain.cross_entropy)
     sure = rows.inside
-    if tl.max((w.vb != 0.0).to(tl.int32), axis=0) > 0:
+    if has_bound(w):
         tilted = plain
         if TILTED:
             tilted = softmax_of(a, steps, rows, True, ROWS, BLOCK)
@@ -161,12 +161,9 @@ def recompute_loss(
 @triton.jit
 def loss_of_row(a, steps, at, step, work, w, TILTED: tl.constexpr, BLOCK: tl.constexpr):
     """Write a row's loss and gradient."""
-    plain = row_of(a, steps, at, step, work, False, BLOCK)
-    row = plain
-    if TILTED:
-        row = row_of(a, steps, at, step, work, True, BLOCK)
-    value = tl.where(w.ce != 0.0, w.ce * cross_entropy_of(a, steps, plain), 0.0)
-    if tl.max((w.vb != 0.0).to(tl.int32), axis=0) > 0:
+    plain, row = rows_of(a, steps, at, step, work, TILTED, BLOCK)
+    value = cross_entropy_term(w, cross_entropy_of(a, steps, plain))
+    if has_bound(w):
         carry_row(a, steps, row, BLOCK)
         value += w.vb * diverge_exactly(a, steps, row, BLOCK)
     value = tl.where(load_reach(a, steps, row) > 0.0, value, float("nan"))

@@ -10,7 +10,7 @@ from ...chains.tables import StepTables, step_tables
 from ...records import Model, Random
 from ..common.launch import launch
 from ..common.random import NONE, Counter, random_of, uniforms
-from .call import DenseCall, of_prediction
+from .call import DenseCall, is_direct, of_prediction
 from .divergence import UNDERFLOW
 from .entries import value_of
 from .exact import (
@@ -18,7 +18,7 @@ from .exact import (
     log_s_of,
     log_z_of,
     recompute_inexact,
-    row_of,
+    rows_of,
     state_of,
 )
 from .posterior import load_between, log_p_of, store_inexact
@@ -78,11 +78,8 @@ def recompute_p_sample(
     for at in range(tl.program_id(0).to(tl.int64), a.num_tokens, tl.num_programs(0)):
         step, wanted, _other = state_of(a, recompute, at)
         if wanted:
-            direct = DIRECT & (tl.load(steps.s + step) == 0)
-            plain = row_of(a, steps, at, step, recompute.work, False, BLOCK)
-            row = plain
-            if TILTED:
-                row = row_of(a, steps, at, step, recompute.work, True, BLOCK)
+            direct = is_direct(steps, step, DIRECT)
+            plain, row = rows_of(a, steps, at, step, recompute.work, TILTED, BLOCK)
             log_z, leading = tl.zeros([1], tl.float64), tl.zeros([1], tl.int32)
             if direct == 0:
                 carry_row(a, steps, row, BLOCK)

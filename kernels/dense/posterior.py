@@ -14,7 +14,7 @@ from ...chains.tables import StepTables, step_tables
 from ...records import Model
 from ..common.launch import launch
 from ..common.math import log, rounded_to
-from .call import DenseCall, Weights, of_prediction
+from .call import DenseCall, Weights, is_direct, of_prediction
 from .divergence import UNDERFLOW, mean_pull_of
 from .entries import log_of, value_of
 from .exact import (
@@ -24,7 +24,7 @@ from .exact import (
     log_s_of,
     log_z_of,
     recompute_inexact,
-    row_of,
+    rows_of,
     state_of,
     write_gradient,
 )
@@ -87,8 +87,7 @@ def weigh(a, steps, rows, between, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
 @triton.jit
 def store_inexact(a, steps, rows, sure, DIRECT: tl.constexpr):
     """Write which rows are to be recomputed: inexact ones, and those whose p is s itself."""
-    direct = DIRECT & (tl.load(steps.s + rows.step) == 0)
-    inexact = rows.live & ((sure == 0) | direct)
+    inexact = rows.live & ((sure == 0) | is_direct(steps, rows.step, DIRECT))
     tl.store(a.inexact + rows.at, inexact.to(tl.int8), mask=rows.inside)
 
 
@@ -154,11 +153,8 @@ def recompute_p_posterior(
     for at in range(tl.program_id(0).to(tl.int64), a.num_tokens, tl.num_programs(0)):
         step, wanted, other = state_of(a, recompute, at)
         if wanted:
-            direct = DIRECT & (tl.load(steps.s + step) == 0)
-            row = row_of(a, steps, at, step, recompute.work, False, BLOCK)
-            plain = row
-            if TILTED:
-                row = row_of(a, steps, at, step, recompute.work, True, BLOCK)
+            direct = is_direct(steps, step, DIRECT)
+            plain, row = rows_of(a, steps, at, step, recompute.work, TILTED, BLOCK)
             if direct:
                 if a.upstream is None:
                     write_log_s(a, steps, plain, BLOCK)

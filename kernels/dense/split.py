@@ -8,7 +8,7 @@ import triton.language as tl
 
 from ...chains.tables import StepTables
 from ..common.launch import launch
-from .call import DenseCall, Weights, weights_of
+from .call import DenseCall, Weights, has_bound, weights_of
 from .predict import carry, load_matrix, softmax_of
 from .pull import gradient_of, store_anchor, store_row
 from .shape import PRECISION, SPLIT
@@ -70,7 +70,7 @@ def pull_rows(
     i = block * COLUMNS + tl.arange(0, COLUMNS)[None, :]
     pull = tl.zeros([ROWS, COLUMNS], tl.float32)
     mean = tl.zeros([ROWS], tl.float32)
-    if tl.max((w.vb != 0.0).to(tl.int32), axis=0) > 0:
+    if has_bound(w):
         mean += tl.load(between.mean + rows.at, mask=rows.live, other=0.0)
         for start in range(0, a.num_classes, BLOCK):
             j = start + tl.arange(0, BLOCK)

@@ -25,8 +25,8 @@ class Strokes(NamedTuple):
 
     first: Any
     statistics: Any  # (N, 5)
-    line: Any  # (N, 3)
-    sums: Any  # (N, 2)
+    line: Any = None  # (N, 3)
+    sums: Any = None  # (N, 2)
 
 
 @triton.jit
@@ -127,21 +127,21 @@ def gradient_stroke(
 def loss_statistics(of: Loss[RankOneStep], shard: Shard) -> Tensor:
     """Return the statistics of the shard's part of each row."""
     statistics = _numbers(of, 5)
-    _run(statistics_stroke, of, shard, statistics=statistics)
+    _run(statistics_stroke, of, shard, Strokes(shard.first, statistics))
     return statistics
 
 
 def loss_solve(of: Loss[RankOneStep], shard: Shard, statistics: Tensor) -> Tensor:
     """Return the line of each whole row's rest."""
     line = _numbers(of, 3)
-    _run(solve_stroke, of, shard, statistics=statistics, line=line)
+    _run(solve_stroke, of, shard, Strokes(shard.first, statistics, line))
     return line
 
 
 def loss_sums(of: Loss[RankOneStep], shard: Shard, statistics: Tensor, line: Tensor) -> Tensor:
     """Return the sums over the shard's part of each row's rest."""
     sums = _numbers(of, 2)
-    _run(sums_stroke, of, shard, statistics=statistics, line=line, sums=sums)
+    _run(sums_stroke, of, shard, Strokes(shard.first, statistics, line, sums))
     return sums
 
 
@@ -150,7 +150,8 @@ def loss_gradient(
 ) -> tuple[Tensor, Tensor]:
     """Return each token's loss, and the gradient of the shard's logits."""
     loss, grad = _numbers(of, 1).squeeze(-1), torch.empty_like(of.logits)
-    _run(gradient_stroke, of, shard, loss, grad, statistics=statistics, sums=sums)
+    strokes = Strokes(shard.first, statistics, sums=sums)
+    _run(gradient_stroke, of, shard, strokes, loss, grad)
     return loss, grad
 
 
@@ -163,22 +164,18 @@ def _run(
     kernel: Any,
     of: Loss[RankOneStep],
     shard: Shard,
+    strokes: Strokes,
     loss: Tensor | None = None,
     grad: Tensor | None = None,
-    *,
-    statistics: Tensor,
-    line: Tensor | None = None,
-    sums: Tensor | None = None,
 ) -> None:
     logits, x0, mask, x_t, step, model, weights, is_density = of
-    real, num_tokens = statistics.dtype, x0.numel()
+    real, num_tokens = strokes.statistics.dtype, x0.numel()
     sizes = num_tokens, shard.num_classes
     a = LossCall(logits, x0, x_t, mask, loss, grad, None, *sizes, int(is_density))
     chain, count = chain_of(num_tokens, step, real), logits.shape[-1]
     pi = None if chain.pi is None else chain.pi[shard.first : shard.first + count]
     part = a._replace(num_classes=count)
     part_chain = chain._replace(pi=pi, mask_id=chain.mask_id - shard.first)
-    strokes = Strokes(shard.first, statistics, line, sums)
     num_warps = LONG_ROW_WARPS[real]
     shape = 1, num_warps * 32 * (16 // logits.dtype.itemsize)
     launch(
