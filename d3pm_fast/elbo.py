@@ -137,35 +137,30 @@ def elbo(
     chance = uniforms(seeds, 0, batch * num_drawn)
     spare, own = (u.view(batch, num_drawn)[:, columns] for u in chance)
     taken = _draw_steps(spare, own, num_times) if is_estimate else _all_steps(own)
-    t, s, shares = starts[taken.terms], targets[taken.terms], taken.shares
-    num_steps = t.shape[1]
+    starts_of, targets_of = starts[taken.terms], targets[taken.terms]
+    shares, num_steps = taken.shares, starts_of.shape[1]
     if is_integral:
-        num_steps = 2  # to 0, and what follows are densities, at a time of each part
-        lengths = starts[1:] - targets[1:]
-        t[:, 2:] -= lengths * spare[:, 1:]
-        shares = shares * pad(lengths, (2, 0), value=1.0)
+        num_steps = 2  # to 0; what follows are densities, each at a time of its part
+        lengths = pad((starts - targets)[1:], (2, 0))
+        starts_of -= lengths * pad(spare[:, 1:], (2, 0))
+        shares = shares * lengths.where(lengths > 0, 1)
 
     numbers = (taken.numbers * 2.0**53).long()
     parts = torch.zeros_like(numbers, dtype=torch.float64)
-    # By time first: chains of matrices take tokens of one step together.
-    each = torch.arange(parts.numel(), device=x0.device)
-    of_steps, of_densities = each[: batch * num_steps], each[batch * num_steps :]
-    calls = [(call, False) for call in of_steps.split(batch_size) if len(call)]
-    calls += [(call, True) for call in of_densities.split(batch_size) if len(call)]
     has_table = num_terms == chain.num_steps  # of the coefficients of single steps
-    for call, is_density in tqdm(calls, desc="bound", unit="call", disable=not progress):
-        item, place = call % batch, call // batch
-        start, target = t[item, place], s[item, place]
+    calls = _calls(parts, num_steps, batch_size)
+    for item, place, is_density in tqdm(calls, desc="bound", unit="call", disable=not progress):
+        t, s = starts_of[item, place], targets_of[item, place]
         counts = None if mask is None else mask[item]
         numbers_of = numbers[item, place]
-        x_t = functional.q_sample(chain, x0[item], start, seeds=numbers_of, mask=counts, impl=impl)
+        x_t = functional.q_sample(chain, x0[item], t, seeds=numbers_of, mask=counts, impl=impl)
         loss = functional.loss(
             chain,
-            denoiser(x_t, start),
+            denoiser(x_t, t),
             x0[item],
             x_t,
-            start,
-            None if is_density or has_table else target,
+            t,
+            None if is_density or has_table else s,
             reverse=diffusion.reverse,
             first_step=diffusion.first_step,
             mask=counts,
@@ -230,6 +225,22 @@ def _draw_steps(spare: Tensor, own: Tensor, num_times: int) -> _Taken:
     others = ends[:-1] + (spare[:, 1:num_times] * lengths).long()
     numbers = torch.cat([own[:, :1], spare[:, :1], own.gather(1, others)], dim=1)
     return _Taken(pad(others, (2, 0)), pad(lengths.double(), (2, 0), value=0.5), numbers)
+
+
+def _calls(parts: Tensor, num_steps: int, batch_size: int) -> list[tuple[Tensor, Tensor, bool]]:
+    """Return items and places of each call of the denoiser, and whether they are densities.
+
+    In the parts ``(B, m)`` those stand behind so many steps. By time first: chains of matrices
+    take tokens of one step together.
+    """
+    batch, each = len(parts), torch.arange(parts.numel(), device=parts.device)
+    groups = (each[: batch * num_steps], False), (each[batch * num_steps :], True)
+    return [
+        (call % batch, call // batch, is_density)
+        for group, is_density in groups
+        for call in group.split(batch_size)
+        if len(call)
+    ]
 
 
 def _variance(parts: Tensor) -> Tensor:

@@ -51,7 +51,7 @@ class Transition(nn.Module):
 
     @property
     def time_dtype(self) -> torch.dtype:
-        """Of times: int64, or float64 in continuous time."""
+        """The dtype of times, int64, or float64 in continuous time."""
         return torch.int64 if self.has_steps else torch.float64
 
     def _defined_by(self, *parts: Any) -> None:
