@@ -26,6 +26,9 @@ class D3PM(nn.Module):
     first step filled in once, so that loss and sampler cannot disagree. ``.to(device)`` moves the
     tables; no ``.to(dtype)`` rounds them.
 
+    Of a chain in continuous time all times are floats in [0, 1], in the place of integers, and
+    posteriors and reverse steps need s.
+
     There are no weights. A state dict holds one small tensor, by which weights that are loaded
     beside another chain, T, reverse step or first step give a ``UserWarning``, never an error;
     one without it loads as well. A file of the whole module (``torch.save(diffusion, path)``)
@@ -239,7 +242,9 @@ class D3PM(nn.Module):
         ``L_{t-1} = KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t))`` for t >= 2 and
         ``L_0 = -log p(x_0 | x_1)`` for t = 1 (D3PM, eq. 1 and 5), without an epsilon. Averaged over
         tokens and over t ~ U(1..T), T times the term is the sum of the bound. With ``s`` the term
-        is ``KL(q(x_s | x_t, x_0) || p(x_s | x_t))``, for s = 0 ``-log p(x_0 | x_t)``.
+        is ``KL(q(x_s | x_t, x_0) || p(x_s | x_t))``, for s = 0 ``-log p(x_0 | x_t)``. In
+        continuous time without s it is the bound's density at t, whose integral over t is the
+        bound.
 
         Args:
             logits: the denoiser's prediction of x_0, ``(B, *S, K)``: float32, float64, bfloat16 or

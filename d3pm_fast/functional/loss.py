@@ -57,7 +57,9 @@ def loss(
     ``L_0 = -log p(x_0 | x_1)`` for t = 1 (D3PM, eq. 1 and 5). Exact: nothing is added inside a
     logarithm. Averaged over tokens and over t ~ U(1..T), T times the term is the bound's sum.
     With ``s`` the step skips the times between: the term is
-    ``KL(q(x_s | x_t, x_0) || p(x_s | x_t))``, for s = 0 ``-log p(x_0 | x_t)``.
+    ``KL(q(x_s | x_t, x_0) || p(x_s | x_t))``, for s = 0 ``-log p(x_0 | x_t)``. In continuous time
+    t and s are floats in [0, 1], and without s the term is the bound's density at t, whose
+    integral over t is the bound.
 
     Args:
         transition: the chain; its tables on the device of the logits.
