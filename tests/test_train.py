@@ -6,7 +6,6 @@ import itertools
 import json
 import os
 import signal
-import struct
 import subprocess
 import sys
 import time
@@ -18,7 +17,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from helpers.training import go_until, losses
+from helpers.training import go_until, images_folder, losses, write_idx
 from PIL import Image
 
 import d3pm_fast as d3
@@ -37,23 +36,9 @@ from d3pm_fast.train.running import RunningBound
 COUNT = 24
 
 
-def write_idx(path, images):
-    with gzip.open(path, "wb") as file:
-        file.write(struct.pack(">4i", 0x803, *images.shape) + images.tobytes())
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """IDX files of images with a bright square on black, somewhere."""
-    folder = tmp_path_factory.mktemp("images")
-    rng = np.random.default_rng(0)
-    images = np.zeros((COUNT, 28, 28), np.uint8)
-    for image in images:
-        y, x = rng.integers(4, 16, 2)
-        image[y : y + 8, x : x + 8] = 200
-    for name, _ in fashion_mnist.FILES.values():
-        write_idx(folder / name, images)
-    return folder
+    return images_folder(tmp_path_factory.mktemp("images"), COUNT)
 
 
 @pytest.fixture(autouse=True)
@@ -198,6 +183,8 @@ def test_the_command_draws_by_every_sampler(config, capsys):
     for wrong, message in (
         (("--steps", "2", "--times", "10"), "give --steps or --times, not both"),
         (("--times", "9,3"), "times must begin at T = 10, got"),
+        (("--times", "10,0.5"), r"times must be integers for a run of T steps, got \(10, 0.5\)"),
+        (("--spacing", "cosine"), "spacing = cosine is for steps in continuous time"),
         (("--sampler", "confidence", "--last", "argmax"), "argmax is not for the confidence"),
     ):
         with pytest.raises(SystemExit, match=message):
@@ -340,7 +327,7 @@ def test_the_times_of_a_sample_do_not_take_its_run(config, capsys):
     assert (config.out / "samples" / "ancestral_10-4_count-2" / "samples.png").exists()
     with pytest.raises(SystemExit):
         main(["sample", str(config.out), "--times", "10,x"])
-    assert "must be integers with commas between, got '10,x'" in capsys.readouterr().err
+    assert "must be numbers with commas between, got '10,x'" in capsys.readouterr().err
 
 
 def test_samples_are_not_overwritten_unless_asked(config, capsys, monkeypatch):
@@ -454,6 +441,25 @@ def test_a_run_with_other_options_is_not_resumed(config):
         train(replace(config, levels=8))
 
 
+def test_a_run_from_before_continuous_time_goes_on(config, tmp_path):
+    whole = replace(config, out=tmp_path / "whole")
+    train(whole)
+    run = Run(replace(config, max_steps=2))
+    run.go()
+    state = state_of(config.out)
+    assert state["options"].pop("time") == "discrete"
+    checkpoint.save(config.out / checkpoint.NAME, state)
+    toml = config.out / "config.toml"
+    toml.write_text(toml.read_text().replace('time = "discrete"\n', ""))
+    options = {k: v for k, v in state["options"].items() if k != "max_steps"}
+    trained = model.restore(options, state["statistics"], None)
+    assert repr(trained.diffusion) == repr(run.diffusion)
+    with pytest.raises(ValueError, match="time = 'discrete', asked for is 'continuous'"):
+        train(replace(config, time="continuous"))
+    main(["train", "--config", str(toml), "--max-steps", "None"])
+    assert losses(config.out) == losses(whole.out)
+
+
 def test_a_finished_run_goes_on_with_more_epochs_and_another_implementation(config, capsys):
     train(replace(config, epochs=2))
     train(replace(config, epochs=3, impl="reference"))
@@ -484,6 +490,7 @@ def test_a_finished_run_goes_on_with_more_epochs_and_another_implementation(conf
         ({"ce_weight": -0.1}, "ce_weight must be at least 0, got -0.1"),
         ({"seed": -1}, r"seed must lie in \[0, 2\^64\), got -1"),
         ({"seed": 2**64}, r"seed must lie in \[0, 2\^64\), got 18446744073709551616"),
+        ({"schedule": "log-linear"}, "schedule log-linear is of continuous time only"),
     ],
 )
 def test_bad_options_are_named(config, option, message):
@@ -647,6 +654,14 @@ def test_the_running_bound_is_the_mean_of_each_stretch_times_its_length():
     other = RunningBound(50)
     other.load_state_dict(bound.state_dict())
     assert other.nats() == bound.nats()
+
+
+def test_the_running_bound_of_continuous_time_is_the_integral_of_the_density():
+    bound, generator = RunningBound(None), torch.Generator().manual_seed(0)
+    for _ in range(400):
+        t = d3.timesteps.continuous(64, True, 1e-3, generator)
+        bound.update(t, 7 * (2 + t**3), torch.full((64,), 7))
+    assert bound.nats() == pytest.approx(2 * 0.999 + 0.25, rel=1e-4)
 
 
 def test_a_run_opens_in_python(config):

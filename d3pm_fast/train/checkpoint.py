@@ -26,6 +26,8 @@ FREE = {
     "sample_count",
     "sample_steps",
 }
+# Options that the runs of version 0.1 do not name, and what they were.
+ADDED = {"time": "discrete"}
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -56,6 +58,7 @@ def check_folder(out: Path) -> None:
 
 def check_same(saved: dict[str, Any], asked: dict[str, Any], path: Path) -> None:
     """Raise ValueError if a checkpoint's options are not the ones asked for."""
+    saved = ADDED | saved
     for name, value in asked.items():
         if name not in FREE and saved.get(name) != value:
             raise ValueError(

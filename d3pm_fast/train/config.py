@@ -14,6 +14,8 @@ from .. import schedules, transitions
 from .._checks import check_choice, check_count, check_number
 from ..choices import FirstStep, Impl, Reverse
 from ..d3pm import D3PM
+from ..schedules import continuous
+from ..schedules.continuous import ContinuousSchedule
 from ..transitions import Transition
 from .items import Items
 from .records import LogKind
@@ -39,6 +41,18 @@ SCHEDULES: dict[str, Callable[[int], Tensor]] = {
     "sigmoid": partial(schedules.sigmoid, start=0.02, end=1.0),
     "slow": schedules.linear,  # D3PM's for the Gaussian
 }
+CONTINUOUS_SCHEDULES: dict[str, ContinuousSchedule] = {
+    "cosine": continuous.cosine(),
+    "cosine-maskgit": continuous.cosine_maskgit(),
+    "cosine-squared": continuous.cosine_squared(),
+    "geometric": continuous.geometric(1e-4, 20.0),  # SEDD's for text
+    "jsd": continuous.linear(),  # what it is for any number of steps
+    "linear": continuous.linear(),
+    "linear-sigma": continuous.linear_sigma(20.0),  # MDLM's
+    "log-linear": continuous.log_linear(),
+}
+CONTINUOUS_TRANSITIONS = "uniform", "absorbing", "marginal", "mask-and-uniform"
+T_MIN = 1e-3  # where the bound's integral over continuous time ends; one step leads on to 0
 
 
 @dataclass(frozen=True)
@@ -67,20 +81,31 @@ class TrainConfig(ABC):
     """Depth of the network."""
     sample_count: int
     """Items to draw."""
+    time: Literal["discrete", "continuous"] = "discrete"
+    """T steps, or the times in [0, 1], where the bound is an integral: for uniform, absorbing,
+    marginal and mask-and-uniform."""
     schedule: Literal[
         "auto",
         "cosine",
+        "cosine-maskgit",
         "cosine-multinomial",
         "cosine-squared",
+        "geometric",
         "jsd",
         "linear",
+        "linear-sigma",
+        "log-linear",
         "quadratic",
         "sigmoid",
     ] = "auto"
     """The noise schedule. Auto: for gaussian linear from 1e-4 to 0.02, for the absorbing chain of
-    text jsd, for all others cosine. (The paper takes jsd for every absorbing chain.)"""
+    text jsd, for all others cosine. (The paper takes jsd for every absorbing chain.) Only discrete
+    time has cosine-multinomial, quadratic and sigmoid, only continuous time cosine-maskgit,
+    geometric, linear-sigma and log-linear. Linear is of beta, in continuous time of alpha, as jsd
+    is."""
     timesteps: int = 1000
-    """T, the steps of the forward process."""
+    """T, the steps of the forward process. Continuous time has none; the cross-entropy then
+    weighs what it weighs with T steps."""
     vb_weight: float = 1.0
     """Weight of the variational bound."""
     ce_weight: float = 0.01
@@ -88,7 +113,8 @@ class TrainConfig(ABC):
     reverse: Reverse = "joint"
     """The model's reverse step."""
     first_step: FirstStep = "posterior"
-    """The model of the last reverse step, p(x_0 | x_1): with logits it has to learn to copy."""
+    """The model of the last reverse step, p(x_0 | x_1): with logits it has to learn to copy, in
+    continuous time from the cross-entropy alone."""
     impl: Impl = "auto"
     """The implementation of loss and sampler in training; all draw the same samples."""
     batch_size: int = 64
@@ -118,7 +144,8 @@ class TrainConfig(ABC):
     """Stop after so many steps, and draw, as for a first try; the same command with more goes on.
     Default: none, to the end of the last epoch."""
     sample_steps: int | None = None
-    """Denoiser calls a sample takes, at most T; default: 100, or T where that is less."""
+    """Denoiser calls a sample takes, at most T; default: 100, or T where that is less. Any number
+    in continuous time."""
 
     def __post_init__(self) -> None:
         """Check what does not check itself further down."""
@@ -132,10 +159,10 @@ class TrainConfig(ABC):
         for name, most in MOST.items():
             if getattr(self, name) > most:
                 raise ValueError(f"{name} must be at most {most}, got {getattr(self, name)}")
-        if not 1 <= self.steps_to_sample <= self.timesteps:
-            raise ValueError(
-                f"sample_steps must lie in [1, {self.timesteps}], got {self.sample_steps}"
-            )
+        most_steps = self.num_steps or MOST["timesteps"]
+        if not 1 <= self.steps_to_sample <= most_steps:
+            raise ValueError(f"sample_steps must lie in [1, {most_steps}], got {self.sample_steps}")
+        self._check_time()
         for name in ("learning_rate", "clip"):
             if check_number(name, getattr(self, name)) <= 0:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
@@ -146,6 +173,23 @@ class TrainConfig(ABC):
             raise ValueError(f"ema must lie in [0, 1), got {self.ema}")
         if not 0 <= self.seed < 2**64:
             raise ValueError(f"seed must lie in [0, 2^64), got {self.seed}")
+
+    def _check_time(self) -> None:
+        """Check that time, discrete or continuous, has the transition and the schedule."""
+        if self.num_steps is not None:
+            if self.schedule_name not in SCHEDULES:
+                raise ValueError(f"schedule {self.schedule} is of continuous time only")
+            return
+        name = "transition in continuous time"
+        check_choice(name, self.transition, CONTINUOUS_TRANSITIONS)
+        if self.schedule_name not in CONTINUOUS_SCHEDULES:
+            raise ValueError(f"schedule {self.schedule} is of discrete time only")
+        kept = CONTINUOUS_SCHEDULES[self.schedule_name].alpha(1.0).item()
+        if self.transition == "absorbing" and kept > 0:
+            raise ValueError(
+                "schedule must mask every token of an absorbing chain by t = 1, as linear and "
+                f"cosine do: {self.schedule} keeps {kept:.1g} of them, and the bound is infinite"
+            )
 
     @abstractmethod
     def load(self) -> tuple[Items, Items]:
@@ -184,9 +228,26 @@ class TrainConfig(ABC):
         """How many values a token of the data has."""
 
     @property
+    def num_steps(self) -> int | None:
+        """T; None in continuous time."""
+        return None if self.time == "continuous" else self.timesteps
+
+    @property
+    def duration(self) -> float:
+        """What the mean loss over the training times is multiplied by for the bound."""
+        return self.num_steps or 1 - T_MIN
+
+    @property
+    def schedule_name(self) -> str:
+        """The schedule, also where it is auto."""
+        if self.schedule != "auto":
+            return self.schedule
+        return self.AUTO_SCHEDULES.get(self.transition, "cosine")
+
+    @property
     def steps_to_sample(self) -> int:
         """How many denoiser calls a sample takes."""
-        return min(100, self.timesteps) if self.sample_steps is None else self.sample_steps
+        return min(100, self.num_steps or 100) if self.sample_steps is None else self.sample_steps
 
     @property
     def mask_id(self) -> int | None:
@@ -218,12 +279,11 @@ class TrainConfig(ABC):
             "mask-and-uniform": lambda: transitions.mask_and_uniform(k, self.betas(), mask),
         }
 
-    def betas(self) -> Tensor:
-        """Return the betas of the schedule."""
-        name: str = self.schedule
-        if name == "auto":
-            name = self.AUTO_SCHEDULES.get(self.transition, "cosine")
-        return SCHEDULES[name](self.timesteps)
+    def betas(self) -> Tensor | ContinuousSchedule:
+        """Return the betas of the schedule; in continuous time the schedule itself."""
+        if self.num_steps is None:
+            return CONTINUOUS_SCHEDULES[self.schedule_name]
+        return SCHEDULES[self.schedule_name](self.num_steps)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the options as plain values."""

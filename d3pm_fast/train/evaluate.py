@@ -12,8 +12,10 @@ from torch import Tensor
 
 from .. import _files, evaluation, timesteps
 from .._checks import check_count
+from ..d3pm import D3PM
 from ..elbo import ELBO
 from . import fashion_mnist, figures, model
+from .config import T_MIN
 from .device import autocast, pick_device
 from .images import ImageConfig
 from .process import locked
@@ -41,9 +43,10 @@ class EvalConfig:
     """How many test images, the first ones; default: all 10,000."""
     times: int | None = 10
     """Times taken for an image, 3 or more: the last one and random others, an estimate without a
-    bias. None, or no fewer than there are, for every time."""
+    bias. None, or no fewer than there are, for every time. (Of an integral there is no None.)"""
     steps: int | None = None
-    """Denoiser calls of the model, 1..T, each with a bound of its own; default: all T."""
+    """Denoiser calls of the model, 1..T, each with a bound of its own; default: all T, in
+    continuous time the integral, whose last time is the step from 0.001 to 0."""
     seed: int = 0
     """Of the times and the noise."""
     batch_size: int = 64
@@ -64,9 +67,7 @@ def evaluate(config: EvalConfig) -> None:
     trained, _, denoiser, diffusion = model.load(config.run, device)
     if not isinstance(trained, ImageConfig):
         raise ValueError(f"{config.run} is of {trained.UNIT}s, eval bounds images")
-    times, steps = config.times, len(timesteps.strided(diffusion.num_steps, config.steps)) - 1
-    if times is not None:
-        times = None if times >= steps else check_count("times", times, least=3)
+    times, num_terms = choose_times(config, diffusion)
     images = fashion_mnist.load("test", trained.levels, config.data)
     count = len(images) if config.images is None else config.images
     if count > len(images):
@@ -89,6 +90,7 @@ def evaluate(config: EvalConfig) -> None:
                     unfinished,
                     steps=config.steps,
                     num_times=times,
+                    t_min=T_MIN,
                     seed=config.seed,
                     batch_size=config.batch_size,
                     about=f"model {digest}",
@@ -101,11 +103,29 @@ def evaluate(config: EvalConfig) -> None:
         about = {"diffusion": repr(diffusion), "sha256": digest, **options, "images": len(images)}
         _files.write_text(out / "eval.json", json.dumps({**about, **found}) + "\n")
         times_taken, terms = np.array(found["t"]), np.array(found["terms_bits_per_dim"])
-        draws = len(images) * (steps if times is None else times - 1)
-        figures.terms(out / "terms.png", times_taken, terms, -(-DRAWS_A_POINT * steps // draws))
+        draws = len(images) * (num_terms if times is None else times - 1)
+        terms_a_point = -(-DRAWS_A_POINT * num_terms // draws)
+        figures.terms(out / "terms.png", times_taken, terms, terms_a_point)
     low, high = found["interval_95"]
     print(f"{found['bits_per_dim']:.4f} bits/dim, 95 % interval {low:.4f} to {high:.4f}")
     print(f"wrote {out / 'eval.json'} and {out / 'terms.png'}")
+
+
+def choose_times(config: EvalConfig, diffusion: D3PM) -> tuple[int | None, int]:
+    """Return how many times an image has, None for all, and how many terms the bound has.
+
+    Raises:
+        ValueError: not as many steps or times as there may be.
+    """
+    if config.steps is None and not diffusion.transition.has_steps:
+        if config.times is None:
+            raise ValueError("times must be a number for an integral over continuous time")
+        times = check_count("times", config.times, least=3)
+        return times, times
+    num_terms = len(timesteps.path(diffusion.num_steps, config.steps)) - 1
+    if config.times is None or config.times >= num_terms:
+        return None, num_terms
+    return check_count("times", config.times, least=3), num_terms
 
 
 def differs(unfinished: Path, error: evaluation.OtherEvaluation) -> str:

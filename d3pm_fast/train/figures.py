@@ -33,18 +33,18 @@ def film(path: Path, frames: Sequence[Tensor], colours: np.ndarray) -> None:
     )
 
 
-def terms(path: Path, times: np.ndarray, bits: np.ndarray, steps_a_point: int) -> None:
-    """Plot what the steps from each time add to the bound, in bits per dimension a step.
+def terms(path: Path, times: np.ndarray, bits: np.ndarray, terms_a_point: int) -> None:
+    """Plot what the term of each time adds to the bound, in bits per dimension.
 
-    Neighbouring steps are averaged, for of an estimate each is known to few digits; the first
+    Neighbouring terms are averaged, for of an estimate each is known to few digits; the first
     step, which alone predicts data, has a point of its own.
     """
     groups = [slice(0, 1)]
-    groups += [slice(i, i + steps_a_point) for i in range(1, len(times), steps_a_point)]
+    groups += [slice(i, i + terms_a_point) for i in range(1, len(times), terms_a_point)]
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
     axes.plot([times[g].mean() for g in groups], [bits[g].mean() for g in groups], ".-")
-    axes.set(xlabel="t", ylabel="bits per dimension a step", title="Variational bound by time")
+    axes.set(xlabel="t", ylabel="bits per dimension a term", title="Variational bound by time")
     axes.set_yscale("log")
     axes.set_ylim(bottom=1e-8)  # a thousand such steps are nothing
     figure.savefig(path, dpi=120)

@@ -1,6 +1,6 @@
 """Draw items from a trained denoiser."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -10,9 +10,10 @@ import torch
 import tyro
 from torch import Tensor, nn
 
+from .. import timesteps
 from .._checks import check_count
 from .._random import seeded
-from ..choices import Last
+from ..choices import Last, Spacing
 from ..functional import Shaped
 from ..sampling import ancestral
 from ..unmasking import confidence, first_hitting
@@ -27,21 +28,21 @@ SAMPLERS: dict[str, Sampler] = {
     "first-hitting": first_hitting,
     "confidence": confidence,
 }
-NAMED = {"count", "last", "temperature", "top_k", "top_p", "seed"}
+NAMED = {"count", "spacing", "last", "temperature", "top_k", "top_p", "seed"}
 
 
-def parse_times(text: list[str]) -> tuple[int, ...]:
-    """Return the integers between the commas of a single word."""
+def parse_times(text: list[str]) -> tuple[float, ...]:
+    """Return the numbers between the commas of a single word, integers as such."""
     try:
-        return tuple(int(time) for time in text[0].split(","))
+        return tuple(int(t) if t.strip().isdecimal() else float(t) for t in text[0].split(","))
     except ValueError:
-        raise ValueError(f"must be integers with commas between, got {text[0]!r}") from None
+        raise ValueError(f"must be numbers with commas between, got {text[0]!r}") from None
 
 
 # One word: of several the last could be the run.
-COMMAS = tyro.constructors.PrimitiveConstructorSpec[tuple[int, ...]](
+COMMAS = tyro.constructors.PrimitiveConstructorSpec[tuple[float, ...]](
     nargs=1,
-    metavar="INT,INT,...",
+    metavar="T,T,...",
     instance_from_str=parse_times,
     is_instance=lambda times: isinstance(times, tuple),
     str_from_instance=lambda times: [",".join(map(str, times))],
@@ -65,9 +66,13 @@ class SampleConfig:
     """The others are for absorbing chains: first-hitting has the same law and calls the denoiser
     only for steps that unmask a token; confidence unmasks the surest tokens first, a heuristic."""
     steps: int | None = None
-    """Evenly strided steps, 1..T; default: as in training."""
-    times: Annotated[tuple[int, ...], COMMAS] = ()
-    """In place of steps: the times of the denoiser's calls, falling from T, with commas between."""
+    """Evenly strided steps, 1..T; default: as in training. Any number in continuous time, where
+    first-hitting has none by default: each token then has a time of its own."""
+    spacing: Spacing = "uniform"
+    """Of the steps in continuous time; cosine has more of them near 1, log more of them near 0."""
+    times: Annotated[tuple[float, ...], COMMAS] = ()
+    """In place of steps: the times of the denoiser's calls, falling from T, in continuous time
+    from 1, with commas between."""
     last: Last = "sample"
     """The step to t = 0: drawn, or the likeliest class."""
     temperature: float = 1.0
@@ -97,8 +102,10 @@ def sample(config: SampleConfig) -> None:
     if config.count is not None:
         check_count("count", config.count)
     trained, statistics, denoiser, diffusion = model.load(config.run, pick_device(config.device))
-    steps = trained.steps_to_sample if config.steps is None else config.steps
-    options: dict[str, Any] = {"steps": config.times or steps}
+    steps = steps_of(config, trained)
+    options: dict[str, Any] = {"steps": steps}
+    if isinstance(steps, int) and trained.num_steps is None:
+        options["steps"] = timesteps.grid(steps, config.spacing)
     if config.sampler != "confidence":
         options["last"] = config.last
     shaped = partial(Shaped, temperature=config.temperature, top_k=config.top_k, top_p=config.top_p)
@@ -118,10 +125,28 @@ def sample(config: SampleConfig) -> None:
     print("wrote", *files)
 
 
-def name_of(config: SampleConfig, steps: int) -> str:
+def steps_of(config: SampleConfig, trained: TrainConfig) -> int | Sequence[float] | None:
+    """Return the times of the denoiser's calls, or how many; None for a time of each token.
+
+    Raises:
+        ValueError: the options are not of discrete or of continuous time, whichever the run has.
+    """
+    is_continuous = trained.num_steps is None
+    if not is_continuous and not all(isinstance(t, int) for t in config.times):
+        raise ValueError(f"times must be integers for a run of T steps, got {config.times}")
+    steps: int | Sequence[float] | None = config.times or config.steps
+    if steps is None and not (is_continuous and config.sampler == "first-hitting"):
+        steps = trained.steps_to_sample
+    if config.spacing != "uniform" and not (is_continuous and isinstance(steps, int)):
+        raise ValueError(f"spacing = {config.spacing} is for steps in continuous time")
+    return steps
+
+
+def name_of(config: SampleConfig, steps: int | Sequence[float] | None) -> str:
     """Return the name of samples that these options make."""
-    path = "-".join(map(str, config.times)) if config.times else str(steps)
-    parts = [config.sampler, path]
+    parts: list[str] = [config.sampler]
+    if steps is not None:
+        parts.append(str(steps) if isinstance(steps, int) else "-".join(map(str, steps)))
     for field in fields(config):
         value = getattr(config, field.name)
         if field.name in NAMED and value != field.default:

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -78,14 +78,14 @@ class ImageConfig(TrainConfig):
         """Return how each transition is made, those between neighbouring grey levels as well."""
         k = self.num_classes
         return super().chains(marginals) | {
-            "gaussian": lambda: transitions.discretized_gaussian(k, self.betas()),
+            "gaussian": lambda: transitions.discretized_gaussian(k, cast(Tensor, self.betas())),
             "nearest-neighbor": lambda: neighbors(k, self.timesteps, marginals),
         }
 
     def denoiser(self) -> nn.Module:
         """Return a fresh U-Net."""
         unet = CategoricalUNet(
-            self.num_classes, self.timesteps, self.width, self.depth, mask_id=self.mask_id
+            self.num_classes, self.num_steps, self.width, self.depth, mask_id=self.mask_id
         )
         return unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 

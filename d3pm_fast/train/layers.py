@@ -8,7 +8,10 @@ from torch import Tensor
 
 
 def sinusoids(time: Tensor, features: int) -> Tensor:
-    """Return the sines and cosines of times in [0, 1], ``(B,)``, as ``(B, features)``."""
+    """Return the sines and cosines of times in [0, 1], ``(B,)``, as ``(B, features)``.
+
+    The fastest ones advance by one radian in 1/1000, a step of T = 1000.
+    """
     half = features // 2
     frequencies = torch.exp(torch.linspace(0, math.log(1000.0), half, device=time.device))
     angles = time.float()[:, None] * frequencies

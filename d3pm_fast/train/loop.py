@@ -20,7 +20,7 @@ from .. import _files
 from .._random import mixed_seed, seeded
 from . import checkpoint, figures, model, records
 from .averaging import averaged
-from .config import TrainConfig
+from .config import T_MIN, TrainConfig
 from .device import autocast, pick_device, place
 from .generate import draw
 from .held_out import bits_per_token
@@ -77,7 +77,7 @@ class Run:
         self.step = 0
         self.stopped_by = 0  # a signal
         self.metrics: list[dict[str, Any]] = []
-        self.bound = RunningBound(config.timesteps)
+        self.bound = RunningBound(config.num_steps)
         marginals = torch.tensor(self.statistics["marginals"], dtype=torch.float64)
         prior = self.diffusion.transition.prior().cpu()[: len(marginals)]
         self.prior = float(marginals @ prior)
@@ -156,14 +156,14 @@ class Run:
         generator = seeded(config.seed, NOISE, self.step)
         batch = self.batch().to(self.device)
         x0, mask = batch.x0, batch.mask
-        t = self.diffusion.sample_t(len(x0), low_discrepancy=True, generator=generator)
+        t = self.diffusion.sample_t(len(x0), low_discrepancy=True, generator=generator, t_min=T_MIN)
         x_t = self.diffusion.q_sample(x0, t, generator=generator)
         for group in self.optimizer.param_groups:
             group["lr"] = config.learning_rate * self.rate()
         with autocast(config.precision, self.device):
             logits = batch.predict(self.denoiser, x_t, t)
         loss_of = partial(self.diffusion.loss, logits, x0, x_t, t, mask=mask)
-        vb, ce = config.timesteps * config.vb_weight, config.timesteps * config.ce_weight
+        vb, ce = config.duration * config.vb_weight, config.timesteps * config.ce_weight
         self.optimizer.zero_grad(set_to_none=True)
         loss = loss_of(vb_weight=vb, ce_weight=ce)
         loss.backward()

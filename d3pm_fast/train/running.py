@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .config import T_MIN
+
 
 class RunningBound:
     """The variational bound, summed over stretches of time, each with a running mean of its own.
@@ -12,18 +14,23 @@ class RunningBound:
     The loss of a time can be thousands of times that of another, as at t = 1 for chains that
     change few tokens there: an estimate from one batch is then set by the times in it.
 
+    In continuous time it is the density's integral, without the step from t_min to 0.
+
     Args:
-        num_steps: T.
+        num_steps: T; None in continuous time.
     """
 
     STRETCHES = 20
     DECAY = 0.97  # a step
 
-    def __init__(self, num_steps: int) -> None:
-        # t = 1 alone, then stretches as equal in length as can be.
-        others = torch.linspace(1, num_steps, self.STRETCHES + 1).round().unique().long()
-        self.last = torch.cat([torch.ones(1).long(), others[others > 1]])
-        self.lengths = self.last.diff(prepend=torch.zeros(1).long())
+    def __init__(self, num_steps: int | None) -> None:
+        if num_steps is None:
+            ends = torch.linspace(T_MIN, 1, self.STRETCHES + 1, dtype=torch.float64)
+        else:
+            # t = 1 alone, then stretches as equal in length as can be.
+            others = torch.linspace(1, num_steps, self.STRETCHES + 1).round().unique().long()
+            ends = torch.cat([torch.tensor([0, 1]), others[others > 1]])
+        self.last, self.lengths = ends[1:], ends.diff()
         self.sums = torch.zeros(len(self.last), dtype=torch.float64)
         self.counts = torch.zeros(len(self.last), dtype=torch.float64)
 
@@ -31,7 +38,7 @@ class RunningBound:
         """Take in a batch.
 
         Args:
-            t: times ``(B,)`` in 1..T.
+            t: times ``(B,)`` in 1..T, or float64 in [t_min, 1].
             nats: the loss of each item, the sum over the tokens that count, ``(B,)``.
             tokens: how many those are, ``(B,)``.
         """

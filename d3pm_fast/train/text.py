@@ -81,7 +81,7 @@ class TextConfig(TrainConfig):
 
     def denoiser(self) -> nn.Module:
         """Return a fresh Transformer."""
-        return Transformer(self.num_classes, self.timesteps, self.width, self.depth, self.mask_id)
+        return Transformer(self.num_classes, self.num_steps, self.width, self.depth, self.mask_id)
 
     def draw(
         self,

@@ -17,7 +17,7 @@ class Transformer(nn.Module):
 
     Args:
         num_classes: K, the mask counted in.
-        num_steps: T.
+        num_steps: T; None in continuous time.
         width: features of a token, a multiple of 32.
         depth: layers.
         mask_id: a class that is never predicted (its logit is -inf), or None.
@@ -29,7 +29,7 @@ class Transformer(nn.Module):
     def __init__(
         self,
         num_classes: int,
-        num_steps: int,
+        num_steps: int | None,
         width: int = 128,
         depth: int = 2,
         mask_id: int | None = None,
@@ -61,13 +61,13 @@ class Transformer(nn.Module):
 
         Args:
             x_t: integers ``(B, L)`` in [0, K).
-            t: ``(B,)`` in 1..T.
+            t: ``(B,)`` in 1..T, or in [0, 1].
             mask: bool ``(B, L)``, False for padding, which no token sees; None for no padding.
 
         Returns:
             ``(B, L, K)``, contiguous.
         """
-        time = self.time(sinusoids(t / self.num_steps, self.width))
+        time = self.time(sinusoids(t / (self.num_steps or 1), self.width))
         h = self.embed(x_t.long())
         if mask is not None:
             h = h * mask[..., None]

@@ -20,7 +20,7 @@ class UNet(nn.Module):
     Args:
         inside: channels of x_t.
         outside: channels of what comes out.
-        num_steps: T.
+        num_steps: T; None in continuous time.
         width: channels at full resolution, a multiple of 16.
         depth: residual blocks a level, on the way down and again on the way up.
         attention: self-attention at the lowest resolution.
@@ -32,7 +32,7 @@ class UNet(nn.Module):
         self,
         inside: int,
         outside: int,
-        num_steps: int,
+        num_steps: int | None,
         width: int = 32,
         depth: int = 1,
         attention: bool = True,
@@ -60,12 +60,12 @@ class UNet(nn.Module):
         self.leave = nn.Sequential(normalization(width), nn.SiLU(), nn.Conv2d(width, outside, 1))
 
     def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
-        """Return ``(B, outside, H, W)`` from ``(B, inside, H, W)`` and t, ``(B,)`` in 1..T."""
+        """Return ``(B, outside, H, W)`` from ``(B, inside, H, W)`` and t, ``(B,)``."""
         return self.image(x_t, self.time_features(t))
 
     def time_features(self, t: Tensor) -> Tensor:
         """Return what the blocks know of the time, ``(B, features)``."""
-        features: Tensor = self.time(sinusoids(t / self.num_steps, self.features))
+        features: Tensor = self.time(sinusoids(t / (self.num_steps or 1), self.features))
         return features
 
     def image(self, h: Tensor, time: Tensor) -> Tensor:
@@ -98,7 +98,7 @@ class CategoricalUNet(UNet):
 
     Args:
         num_classes: K, the mask counted in.
-        num_steps: T.
+        num_steps: T; None in continuous time.
         width: channels at full resolution, a multiple of 16.
         depth: residual blocks a level, on the way down and again on the way up.
         attention: self-attention at the lowest resolution.
@@ -108,7 +108,7 @@ class CategoricalUNet(UNet):
     def __init__(
         self,
         num_classes: int,
-        num_steps: int,
+        num_steps: int | None,
         width: int = 32,
         depth: int = 1,
         attention: bool = True,
@@ -124,7 +124,7 @@ class CategoricalUNet(UNet):
 
         Args:
             x_t: integers ``(B, H, W)`` in [0, K).
-            t: ``(B,)`` in 1..T.
+            t: ``(B,)`` in 1..T, or in [0, 1].
 
         Returns:
             ``(B, H, W, K)``, contiguous.
