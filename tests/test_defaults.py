@@ -41,6 +41,10 @@ FAMILIES = {
     "mask_and_uniform, by step": lambda betas: transitions.mask_and_uniform(
         K, betas, MASK, [0.1, 0.2, 0.3, 0.4]
     ),
+    "gidd": lambda betas: transitions.gidd(K, MASK, 0.2, num_steps=len(betas)),
+    "from_marginals": lambda betas: transitions.from_marginals(
+        K, [0.9, 0.6, 0.3, 0.0], [0.06, 0.2, 0.2, 0.1], [0.04, 0.2, 0.5, 0.9], MASK
+    ),
     "discretized_gaussian": lambda betas: transitions.discretized_gaussian(K, betas),
     "band": lambda betas: transitions.band(K, betas, 2),
     "nearest_neighbor": lambda betas: transitions.nearest_neighbor(POINTS, 2, [0.1, 0.2, 0.4, 0.9]),

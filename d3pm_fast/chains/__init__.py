@@ -5,6 +5,7 @@ from .cache import MEMORY_BUDGET
 from .continuous import ContinuousTransition, Schedule, rank_one_chain
 from .dense import DenseTransition
 from .limits import stationary_law
+from .moving import Marginals, MovingTransition
 from .products import Products
 from .rank_one import RankOneChain, RankOneTransition
 from .sparse import SparseTransition
@@ -13,6 +14,8 @@ __all__ = [
     "MEMORY_BUDGET",
     "ContinuousTransition",
     "DenseTransition",
+    "Marginals",
+    "MovingTransition",
     "Products",
     "RankOneChain",
     "RankOneTransition",

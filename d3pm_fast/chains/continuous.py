@@ -1,5 +1,6 @@
 """Rank-one chains in continuous time: what is kept is a function alpha(t) of t in [0, 1]."""
 
+from abc import abstractmethod
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -11,7 +12,7 @@ from .base import running_sums
 from .rank_one import RankOneChain, RankOneTransition
 from .structures import RankOneMarginal, RankOneStep
 
-__all__ = ["ContinuousTransition", "Schedule", "rank_one_chain"]
+__all__ = ["ContinuousChain", "ContinuousTransition", "Schedule", "rank_one_chain"]
 
 # Of the law of redrawn tokens: times of 1e-9, then, enter a class with 1e-18 or more, and products
 # of two such probabilities are normal numbers of float32.
@@ -35,68 +36,23 @@ class Schedule(Protocol):
         """Return ``1 - alpha(t) / alpha(s)``."""
 
 
-@loadable
-class ContinuousTransition(RankOneChain):
-    """The chain with ``Q_{s->t} = a I + (1 - a) 1 (g pi + (1 - g) e_mask)^T``.
-
-    ``a = alpha(t) / alpha(s)``; the share g is the same at all times. Time 0 are the data: where
-    alpha(0) < 1, a step from there leads over a jump, and has ``a = alpha(t)``.
-    """
+class ContinuousChain(RankOneChain):
+    """What rank-one chains in continuous time share; time 0 are the data."""
 
     num_steps: Any = None
     _TABLES = ("pi", "pi_cdf", "_end")
+    _end: Tensor  # the coefficients of Qbar_1
 
-    def __init__(
-        self,
-        family: str,
-        num_classes: int,
-        schedule: Schedule,
-        pi: Tensor | None,
-        base_share: float,
-        mask_id: int = -1,
-    ) -> None:
+    def __init__(self, family: str, num_classes: int, pi: Tensor | None, mask_id: int) -> None:
         super().__init__(family, num_classes, self.num_steps, mask_id)
-        self.schedule = schedule
         self.pi = pi
         self.pi_cdf = None if pi is None else running_sums(pi)
-        self._share = base_share
-        self._end = self.product_coefficients(torch.ones((), dtype=torch.float64, device="cpu"))
-        rarest = 1 / num_classes if pi is None else float(pi[pi > 0].min())
-        shares = [share for share in (base_share * rarest, 1 - base_share) if share > 0]
-        self.needs_float64 = min(shares) < _LEAST_SHARE
-        grid = torch.linspace(0, 1, 17, dtype=torch.float64, device="cpu")
-        self._defined_by(schedule.alpha(grid), base_share, () if pi is None else pi)
+        self._rarest = 1 / num_classes if pi is None else float(pi[pi > 0].min())
 
     @property
     def device(self) -> torch.device:
         """Where the numbers are."""
         return self._end.device
-
-    def product_coefficients(self, t: Tensor) -> Tensor:
-        """Return ``(Abar_t, Wbar_t, Mbar_t)`` of ``Qbar_t``, float64 ``(*t.shape, 3)``.
-
-        Args:
-            t: float64 in [0, 1], any shape.
-        """
-        lost = self._lost(t)
-        base = lost * self._share
-        return torch.stack([self.schedule.alpha(t).where(t > 0, 1), base, lost - base], dim=-1)
-
-    def _lost(self, t: Tensor) -> Tensor:
-        """Return the probability that a token is redrawn until t."""
-        return self.schedule.one_minus_alpha(t).where(t > 0, 0)
-
-    def step_coefficients(self, s: Tensor, t: Tensor) -> Tensor:
-        """Return what the step ``x_t -> x_s`` needs, float64 ``(*t.shape, 7)``.
-
-        Args:
-            s: float64 in [0, 1], any shape.
-            t: float64 in [0, 1], the shape of ``s``, nowhere below it.
-        """
-        spread = self.schedule.beta(s, t).where(s > 0, self._lost(t))
-        base = spread * self._share
-        step = torch.stack([1 - spread, base, spread - base], dim=-1)
-        return torch.cat([step, self.product_coefficients(s), s.unsqueeze(-1)], dim=-1)
 
     def step_record(self, t: Tensor, s: Tensor | None = None) -> RankOneStep:
         """Return what operations are given of the steps ``x_t -> x_s``, which need an s."""
@@ -115,9 +71,7 @@ class ContinuousTransition(RankOneChain):
         """
         valid = (t > 0) & (t <= 1)
         at = t.where(valid, 1).clamp(max=1 - 2**-53).flatten()
-        rate = self.schedule.rate(at)
-        base = rate * self._share
-        rates = torch.stack([torch.ones_like(at), base, rate - base], dim=-1)
+        rates = torch.stack([torch.ones_like(at), *self._rates(at)], dim=-1)
         table = torch.cat([rates, self.product_coefficients(at), at.unsqueeze(-1)], dim=-1)
         rows = torch.arange(t.numel(), device=t.device).view(t.shape).where(valid, -1)
         return RankOneStep(rows, table, self.pi, self.pi_cdf, self.mask_id)
@@ -128,11 +82,6 @@ class ContinuousTransition(RankOneChain):
         table = self.product_coefficients(t.where(valid, 0).flatten())
         rows = torch.arange(t.numel(), device=t.device).view(t.shape).where(valid, -1)
         return RankOneMarginal(rows, table, self.pi_cdf, self.mask_id, self.num_classes)
-
-    def stationary(self) -> Tensor:
-        """Return the distribution of x_1, whatever x_0 was, float64 ``(K,)``."""
-        share = self._end.new_tensor(self._share)
-        return self._spread_vector(share, 1 - share)
 
     def prior(self) -> Tensor:
         """Return ``KL(q(x_1 | x_0) || stationary)`` in nats for each x_0, float64 ``(K,)``."""
@@ -163,6 +112,73 @@ class ContinuousTransition(RankOneChain):
         if not 0 <= t <= 1:
             raise IndexError(f"t must lie in [0, 1], got {t}")
         return t
+
+    @abstractmethod
+    def _rates(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Return at which rates a token is redrawn from pi, and masked, for t in (0, 1)."""
+
+
+@loadable
+class ContinuousTransition(ContinuousChain):
+    """The chain with ``Q_{s->t} = a I + (1 - a) 1 (g pi + (1 - g) e_mask)^T``.
+
+    ``a = alpha(t) / alpha(s)``; the share g is the same at all times. Time 0 are the data: where
+    alpha(0) < 1, a step from there leads over a jump, and has ``a = alpha(t)``.
+    """
+
+    def __init__(
+        self,
+        family: str,
+        num_classes: int,
+        schedule: Schedule,
+        pi: Tensor | None,
+        base_share: float,
+        mask_id: int = -1,
+    ) -> None:
+        super().__init__(family, num_classes, pi, mask_id)
+        self.schedule = schedule
+        self._share = base_share
+        self._end = self.product_coefficients(torch.ones((), dtype=torch.float64, device="cpu"))
+        shares = [share for share in (base_share * self._rarest, 1 - base_share) if share > 0]
+        self.needs_float64 = min(shares) < _LEAST_SHARE
+        grid = torch.linspace(0, 1, 17, dtype=torch.float64, device="cpu")
+        self._defined_by(schedule.alpha(grid), base_share, () if pi is None else pi)
+
+    def product_coefficients(self, t: Tensor) -> Tensor:
+        """Return ``(Abar_t, Wbar_t, Mbar_t)`` of ``Qbar_t``, float64 ``(*t.shape, 3)``.
+
+        Args:
+            t: float64 in [0, 1], any shape.
+        """
+        lost = self._lost(t)
+        base = lost * self._share
+        return torch.stack([self.schedule.alpha(t).where(t > 0, 1), base, lost - base], dim=-1)
+
+    def _lost(self, t: Tensor) -> Tensor:
+        """Return the probability that a token is redrawn until t."""
+        return self.schedule.one_minus_alpha(t).where(t > 0, 0)
+
+    def step_coefficients(self, s: Tensor, t: Tensor) -> Tensor:
+        """Return what the step ``x_t -> x_s`` needs, float64 ``(*t.shape, 7)``.
+
+        Args:
+            s: float64 in [0, 1], any shape.
+            t: float64 in [0, 1], the shape of ``s``, nowhere below it.
+        """
+        spread = self.schedule.beta(s, t).where(s > 0, self._lost(t))
+        base = spread * self._share
+        step = torch.stack([1 - spread, base, spread - base], dim=-1)
+        return torch.cat([step, self.product_coefficients(s), s.unsqueeze(-1)], dim=-1)
+
+    def stationary(self) -> Tensor:
+        """Return the distribution of x_1, whatever x_0 was, float64 ``(K,)``."""
+        share = self._end.new_tensor(self._share)
+        return self._spread_vector(share, 1 - share)
+
+    def _rates(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        rate = self.schedule.rate(t)
+        base = rate * self._share
+        return base, rate - base
 
 
 def rank_one_chain(

@@ -24,7 +24,7 @@ __all__ = ["RankOneChain", "RankOneTransition"]
 _LOG_ZERO = -1000.0
 
 # Kernels multiply two probabilities of a chain: the product of two such is a normal number.
-_LEAST = {torch.float32: 1e-18, torch.float64: 1e-150}
+LEAST = {torch.float32: 1e-18, torch.float64: 1e-150}
 
 
 class RankOneChain(Transition):
@@ -229,10 +229,10 @@ def _needs_float64(betas: Tensor, share: Tensor, pi: Tensor | None, num_classes:
     into_base, into_mask = betas * share * rarest, betas * (1 - share)
     redraws, masks = (betas > 0) & (share > 0), (betas > 0) & (share < 1)
     least = min(torch.cat([into_base[redraws], into_mask[masks]]).tolist(), default=1.0)
-    if least < _LEAST[torch.float64]:
+    if least < LEAST[torch.float64]:
         raise ValueError(
             f"betas must be 0, or enter a class with a probability of at least "
-            f"{_LEAST[torch.float64]:g}, as products of smaller ones are below float64's range; "
+            f"{LEAST[torch.float64]:g}, as products of smaller ones are below float64's range; "
             f"got {least:.3g}: make such a beta (or such an entry of pi) 0"
         )
     # Of a class that no later step enters, what came into it before goes on to decay.
@@ -241,7 +241,7 @@ def _needs_float64(betas: Tensor, share: Tensor, pi: Tensor | None, num_classes:
         for beta, entry in zip(betas.tolist(), entries.tolist(), strict=True):
             current = entry if entry > 0 else (1 - beta) * current
             least = min(least, current) if current > 0 else least
-    return least < _LEAST[torch.float32]
+    return least < LEAST[torch.float32]
 
 
 def _running_spread(betas: Tensor, share: Tensor) -> Tensor:

@@ -6,8 +6,10 @@ from .absorbing import absorbing
 from .band import band
 from .blosum62 import AMINO_ACIDS, BLOSUM62, BLOSUM62_BACKGROUND
 from .discretized_gaussian import discretized_gaussian
+from .from_marginals import from_marginals
 from .from_matrices import from_matrices
 from .from_rate import from_rate
+from .gidd import gidd
 from .marginal import marginal
 from .mask_and_uniform import mask_and_uniform
 from .mixture import mixture
@@ -29,8 +31,10 @@ __all__ = [
     "absorbing",
     "band",
     "discretized_gaussian",
+    "from_marginals",
     "from_matrices",
     "from_rate",
+    "gidd",
     "marginal",
     "mask_and_uniform",
     "mixture",

@@ -47,6 +47,15 @@ class ContinuousChain:
         keep = self.kept(t) / self.kept(s)
         return keep * torch.eye(self.num_classes).double() + (1 - keep) * self.law
 
+    def reached(self, t):
+        """``Qbar_t``, to the last digits of a small ``1 - alpha``."""
+        lost = self.schedule.one_minus_alpha(t)
+        return self.kept(t) * torch.eye(self.num_classes).double() + lost * self.law
+
+    def rates(self, t):
+        """``R_t[j, x_t]`` for each x_t, the same for all other j."""
+        return self.schedule.rate(t) * self.law
+
     def forward(self, rows, s, t):
         return rows @ self.product(s, t)
 
@@ -62,8 +71,7 @@ def make_continuous_chain(family, schedule):
 def true_density(chain, logits, x0, x_t, t, reverse="joint"):
     """``sum_j R[j, x_t] (m_j - d_j - d_j log(m_j / d_j))`` from explicit matrices, ``(N,)``."""
     t = min(t, 1 - 2**-53)
-    keep, lost = chain.schedule.alpha(t), chain.schedule.one_minus_alpha(t)
-    matrix = keep * torch.eye(K).double() + lost * chain.law
+    matrix = chain.reached(t)
     predicted = torch.softmax(logits, dim=-1)
     if reverse == "posterior_mean":
         reach = matrix[:, x_t].T
@@ -73,7 +81,7 @@ def true_density(chain, logits, x0, x_t, t, reverse="joint"):
     f, d = predicted @ matrix, matrix[x0]
     rows = torch.arange(len(x0))
     m, r = f / f[rows, x_t, None], d / d[rows, x_t, None]
-    rates = (chain.schedule.rate(t) * chain.law)[x_t, None]
+    rates = chain.rates(t)[x_t, None]
     gain = (m / r.where(r > 0, 1)).where(r > 0, 1)
     terms = torch.where(r > 0, r * (gain - 1 - gain.log()), m)
     other = torch.arange(K) != x_t[:, None]
