@@ -82,8 +82,8 @@ class TrainConfig(ABC):
     sample_count: int
     """Items to draw."""
     time: Literal["discrete", "continuous"] = "discrete"
-    """T steps, or the times in [0, 1], where the bound is an integral: for uniform, absorbing,
-    marginal and mask-and-uniform."""
+    """Discrete: T steps. Continuous: all times in [0, 1], over which the bound is an integral; for
+    uniform, absorbing, marginal and mask-and-uniform."""
     schedule: Literal[
         "auto",
         "cosine",
@@ -101,11 +101,11 @@ class TrainConfig(ABC):
     """The noise schedule. Auto: for gaussian linear from 1e-4 to 0.02, for the absorbing chain of
     text jsd, for all others cosine. (The paper takes jsd for every absorbing chain.) Only discrete
     time has cosine-multinomial, quadratic and sigmoid, only continuous time cosine-maskgit,
-    geometric, linear-sigma and log-linear. Linear is of beta, in continuous time of alpha, as jsd
-    is."""
+    geometric, linear-sigma and log-linear. In discrete time linear is for beta, in continuous time
+    for alpha, as jsd is in both."""
     timesteps: int = 1000
-    """T, the steps of the forward process. Continuous time has none; the cross-entropy then
-    weighs what it weighs with T steps."""
+    """T, the steps of the forward process. In continuous time only the weight of the cross-entropy
+    depends on it, and is that of T steps."""
     vb_weight: float = 1.0
     """Weight of the variational bound."""
     ce_weight: float = 0.01

@@ -43,10 +43,10 @@ class EvalConfig:
     """How many test images, the first ones; default: all 10,000."""
     times: int | None = 10
     """Times taken for an image, 3 or more: the last one and random others, an estimate without a
-    bias. None, or no fewer than there are, for every time. (Of an integral there is no None.)"""
+    bias. None, or no fewer than there are, for every time. An integral needs a number."""
     steps: int | None = None
-    """Denoiser calls of the model, 1..T, each with a bound of its own; default: all T, in
-    continuous time the integral, whose last time is the step from 0.001 to 0."""
+    """Denoiser calls of the model, 1..T, each with a bound of its own; default: all T. In
+    continuous time the default is the integral from 0.001 to 1, with one time for the step to 0."""
     seed: int = 0
     """Of the times and the noise."""
     batch_size: int = 64
