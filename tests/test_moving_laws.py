@@ -241,6 +241,19 @@ def test_tables_of_other_families_make_them(family, betas):
     torch.testing.assert_close(*steps, rtol=1e-12, atol=1e-16)
     assert bool((found.product_table[-1, 0] == 0) == (expected.product_table[-1, 0] == 0))
     torch.testing.assert_close(found.prior(), expected.prior(), rtol=1e-11, atol=1e-15)
+    s, t = torch.combinations(torch.arange(21)).T
+    steps = [chain.step_coefficients(s, t) for chain in (found, expected)]
+    torch.testing.assert_close(*steps, rtol=1e-11, atol=1e-15)
+    assert share in (0.25, 0.0) or (steps[0][:, 2] == 0).all()
+
+
+def test_a_table_that_ends_with_0_keeps_nothing():
+    """Also where base and mask, divided by their sum, sum to ``1 - 2^-53``."""
+    for _ in range(200):
+        weights = torch.rand(2, dtype=torch.float64)
+        base, mask = (1.0000001 * weights / weights.sum()).tolist()
+        chain = transitions.from_marginals(K, [0.0], [base], [mask], MASK)
+        assert chain.product_table[1, 0] == 0
 
 
 def test_tables_of_a_law_that_moves():
