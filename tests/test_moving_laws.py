@@ -101,6 +101,18 @@ def test_the_density_agrees_with_its_definition(impl, chain, reverse):
         check_gradient(gradient, true_gradient, torch.float64, ulps=4096, floor=0.1)
 
 
+@pytest.mark.parametrize("family", ["gidd, late", "from_marginals"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_density_at_the_end_of_time(kernels, family, dtype):
+    """There a rate is infinite, and what is kept or redrawn is 0: the number before 1 counts."""
+    chain, x0 = make_moving_chain(family), torch.tensor([0, 1, 3, 4])
+    logits = torch.randn(4, K, dtype=dtype)
+    logits[:, MASK] = -torch.inf
+    x_t, t = torch.full_like(x0, MASK), at(1.0, x0)
+    loss = functional.loss(chain.transition, logits, x0, x_t, t, reduction="none", impl=kernels)
+    assert_close(loss, true_density(chain, logits.double(), x0, x_t, 1.0), dtype, ulps=32)
+
+
 def test_losses_of_short_steps_tend_to_the_density(impl, chain):
     """Their error falls like the length of the step."""
     x0, x_t, logits = every_pair(chain, 0.6)
