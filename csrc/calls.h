@@ -50,9 +50,15 @@ struct Model {
   }
 };
 
-// Of a loss: vb KL(q || p) + ce (-log s[x_0]).
+// Of a loss: vb KL(q || p) + ce (-log s[x_0]), times a factor of the token.
 struct Weights {
   double vb, ce;
+  const void* tokens;  // (N,) real; null for 1
+
+  template <class Real>
+  D3PM_HOST_DEVICE Real of(int64_t token) const {
+    return tokens ? static_cast<const Real*>(tokens)[token] : Real(1);
+  }
 };
 
 struct Loss {
@@ -63,11 +69,20 @@ struct Loss {
   const uint8_t* mask;      // (N,); null where every token counts
   Weights weights;
   bool is_density;  // whether u are rates, and the loss is the bound's density
+  bool with_terms;  // whether beside each loss its two terms are wanted, times the token's factor
   double grad_scale;
   const void*
       count;   // (1,) real, what divides the gradient where the host does not know it; or null
-  void* loss;  // (N,) real
+  void* loss;  // (N,) real, or (N, 3) with terms
   void* grad;  // (N, K); null where no gradient is wanted
+
+  // Whether a token has a loss.
+  template <class Real>
+  D3PM_HOST_DEVICE bool counts(int64_t token) const {
+    return (!mask || mask[token]) && weights.of<Real>(token) != 0;
+  }
+
+  D3PM_HOST_DEVICE int64_t num_results() const { return with_terms ? 3 : 1; }
 };
 
 // A loss in strokes, of a shard of the classes: `of` has (N, count) logits of the classes from

@@ -48,6 +48,8 @@ struct LossRow {
 
   // The step.
   V keep, bar_keep, bar_base, tilt, vb, ce;
+  // 1 or 0: whether the divergence is wanted, and whether the bound's term is the cross-entropy.
+  V diverges, is_direct;
   // The step as the special classes see it; bar_mask is 0 where the mask is x_0 or x_t. Of a
   // density, `spread` is v, and `spread_in_z` is 0; else they are the same.
   V spread, spread_in_z, bar_x0, bar_xt, bar_mask, same;
@@ -60,6 +62,14 @@ struct LossRow {
   V sum_phi, sum_h;
   // The result. The gradient of class j of the rest is e_j (steep h_j + flat).
   V loss, steep, flat, grad_x0, grad_xt, grad_mask;
+  // The terms of the loss, without weights.
+  V divergence, cross_entropy;
+
+  D3PM_HOST_DEVICE V bound() const {
+    const V zero = Math::splat(0);
+    const V of_step = Math::select(diverges != zero, divergence, zero);
+    return Math::select(is_direct != zero, cross_entropy, of_step);
+  }
 
   // Fills in the second group, from the classes, from pi at each of them, and from the step.
   template <class Classes, class Class>
@@ -88,7 +98,7 @@ struct LossRow {
 
   // Whether h is not 1 on all of the rest.
   D3PM_HOST_DEVICE typename Math::Bits is_curved() const {
-    return (bar_base > Math::splat(Math::tiny)) & (vb != Math::splat(0));
+    return (bar_base > Math::splat(Math::tiny)) & (diverges != Math::splat(0));
   }
 
   // With 1 / pi_j for `weight` where all are the same, else 1.
@@ -107,7 +117,7 @@ struct LossRow {
     sum_ = e_x0 + others_;
     // sum >= 1; where x_0 has the largest logit, sum - 1 is `others` to the last digit.
     const V beyond = Math::select(below_top == zero, others_, sum_ - one);
-    cross_entropy_ = below_top + Math::log1p(beyond);
+    cross_entropy = below_top + Math::log1p(beyond);
 
     const V tilt_x0 = Math::select(is_same, tilt, one);
     const V t_x0 = e_x0 * tilt_x0;
@@ -132,7 +142,7 @@ struct LossRow {
     const V fall = Math::select(is_same, spread * not_x0,
                                 not_x0 * (spread_in_z + keep * bar_xt) + keep * d_x0_ * s_xt_);
     g_x0_ = Math::select(d_x0_ > zero, -(bar_keep / d_x0_) * (fall / z_), zero);
-    log_s_x0_ = -cross_entropy_ + Math::log(tilt_x0 * sum_ * inv_);
+    log_s_x0_ = -cross_entropy + Math::log(tilt_x0 * sum_ * inv_);
   }
 
   D3PM_HOST_DEVICE void finish() {
@@ -183,13 +193,13 @@ struct LossRow {
                                      spread / z_ * bar_keep * e_rest * inv_);
     const V r_sum_rest = Math::select(has_base, spread / z_ * bar_base * sum_h, zero);
 
-    const V divergence = term_x0 + Math::select(is_same, zero, term_xt) + term_mask + term_rest;
+    divergence = term_x0 + Math::select(is_same, zero, term_xt) + term_mask + term_rest;
     const V r_sum = r_sum_x0 + Math::select(is_same, zero, r_sum_xt) + r_sum_mask + r_sum_rest;
 
     const auto bound = vb != zero;
     const auto hybrid = ce != zero;
     loss = Math::select(bound, vb * divergence, zero) +
-           Math::select(hybrid, ce * cross_entropy_, zero);
+           Math::select(hybrid, ce * cross_entropy, zero);
     const V common = Math::select(bound, vb * r_sum, zero);
     const V share = ce / sum_;
     steep = Math::select(bound, vb * (spread / z_) * bar_keep * inv_, zero);
@@ -205,6 +215,6 @@ struct LossRow {
     return Math::select(g > Math::splat(-0.5), Math::splat(1) + g, product);
   }
 
-  V others_, sum_, cross_entropy_, inv_, s_x0_, s_xt_, s_mask_;
+  V others_, sum_, inv_, s_x0_, s_xt_, s_mask_;
   V d_x0_, f_x0_, f_xt_, z_, zq_, g_x0_, log_s_x0_;
 };

@@ -9,7 +9,7 @@ namespace d3pm {
 template <class Real>
 struct LossStep {
   const StepCoefficients* step = nullptr;
-  bool predicts_x0 = false, is_density = false;
+  bool predicts_x0 = false, is_density = false, with_terms = false;
   Real keep = 0, base = 0, to_mask = 0, bar_keep = 0, bar_base = 0, bar_to_mask = 0;
   Real vb = 0, ce = 0;
 
@@ -18,6 +18,7 @@ struct LossStep {
       : step(&s),
         predicts_x0(call.model.predicts_x0(s)),
         is_density(call.is_density),
+        with_terms(call.with_terms),
         keep(static_cast<Real>(s.keep)),
         base(static_cast<Real>(s.base)),
         to_mask(static_cast<Real>(s.mask)),
@@ -29,15 +30,16 @@ struct LossStep {
 };
 
 // A token of good classes: whether its loss and all of its gradient are settled to be `value`
-// whatever its row, and if not, its weight of the bound and the tilt of s[x_t].
+// whatever its row, and if not, its weights of the terms and the tilt of s[x_t].
 template <class Real>
 struct LossToken {
   bool settled = true;
-  Real value = 0, vb = 0;
+  bool diverges = false;
+  Real value = 0, vb = 0, ce = 0;
   double tilt = 1;
 
   D3PM_HOST_DEVICE LossToken(const LossStep<Real>& of, const Vector<Real>& vector,
-                             bool posterior_mean, int64_t x0, int64_t x_t) {
+                             bool posterior_mean, int64_t x0, int64_t x_t, Real weight) {
     const StepCoefficients& step = *of.step;
     const double u = vector(step.base, step.mask, x_t);
     const double u_in_z = of.is_density ? 0 : u;
@@ -46,8 +48,10 @@ struct LossToken {
       value = NAN;
       return;
     }
-    vb = u == 0 ? 0 : of.vb;
-    settled = vb == 0 && of.ce == 0;
+    vb = u == 0 ? 0 : of.vb * weight;
+    ce = of.ce * weight;
+    settled = vb == 0 && ce == 0 && !of.with_terms;
+    diverges = vb != 0 || (of.with_terms && u != 0 && !of.predicts_x0);
     if (posterior_mean && !of.predicts_x0)
       tilt = posterior_mean_tilt(step.keep, u_in_z, step.bar_keep, bar_xt);
   }

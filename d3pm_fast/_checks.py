@@ -165,6 +165,21 @@ def check_mask(mask: Tensor, shape: torch.Size) -> None:
         raise TypeError(f"mask must be a bool tensor (True where a token counts), got {mask.dtype}")
 
 
+def check_token_weights(weights: Tensor, shape: torch.Size) -> None:
+    """Raise unless the weights are floats (B,) or (B, *S) without a graph."""
+    check_float("weights", weights)
+    if weights.shape not in (shape, shape[:1]):
+        raise ValueError(
+            f"weights must have shape {tuple(shape[:1])} or {tuple(shape)}, "
+            f"got {tuple(weights.shape)}"
+        )
+    if weights.requires_grad:
+        raise ValueError(
+            "weights must not require a gradient: multiply the losses of "
+            'reduction="none" by weights that are learned'
+        )
+
+
 def check_no_nan(name: str, value: Tensor | tuple[Any, ...]) -> None:
     """Raise if a tensor, or one in a tuple, has a NaN; reads the values."""
     for part in value if isinstance(value, tuple) else (value,):

@@ -13,7 +13,7 @@ from torch.compiler import is_compiling
 from . import derivatives
 from .derivatives import Differentiable, Gradient, Inputs, Items, split
 from .ops.scale import scale_
-from .reductions import reduced
+from .reductions import of_loss, reduced
 
 
 class LossOperation(NamedTuple):
@@ -26,6 +26,8 @@ class LossOperation(NamedTuple):
             PyTorch.
         reference: of the items, the loss of each token as a function in plain PyTorch.
         reduces: whether it sums tokens up; else its reduction is "none".
+        with_terms: whether the loss has one axis more, of which only the first entry is
+            differentiated, see :class:`~d3pm_fast.records.Loss`.
         gradient: of each input, from that of each token's loss; None where it is what
             ``with_gradient`` returns, scaled: that of an input which all tokens share is not.
     """
@@ -34,6 +36,7 @@ class LossOperation(NamedTuple):
     with_gradient: Callable[[Inputs, Items, str, bool], tuple[Tensor, ...]] | None
     reference: Callable[[Items], Callable[..., Tensor]]
     reduces: bool = True
+    with_terms: bool = False
     gradient: Callable[[Inputs, Items, Tensor], Inputs] | None = None
 
     def of_tokens(self) -> Differentiable:
@@ -46,6 +49,7 @@ class LossOperation(NamedTuple):
         def gradient(inputs: Inputs, items: Items, upstream: Tensor) -> Inputs:
             assert with_gradient is not None
             _, *grads = with_gradient(inputs, items, "none", False)
+            upstream = of_loss(upstream, self.with_terms)
             return tuple(scaled(grad, upstream).to(inputs[0].dtype) for grad in grads)
 
         if self.gradient is not None:
@@ -68,13 +72,15 @@ def loss(operation: LossOperation, reduction: str, inputs: Inputs, items: Items)
     waits_for_factors = fused == "none" and operation.gradient is not None
     if waits_for_factors or derivatives.are_asked(*inputs):
         tokens = differentiable(operation.of_tokens(), inputs, items)
-        return reduced(tokens, reduction, counted(items))
+        return reduced(tokens, reduction, counted(items), operation.with_terms)
     if operation.with_gradient is not None and _needs_graph(inputs):
         tensors = _distinct(*inputs, *items)
         value: Tensor = Loss.apply(operation, fused, len(inputs), *tensors)  # type: ignore[no-untyped-call]
     else:
         value = operation.value(inputs, items, fused)
-    return value if fused == reduction else reduced(value, reduction, counted(items))
+    if fused == reduction:
+        return value
+    return reduced(value, reduction, counted(items), operation.with_terms)
 
 
 def _distinct(*tensors: Tensor | None) -> list[Tensor | None]:
@@ -141,6 +147,7 @@ class Loss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients of the inputs."""
+        upstream = of_loss(upstream, ctx.operation.with_terms)
         if torch.is_grad_enabled() and not ctx.is_compiled:
             grads = _with_a_graph(ctx, upstream)
         else:
@@ -167,6 +174,8 @@ def _with_a_graph(ctx: Any, upstream: Tensor) -> tuple[Tensor, ...]:
         upstream = upstream / at_least_one(counted(items))
     upstream = upstream.expand(items[0].shape)
     operation = ctx.operation.of_tokens()
+    if ctx.operation.with_terms:
+        upstream = torch.stack((upstream, *2 * [torch.zeros_like(upstream)]), dim=-1)
     return Gradient.apply(operation, ctx.count, upstream, *ctx.saved_tensors)  # type: ignore[no-any-return, no-untyped-call]
 
 

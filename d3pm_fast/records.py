@@ -27,10 +27,17 @@ class Model(NamedTuple):
 
 
 class Weights(NamedTuple):
-    """Of a loss's two terms, the variational bound's and the cross-entropy."""
+    """Of a loss's two terms, the variational bound's and the cross-entropy.
+
+    Attributes:
+        vb: of the bound's.
+        ce: of the cross-entropy.
+        tokens: float64 or float32 ``(B, *S)``, as the loss: a factor of each token's; None for 1.
+    """
 
     vb: float
     ce: float
+    tokens: Tensor | None = None
 
 
 class Random(NamedTuple):
@@ -77,6 +84,8 @@ class Loss(NamedTuple, Generic[AnyStep]):
         model: of the reverse step.
         weights: of the terms.
         is_density: whether the step has rates, and the bound's term is its density at t.
+        with_terms: whether the result has one axis more, ``(3,)``: the loss, and its two terms
+            with the factors of tokens, but without ``weights.vb`` and ``weights.ce``.
     """
 
     logits: Tensor
@@ -87,3 +96,4 @@ class Loss(NamedTuple, Generic[AnyStep]):
     model: Model
     weights: Weights
     is_density: bool = False
+    with_terms: bool = False

@@ -4,7 +4,9 @@ import torch
 from torch import Tensor
 
 
-def reduced(tokens: Tensor, reduction: str, count: Tensor | int | None = None) -> Tensor:
+def reduced(
+    tokens: Tensor, reduction: str, count: Tensor | int | None = None, with_terms: bool = False
+) -> Tensor:
     """Return the losses ``(B, *S)`` themselves, or a reduction of them, of the same dtype.
 
     Args:
@@ -12,7 +14,11 @@ def reduced(tokens: Tensor, reduction: str, count: Tensor | int | None = None) -
         reduction: ``"none"``, ``"batch"`` for the sums over positions, ``"sum"`` or ``"mean"``.
             The mean of no token is NaN, as that of ``F.cross_entropy``; its gradient is 0.
         count: how many tokens count, for the mean; None for all.
+        with_terms: whether there is one axis more, ``(3,)``: of losses and their two terms.
     """
+    if with_terms:
+        parts = [reduced(part, reduction, count) for part in tokens.unbind(-1)]
+        return torch.stack(parts, dim=-1)
     if reduction == "none":
         return tokens
     if reduction == "batch":
@@ -25,6 +31,11 @@ def reduced(tokens: Tensor, reduction: str, count: Tensor | int | None = None) -
         else:
             total = total / count if count else total * torch.nan
     return total.to(tokens.dtype)
+
+
+def of_loss(results: Tensor, with_terms: bool) -> Tensor:
+    """Return what is of losses where their terms may be beside them."""
+    return results[..., 0] if with_terms else results
 
 
 def sum_positions(tokens: Tensor) -> Tensor:

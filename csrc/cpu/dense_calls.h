@@ -23,6 +23,7 @@ struct DenseRows {
   bool centred, joined;  // not centred: whether s_a is in v too, and f with it, without Qbar_s
   bool by_row;           // the tables of columns and rows hold those of these tokens in order
   void* sums;            // (n, 3) real: s_a, the others' sum, that of v to s
+  const void* factors;   // (N,) real, of the loss of each token; null for 1
 };
 
 // Classes from `first` to the one before `last`.
@@ -30,7 +31,8 @@ struct Span {
   int64_t first, last;
 };
 
-// Writes v, and the loss's cross-entropy, or 0.
+// Writes v, and the loss's cross-entropy, or 0. A loss has its two terms beside it, without their
+// weights, where it has three results.
 struct DensePredict {
   DenseRows rows;
   const void* logits;  // (N, K)
@@ -38,7 +40,8 @@ struct DensePredict {
       log_tilt;  // (K, K), -log Qbar_t[:, x_t] in row x_t, for the posterior mean; or null
   void* v;       // (n, K) work
   double ce_weight;
-  void* loss;  // (N,) real, or null
+  int64_t num_results;
+  void* loss;  // (N, num_results) real, or null
 };
 
 // Turns v Qbar_s into r and adds the divergence to the loss. A row is inexact where `error`, a
@@ -50,7 +53,8 @@ struct DenseLoss {
   const Span* spans;    // (K,), of each column: where it is not zero
   void* f;              // (n, K) work
   double vb_weight, error;
-  void* loss;        // (N,) real
+  int64_t num_results;
+  void* loss;        // (N, num_results) real
   uint8_t* inexact;  // (n,)
 };
 

@@ -18,6 +18,7 @@ class DenseGradientRow : DenseRow<Element, Work> {
     const Work* g = call_.g ? this->template at<Work>(call_.g, n) : nullptr;
     Element* grad = this->template at<Element>(call_.grad, token);
     const Real inverse = this->sums(n)[2];
+    const double factor = call_.scale * this->factor(n);
     double mean = 0;
     if (g && rows_.centred)  // v / sum has s_a - 1 at a
       mean = this->work_sum(v, g) * static_cast<double>(inverse) + static_cast<double>(g[a]);
@@ -25,9 +26,9 @@ class DenseGradientRow : DenseRow<Element, Work> {
     if (call_.ce_weight != 0) {
       row_.exponentials(this->template at<Element>(call_.logits, token), token, e_.data());
       const double sum = row_.sum_of([&](int64_t j) { return load<V>(e_.data() + j); });
-      share = splat<Real>(call_.ce_weight * call_.scale / sum);
+      share = splat<Real>(call_.ce_weight * factor / sum);
     }
-    const V scale = splat<Real>(call_.scale * static_cast<double>(inverse)), zero = {};
+    const V scale = splat<Real>(factor * static_cast<double>(inverse)), zero = {};
     const double others = this->sum_of([&](int64_t j, int64_t count) D3PM_MEMBER {
       V x = zero;
       if (g) {

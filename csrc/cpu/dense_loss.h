@@ -44,8 +44,10 @@ class DenseDivergence : DenseRow<Element, Work> {
       this->put_work(f + j, possible ? vb * reach * h : zero, count);
       return possible ? term : zero;
     });
-    static_cast<Real*>(call_.loss)[rows_.tokens[n]] +=
-        static_cast<Real>(call_.vb_weight * divergence);
+    Real* const results = static_cast<Real*>(call_.loss) + rows_.tokens[n] * call_.num_results;
+    const double factor = this->factor(n);
+    results[0] += this->weighted(call_.vb_weight * factor, divergence);
+    if (call_.num_results > 1) results[1] = this->weighted(factor, divergence);
     const double bound = call_.error * static_cast<double>(sum_lanes<Real>(sensitivity));
     const bool is_sure = zq > kLeastReach && z > 0 && std::abs(divergence) < INFINITY &&
                          bound <= static_cast<double>(std::numeric_limits<Real>::epsilon());

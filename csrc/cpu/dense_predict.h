@@ -22,11 +22,16 @@ class DensePredictor : DenseRow<Element, Work> {
     Work* v = this->template at<Work>(call_.v, n);
     const Exponentials e = exponentiate(v);
     if (call_.loss) {
-      Real value = 0;
-      if (call_.ce_weight != 0)
-        value = static_cast<Real>(call_.ce_weight * (tilt_ ? untilted(v) : e).cross_entropy());
-      static_cast<Real*>(call_.loss)[token] = value;
-      if (call_.ce_weight != 0 && tilt_) exponentiate(v);
+      Real* const results = static_cast<Real*>(call_.loss) + token * call_.num_results;
+      std::fill_n(results, call_.num_results, Real(0));
+      const double factor = this->factor(n);
+      const bool with_terms = call_.num_results > 1;
+      if (with_terms || call_.ce_weight != 0) {
+        const double cross_entropy = (tilt_ ? untilted(v) : e).cross_entropy();
+        results[0] = this->weighted(call_.ce_weight * factor, cross_entropy);
+        if (with_terms) results[2] = this->weighted(factor, cross_entropy);
+        if (tilt_) exponentiate(v);
+      }
     }
     const double others = rows_.centred ? this->work_sum(v, nullptr) : e.others,
                  inverse = 1 / (others + e.anchor);

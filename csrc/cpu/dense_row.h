@@ -116,6 +116,14 @@ class DenseRow {
   Real* sums(int64_t n) const { return static_cast<Real*>(rows_.sums) + 3 * n; }
   int64_t anchor(int64_t n) const { return rows_.anchor[rows_.tokens[n]]; }
   int64_t x_t(int64_t n) const { return rows_.x_t[rows_.tokens[n]]; }
+  double factor(int64_t n) const {
+    const auto* factors = static_cast<const Real*>(rows_.factors);
+    return factors ? static_cast<double>(factors[rows_.tokens[n]]) : 1;
+  }
+  // A term of a loss with its weight, whatever the term where that is 0.
+  static Real weighted(double weight, double term) {
+    return weight == 0 ? 0 : static_cast<Real>(weight * term);
+  }
   // Where the tables have x_t's column, and the anchor's row; null where that is joined.
   int64_t column(int64_t n) const { return rows_.by_row ? n : x_t(n); }
   const Work* q_bar_row(const void* q_bar, int64_t n) const {

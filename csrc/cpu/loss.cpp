@@ -8,11 +8,11 @@
 namespace d3pm {
 namespace {
 
-// In double and in one order, whatever the number of threads.
+// Of every `stride`-th value, in double and in one order, whatever the number of threads.
 template <class Real>
-double sum(const Real* values, int64_t count) {
+double sum(const Real* values, int64_t count, int64_t stride) {
   double parts[8] = {};
-  for (int64_t i = 0; i < count; ++i) parts[i % 8] += values[i];
+  for (int64_t i = 0; i < count; ++i) parts[i % 8] += values[i * stride];
   double total = 0;
   for (double part : parts) total += part;
   return total;
@@ -21,10 +21,12 @@ double sum(const Real* values, int64_t count) {
 template <class Real>
 bool run_sum_as(Type type, Loss call, double factor, int num_threads) {
   Real* reduced = static_cast<Real*>(call.loss);
-  const Scratch<Real> losses(call.chain.num_tokens);
+  const int64_t num_tokens = call.chain.num_tokens, width = call.num_results();
+  const Scratch<Real> losses(num_tokens * width);
   call.loss = losses.data();
   const bool bad = run(type, call, num_threads);
-  *reduced = static_cast<Real>(sum(losses.data(), call.chain.num_tokens) * factor);
+  for (int64_t i = 0; i < width; ++i)
+    reduced[i] = static_cast<Real>(sum(losses.data() + i, num_tokens, width) * factor);
   return bad;
 }
 

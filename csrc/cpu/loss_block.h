@@ -35,12 +35,13 @@ class LossBlock {
   // Takes in one token, or settles it at once where its row need not be read.
   bool add(int64_t token) {
     const Chain& chain = call_.chain;
-    if (call_.mask && !call_.mask[token]) return settle(token, 0), false;
+    if (!call_.counts<Real>(token)) return settle(token, 0), false;
     const int64_t x0 = call_.x0[token], x_t = call_.x_t[token];
     const StepCoefficients* step = step_of_(token);
     if (!step || !chain.is_class(x0) || !chain.is_class(x_t)) return settle(token, NAN), true;
     if (step != step_.step) step_ = LossStep<Real>(call_, *step);
-    const LossToken<Real> of(step_, vector_, call_.model.posterior_mean, x0, x_t);
+    const Real weight = call_.weights.of<Real>(token);
+    const LossToken<Real> of(step_, vector_, call_.model.posterior_mean, x0, x_t, weight);
     if (of.settled || (kStroke == Stroke::kSums && !is_curved(of)))
       return settle(token, of.value), false;
 
@@ -56,7 +57,9 @@ class LossBlock {
     tokens.set(i, &Group::bar_base, step_.bar_base);
     tokens.set(i, &Group::bar_to_mask, step_.bar_to_mask);
     tokens.set(i, &Group::vb, of.vb);
-    tokens.set(i, &Group::ce, step_.ce);
+    tokens.set(i, &Group::ce, of.ce);
+    tokens.set(i, &Group::diverges, of.diverges);
+    tokens.set(i, &Group::is_direct, step_.predicts_x0);
     if (vector_.pi) {
       tokens.set(i, &Group::pi_x0, vector_.pi[x0]);
       tokens.set(i, &Group::pi_xt, vector_.pi[x_t]);
@@ -155,13 +158,28 @@ class LossBlock {
 
   void finish(Tokens& tokens) {
     for (unsigned g = 0; g < tokens.num_groups(); ++g) tokens.groups[g].finish();
-    Real* loss = static_cast<Real*>(call_.loss);
-    for (unsigned i = 0; i < tokens.size; ++i) loss[tokens.token[i]] = tokens.get(i, &Group::loss);
+    Real* const loss = static_cast<Real*>(call_.loss);
+    const int64_t width = call_.num_results();
+    for (unsigned i = 0; i < tokens.size; ++i)
+      loss[tokens.token[i] * width] = tokens.get(i, &Group::loss);
+    if (call_.with_terms) write_terms(tokens);
     if (call_.grad) write_gradient(tokens);
   }
 
+  void write_terms(Tokens& tokens) const {
+    for (unsigned g = 0; g < tokens.num_groups(); ++g)
+      tokens.groups[g].divergence = tokens.groups[g].bound();
+    for (unsigned i = 0; i < tokens.size; ++i) {
+      const int64_t token = tokens.token[i];
+      const Real weight = call_.weights.of<Real>(token);
+      Real* const terms = static_cast<Real*>(call_.loss) + token * 3 + 1;
+      terms[0] = weight * tokens.get(i, &Group::divergence);
+      terms[1] = weight * tokens.get(i, &Group::cross_entropy);
+    }
+  }
+
   bool is_curved(const LossToken<Real>& of) const {
-    return of.vb != 0 && step_.bar_base > Real(M::tiny);
+    return of.diverges && step_.bar_base > Real(M::tiny);
   }
 
   // Something for each of the classes of a token that LossRow treats on their own.
@@ -226,7 +244,8 @@ class LossBlock {
   }
 
   void settle_loss(int64_t token, Real value) {
-    static_cast<Real*>(call_.loss)[token] = value;
+    const int64_t width = call_.num_results();
+    std::fill_n(static_cast<Real*>(call_.loss) + token * width, width, value);
     if (call_.grad)
       row_.write(static_cast<Element*>(call_.grad) + token * row_.classes,
                  [=](int64_t) { return splat<Real>(value); });

@@ -25,7 +25,7 @@ struct TokenRow : LossRow<Math<Real>> {
 
   __device__ TokenRow(const Loss& call, int64_t token)
       : token(token), inside(token < call.chain.num_tokens) {
-    if (inside && (!call.mask || call.mask[token])) look_up(call);
+    if (inside && call.counts<Real>(token)) look_up(call);
   }
 
   // Takes in the row's largest logit and the sum of exp(logit - top) over the rest.
@@ -33,6 +33,15 @@ struct TokenRow : LossRow<Math<Real>> {
     this->read(top, logit_x0, logit_xt, has_mask_apart ? logit_mask : Real(-INFINITY));
     this->e_rest = e_rest;
     this->solve();
+  }
+
+  __device__ void write_loss(const Loss& call) const {
+    Real* const to = static_cast<Real*>(call.loss) + token * call.num_results();
+    *to = settled ? value : this->loss;
+    if (!call.with_terms) return;
+    const Real weight = call.weights.of<Real>(token);
+    to[1] = settled ? value : weight * this->bound();
+    to[2] = settled ? value : weight * this->cross_entropy;
   }
 
  private:
@@ -49,7 +58,8 @@ struct TokenRow : LossRow<Math<Real>> {
 
     const LossStep<Real> step(call, *found);
     const Vector<Real> vector = chain.template vector<Real>();
-    const LossToken<Real> of(step, vector, call.model.posterior_mean, x0, x_t);
+    const Real weight = call.weights.of<Real>(token);
+    const LossToken<Real> of(step, vector, call.model.posterior_mean, x0, x_t, weight);
     settled = of.settled;
     value = of.value;
     this->keep = step.keep;
@@ -57,7 +67,9 @@ struct TokenRow : LossRow<Math<Real>> {
     this->bar_base = step.bar_base;
     this->tilt = static_cast<Real>(of.tilt);
     this->vb = of.vb;
-    this->ce = step.ce;
+    this->ce = of.ce;
+    this->diverges = of.diverges;
+    this->is_direct = step.predicts_x0;
     const auto pi = [&](int j) { return static_cast<Real>(vector(1, 0, j)); };
     LossRow<M>::look_up(x0, x_t, mask, pi(x0), pi(x_t), mask < 0 ? Real(0) : pi(mask), step.base,
                         step.to_mask, step.bar_to_mask, step.is_density);
@@ -154,8 +166,7 @@ struct LossOfRows {
     token.sum_h = rows.reduce(sum_h, Sum()) / curve.weight;
     if (!token.settled) token.finish();
     if (!token.inside) return;
-    if (rows.is_first_thread())
-      static_cast<Real*>(call.loss)[token.token] = token.settled ? token.value : token.loss;
+    if (rows.is_first_thread()) token.write_loss(call);
     if (call.grad) write_gradient(curve, top, is_whole);
   }
 
@@ -235,7 +246,7 @@ __global__ void __launch_bounds__(kRowsOfFew) loss_of_few_classes(const Loss cal
   Real* const e = shared + threadIdx.x * stride;
   if (token.inside && token.settled) {
     for (int j = 0; j < classes; ++j) e[j] = token.value;
-    static_cast<Real*>(call.loss)[token.token] = token.value;
+    token.write_loss(call);
   } else if (token.inside) {
     const int mask = static_cast<int>(call.chain.mask_id);
     Real top = -INFINITY;
@@ -258,7 +269,7 @@ __global__ void __launch_bounds__(kRowsOfFew) loss_of_few_classes(const Loss cal
     token.sum_phi = sum_phi / curve.weight;
     token.sum_h = sum_h / curve.weight;
     token.finish();
-    static_cast<Real*>(call.loss)[token.token] = token.loss;
+    token.write_loss(call);
     for (int j = 0; j < classes; ++j)
       e[j] *= token.factor * (token.steep * curve.h(e[j], j) + token.flat);
     if (mask >= 0) e[mask] = token.grad_mask * token.factor;

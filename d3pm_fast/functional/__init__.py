@@ -18,7 +18,7 @@ All functions take ``impl``, see :func:`d3pm_fast.implementation`, and raise
 
 from ..predictions import Logistic, Shaped
 from .logistic import logistic_logits
-from .loss import loss
+from .loss import LossTerms, loss, loss_terms
 from .p_sample import p_sample
 from .posterior import p_posterior, q_posterior
 from .prior import prior, sample_prior
@@ -27,10 +27,12 @@ from .seeds import draw_seeds
 
 __all__ = [
     "Logistic",
+    "LossTerms",
     "Shaped",
     "draw_seeds",
     "logistic_logits",
     "loss",
+    "loss_terms",
     "p_posterior",
     "p_sample",
     "prior",

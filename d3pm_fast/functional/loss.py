@@ -2,8 +2,9 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from .. import autograd, ops, reference
@@ -11,7 +12,9 @@ from .._checks import (
     check_choice,
     check_mask,
     check_number,
+    check_same_device,
     check_shape,
+    check_token_weights,
     check_tokens,
     check_weight,
 )
@@ -48,7 +51,10 @@ def loss(
     vb_weight: float | Tensor = 1.0,
     ce_weight: float | Tensor = 0.0,
     mask: Tensor | None = None,
+    weights: Tensor | None = None,
     reduction: Reduction = "mean",
+    denominator: float | Tensor | None = None,
+    with_terms: bool = False,
     impl: Impl = "auto",
 ) -> Tensor:
     """Return ``vb_weight L_{t-1} + ce_weight (-log softmax(logits)[x_0])``, in nats.
@@ -79,8 +85,14 @@ def loss(
             be learned; the two terms then take a pass over the logits each.
         mask: bool ``(B, *S)``, True where a token counts. The other tokens have loss and
             gradient 0, and their x0 and x_t may hold anything.
+        weights: ``(B,)`` or ``(B, *S)``, any float: a factor of each token's loss, as the inverse
+            of its time's probability. A token of weight 0 has loss and gradient 0. Not
+            differentiable.
         reduction: ``"mean"`` over the tokens that count, ``"sum"``, ``"none"`` for ``(B, *S)``,
             or ``"batch"`` for ``(B,)``, the sum over positions.
+        denominator: what ``"mean"`` divides the sum by, in place of how many tokens count: a
+            number, or a tensor of shape ``()``, which is not read, as a count over all processes.
+        with_terms: whether the result has one axis more, ``(3,)``, see :func:`loss_terms`.
         impl: which implementation serves the call.
 
     Returns:
@@ -94,14 +106,19 @@ def loss(
             "reverse": reverse,
             "first_step": first_step,
             "mask": mask,
+            "weights": weights,
+            "reduction": reduction,
+            "denominator": denominator,
             "impl": impl,
         }
-        term = partial(loss, transition, logits, x0, x_t, t, s, reduction=reduction, **options)
-        return check_weight("vb_weight", vb_weight) * term(vb_weight=1.0, ce_weight=0.0) + (
-            check_weight("ce_weight", ce_weight) * term(vb_weight=0.0, ce_weight=1.0)
+        term = partial(loss, transition, logits, x0, x_t, t, s, **options)
+        bound, cross_entropy = term(ce_weight=0.0), term(vb_weight=0.0, ce_weight=1.0)
+        total = check_weight("vb_weight", vb_weight) * bound + (
+            check_weight("ce_weight", ce_weight) * cross_entropy
         )
+        return torch.stack((total, bound, cross_entropy), dim=-1) if with_terms else total
     check_choice("reduction", reduction, REDUCTIONS)
-    weights = Weights(check_number("vb_weight", vb_weight), check_number("ce_weight", ce_weight))
+    terms = Weights(check_number("vb_weight", vb_weight), check_number("ce_weight", ce_weight))
     shape = prediction.shape
     for key, tokens in (("x0", x0), ("x_t", x_t)):
         check_tokens(key, tokens, transition.num_classes, shape)
@@ -109,7 +126,9 @@ def loss(
     if mask is not None:
         check_mask(mask, x0.shape)
         mask = mask.contiguous()
-    others = {"x0": x0, "mask": mask}
+    if weights is not None:
+        check_token_weights(weights, x0.shape)
+    others = {"x0": x0, "mask": mask, "weights": weights}
     model = check_model(transition, prediction, x_t, t, reverse, first_step, **others)
     is_narrow = is_too_narrow(prediction, transition)
     if is_narrow:
@@ -120,22 +139,88 @@ def loss(
         s = check_target(transition, s, t, x_t.shape)
     name = choose(impl, "loss", transition, t, 1, mask, x0=x0, x_t=x_t)
     served = prediction.served_by(name)
-    operation = served.loss(_of_logits(transition, name, model, weights))
-    items = contiguous(x0), mask, contiguous(x_t), contiguous_times(transition, t), s
+    divisor = None
+    if denominator is not None:
+        divisor = _divisor(denominator, reduction, x0.device)
+        reduction = "sum"
+    # The factors of tokens divide, but in float16, whose gradients would be too small.
+    is_late = divisor is not None and prediction.dtype == torch.float16
+    factors = _factors(weights, None if is_late else divisor, x0.shape, prediction.result_dtype)
+    operation = served.loss(_of_logits(transition, name, model, terms, with_terms))
+    items = contiguous(x0), mask, contiguous(x_t), contiguous_times(transition, t), s, factors
     value = autograd.loss(operation, reduction, served.parameters, items)
+    if is_late:
+        value = value / divisor
     if can_be_read(value):
         warn_where_nan(value, transition, *items[:4])
     return value.float() if is_narrow else value
 
 
-def _of_logits(transition: Transition, name: str, model: Model, weights: Weights) -> LossOperation:
-    """Return the loss of logits; its items are x_0, the mask, x_t, t and s."""
+class LossTerms(NamedTuple):
+    """A loss, and what it is made of.
+
+    Attributes:
+        loss: ``vb_weight vb + ce_weight ce``, differentiable.
+        vb: the bound's term, without ``vb_weight``; detached.
+        ce: the cross-entropy, without ``ce_weight``; detached.
+    """
+
+    loss: Tensor
+    vb: Tensor
+    ce: Tensor
+
+
+def loss_terms(*args: Any, **options: Any) -> LossTerms:
+    """Return the loss and its two terms, from one pass over the logits.
+
+    All three have the mask, the weights and the reduction of the loss. The terms are of all tokens
+    that count, also where the loss need not look at a token.
+
+    Args:
+        args: as :func:`loss` has them.
+        options: as :func:`loss` has them, without ``with_terms``.
+    """
+    value, *terms = loss(*args, **options, with_terms=True).unbind(-1)
+    return LossTerms(value, *(term.detach() for term in terms))
+
+
+def _divisor(denominator: float | Tensor, reduction: str, device: torch.device) -> Tensor:
+    if reduction != "mean":
+        raise ValueError(f"denominator is what a mean divides by, got reduction {reduction!r}")
+    divisor = check_weight("denominator", denominator)
+    if not isinstance(divisor, Tensor):
+        if divisor <= 0:
+            raise ValueError(f"denominator must be above 0, got {divisor}")
+        return torch.full((), divisor, dtype=torch.float64, device=device)
+    check_same_device(x0=torch.empty(0, device=device), denominator=divisor)
+    return divisor.detach()
+
+
+def _factors(
+    weights: Tensor | None, divisor: Tensor | None, shape: torch.Size, dtype: torch.dtype
+) -> Tensor | None:
+    """Return the factor of each token's loss, contiguous; None for 1."""
+    if weights is None and divisor is None:
+        return None
+    if weights is None:
+        factors = divisor.reciprocal()
+    else:
+        factors = weights.reshape(*weights.shape, *[1] * (len(shape) - weights.ndim)).double()
+        factors = factors if divisor is None else factors / divisor
+    return factors.to(dtype).expand(shape).contiguous()
+
+
+def _of_logits(
+    transition: Transition, name: str, model: Model, terms: Weights, with_terms: bool
+) -> LossOperation:
+    """Return the loss of logits; its items are x_0, the mask, x_t, t, s and the factors."""
 
     def record(inputs: "Inputs", items: "tuple[Any, ...]") -> "Loss[Any]":
-        x0, mask, x_t, t, s = items
+        x0, mask, x_t, t, s, factors = items
         (logits,) = inputs
         step, is_density = transition.loss_record(t, s)
-        return Loss(logits, x0, mask, x_t, step, model, weights, is_density)
+        weights = terms._replace(tokens=factors)
+        return Loss(logits, x0, mask, x_t, step, model, weights, is_density, with_terms)
 
     def value(inputs: "Inputs", items: "Items", reduction: "str") -> "Tensor":
         kernel = ops.loss.kernel(name, transition.structure)
@@ -146,9 +231,11 @@ def _of_logits(transition: Transition, name: str, model: Model, weights: Weights
         return kernel(record(inputs, items), reduction, late)
 
     def meaning(items: "tuple[Any, ...]") -> "Callable[..., Tensor]":
-        *tokens, t, s = items
+        x0, mask, x_t, t, s, factors = items
         step, is_density = transition.loss_record(t, s)
-        rest = *tokens, reference.looked_up(step), model, weights, is_density
-        return lambda logits: reference.loss(Loss(logits, *rest), "none")
+        weights = terms._replace(tokens=factors)
+        of = x0, mask, x_t, reference.looked_up(step), model, weights, is_density, with_terms
+        return lambda logits: reference.loss(Loss(logits, *of), "none")
 
-    return LossOperation(value, None if name == "reference" else with_gradient, meaning)
+    gradient = None if name == "reference" else with_gradient
+    return LossOperation(value, gradient, meaning, with_terms=with_terms)

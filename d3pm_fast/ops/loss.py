@@ -18,7 +18,7 @@ from .register import Operation
 
 
 def _fake_loss(of: Loss[Any], reduction: str) -> Tensor:
-    shape = of.x0.shape if reduction == "none" else ()
+    shape = *(of.x0.shape if reduction == "none" else ()), *((3,) if of.with_terms else ())
     return of.logits.new_empty(shape, dtype=compute_dtype(of.logits.dtype))
 
 
@@ -57,7 +57,7 @@ def _on_cuda(of: Loss[RankOneStep], reduction: str, late: bool | None = None) ->
     chain = chain_record((of.x0.numel(), of.logits.shape[-1]), of.step, pi)
     call = loss_record(of, chain, tokens, grad, scale, divisor)
     start_cuda("loss", of.logits, str(of.logits.dtype), call)
-    value = reduced(tokens, reduction, count)
+    value = reduced(tokens, reduction, count, of.with_terms)
     return value if grad is None else (value, grad)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..autograd import LossOperation, at_least_one, counted, scaled
 from ..derivatives import Differentiable, Inputs, Items, split
 from ..ops import Operation, p_sample
-from ..reductions import reduced
+from ..reductions import of_loss, reduced
 from ..reference.logspace import compute_dtype
 from .chunks import chunks, in_chunks
 
@@ -119,13 +119,18 @@ class Prediction(ABC):
 
     def loss(self, of_logits: LossOperation) -> LossOperation:
         """Return the loss of the prediction from that of logits."""
-        with_gradient_of_logits = of_logits.with_gradient
+        with_gradient_of_logits, with_terms = of_logits.with_gradient, of_logits.with_terms
+
+        def collected(tokens: Tensor, reduction: str, items: Items) -> Tensor:
+            if reduction == "none":
+                return tokens
+            return reduced(tokens, reduction, counted(items), with_terms)
 
         def value(inputs: Inputs, items: Items, reduction: str) -> Tensor:
             def on_chunk(logits: Tensor, *part: Any) -> Tensor:
                 return of_logits.value((logits,), part, "none")
 
-            return _reduced(self._in_chunks(on_chunk, inputs, items), reduction, items)
+            return collected(self._in_chunks(on_chunk, inputs, items), reduction, items)
 
         def of_tokens(
             inputs: Inputs, items: Items, upstream: Tensor | None
@@ -148,16 +153,17 @@ class Prediction(ABC):
             if reduction == "mean" and not late:
                 count = at_least_one(counted(items))
                 grads = tuple(grad.div_(count) for grad in grads)
-            return _reduced(tokens, reduction, items), *grads
+            return collected(tokens, reduction, items), *grads
 
         def gradient(inputs: Inputs, items: Items, upstream: Tensor) -> Inputs:
-            _, grads = of_tokens(inputs, items, upstream)
+            _, grads = of_tokens(inputs, items, of_loss(upstream, with_terms))
             return tuple(grad.to(inputs[0].dtype) for grad in grads)
 
         meaning = self._meaning_of(of_logits)
+        operation = LossOperation(value, with_gradient, meaning, with_terms=with_terms)
         if not self.num_shared:
-            return LossOperation(value, with_gradient, meaning, reduces=False)
-        return LossOperation(value, with_gradient, meaning, gradient=gradient)
+            return operation._replace(reduces=False)
+        return operation._replace(gradient=gradient)
 
     def differentiable(self, of_logits: Differentiable) -> Differentiable:
         """Return an operation on the prediction from that on logits."""
@@ -226,7 +232,3 @@ class Prediction(ABC):
         tokens = items[0]
         assert tokens is not None
         return tokens[:1].numel() * self.num_classes * 4
-
-
-def _reduced(tokens: Tensor, reduction: str, items: Items) -> Tensor:
-    return tokens if reduction == "none" else reduced(tokens, reduction, counted(items))

@@ -17,19 +17,22 @@ def loss(of: Loss[Any], reduction: str) -> Tensor:
     """Return ``vb KL(q || p) + ce (-log s[x_0])`` of every token, nats.
 
     The step to s = 0 needs no case of its own: q is then one-hot at x_0 and the divergence is
-    ``-log p(x_0 | x_t)``. A token whose ``mask`` is False has loss 0 and is not looked at.
-    ``reduction`` is none, for ``(B, *S)``, or the sum or the mean of the tokens that count.
+    ``-log p(x_0 | x_t)``. A token whose ``mask`` is False, or whose
+    factor is 0, has loss 0 and is not looked at.
+    ``reduction`` is none, for ``(B, *S)``, or the sum or the mean of the tokens that count. With
+    terms there is one axis more: the loss, the bound's term and the cross-entropy.
     """
-    logits, x0, mask, x_t, step, model, weights, is_density = of
+    logits, x0, mask, x_t, step, model, weights, is_density, with_terms = of
     dtype = compute_dtype(logits.dtype)
     num_classes = logits.shape[-1]
     counts = torch.ones_like(x0, dtype=torch.bool) if mask is None else mask
+    factors = None if weights.tokens is None else weights.tokens.to(dtype)
+    if factors is not None:
+        counts = counts & (factors != 0)
     inside = (x0 >= 0) & (x0 < num_classes) & (x_t >= 0) & (x_t < num_classes)
     usable = counts & inside
     x0, x_t = x0.where(usable, 0), x_t.where(usable, 0)
-    logits = logits.where(counts.unsqueeze(-1), 0)
-
-    logits = logits.to(dtype)
+    logits = logits.where(counts.unsqueeze(-1), 0).to(dtype)
     logs = logs_of(step, logits.shape, dtype)
     if is_density:
         bound = density(logs, logits, x0, x_t, model)
@@ -40,12 +43,16 @@ def loss(of: Loss[Any], reduction: str) -> Tensor:
         is_impossible = log_q.isnan().any(dim=-1)
     cross_entropy = -at(torch.log_softmax(logits, dim=-1), x0).squeeze(-1)
 
+    if factors is not None:
+        bound, cross_entropy = bound * factors, cross_entropy * factors
     total = weights.ce * cross_entropy if weights.ce else torch.zeros_like(cross_entropy)
     if weights.vb:
         total = total + weights.vb * bound
-    total = total.where(~is_impossible & inside, torch.nan)
-    total = total.where(counts, 0)
-    return reduced(total, reduction, None if mask is None else mask.sum())
+    results = torch.stack((total, bound, cross_entropy) if with_terms else (total,), dim=-1)
+    results = results.where((~is_impossible & inside).unsqueeze(-1), torch.nan)
+    results = results.where(counts.unsqueeze(-1), 0)
+    results = results if with_terms else results.squeeze(-1)
+    return reduced(results, reduction, None if mask is None else mask.sum(), with_terms)
 
 
 def _divergence(log_q: Tensor, log_p: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from ...chains.dense import DenseStep
 from ...chains.sparse import SparseStep
 from ...chains.structures import MatrixStep
 from ...reference.logspace import compute_dtype, spread
+from ..host import pointer
 
 CHUNK_BYTES = 1 << 19  # of each of three rooms, which stay in the second-level cache
 
@@ -43,7 +44,7 @@ class StepGroups:
 
     ``anchor`` is x_0, or x_t where there is none, see ``DenseRows`` in ``csrc/cpu/dense_calls.h``;
     it is joined where nothing ``splits`` it from the others. What ``draws`` needs p as a whole,
-    not each of its entries.
+    not each of its entries. ``factors`` are those of the losses of tokens, none of them 0.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class StepGroups:
         x_t: Tensor,
         step: MatrixStep,
         mask: Tensor | None = None,
+        factors: Tensor | None = None,
         *,
         splits: bool = False,
         draws: bool = False,
@@ -62,7 +64,7 @@ class StepGroups:
         self.dtype = str(dtype)
         self.real = compute_dtype(dtype)
         self.num_classes = num_classes
-        self.anchor, self.x_t, self.mask = anchor, x_t, mask
+        self.anchor, self.x_t, self.mask, self.factors = anchor, x_t, mask, factors
         self.t, self.s = step.t, step.t - 1 if step.s is None else step.s
         self.chain = step.chain
         self.inexact: list[Tensor] = []
@@ -136,4 +138,5 @@ class StepGroups:
             not (self.splits or step.form.is_centred),
             self.chain.by_row,
             sums.data_ptr(),
+            pointer(self.factors),
         )

@@ -50,7 +50,7 @@ def p_posterior_grad(
         rows, threads = chunk.rows, torch.get_num_threads()
         form, v, f = chunk.step.form, chunk.v.data_ptr(), chunk.f.data_ptr()
         tilt = run.log_tilt(chunk, model.posterior_mean)
-        predict = rows, read, pointer(tilt), v, 0.0, 0
+        predict = rows, read, pointer(tilt), v, 0.0, 1, 0
         cpu.dense_predict(run.dtype, predict, threads)
         form.apply(chunk.v, chunk.f)
         columns, q_bar, _ = run.tables(chunk)
