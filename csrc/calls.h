@@ -18,7 +18,8 @@ struct Chain {
   const double* table;  // (table_size, 7): StepCoefficients
   int64_t table_size;
   const void* pi;   // (K,) real; null for 1/K
-  int64_t mask_id;  // negative where there is no mask
+  int64_t mask_id;    // negative where there is no mask
+  int64_t forbidden;  // the class whose logits count as -inf, or negative
 
   D3PM_HOST_DEVICE bool is_class(int64_t j) const { return j >= 0 && j < num_classes; }
 
@@ -64,7 +65,8 @@ struct Weights {
 struct Loss {
   Chain chain;
   Model model;
-  const void* logits;       // (N, K)
+  const void* logits;       // (N, L)
+  int64_t num_logits;       // L, of K classes; of the first L where the last one is forbidden
   const int64_t *x0, *x_t;  // (N,)
   const uint8_t* mask;      // (N,); null where every token counts
   Weights weights;
@@ -74,7 +76,7 @@ struct Loss {
   const void*
       count;   // (1,) real, what divides the gradient where the host does not know it; or null
   void* loss;  // (N,) real, or (N, 3) with terms
-  void* grad;  // (N, K); null where no gradient is wanted
+  void* grad;  // (N, L); null where no gradient is wanted
 
   // Whether a token has a loss.
   template <class Real>
@@ -85,11 +87,11 @@ struct Loss {
   D3PM_HOST_DEVICE int64_t num_results() const { return with_terms ? 3 : 1; }
 };
 
-// A loss in strokes, of a shard of the classes: `of` has (N, count) logits of the classes from
-// `first` on, and a gradient like them.
+// A loss in strokes, of a shard of the classes: the logits of `of`, and its gradient, are of those
+// from `first` on.
 struct LossStrokes {
   Loss of;
-  int64_t first, count;
+  int64_t first;
   void* statistics;  // (N, 5) real: top, e_rest, and the logits of x_0, x_t and the mask
   void* line;        // (N, 3) real: ratio, shift and slope
   void* sums;        // (N, 2) real: sum_phi and sum_h
@@ -138,6 +140,7 @@ struct Shaping {
   double guidance, temperature;
   int64_t top_k;
   double top_p;
+  int64_t forbidden;  // as in Chain
 };
 
 }  // namespace d3pm

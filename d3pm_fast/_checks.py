@@ -138,9 +138,16 @@ def check_float(name: str, value: Tensor) -> None:
         raise TypeError(f"{name} must be float32, float64, bfloat16 or float16, got {value.dtype}")
 
 
-def check_logits(name: str, logits: Tensor, shape: torch.Size, num_classes: int) -> None:
-    """Raise unless ``logits`` is a float tensor of shape (*shape, K)."""
+def check_logits(name: str, logits: Tensor, shape: torch.Size, classes: tuple[int, int]) -> None:
+    """Raise unless ``logits`` is a float tensor of shape (*shape, K).
+
+    Of K classes the last one may be left out where it is the second of the numbers, the class that
+    is forbidden.
+    """
     check_float(name, logits)
+    num_classes, forbidden = classes
+    if forbidden == num_classes - 1 and logits.shape == (*shape, forbidden):
+        return
     expected = *shape, num_classes
     if logits.shape != expected and logits.shape == (*shape[:1], num_classes, *shape[1:]):
         raise ValueError(

@@ -56,6 +56,7 @@ class Shaping(NamedTuple):
         temperature: 1 for none.
         top_k: K for all classes.
         top_p: 1 for all classes.
+        forbidden: the class whose logits count as -inf from the first; -1 for none.
     """
 
     unconditional: Tensor | None
@@ -63,6 +64,7 @@ class Shaping(NamedTuple):
     temperature: float
     top_k: int
     top_p: float
+    forbidden: int
 
 
 class Shard(NamedTuple):

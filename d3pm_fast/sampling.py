@@ -172,7 +172,7 @@ def step(
         likeliest = log_p.argmax(dim=-1).where(~log_p.isnan().any(dim=-1), NONE)
         x_s = hold(likeliest, known)
         if x_s.device.type == "cpu":
-            check_drawn(x_s, x_t, as_prediction(prediction, chain.num_classes).row)
+            check_drawn(x_s, x_t, as_prediction(prediction, chain).row)
         return x_s
     # A step of one has its coefficients in a table.
     ends = None if chain.has_steps and s == t - 1 else targets

@@ -31,8 +31,8 @@ class Linear(NamedTuple):
 class LinearPrediction(Prediction):
     num_shared = 1
 
-    def __init__(self, given, num_classes):
-        self.given, self.num_classes = given, num_classes
+    def __init__(self, given, classes):
+        self.given, self.classes = given, classes
 
     @property
     def shape(self):
@@ -56,7 +56,7 @@ class LinearPrediction(Prediction):
 
     def served_by(self, implementation):
         if implementation == "reference" or derivatives.are_asked(*self.given):
-            return LogitsPrediction(self.meaning(*self.given), self.num_classes)
+            return LogitsPrediction(self.meaning(*self.given), self.classes)
         return self
 
     def masked(self, mask):
@@ -78,7 +78,7 @@ class LinearPrediction(Prediction):
         return weight @ hidden[token]
 
     def with_given(self, *given):
-        return LinearPrediction(Linear(*given), self.num_classes)
+        return LinearPrediction(Linear(*given), self.classes)
 
 
 def to_compute(parameters):

@@ -33,7 +33,7 @@ bool run_sum_as(Type type, Loss call, double factor, int num_threads) {
 }  // namespace
 
 bool run(Type type, const Loss& call, int num_threads) {
-  const LossStrokes whole{call, 0, call.chain.num_classes, nullptr, nullptr, nullptr};
+  const LossStrokes whole{call, 0, nullptr, nullptr, nullptr};
   return run_rows(type, call.chain, num_threads, [&](auto element, int64_t begin, int64_t end) {
     D3PM_CALL_BEST(loss<decltype(element)>, whole, begin, end);
   });

@@ -31,6 +31,7 @@ class Across : LossLayout<Element> {
       }
       transpose<Real>(tile);
       for (int64_t j = 0; j < count; ++j) {
+        if (first + j == row_.forbidden) tile[j] = splat<Real>(-INFINITY);
         store(e_.data() + (first + j) * kWidth, tile[j]);
         top = tile[j] > top ? tile[j] : top;
       }

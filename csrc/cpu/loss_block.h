@@ -25,7 +25,7 @@ class LossBlock {
   explicit LossBlock(const LossStrokes& call)
       : strokes_(call),
         call_(call.of),
-        row_(call_.chain.num_tokens, call.count),
+        row_(call_.chain.num_tokens, call.of.num_logits),
         mask_(call_.chain.mask_id - call.first),
         layout_(call),
         vector_(call_.chain.template vector<Real>()),

@@ -53,7 +53,7 @@ class LossLayout {
   static constexpr int kWidth = kLanes<Real>;
 
   explicit LossLayout(const LossStrokes& call)
-      : row_(call.of.chain.num_tokens, call.count),
+      : row_(call.of.chain.num_tokens, call.of.num_logits, call.of.chain.forbidden - call.first),
         pi_(call.of.chain.pi ? static_cast<const Real*>(call.of.chain.pi) + call.first : nullptr),
         weight_(pi_ ? 1.0 : static_cast<double>(call.of.chain.num_classes)),
         logits_(static_cast<const Element*>(call.of.logits)),

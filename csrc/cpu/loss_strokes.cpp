@@ -10,7 +10,7 @@ namespace {
 
 template <class Body>
 bool run_shard(Type type, const LossStrokes& call, int num_threads, const Body& body) {
-  return run_rows(type, call.of.chain.num_tokens, call.count, num_threads, body);
+  return run_rows(type, call.of.chain.num_tokens, call.of.num_logits, num_threads, body);
 }
 
 }  // namespace

@@ -159,7 +159,8 @@ class PPosteriorRow : PosteriorRow<Element> {
       this->row_.write(out, [&](int64_t j) { return alone(j) + shift; });
     }
     const auto write_special = [&](int64_t j) {
-      write_one(out + j, static_cast<Real>(log_p(read_one(l + j) - top_, e_.data()[j], j)));
+      const Real logit = j == this->chain_.forbidden ? Real(-INFINITY) : read_one(l + j);
+      write_one(out + j, static_cast<Real>(log_p(logit - top_, e_.data()[j], j)));
     };
     if (this->chain_.mask_id >= 0) write_special(this->chain_.mask_id);
     write_special(of_.x_t);

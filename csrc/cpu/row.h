@@ -48,14 +48,17 @@ struct RowReader {
   static constexpr int kWidth = kLanes<Real>;
 
   const int64_t classes, whole, padded, num_tokens;  // whole: the classes in full vectors
+  const int64_t forbidden;                           // a place in the row, or negative
 
-  RowReader(int64_t num_tokens, int64_t num_classes)
+  RowReader(int64_t num_tokens, int64_t num_classes, int64_t forbidden = -1)
       : classes(num_classes),
         whole(classes / kWidth * kWidth),
         padded((classes + kWidth - 1) / kWidth * kWidth),
-        num_tokens(num_tokens) {}
+        num_tokens(num_tokens),
+        forbidden(forbidden < classes ? forbidden : -1) {}
 
-  explicit RowReader(const Chain& chain) : RowReader(chain.num_tokens, chain.num_classes) {}
+  explicit RowReader(const Chain& chain)
+      : RowReader(chain.num_tokens, chain.num_classes, chain.forbidden) {}
 
   // The row's last vector, where it is not whole. Its spare lanes may be read from the rows
   // behind, as long as there are enough of them.
@@ -65,8 +68,8 @@ struct RowReader {
     return first_lanes<Real>(count) ? read(row + start) : splat<Real>(fill);
   }
 
-  // Copies a row, its last vector, where it is not whole, filled up with -inf and to `last`.
-  // Returns the largest entry.
+  // Copies a row, its last vector, where it is not whole, filled up with -inf and to `last`, and
+  // -inf in place of what is forbidden. Returns the largest entry.
   D3PM_MEMBER Real copy(const Element* row, int64_t token, Real* to, Real* last) const {
     V tops[4];
     for (V& top : tops) top = splat<Real>(-INFINITY);
@@ -80,7 +83,8 @@ struct RowReader {
     for (; j < whole; j += kWidth) take(read(row + j), to + j, tops[0]);
     if (whole < classes) take(tail(row, token, -INFINITY), last, tops[1]);
     for (int i = 1; i < 4; ++i) tops[0] = tops[i] > tops[0] ? tops[i] : tops[0];
-    return max_lanes<Real>(tops[0]);
+    const Real top = max_lanes<Real>(tops[0]);
+    return forbidden < 0 ? top : forbid(to, last, top);
   }
 
   // Writes e_j = exp(logit_j - top), padded with zeros, and returns top, the largest logit.
@@ -100,6 +104,20 @@ struct RowReader {
       total += sum_lanes<Real>(part);
     }
     return static_cast<Real>(total);
+  }
+
+  // Puts -inf in place of what is forbidden in a row that copy() has made; returns the largest
+  // entry that is left.
+  Real forbid(Real* to, Real* last, Real top) const {
+    Real& logit = forbidden < whole ? to[forbidden] : last[forbidden - whole];
+    const bool may_be_largest = !(std::exchange(logit, -INFINITY) < top);
+    if (!may_be_largest) return top;
+    V largest = whole < classes ? load<V>(last) : splat<Real>(-INFINITY);
+    for (int64_t j = 0; j < whole; j += kWidth) {
+      const V l = load<V>(to + j);
+      largest = l > largest ? l : largest;
+    }
+    return max_lanes<Real>(largest);
   }
 
   // Writes value(j) to the row; the last vector overlaps the one before it, if there is one.

@@ -6,7 +6,7 @@ template <class Element>
 static bool shaped_logits(const ShapedLogits& call, int64_t begin, int64_t end) {
   using Real = typename Memory<Element>::Real;
   using V = typename VectorOf<Real>::Type;
-  const RowReader<Element> row(call.num_tokens, call.num_classes);
+  const RowReader<Element> row(call.num_tokens, call.num_classes, call.shaping.forbidden);
   const RowReader<Real> made_row(call.num_tokens, call.num_classes);
   const ShapedRow<Element> shaped(row, call.logits, call.shaping);
   const Scratch<Real> made(row.padded);

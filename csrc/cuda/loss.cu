@@ -122,15 +122,15 @@ struct LossOfRows {
   const BlockRows& rows;
   TokenRow<Real> token;
   const Element* const row;
-  const int64_t num_classes;
+  const int64_t num_logits;
   Real e[kNumbers];
 
   __device__ LossOfRows(const Loss& call, const BlockRows& rows)
       : call(call),
         rows(rows),
         token(call, rows.row()),
-        row(static_cast<const Element*>(call.logits) + token.token * call.chain.num_classes),
-        num_classes(call.chain.num_classes) {}
+        row(static_cast<const Element*>(call.logits) + token.token * call.num_logits),
+        num_logits(call.num_logits) {}
 
   __device__ void run() {
     const bool is_whole = rows.is_whole();
@@ -171,31 +171,36 @@ struct LossOfRows {
   }
 
  private:
-  __device__ Real logit(int64_t j) const { return Memory<Element>::widen(row[j]); }
+  __device__ Real logit(int64_t j) const {
+    const bool is_there = j < num_logits && j != call.chain.forbidden;
+    return is_there ? Memory<Element>::widen(row[j]) : Real(-INFINITY);
+  }
 
-  __device__ void read(int64_t start) { rows.read(row, start, token.settled ? 0 : num_classes, e); }
+  __device__ void read(int64_t start) {
+    rows.read_logits(row, start, token.settled ? 0 : num_logits, call.chain.forbidden, e);
+  }
 
   // Turns logits, read anew where they are not there any more, into exp(logit - top).
   __device__ void exponentiate(int64_t start, Real top, bool are_there) {
     if (!are_there) read(start);
     const int64_t mask = call.chain.mask_id;
     rows.each_number(start, [&](int i, int64_t j) {
-      const bool apart = j == token.x0 || j == token.x_t || j == mask || j >= num_classes;
+      const bool apart = j == token.x0 || j == token.x_t || j == mask || j >= num_logits;
       e[i] = apart ? Real(kApart) : M::exp(e[i] - top);
     });
   }
 
   __device__ void write_gradient(const LossCurve<Real>& curve, Real top, bool is_whole) {
-    Element* const grad = static_cast<Element*>(call.grad) + token.token * num_classes;
+    Element* const grad = static_cast<Element*>(call.grad) + token.token * num_logits;
     const Real steep = token.steep * token.factor, flat = token.flat * token.factor;
     rows.each_part([&](int64_t start) {
       if (!is_whole) read(start), exponentiate(start, top, true);
       rows.each_number(start, [&](int i, int64_t j) {
-        e[i] = token.settled || j >= num_classes
+        e[i] = token.settled || j >= num_logits
                    ? token.value
                    : special(j, e[i] * (steep * curve.h(e[i], j) + flat));
       });
-      rows.write(grad, start, num_classes, e);
+      rows.write(grad, start, num_logits, e);
     });
   }
 
@@ -224,7 +229,7 @@ __global__ void __launch_bounds__(kRowsOfFew) loss_of_few_classes(const Loss cal
   using Real = typename Memory<Element>::Real;
   using M = Math<Real>;
   D3PM_DYNAMIC_SHARED(Real, shared);
-  const int classes = static_cast<int>(call.chain.num_classes), stride = classes | 1;
+  const int classes = static_cast<int>(call.num_logits), stride = classes | 1;
   const int64_t begin = int64_t{blockIdx.x} * kRowsOfFew;
   const int64_t left = call.chain.num_tokens - begin;
   const int count = static_cast<int>(left < kRowsOfFew ? left : kRowsOfFew) * classes;
@@ -248,12 +253,14 @@ __global__ void __launch_bounds__(kRowsOfFew) loss_of_few_classes(const Loss cal
     for (int j = 0; j < classes; ++j) e[j] = token.value;
     token.write_loss(call);
   } else if (token.inside) {
-    const int mask = static_cast<int>(call.chain.mask_id);
+    const int64_t mask = call.chain.mask_id, forbidden = call.chain.forbidden;
+    const auto is_there = [=](int64_t j) { return j >= 0 && j < classes; };
+    const auto logit = [=](int64_t j) { return is_there(j) ? e[j] : Real(-INFINITY); };
+    if (is_there(forbidden)) e[forbidden] = -INFINITY;
     Real top = -INFINITY;
     for (int j = 0; j < classes; ++j) top = Max()(top, e[j]);
-    const Real logit_x0 = e[token.x0], logit_xt = e[token.x_t];
-    const Real logit_mask = token.has_mask_apart ? e[mask] : logit_x0;
-    if (mask >= 0) e[mask] = kApart;
+    const Real logit_x0 = logit(token.x0), logit_xt = logit(token.x_t), logit_mask = logit(mask);
+    if (is_there(mask)) e[mask] = kApart;
     Real e_rest = 0;
     for (int j = 0; j < classes; ++j) {
       const bool apart = j == token.x0 || j == token.x_t || j == mask;
@@ -272,9 +279,9 @@ __global__ void __launch_bounds__(kRowsOfFew) loss_of_few_classes(const Loss cal
     token.write_loss(call);
     for (int j = 0; j < classes; ++j)
       e[j] *= token.factor * (token.steep * curve.h(e[j], j) + token.flat);
-    if (mask >= 0) e[mask] = token.grad_mask * token.factor;
-    e[token.x_t] = token.grad_xt * token.factor;
-    e[token.x0] = token.grad_x0 * token.factor;
+    if (is_there(mask)) e[mask] = token.grad_mask * token.factor;
+    if (is_there(token.x_t)) e[token.x_t] = token.grad_xt * token.factor;
+    if (is_there(token.x0)) e[token.x0] = token.grad_x0 * token.factor;
   }
   if (!call.grad) return;
   __syncthreads();
@@ -287,7 +294,7 @@ template <class Element>
 const char* launch(const Loss& call, void* on) {
   using Real = typename Memory<Element>::Real;
   const auto stream = static_cast<cudaStream_t>(on);
-  const int64_t tokens = call.chain.num_tokens, classes = call.chain.num_classes;
+  const int64_t tokens = call.chain.num_tokens, classes = call.num_logits;
   if (classes <= kFewClasses<Real>) {
     const int64_t blocks = (tokens + kRowsOfFew - 1) / kRowsOfFew;
     const size_t bytes = kRowsOfFew * (static_cast<size_t>(classes) | 1) * sizeof(Real);

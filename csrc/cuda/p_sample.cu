@@ -68,7 +68,9 @@ struct PSampleOfRows {
       drawn = kNone;
       return;
     }
-    const Real e_xt = Math<Real>::exp(Memory<Element>::widen(row[x_t]) - top) * tilt;
+    const bool is_there = x_t != call.chain.forbidden;
+    const Real logit_xt = is_there ? Memory<Element>::widen(row[x_t]) : Real(-INFINITY);
+    const Real e_xt = Math<Real>::exp(logit_xt - top) * tilt;
     drawn = of.draw(call, random, e_xt, total, [=] { return of_model; });
   }
 
@@ -99,7 +101,9 @@ struct PSampleOfRows {
     return found < num_classes ? found : last;
   }
 
-  __device__ void read(int64_t start) { rows.read(row, start, reads ? num_classes : 0, e); }
+  __device__ void read(int64_t start) {
+    rows.read_logits(row, start, reads ? num_classes : 0, call.chain.forbidden, e);
+  }
 
   // Turns logits, which the first part still holds where there is no other, into masses.
   __device__ void exponentiate(int64_t start) {

@@ -115,17 +115,24 @@ struct PPosteriorOfRows : PosteriorOfRows<Element> {
  private:
   __device__ void predict() {
     this->rows.each_part([&](int64_t start) {
-      this->read(call.logits, start, -INFINITY);
+      read_logits(start);
       for (Real logit : values) top = Max()(top, logit);
     });
     top = this->rows.reduce(top, Max());
     Real sum = 0;
     this->rows.each_part([&](int64_t start) {
-      this->read(call.logits, start, -INFINITY);
+      read_logits(start);
       this->each_class(start, [&](int i, int64_t j) { sum += weight(values[i], j); });
     });
     sum = this->rows.reduce(sum, Sum());
     if (this->good) of.predict(sum, weight(logit(of.x_t), of.x_t));
+  }
+
+  __device__ void read_logits(int64_t start) {
+    this->read(call.logits, start, -INFINITY);
+    this->each_class(start, [&](int i, int64_t j) {
+      if (j == call.chain.forbidden) values[i] = -INFINITY;
+    });
   }
 
   // exp(logit - top), with the tilt.
@@ -134,6 +141,7 @@ struct PPosteriorOfRows : PosteriorOfRows<Element> {
   }
 
   __device__ Real logit(int64_t j) const {
+    if (j == call.chain.forbidden) return -INFINITY;
     const Element* const row = static_cast<const Element*>(call.logits);
     return Memory<Element>::widen(row[this->token * this->num_classes + j]);
   }
@@ -141,7 +149,7 @@ struct PPosteriorOfRows : PosteriorOfRows<Element> {
   __device__ void write_log_p() {
     const LogP<M, Real> log_p(of);
     this->rows.each_part([&](int64_t start) {
-      this->read(call.logits, start, -INFINITY);
+      read_logits(start);
       this->each_class(start, [&](int i, int64_t j) {
         values[i] = of.stays() ? of.fixed(j) : log_p(values[i] - top, weight(values[i], j), j);
       });
@@ -172,7 +180,7 @@ struct PPosteriorOfRows : PosteriorOfRows<Element> {
       Real upstream[kNumbers];
       this->read(call.upstream, start, 0);
       for (int i = 0; i < kNumbers; ++i) upstream[i] = values[i];
-      this->read(call.logits, start, -INFINITY);
+      read_logits(start);
       this->each_class(start,
                        [&](int i, int64_t j) { body(i, j, weight(values[i], j), upstream[i]); });
       then(start);

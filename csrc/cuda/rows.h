@@ -96,6 +96,15 @@ struct Rows {
         to[v * kWidth + i] = Memory<Element>::widen(packs[v].values[i]);
   }
 
+  // Reads a row of so many logits, -inf in place of that of the class `forbidden`.
+  __device__ void read_logits(const Element* row, int64_t start, int64_t end, int64_t forbidden,
+                              Real* to) const {
+    read(row, start, end, to);
+    each_number(start, [&](int i, int64_t j) {
+      if (j == forbidden) to[i] = -INFINITY;
+    });
+  }
+
   __device__ void write(Element* row, int64_t start, int64_t end, const Real* from) const {
 #pragma unroll
     for (int v = 0; v < kVectors; ++v) {

@@ -26,6 +26,8 @@ class Transition(nn.Module):
         num_classes: K.
         num_steps: T; None in continuous time.
         mask_id: the mask's class, or -1 where the family has none.
+        data_has_mask: whether data may hold the mask. Where not, its logit counts as -inf, and
+            its gradient is 0.
         fingerprint: a number that depends on the family, K, T and all probabilities; equal chains
             have it in common up to some 1e-12.
         needs_float64: whether its probabilities are too small for float32, so that whatever the
@@ -37,12 +39,20 @@ class Transition(nn.Module):
     needs_float64 = False
     _TABLES: tuple[str, ...] = ()  # attributes that move to a device, tensors or None
 
-    def __init__(self, family: str, num_classes: int, num_steps: int, mask_id: int = -1) -> None:
+    def __init__(
+        self,
+        family: str,
+        num_classes: int,
+        num_steps: int,
+        mask_id: int = -1,
+        data_has_mask: bool = True,
+    ) -> None:
         super().__init__()
         self.family = family
         self.num_classes = num_classes
         self.num_steps = num_steps
         self.mask_id = mask_id
+        self.data_has_mask = data_has_mask or mask_id < 0
 
     @property
     def has_steps(self) -> bool:
@@ -53,6 +63,11 @@ class Transition(nn.Module):
     def time_dtype(self) -> torch.dtype:
         """The dtype of times, int64, or float64 in continuous time."""
         return torch.int64 if self.has_steps else torch.float64
+
+    @property
+    def forbidden(self) -> int:
+        """The class that data never hold, or -1."""
+        return -1 if self.data_has_mask else self.mask_id
 
     def _defined_by(self, *parts: Any) -> None:
         """Set the fingerprint of a chain that these numbers, and its sizes, define."""

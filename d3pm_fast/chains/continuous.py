@@ -43,8 +43,15 @@ class ContinuousChain(RankOneChain):
     _TABLES = ("pi", "pi_cdf", "_end")
     _end: Tensor  # the coefficients of Qbar_1
 
-    def __init__(self, family: str, num_classes: int, pi: Tensor | None, mask_id: int) -> None:
-        super().__init__(family, num_classes, self.num_steps, mask_id)
+    def __init__(
+        self,
+        family: str,
+        num_classes: int,
+        pi: Tensor | None,
+        mask_id: int,
+        data_has_mask: bool,
+    ) -> None:
+        super().__init__(family, num_classes, self.num_steps, mask_id, data_has_mask)
         self.pi = pi
         self.pi_cdf = None if pi is None else running_sums(pi)
         self._rarest = 1 / num_classes if pi is None else float(pi[pi > 0].min())
@@ -74,7 +81,7 @@ class ContinuousChain(RankOneChain):
         rates = torch.stack([torch.ones_like(at), *self._rates(at)], dim=-1)
         table = torch.cat([rates, self.product_coefficients(at), at.unsqueeze(-1)], dim=-1)
         rows = torch.arange(t.numel(), device=t.device).view(t.shape).where(valid, -1)
-        return RankOneStep(rows, table, self.pi, self.pi_cdf, self.mask_id)
+        return self._record(rows, table)
 
     def marginal_record(self, t: Tensor) -> RankOneMarginal:
         """Return what operations are given of ``q(x_t | x_0)``."""
@@ -134,8 +141,9 @@ class ContinuousTransition(ContinuousChain):
         pi: Tensor | None,
         base_share: float,
         mask_id: int = -1,
+        data_has_mask: bool = True,
     ) -> None:
-        super().__init__(family, num_classes, pi, mask_id)
+        super().__init__(family, num_classes, pi, mask_id, data_has_mask)
         self.schedule = schedule
         self._share = base_share
         self._end = self.product_coefficients(torch.ones((), dtype=torch.float64, device="cpu"))
@@ -188,8 +196,10 @@ def rank_one_chain(
     pi: Tensor | None,
     base_share: float | Tensor,
     mask_id: int = -1,
+    data_has_mask: bool = True,
 ) -> RankOneChain:
     """Return the chain of a family: of T steps for betas, in continuous time for a schedule."""
+    mask = mask_id, data_has_mask
     if not isinstance(betas, Schedule):
-        return RankOneTransition(family, num_classes, betas, pi, base_share, mask_id)
-    return ContinuousTransition(family, num_classes, betas, pi, float(base_share), mask_id)
+        return RankOneTransition(family, num_classes, betas, pi, base_share, *mask)
+    return ContinuousTransition(family, num_classes, betas, pi, float(base_share), *mask)

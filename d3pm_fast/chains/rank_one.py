@@ -63,7 +63,11 @@ class RankOneChain(Transition):
         table = self.step_coefficients(s.where(valid, 0).flatten(), t.where(valid, 0).flatten())
         rows = torch.arange(t.numel(), device=t.device).view(t.shape)
         table = table.where(valid.flatten().unsqueeze(-1), torch.nan)
-        return RankOneStep(rows, table, self.pi, self.pi_cdf, self.mask_id)
+        return self._record(rows, table)
+
+    def _record(self, rows: Tensor, table: Tensor) -> RankOneStep:
+        numbers = self.mask_id, self.num_classes, self.forbidden
+        return RankOneStep(rows, table, self.pi, self.pi_cdf, *numbers)
 
     def _prior(self, end: Tensor) -> Tensor:
         """Return the divergence of ``Qbar`` with these coefficients from the stationary law."""
@@ -122,9 +126,10 @@ class RankOneTransition(RankOneChain):
         pi: Tensor | None,
         base_share: float | Tensor,
         mask_id: int = -1,
+        data_has_mask: bool = True,
     ) -> None:
         betas = check_probabilities("betas", betas)
-        super().__init__(family, num_classes, len(betas), mask_id)
+        super().__init__(family, num_classes, len(betas), mask_id, data_has_mask)
         self._constant_share = base_share if isinstance(base_share, float) else None
 
         first = betas.new_zeros(1)
@@ -189,7 +194,7 @@ class RankOneTransition(RankOneChain):
     def step_record(self, t: Tensor, s: Tensor | None = None) -> RankOneStep:
         """Return what operations are given of the steps ``x_t -> x_s``, s None for t - 1."""
         if s is None:
-            return RankOneStep(t, self.step_table, self.pi, self.pi_cdf, self.mask_id)
+            return self._record(t, self.step_table)
         return self._steps_between(s, t, (s >= 0) & (s < t) & (t <= self.num_steps))
 
     def marginal_record(self, t: Tensor) -> RankOneMarginal:

@@ -29,6 +29,8 @@ class RankOneStep(NamedTuple):
         pi: float64 ``(K,)``, what a redrawn token is drawn from; None for 1/K.
         pi_cdf: float64 ``(K,)``, its running sums; None for 1/K.
         mask_id: the mask's class, or -1.
+        num_classes: K; rows of logits may end before the last class, where that is forbidden.
+        forbidden: the class that data never hold, whose logits count as -inf; -1 for none.
     """
 
     rows: Tensor
@@ -36,6 +38,8 @@ class RankOneStep(NamedTuple):
     pi: Tensor | None
     pi_cdf: Tensor | None
     mask_id: int
+    num_classes: int
+    forbidden: int
 
 
 class RankOneMarginal(NamedTuple):

@@ -99,7 +99,7 @@ def loss(
         float64 for float64 logits, float32 for all others. NaN for a pair ``(x_0, x_t)`` that
         the chain cannot make.
     """
-    prediction = as_prediction(logits, transition.num_classes)
+    prediction = as_prediction(logits, transition)
     prediction.check_model()
     if isinstance(vb_weight, Tensor) or isinstance(ce_weight, Tensor):
         options: dict[str, Any] = {

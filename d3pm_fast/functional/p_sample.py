@@ -68,9 +68,10 @@ def p_sample(
     Raises:
         ValueError: on a CPU for such logits, with the token's index.
     """
-    prediction = as_prediction(logits, transition.num_classes)
+    prediction = as_prediction(logits, transition)
     check_tokens("x_t", x_t, transition.num_classes, prediction.shape)
     model = check_model(transition, prediction, x_t, t, reverse, first_step)
+    prediction = prediction.whole()
     if is_too_narrow(prediction, transition):
         prediction = prediction.double()
     if _environment.CHECK:

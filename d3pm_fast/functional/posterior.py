@@ -104,9 +104,10 @@ def p_posterior(
         leads to x_t. Where a single class leads to x_t, it has all the probability whatever the
         logits.
     """
-    prediction = as_prediction(logits, transition.num_classes)
+    prediction = as_prediction(logits, transition)
     check_tokens("x_t", x_t, transition.num_classes, prediction.shape)
     model = check_model(transition, prediction, x_t, t, reverse, first_step)
+    prediction = prediction.whole()
     dtype = prediction.result_dtype
     if is_too_narrow(prediction, transition):
         prediction = prediction.double()

@@ -19,13 +19,13 @@ def pointer(tensor: Tensor | None) -> int:
 
 
 def chain_record(
-    shape: tuple[int, int], of: RankOneStep | RankOneMarginal, pi: Tensor | None
+    num_tokens: int, of: RankOneStep | RankOneMarginal, pi: Tensor | None, forbidden: int = -1
 ) -> tuple[int, ...]:
-    """Return ``Chain``, of tokens and classes of a shape (N, K)."""
+    """Return ``Chain`` of so many tokens."""
     rows, table = of.rows, of.table
-    run_length = shape[0] // max(rows.numel(), 1)
+    run_length = num_tokens // max(rows.numel(), 1)
     numbers = rows.data_ptr(), run_length, table.data_ptr(), len(table)
-    return *shape, *numbers, pointer(pi), of.mask_id
+    return num_tokens, of.num_classes, *numbers, pointer(pi), of.mask_id, forbidden
 
 
 def loss_record(
@@ -41,6 +41,7 @@ def loss_record(
         chain,
         of.model,
         of.logits.data_ptr(),
+        of.logits.shape[-1],
         of.x0.data_ptr(),
         of.x_t.data_ptr(),
         pointer(of.mask),

@@ -36,12 +36,12 @@ loss_and_grad = Operation("loss_and_grad", _fake_loss_and_grad)
 def _on_cpu(of: Loss[RankOneStep], reduction: str, late: bool | None = None) -> Any:
     grad = None if late is None else torch.empty_like(of.logits)
     value = _fake_loss(of, reduction)
-    num_classes, pi = of.logits.shape[-1], pi_in(of.step, of.logits.dtype)
-    chain = chain_record((of.x0.numel(), num_classes), of.step, pi)
+    pi = pi_in(of.step, of.logits.dtype)
+    chain = chain_record(of.x0.numel(), of.step, pi, of.step.forbidden)
     call = loss_record(of, chain, value, grad)
     if cpu.loss(str(of.logits.dtype), call, reduction, bool(late), torch.get_num_threads()):
-        rows, table, *_ = of.step
-        raise_bad_index(num_classes, rows, table, of.mask, x0=of.x0, x_t=of.x_t)
+        step = of.step
+        raise_bad_index(step.num_classes, step.rows, step.table, of.mask, x0=of.x0, x_t=of.x_t)
     return value if grad is None else (value, grad)
 
 
@@ -54,7 +54,7 @@ def _on_cuda(of: Loss[RankOneStep], reduction: str, late: bool | None = None) ->
     scale = 1 / max(of.x0.numel(), 1) if divides and count is None else 1.0
     divisor = count if divides else None
     pi = pi_in(of.step, of.logits.dtype)
-    chain = chain_record((of.x0.numel(), of.logits.shape[-1]), of.step, pi)
+    chain = chain_record(of.x0.numel(), of.step, pi, of.step.forbidden)
     call = loss_record(of, chain, tokens, grad, scale, divisor)
     start_cuda("loss", of.logits, str(of.logits.dtype), call)
     value = reduced(tokens, reduction, count, of.with_terms)

@@ -110,10 +110,10 @@ def _run_on_cpu(
     sums: Tensor | None = None,
 ) -> None:
     pi = pi_in(of.step, of.logits.dtype)
-    chain = chain_record((of.x0.numel(), shard.num_classes), of.step, pi)
+    chain = chain_record(of.x0.numel(), of.step, pi, of.step.forbidden)
     call = loss_record(of, chain, loss, grad)
     numbers = statistics.data_ptr(), pointer(line), pointer(sums)
-    strokes = call, shard.first, of.logits.shape[-1], *numbers
+    strokes = call, shard.first, *numbers
     if getattr(cpu, name)(str(of.logits.dtype), strokes, torch.get_num_threads()):
         rows, table, *_ = of.step
         raise_bad_index(shard.num_classes, rows, table, of.mask, x0=of.x0, x_t=of.x_t)

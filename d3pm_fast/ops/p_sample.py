@@ -48,7 +48,7 @@ def _on_cpu(
     shaping: Shaping | None = None,
 ) -> Tensor:
     out, num_classes = torch.empty_like(x_t), logits.shape[-1]
-    shaping = shaping or Shaping(None, 1.0, 1.0, num_classes, 1.0)
+    shaping = shaping or Shaping(None, 1.0, 1.0, num_classes, 1.0, step.forbidden)
     call = _record(logits, x_t, step, model, random, out)
     threads = torch.get_num_threads()
     if cpu.p_sample(str(logits.dtype), call, shaping_record(shaping), threads):
@@ -70,7 +70,7 @@ def _on_cuda(
 def _record(
     logits: Tensor, x_t: Tensor, step: RankOneStep, model: Model, random: Random, out: Tensor
 ) -> tuple[Any, ...]:
-    chain = chain_record((x_t.numel(), logits.shape[-1]), step, step.pi)
+    chain = chain_record(x_t.numel(), step, step.pi, step.forbidden)
     tensors = logits.data_ptr(), x_t.data_ptr(), out.data_ptr()
     return chain, pointer(step.pi_cdf), model, random_record(random), *tensors
 

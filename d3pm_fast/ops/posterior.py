@@ -57,7 +57,7 @@ def _cuda_q_posterior(
 def _q_record(
     x0: Tensor, x_t: Tensor, step: RankOneStep, pi: Tensor | None, out: Tensor
 ) -> tuple[Any, ...]:
-    chain = chain_record((x0.numel(), out.shape[-1]), step, pi)
+    chain = chain_record(x0.numel(), step, pi, step.forbidden)
     return chain, x0.data_ptr(), x_t.data_ptr(), out.data_ptr()
 
 
@@ -92,7 +92,7 @@ def _p_record(
     pi: Tensor | None,
     out: Tensor,
 ) -> tuple[Any, ...]:
-    chain = chain_record((x_t.numel(), out.shape[-1]), step, pi)
+    chain = chain_record(x_t.numel(), step, pi, step.forbidden)
     tensors = logits.data_ptr(), pointer(upstream), x_t.data_ptr(), out.data_ptr()
     return chain, model, *tensors
 

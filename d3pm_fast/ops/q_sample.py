@@ -37,7 +37,7 @@ def _on_cuda(x0: Tensor, marginal: RankOneMarginal, random: Random) -> Tensor:
 
 
 def _record(x0: Tensor, marginal: RankOneMarginal, random: Random, out: Tensor) -> tuple[Any, ...]:
-    chain = chain_record((x0.numel(), marginal.num_classes), marginal, None)
+    chain = chain_record(x0.numel(), marginal, None)
     cdf = pointer(marginal.pi_cdf)
     return chain, cdf, random_record(random), x0.data_ptr(), out.data_ptr()
 

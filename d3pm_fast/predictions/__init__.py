@@ -5,12 +5,13 @@ from typing import Any
 from torch import Tensor
 
 from .._checks import not_a_tensor
+from ..chains import Transition
 from .logistic import Logistic, LogisticPrediction
 from .logits import LogitsPrediction
-from .prediction import Prediction
+from .prediction import Classes, Prediction
 from .shaped import Shaped, ShapedPrediction
 
-__all__ = ["Logistic", "Predicted", "Prediction", "Shaped", "as_prediction"]
+__all__ = ["Classes", "Logistic", "Predicted", "Prediction", "Shaped", "as_prediction"]
 
 Predicted = Tensor | tuple[Any, ...]
 """What a denoiser may give: logits, or a kind of prediction in their place."""
@@ -18,11 +19,12 @@ Predicted = Tensor | tuple[Any, ...]
 _KINDS: dict[type, Any] = {Shaped: ShapedPrediction, tuple: LogisticPrediction}
 
 
-def as_prediction(given: Predicted, num_classes: int) -> Prediction:
-    """Return what a denoiser gives as a prediction over K classes, unchecked."""
+def as_prediction(given: Predicted, transition: Transition) -> Prediction:
+    """Return what a denoiser gives as a prediction of the classes of a chain, unchecked."""
+    classes = Classes(transition.num_classes, transition.forbidden)
     if isinstance(given, Tensor):
-        return LogitsPrediction(given, num_classes)
+        return LogitsPrediction(given, classes)
     for kind, make in _KINDS.items():
         if isinstance(given, kind):
-            return make(given, num_classes)  # type: ignore[no-any-return]
+            return make(given, classes)  # type: ignore[no-any-return]
     raise not_a_tensor("logits", given)

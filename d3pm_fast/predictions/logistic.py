@@ -12,7 +12,7 @@ from .._checks import check_float, check_no_nan, check_same_device, check_shape
 from ..ops import logistic_gradient, logistic_logits
 from ..reference.logspace import compute_dtype
 from .logits import LogitsPrediction
-from .prediction import Prediction
+from .prediction import Classes, Prediction
 
 __all__ = ["Logistic"]
 
@@ -38,9 +38,9 @@ class LogisticPrediction(Prediction):
     """The parameters of logistic distributions; their gradients are in the compute dtype."""
 
     def __init__(
-        self, given: tuple[Any, ...], num_classes: int, implementation: str = "reference"
+        self, given: tuple[Any, ...], classes: Classes, implementation: str = "reference"
     ) -> None:
-        self.given, self.num_classes = given, num_classes
+        self.given, self.classes = given, classes
         self._implementation = implementation
 
     @property
@@ -71,7 +71,7 @@ class LogisticPrediction(Prediction):
         """Return it contiguous; where nothing makes its logits in chunks, the logits."""
         is_served = logistic_gradient.is_served(implementation)
         if not is_served or derivatives.are_asked(*self.parameters):
-            return LogitsPrediction(self.meaning(*self.parameters), self.num_classes)
+            return LogitsPrediction(self.meaning(*self.parameters), self.classes)
         made = self._with(*(x.contiguous() for x in self.parameters))
         made._implementation = implementation
         return made
@@ -105,7 +105,7 @@ class LogisticPrediction(Prediction):
         return Logistic(*self.given).edge_corrected
 
     def _with(self, *parameters: Tensor) -> LogisticPrediction:
-        return LogisticPrediction((*parameters, *self.given[2:]), self.num_classes)
+        return LogisticPrediction((*parameters, *self.given[2:]), self.classes)
 
 
 def check_logistic(parameters: tuple[Any, ...]) -> None:

@@ -10,14 +10,15 @@ from torch import Tensor
 from .._checks import check_logits, check_no_nan
 from ..autograd import LossOperation
 from ..derivatives import Differentiable, Items
-from .prediction import Prediction
+from ..reference.logspace import whole
+from .prediction import Classes, Prediction
 
 
 class LogitsPrediction(Prediction):
     """Logits ``(B, *S, K)``."""
 
-    def __init__(self, given: Tensor, num_classes: int) -> None:
-        self.given, self.num_classes = given, num_classes
+    def __init__(self, given: Tensor, classes: Classes) -> None:
+        self.given, self.classes = given, classes
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -35,8 +36,8 @@ class LogitsPrediction(Prediction):
         return self.dtype
 
     def check(self, shape: torch.Size) -> None:
-        """Raise unless they are float, of shape ``(*shape, K)``."""
-        check_logits("logits", self.given, shape, self.num_classes)
+        """Raise unless they are float, of shape ``(*shape, K)``, or without the mask's."""
+        check_logits("logits", self.given, shape, self.classes)
 
     def check_no_nan(self) -> None:
         """Raise for a NaN."""
@@ -44,13 +45,17 @@ class LogitsPrediction(Prediction):
 
     def double(self) -> LogitsPrediction:
         """Return them in float64."""
-        return LogitsPrediction(self.given.double(), self.num_classes)
+        return LogitsPrediction(self.given.double(), self.classes)
+
+    def whole(self) -> LogitsPrediction:
+        """Return logits of all classes: a copy where the mask's are left out."""
+        return LogitsPrediction(whole(self.given, self.num_classes), self.classes)
 
     def served_by(self, _implementation: str) -> LogitsPrediction:
         """Return them contiguous."""
         if self.given.is_contiguous():
             return self
-        return LogitsPrediction(self.given.contiguous(), self.num_classes)
+        return LogitsPrediction(self.given.contiguous(), self.classes)
 
     def masked(self, _mask: Tensor) -> LogitsPrediction:
         """Return them: kernels have no gradient for tokens that do not count."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,9 +17,21 @@ from ..reductions import of_loss, reduced
 from ..reference.logspace import compute_dtype
 from .chunks import chunks, in_chunks
 
-__all__ = ["Prediction"]
+__all__ = ["Classes", "Prediction"]
 
 FindKernel = Callable[[Operation], Any]
+
+
+class Classes(NamedTuple):
+    """What is predicted.
+
+    Attributes:
+        number: K.
+        forbidden: the class that data never hold, whatever a prediction says of it; -1 for none.
+    """
+
+    number: int
+    forbidden: int
 
 
 class Prediction(ABC):
@@ -31,13 +43,18 @@ class Prediction(ABC):
     part of it, and summed where all tokens share it.
 
     Attributes:
-        num_classes: K.
+        classes: what is predicted.
         num_shared: how many of the parameters, the last ones, all tokens share; the others have
             the batch as their first axis.
     """
 
-    num_classes: int
+    classes: Classes
     num_shared = 0
+
+    @property
+    def num_classes(self) -> int:
+        """K."""
+        return self.classes.number
 
     @property
     @abstractmethod
@@ -78,6 +95,10 @@ class Prediction(ABC):
     @abstractmethod
     def double(self) -> Prediction:
         """Return it in float64."""
+
+    def whole(self) -> Prediction:
+        """Return it with logits of all classes, for operations whose result has them all."""
+        return self
 
     @abstractmethod
     def served_by(self, implementation: str) -> Prediction:

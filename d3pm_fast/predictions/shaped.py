@@ -21,8 +21,8 @@ from .._checks import (
 from ..derivatives import Items
 from ..ops import shaped_logits, shaped_p_sample
 from ..records import Shaping
-from ..reference.logspace import compute_dtype
-from .prediction import FindKernel, Prediction
+from ..reference.logspace import compute_dtype, whole
+from .prediction import Classes, FindKernel, Prediction
 
 __all__ = ["Shaped"]
 
@@ -68,8 +68,8 @@ class Shaped(NamedTuple):
 class ShapedPrediction(Prediction):
     """Logits that are shaped before anything is made of them; nothing is differentiated."""
 
-    def __init__(self, given: Shaped, num_classes: int, implementation: str = "reference") -> None:
-        self.given, self.num_classes = given, num_classes
+    def __init__(self, given: Shaped, classes: Classes, implementation: str = "reference") -> None:
+        self.given, self.classes = given, classes
         self._implementation = implementation
 
     @property
@@ -86,7 +86,7 @@ class ShapedPrediction(Prediction):
     def check(self, shape: torch.Size) -> None:
         """Raise unless the logits are of shape ``(*shape, K)`` and the rest is as documented."""
         _check_shaped(*self.given)
-        check_logits("logits", self.given.logits, shape, self.num_classes)
+        check_logits("logits", self.given.logits, shape, self.classes)
 
     def check_model(self) -> None:
         """Raise: a loss is of the model itself."""
@@ -111,12 +111,19 @@ class ShapedPrediction(Prediction):
         wide = self.given._replace(logits=self.given.logits.double())
         if wide.unconditional is not None:
             wide = wide._replace(unconditional=wide.unconditional.double())
-        return ShapedPrediction(wide, self.num_classes)
+        return ShapedPrediction(wide, self.classes)
+
+    def whole(self) -> ShapedPrediction:
+        """Return logits of all classes: copies where the mask's are left out."""
+        logits, other, *rest = self.given
+        logits = whole(logits, self.num_classes)
+        other = None if other is None else whole(other, self.num_classes)
+        return ShapedPrediction(Shaped(logits, other, *rest), self.classes)
 
     def served_by(self, implementation: str) -> ShapedPrediction:
         """Return it, to be shaped by an implementation, or by plain PyTorch."""
         served = implementation if shaped_logits.is_served(implementation) else "reference"
-        return ShapedPrediction(self.given, self.num_classes, served)
+        return ShapedPrediction(self.given, self.classes, served)
 
     def masked(self, _mask: Tensor) -> ShapedPrediction:
         """Return it: it has no gradient."""
@@ -158,6 +165,7 @@ class ShapedPrediction(Prediction):
             min(max(float(temperature), range_of.tiny), range_of.max),
             self.num_classes if top_k is None else min(int(top_k), self.num_classes),
             1.0 if top_p is None else max(float(top_p), range_of.tiny),
+            self.classes.forbidden,
         )
 
 

@@ -64,6 +64,10 @@ class MatrixLogs:
         time = found.times[of_tokens].unsqueeze(-1)
         return cls(found.log_q, found.log_q_bar, found.log_q_bar_t, of_tokens, time, dtype)
 
+    def allowed(self, logits: Tensor) -> Tensor:
+        """Return the logits: data may hold all classes."""
+        return logits
+
     def log_q_column(self, x_t: Tensor) -> Tensor:
         """Return ``log Q[j, x_t]`` for every j, ``(B, *S, K)``."""
         return self.log_q.mT[self.which, x_t].to(self.dtype)

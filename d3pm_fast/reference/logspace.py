@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -25,6 +26,11 @@ def log_sum_exp(x: Tensor, dim: int) -> Tensor:
     """Return ``log sum exp(x)``; nothing but -inf gives -inf, with a gradient of zero."""
     nothing = (x == -torch.inf).all(dim, keepdim=True)
     return x.masked_fill(nothing, 0).logsumexp(dim).masked_fill(nothing.squeeze(dim), -torch.inf)
+
+
+def whole(logits: Tensor, num_classes: int) -> Tensor:
+    """Return logits of all classes, -inf for the last one where it is left out."""
+    return logits if logits.shape[-1] == num_classes else pad(logits, (0, 1), value=-torch.inf)
 
 
 def at(values: Tensor, index: Tensor) -> Tensor:

@@ -17,13 +17,15 @@ def loss(of: Loss[Any], reduction: str) -> Tensor:
     """Return ``vb KL(q || p) + ce (-log s[x_0])`` of every token, nats.
 
     The step to s = 0 needs no case of its own: q is then one-hot at x_0 and the divergence is
-    ``-log p(x_0 | x_t)``. A token whose ``mask`` is False, or whose
-    factor is 0, has loss 0 and is not looked at.
-    ``reduction`` is none, for ``(B, *S)``, or the sum or the mean of the tokens that count. With
-    terms there is one axis more: the loss, the bound's term and the cross-entropy.
+    ``-log p(x_0 | x_t)``. A token whose ``mask`` is False, or whose factor is 0, has loss 0
+    and is not looked at. ``reduction`` is none, for ``(B, *S)``, or the sum or the mean of the
+    tokens that count. With terms there is one axis more: the loss, the bound's term and the
+    cross-entropy.
     """
     logits, x0, mask, x_t, step, model, weights, is_density, with_terms = of
     dtype = compute_dtype(logits.dtype)
+    logs = logs_of(step, logits.shape, dtype)
+    logits = logs.allowed(logits)
     num_classes = logits.shape[-1]
     counts = torch.ones_like(x0, dtype=torch.bool) if mask is None else mask
     factors = None if weights.tokens is None else weights.tokens.to(dtype)
@@ -33,7 +35,6 @@ def loss(of: Loss[Any], reduction: str) -> Tensor:
     usable = counts & inside
     x0, x_t = x0.where(usable, 0), x_t.where(usable, 0)
     logits = logits.where(counts.unsqueeze(-1), 0).to(dtype)
-    logs = logs_of(step, logits.shape, dtype)
     if is_density:
         bound = density(logs, logits, x0, x_t, model)
         is_impossible = at(logs.without_step().log_q_bar_row(x0), x_t).squeeze(-1) == -torch.inf

@@ -16,9 +16,10 @@ from .step import StepLogs, logs_of
 
 def p_sample(logits: Tensor, x_t: Tensor, step: Any, model: Model, random: Random) -> Tensor:
     """Return x_s, int64 ``(B, *S)``; ``NONE`` where there is no law, which on a CPU raises."""
+    logs = logs_of(step, logits.shape, torch.float64)
+    logits = logs.allowed(logits.double())
     inside = (x_t >= 0) & (x_t < logits.shape[-1])
     numbers = tuple(u.view(x_t.shape) for u in uniforms(*random, x_t.numel()))
-    logits, logs = logits.double(), logs_of(step, logits.shape, torch.float64)
     draw = _from_mixture if isinstance(logs, RankOneLogs) else _by_inverse_cdf
     drawn = draw(logs, logits, x_t.where(inside, 0), model, numbers)
     drawn = drawn.where(inside & ~logs.target_time.isnan().squeeze(-1), NONE)

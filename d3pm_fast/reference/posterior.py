@@ -22,8 +22,9 @@ def p_posterior(logits: Tensor, x_t: Tensor, step: Any, model: Model) -> Tensor:
     """Return ``log p(x_s | x_t)``, ``(B, *S, K)``, differentiable in the logits."""
     dtype = compute_dtype(logits.dtype)
     logs = logs_of(step, logits.shape, dtype)
-    inside = (x_t >= 0) & (x_t < logits.shape[-1])
-    log_p = log_p_posterior(logs, logits.to(dtype), x_t.where(inside, 0), model)
+    allowed = logs.allowed(logits)
+    inside = (x_t >= 0) & (x_t < allowed.shape[-1])
+    log_p = log_p_posterior(logs, allowed.to(dtype), x_t.where(inside, 0), model)
     return log_p.where(inside.unsqueeze(-1), torch.nan).to(logits.dtype)
 
 

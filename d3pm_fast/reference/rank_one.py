@@ -11,7 +11,7 @@ from torch import Tensor
 from ..chains.structures import RankOneStep
 from ..records import Model
 from .draws import NONE, draw_base, draw_row
-from .logspace import at, log_add_exp, spread
+from .logspace import at, log_add_exp, spread, whole
 
 
 @dataclass
@@ -28,13 +28,14 @@ class RankOneLogs:
     log_vector: Tensor
     pi_cdf: Tensor | None
     mask_id: int
+    forbidden: int
     dtype: torch.dtype
 
     @classmethod
     def of(cls, step: RankOneStep, shape: tuple[int, ...], dtype: torch.dtype) -> "RankOneLogs":
         """Look up each token's coefficients; a row outside the table reads NaN."""
-        *tokens, num_classes = shape
-        rows, table = step.rows, step.table
+        *tokens, _ = shape
+        rows, table, num_classes = step.rows, step.table, step.num_classes
         inside = (rows >= 0) & (rows < len(table))
         found = table[rows.where(inside, 0)].where(inside.unsqueeze(-1), torch.nan)
         pi = step.pi
@@ -42,8 +43,16 @@ class RankOneLogs:
         a, w, m, bar_a, bar_w, bar_m, s = (
             spread(column, tuple(tokens)).unsqueeze(-1) for column in found.unbind(-1)
         )
-        vectors = vector.log(), step.pi_cdf, step.mask_id
+        vectors = vector.log(), step.pi_cdf, step.mask_id, step.forbidden
         return cls(a, w, m, bar_a, bar_w, bar_m, s, *vectors, dtype)
+
+    def allowed(self, logits: Tensor) -> Tensor:
+        """Return logits of all classes, -inf for one that data never hold."""
+        if self.forbidden < 0:
+            return logits
+        num_classes = self.log_vector.shape[-1]
+        classes = torch.arange(num_classes, device=logits.device)
+        return whole(logits, num_classes).masked_fill(classes == self.forbidden, -torch.inf)
 
     def log_q_column(self, x_t: Tensor) -> Tensor:
         """Return ``log Q[j, x_t]`` for every j, ``(B, *S, K)``."""

@@ -21,6 +21,9 @@ class StepLogs(Protocol):
     def target_time(self) -> Tensor:
         """s, float64 ``(B, *S, 1)``; NaN for a token whose step does not exist."""
 
+    def allowed(self, logits: Tensor) -> Tensor:
+        """Return logits of all classes, -inf for one that data never hold."""
+
     def log_q_column(self, x_t: Tensor) -> Tensor:
         """Return ``log Q[j, x_t]`` for every j."""
 

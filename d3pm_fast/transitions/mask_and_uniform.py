@@ -14,6 +14,7 @@ def mask_and_uniform(
     betas: ArrayLike | Schedule,
     mask_id: int,
     uniform_share: float | ArrayLike = 0.1,
+    data_has_mask: bool = False,
 ) -> RankOneChain:
     """Return ``Q_t = (1 - beta_t) I + beta_t 1 (g_t 1/K + (1 - g_t) e_mask)^T``.
 
@@ -26,6 +27,9 @@ def mask_and_uniform(
             :mod:`d3pm_fast.schedules.continuous`.
         mask_id: the mask's class, in [0, K).
         uniform_share: g, in [0, 1]: one number, or ``(T,)`` for one of each of T steps.
+        data_has_mask: whether x_0 may be the mask, as where it is a grey level of the paper's images.
+            Where not, a denoiser's logit of the mask counts as -inf and has the gradient 0, whatever
+            it is; and where the mask is the last class, a denoiser may leave it out.
 
     Raises:
         ValueError: fewer than 2 classes, betas or shares outside [0, 1], or of unequal length.
@@ -44,4 +48,5 @@ def mask_and_uniform(
             raise ValueError(
                 f"uniform_share must have one entry a step, {len(betas)}, got {len(share)}"
             )
-    return rank_one_chain("mask_and_uniform", num_classes, betas, None, share, mask_id)
+    mask = mask_id, data_has_mask
+    return rank_one_chain("mask_and_uniform", num_classes, betas, None, share, *mask)
