@@ -87,7 +87,7 @@ def make_chain(family, num_classes, betas=None):
         mask_id = {"first": 0, "middle": num_classes // 2, "last": num_classes - 1}[
             family.removeprefix("absorbing_")
         ]
-        transition = transitions.absorbing(num_classes, betas, mask_id)
+        transition = transitions.absorbing(num_classes, betas, mask_id, data_has_mask=True)
         vector = one_hot(mask_id, num_classes)
     elif family.startswith("marginal"):
         vector = 1.0 + torch.arange(num_classes, dtype=torch.float64)
@@ -100,7 +100,7 @@ def make_chain(family, num_classes, betas=None):
         share = 0.3
         if family == "mask_and_uniform_by_step":
             share = torch.linspace(0.9, 0.1, len(betas), dtype=torch.float64)
-        transition = transitions.mask_and_uniform(num_classes, betas, mask_id, share)
+        transition = transitions.mask_and_uniform(num_classes, betas, mask_id, share, data_has_mask=True)
         column = torch.as_tensor(share, dtype=torch.float64).reshape(-1, 1)
         vector = column * ones + (1 - column) * one_hot(mask_id, num_classes)
     return Chain(transition, betas, vector.expand(len(betas), num_classes))

@@ -17,12 +17,12 @@ FAMILIES = {
         torch.full((K,), 1 / K, dtype=torch.float64),
     ),
     "absorbing": (
-        lambda n, alphas: transitions.absorbing(n, alphas, n - 1),
+        lambda n, alphas: transitions.absorbing(n, alphas, n - 1, data_has_mask=True),
         torch.eye(K).double()[K - 1],
     ),
     "marginal": (lambda n, alphas: transitions.marginal(n, alphas, PI), PI),
     "mask_and_uniform": (
-        lambda n, alphas: transitions.mask_and_uniform(n, alphas, 2, 0.3),
+        lambda n, alphas: transitions.mask_and_uniform(n, alphas, 2, 0.3, data_has_mask=True),
         torch.tensor([0.06, 0.06, 0.76, 0.06, 0.06], dtype=torch.float64),
     ),
 }
