@@ -35,6 +35,7 @@ class ShapingCall(NamedTuple):
     out: Any
     num_tokens: Any
     num_classes: Any
+    forbidden: Any  # the class whose logits count as -inf; -1 for none
     DIVIDES: Any  # whether by a temperature
 
 
@@ -101,7 +102,7 @@ def mixed(a, rows, first, at, inside):
 @triton.jit
 def mixed_tile(a, rows, classes):
     """Return guided logits of a tile."""
-    reads = rows.reads & classes.there
+    reads = rows.reads & classes.there & (classes.flat != a.forbidden)
     return tl.reshape(mixed(a, rows, classes.first, classes.at, reads), classes.j.shape)
 
 
@@ -278,7 +279,7 @@ def options_of(
     num_classes: int, shaping: Shaping, tile: Tile
 ) -> tuple[Options, float, float, float]:
     """Return what kernels take of how to shape rows, and the numbers that are float64."""
-    _, guidance, temperature, top_k, top_p = shaping
+    _, guidance, temperature, top_k, top_p, _ = shaping
     far, counts, by_mass = abs(guidance) >= 0.5, top_k < num_classes, top_p < 1
     whole = (counts or by_mass) and tile.num_classes >= num_classes
     made = map(tl.constexpr, (far, counts, by_mass, whole))
@@ -295,7 +296,9 @@ def shaped_logits(logits: Tensor, shaping: Shaping) -> Tensor:
     divides = tl.constexpr(shaping.temperature != 1)
     launch(
         shape_rows, triton.cdiv(num_tokens, tile.rows), logits,
-        ShapingCall(logits, shaping.unconditional, out, num_tokens, num_classes, divides),
+        ShapingCall(
+            logits, shaping.unconditional, out, num_tokens, num_classes, shaping.forbidden, divides
+        ),
         *options_of(num_classes, shaping, tile), triton_type(real),
         tile.rows, tile.high, tile.low, num_warps=tile.num_warps,
     )  # fmt: skip

@@ -45,17 +45,17 @@ def loss_of_whole_rows(
     """For rows that a tile holds whole."""
     tokens, token = load_tokens(a, chain, vb_weight, ce_weight, model, REAL, ROWS)
     classes = classes_from(a, 0, ROWS, HIGH, LOW)
-    logits = load_logits(a, tokens, classes, REAL)
+    logits = load_logits(a, chain, tokens, classes, REAL)
     top = tl.where(tokens.settled, 0.0, row_max(logits))
     e = exponentials(a, chain, tokens, classes, logits, top)
     row = row_of(top, row_sum(tl.where(e < 0.0, 0.0, e)), *load_special(a, chain, tokens, REAL))
     solved = solve(token, row, REAL)
-    line = line_of(chain, solved, a.num_classes, REAL)
+    line = line_of(chain, solved, REAL)
     sum_phi, sum_h = tl.zeros([ROWS], REAL), tl.zeros([ROWS], REAL)
     if tl.max(solved.curved.to(tl.int32), axis=0) > 0:
-        sum_phi, sum_h = curvature(chain, classes, e, line, a.num_classes)
+        sum_phi, sum_h = curvature(chain, classes, e, line)
     result = finish(token, row, solved, sum_phi, sum_h, REAL)
-    store_loss(a, tokens, result)
+    store_loss(a, tokens, token, solved, result)
     if a.grad is not None:
         factor = gradient_factor(a, grad_scale, REAL)
         # h anew: kept from above it takes too many registers.
@@ -74,12 +74,12 @@ def loss_of_long_rows(
     top, e_rest = statistics_of_row(a, chain, tokens, REAL, HIGH, LOW)
     row = row_of(top, e_rest, *load_special(a, chain, tokens, REAL))
     solved = solve(token, row, REAL)
-    line = line_of(chain, solved, a.num_classes, REAL)
+    line = line_of(chain, solved, REAL)
     sum_phi, sum_h = tl.zeros([1], REAL), tl.zeros([1], REAL)
     if tl.max(solved.curved.to(tl.int32), axis=0) > 0:
-        sum_phi, sum_h = sums_of_row(a, chain, tokens, line, top, a.num_classes, REAL, HIGH, LOW)
+        sum_phi, sum_h = sums_of_row(a, chain, tokens, line, top, REAL, HIGH, LOW)
     result = finish(token, row, solved, sum_phi, sum_h, REAL)
-    store_loss(a, tokens, result)
+    store_loss(a, tokens, token, solved, result)
     if a.grad is not None:
         factor = gradient_factor(a, grad_scale, REAL)
         gradient_of_row(a, chain, tokens, line, top, result, factor, REAL, HIGH, LOW)
@@ -97,10 +97,11 @@ def loss_and_grad(of: Loss[RankOneStep], reduction: str, late: bool) -> tuple[Te
 
 
 def _run(of: Loss[RankOneStep], reduction: str, late: bool, grad: Tensor | None) -> Tensor:
-    logits, x0, mask, x_t, step, model, weights, is_density = of
+    logits, x0, mask, x_t, step, model, weights, is_density, with_terms = of
     real = torch.float64 if logits.dtype == torch.float64 else torch.float32
     num_tokens, num_classes = x0.numel(), logits.shape[-1]
-    token_loss = torch.empty(x0.shape, dtype=real, device=logits.device)
+    shape = *x0.shape, *((3,) if with_terms else ())
+    token_loss = torch.empty(shape, dtype=real, device=logits.device)
     mean = reduction == "mean"
     count = mask.sum().to(real) if mask is not None and mean else None
     early = mean and not late
@@ -109,12 +110,14 @@ def _run(of: Loss[RankOneStep], reduction: str, late: bool, grad: Tensor | None)
         x0,
         x_t,
         mask,
+        weights.tokens,
         token_loss,
         grad,
         count if early else None,
         num_tokens,
         num_classes,
         int(is_density),
+        tl.constexpr(with_terms),
     )
     scale = 1 / max(num_tokens, 1) if early and count is None else 1.0
     chain = chain_of(num_tokens, step, real)
@@ -127,7 +130,7 @@ def _run(of: Loss[RankOneStep], reduction: str, late: bool, grad: Tensor | None)
         kernel, shape = loss_of_whole_rows, (tile.rows, tile.high, tile.low)
     programs = triton.cdiv(num_tokens, tile.rows)
     launch(
-        kernel, programs, logits, arguments, chain, *weights, scale, constant(model),
+        kernel, programs, logits, arguments, chain, weights.vb, weights.ce, scale, constant(model),
         triton_type(real), *shape, num_warps=tile.num_warps,
     )  # fmt: skip
-    return reduced(token_loss, reduction, count)
+    return reduced(token_loss, reduction, count, with_terms)

@@ -34,10 +34,11 @@ class Line(NamedTuple):
 
 
 @triton.jit
-def load_logits(a, tokens, classes, REAL: tl.constexpr):
-    """Return the logits of some classes, -inf for what is not read."""
+def load_logits(a, chain, tokens, classes, REAL: tl.constexpr):
+    """Return the logits of some classes, -inf for what is not read or forbidden."""
     reads = on_flat(tokens.settled == 0, classes.j.shape[0]) & classes.there
-    return load_tile(a.logits, classes, reads, float("-inf")).to(REAL)
+    logits = load_tile(a.logits, classes, reads, float("-inf")).to(REAL)
+    return tl.where(classes.j == chain.forbidden, float("-inf"), logits)
 
 
 @triton.jit
@@ -50,11 +51,11 @@ def exponentials(a, chain, tokens, classes, logits, top):
 
 
 @triton.jit
-def line_of(chain, solved, num_classes, REAL: tl.constexpr):
+def line_of(chain, solved, REAL: tl.constexpr):
     """Return the line of each token; h = 1 on that of one without curvature."""
     slope = solved.slope
     if chain.pi is None:
-        slope *= num_classes.to(REAL)
+        slope *= chain.num_classes.to(REAL)
     return Line(
         on_tile(tl.where(solved.curved, solved.ratio, 1.0)),
         on_tile(tl.where(solved.curved, solved.shift, 1.0)),
@@ -75,12 +76,12 @@ def curve(chain, classes, e, line):
 
 
 @triton.jit
-def curvature(chain, classes, e, line, num_classes):
-    """Return the sums of pi phi(g) and pi h over classes of the rest, of so many in all."""
+def curvature(chain, classes, e, line):
+    """Return the sums of pi phi(g) and pi h over classes of the rest."""
     g, y = curve(chain, classes, e, line)
     h = g / y
     if chain.pi is None:
-        count = num_classes.to(e.dtype)
+        count = chain.num_classes.to(e.dtype)
         sum_phi = row_sum(tl.where(e < 0.0, 0.0, phi(g, y))) / count
         return sum_phi, row_sum(tl.where(e < 0.0, 0.0, h)) / count
     else:
@@ -105,7 +106,7 @@ def statistics_of_row(a, chain, tokens, REAL: tl.constexpr, HIGH: tl.constexpr, 
     e_rest = tl.zeros([1], REAL)
     for start in range(0, a.num_classes, HIGH * LOW):
         classes = classes_from(a, start, 1, HIGH, LOW)
-        logits = load_logits(a, tokens, classes, REAL)
+        logits = load_logits(a, chain, tokens, classes, REAL)
         higher = tl.where(tokens.settled, 0.0, tl.maximum(top, row_max(logits)))
         e = exponentials(a, chain, tokens, classes, logits, higher)
         e = tl.where((e < 0.0) | (logits == float("-inf")), 0.0, e)
@@ -116,16 +117,15 @@ def statistics_of_row(a, chain, tokens, REAL: tl.constexpr, HIGH: tl.constexpr, 
 
 @triton.jit
 def sums_of_row(
-    a, chain, tokens, line, top, num_classes,
-    REAL: tl.constexpr, HIGH: tl.constexpr, LOW: tl.constexpr,
-):  # fmt: skip
-    """Return the sums of curvature over a row, of so many classes in all."""
+    a, chain, tokens, line, top, REAL: tl.constexpr, HIGH: tl.constexpr, LOW: tl.constexpr
+):
+    """Return the sums of curvature over a row."""
     sum_phi, sum_h = tl.zeros([1], REAL), tl.zeros([1], REAL)
     for start in range(0, a.num_classes, HIGH * LOW):
         classes = classes_from(a, start, 1, HIGH, LOW)
-        logits = load_logits(a, tokens, classes, REAL)
+        logits = load_logits(a, chain, tokens, classes, REAL)
         e = exponentials(a, chain, tokens, classes, logits, top)
-        more_phi, more_h = curvature(chain, classes, e, line, num_classes)
+        more_phi, more_h = curvature(chain, classes, e, line)
         sum_phi += more_phi
         sum_h += more_h
     return sum_phi, sum_h
@@ -139,7 +139,7 @@ def gradient_of_row(
     """Write the gradient of a row."""
     for start in range(0, a.num_classes, HIGH * LOW):
         classes = classes_from(a, start, 1, HIGH, LOW)
-        logits = load_logits(a, tokens, classes, REAL)
+        logits = load_logits(a, chain, tokens, classes, REAL)
         e = exponentials(a, chain, tokens, classes, logits, top)
         g, y = curve(chain, classes, e, line)
         store_gradient(a, tokens, classes, e, g / y, result, factor)

@@ -13,7 +13,11 @@ from ..common.math import exp, log, log1p, phi, tiny
 
 
 class Token(NamedTuple):
-    """The step as the special classes see it, and the weights."""
+    """The step as the special classes see it, and the weights.
+
+    Whether the divergence is wanted, and whether the bound's term is the cross-entropy; the factor
+    of both terms, which the weights have.
+    """
 
     keep: Any
     spread: Any
@@ -27,6 +31,9 @@ class Token(NamedTuple):
     tilt: Any
     vb: Any
     ce: Any
+    diverges: Any
+    is_direct: Any
+    weight: Any
 
 
 class Row(NamedTuple):
@@ -66,6 +73,7 @@ class Result(NamedTuple):
     """The loss and its gradient, ``e_j (steep h_j + flat)`` for a class j of the rest."""
 
     loss: Any
+    divergence: Any
     steep: Any
     flat: Any
     grad_x0: Any
@@ -111,7 +119,7 @@ def solve(token, row, REAL: tl.constexpr):
     f_xt = tl.where(same, f_x0, token.bar_keep * s_xt + token.bar_xt)
     z = token.spread_in_z + token.keep * f_xt
     zq = token.spread_in_z + token.keep * d_xt
-    curved = (token.bar_base > tiny(REAL)) & (token.vb != 0.0)
+    curved = (token.bar_base > tiny(REAL)) & token.diverges
     shift = token.keep * token.bar_keep * tl.where(same, not_x0, -s_xt) / z
     ratio = one_plus(shift, zq / z)
     slope = ratio * token.bar_keep * inv / token.bar_base
@@ -206,6 +214,7 @@ def finish(token, row, solved, sum_phi, sum_h, REAL: tl.constexpr):
     share = token.ce / solved.sum
     return Result(
         loss,
+        divergence,
         tl.where(bound, token.vb * (token.spread / z) * token.bar_keep * solved.inv, 0.0),
         common * solved.inv + share,
         tl.where(bound, token.vb * pull_x0, 0.0) + common * solved.s_x0 - share * solved.others,

@@ -15,16 +15,18 @@ from .step import load_class, load_step, never_stays, pi_at, posterior_mean_tilt
 class LossCall(NamedTuple):
     """The tensors of all tokens."""
 
-    logits: Any  # (N, K)
+    logits: Any  # (N, num_classes)
     x0: Any
     x_t: Any
     mask: Any  # None where every token counts
-    loss: Any  # (N,) in the type of the calculation
-    grad: Any  # (N, K); None where no gradient is wanted
+    factors: Any  # (N,) in the type of the calculation; None for 1
+    loss: Any  # (N,) in the type of the calculation, or (N, 3) with terms
+    grad: Any  # (N, num_classes); None where no gradient is wanted
     count: Any  # (1,), what divides the gradient; None for 1
     num_tokens: Any
-    num_classes: Any
+    num_classes: Any  # of a row of logits
     is_density: Any  # 1 where steps have rates, and the loss is the bound's density; else 0
+    WITH_TERMS: Any
 
 
 class Tokens(NamedTuple):
@@ -49,18 +51,18 @@ def load_tokens(
     at = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     inside = at < a.num_tokens
     step = load_step(chain, at, a.num_tokens, model.direct, REAL)
-    x0, x0_is_class = load_class(a.x0, at, a.num_tokens, a.num_classes)
-    x_t, xt_is_class = load_class(a.x_t, at, a.num_tokens, a.num_classes)
+    x0, x0_is_class = load_class(a.x0, at, a.num_tokens, chain.num_classes)
+    x_t, xt_is_class = load_class(a.x_t, at, a.num_tokens, chain.num_classes)
     x0, x_t = x0.to(tl.int32), x_t.to(tl.int32)
     same = x0 == x_t
     x0_is_mask = x0 == chain.mask_id
     xt_is_mask = x_t == chain.mask_id
 
     mask_id = tl.full([1], chain.mask_id, tl.int32)
-    pi_mask = pi_at(chain, mask_id, a.num_classes, REAL)
-    pi_xt = pi_at(chain, x_t, a.num_classes, REAL)
+    pi_mask = pi_at(chain, mask_id, REAL)
+    pi_xt = pi_at(chain, x_t, REAL)
     bar_mask = step.bar_base * pi_mask + step.bar_to_mask
-    bar_x0 = tl.where(x0_is_mask, bar_mask, step.bar_base * pi_at(chain, x0, a.num_classes, REAL))
+    bar_x0 = tl.where(x0_is_mask, bar_mask, step.bar_base * pi_at(chain, x0, REAL))
     bar_xt = tl.where(xt_is_mask, bar_mask, step.bar_base * pi_xt)
     spread = step.base * pi_xt + tl.where(xt_is_mask, step.to_mask, 0.0)
     is_density = tl.full([1], a.is_density, tl.int32) != 0
@@ -69,19 +71,30 @@ def load_tokens(
     if model.posterior_mean:
         tilt = posterior_mean_tilt(step, spread_in_z, bar_xt)
 
+    weight = tl.full([ROWS], 1.0, REAL)
+    if a.factors is not None:
+        weight = tl.load(a.factors + at, mask=inside, other=0.0)
     vb_weight = tl.full([ROWS], vb_weight, REAL)
-    vb = tl.where((spread == 0.0) | step.predicts_x0, 0.0, vb_weight)
+    has_step = (spread != 0.0) & (step.predicts_x0 == 0)
+    vb = tl.where(has_step, vb_weight * weight, 0.0)
     ce = tl.full([ROWS], ce_weight, REAL) + tl.where(step.predicts_x0, vb_weight, 0.0)
+    ce *= weight
+    diverges = vb != 0.0
+    if a.WITH_TERMS:
+        diverges = has_step
 
     bad = (step.exists == 0) | (x0_is_class == 0) | (xt_is_class == 0)
     undefined = bad | ((spread_in_z == 0.0) & never_stays(step, same, bar_xt))
-    settled = undefined | ((vb == 0.0) & (ce == 0.0))
-    value = tl.where(undefined, float("nan"), 0.0).to(REAL)
+    settled = undefined
+    if not a.WITH_TERMS:
+        settled |= (vb == 0.0) & (ce == 0.0)
+    counts = weight != 0.0
     if a.mask is not None:
-        counts = tl.load(a.mask + at, mask=inside, other=0) != 0
-        settled |= counts == 0
-        value = tl.where(counts, value, 0.0)
+        counts &= tl.load(a.mask + at, mask=inside, other=0) != 0
+    settled |= counts == 0
+    value = tl.where(undefined & counts, float("nan"), 0.0).to(REAL)
     vb = tl.where(settled, 0.0, vb)
+    diverges = diverges & (settled == 0)
     tokens = Tokens(at, x0, x_t, inside, settled, value)
     special = Token(
         step.keep,
@@ -96,6 +109,9 @@ def load_tokens(
         tilt,
         vb,
         ce,
+        diverges,
+        step.predicts_x0,
+        weight,
     )
     return tokens, special
 
@@ -107,14 +123,20 @@ def is_class_of(a, j):
 
 
 @triton.jit
+def has_logit(a, chain, j):
+    """Return whether a class has a logit that counts."""
+    return is_class_of(a, j) & (j != chain.forbidden)
+
+
+@triton.jit
 def load_special(a, chain, tokens, REAL: tl.constexpr):
     """Return the logits of x_0, of x_t, and of the mask where it is neither."""
     rows = a.logits + tokens.at * a.num_classes
     reads = tokens.inside & (tokens.settled == 0)
     mask_id = tl.full([1], chain.mask_id, tl.int32)
-    apart = (tokens.x0 != mask_id) & (tokens.x_t != mask_id) & is_class_of(a, mask_id)
+    apart = (tokens.x0 != mask_id) & (tokens.x_t != mask_id) & has_logit(a, chain, mask_id)
     never = float("-inf")
-    has_x0, has_xt = is_class_of(a, tokens.x0), is_class_of(a, tokens.x_t)
+    has_x0, has_xt = has_logit(a, chain, tokens.x0), has_logit(a, chain, tokens.x_t)
     logit_x0 = tl.load(rows + tokens.x0, mask=reads & has_x0, other=never).to(REAL)
     logit_xt = tl.load(rows + tokens.x_t, mask=reads & has_xt, other=never).to(REAL)
     logit_mask = tl.load(rows + mask_id, mask=reads & apart, other=never).to(REAL)
@@ -138,10 +160,19 @@ def store_special(a, chain, tokens, result, factor):
 
 
 @triton.jit
-def store_loss(a, tokens, result):
-    """Write the loss of each token."""
+def store_loss(a, tokens, token, solved, result):
+    """Write the loss of each token, and its terms."""
     loss = tl.where(tokens.settled, tokens.value, result.loss)
-    tl.store(a.loss + tokens.at, loss, mask=tokens.inside)
+    if a.WITH_TERMS:
+        of_step = tl.where(token.diverges, result.divergence, 0.0)
+        bound = token.weight * tl.where(token.is_direct, solved.cross_entropy, of_step)
+        cross_entropy = token.weight * solved.cross_entropy
+        to = a.loss + tokens.at * 3
+        tl.store(to, loss, mask=tokens.inside)
+        tl.store(to + 1, tl.where(tokens.settled, tokens.value, bound), mask=tokens.inside)
+        tl.store(to + 2, tl.where(tokens.settled, tokens.value, cross_entropy), mask=tokens.inside)
+    else:
+        tl.store(a.loss + tokens.at, loss, mask=tokens.inside)
 
 
 @triton.jit

@@ -43,6 +43,7 @@ class PSampleCall(NamedTuple):
     cdf: Any  # of pi; None where all are 1/K
     num_tokens: Any
     num_classes: Any
+    forbidden: Any  # the class whose logits count as -inf; -1 for none
     STEPS: Any  # that halve num_classes to nothing
     DIVIDES: Any  # whether by a temperature
 
@@ -72,9 +73,9 @@ class Rows(NamedTuple):
 
 
 @triton.jit
-def token_of(chain, step, x_t, num_classes, DIRECT: tl.constexpr):
+def token_of(chain, step, x_t, DIRECT: tl.constexpr):
     """Return what a step is to a token at x_t."""
-    u = spread_at(chain, step.base, step.to_mask, x_t, num_classes, tl.float64)
+    u = spread_at(chain, step.base, step.to_mask, x_t, tl.float64)
     model = u * step.bar_keep
     pi = model + u * step.bar_base
     return Token(
@@ -83,7 +84,7 @@ def token_of(chain, step, x_t, num_classes, DIRECT: tl.constexpr):
         step.keep,
         u,
         step.bar_keep,
-        spread_at(chain, step.bar_base, step.bar_to_mask, x_t, num_classes, tl.float64),
+        spread_at(chain, step.bar_base, step.bar_to_mask, x_t, tl.float64),
         model,
         pi,
         pi + u * step.bar_to_mask,
@@ -120,7 +121,8 @@ def masses(a, rows, classes):
 def mass_of_x_t(a, rows):
     """Return that of x_t, where its row is read."""
     of = rows.shape.rows
-    x = divided(a, of, on_tile(mixed(a, of, rows.at * a.num_classes, rows.x_t, rows.reads)))
+    reads = rows.reads & (rows.x_t != a.forbidden)
+    x = divided(a, of, on_tile(mixed(a, of, rows.at * a.num_classes, rows.x_t, reads)))
     x = row_max(after_cuts(x, on_tile(rows.x_t), rows.shape))
     return (exp(x - of.top) * rows.tilt).to(tl.float64)
 
@@ -158,7 +160,7 @@ def p_sample_of_tokens(
     step = load_coefficients(chain, at, a.num_tokens)
     x_t, is_class = load_class(a.x_t, at, a.num_tokens, a.num_classes)
     good = step.exists & is_class
-    token = token_of(chain, step, x_t, a.num_classes, model.direct)
+    token = token_of(chain, step, x_t, model.direct)
     choice, draw = uniforms(random, at, inside)
     reads = good & (stays(token, choice) == 0)
     tilt = tl.full([ROWS], 1.0, tl.float64)
@@ -206,10 +208,11 @@ def p_sample(
     real = torch.float64 if logits.dtype == torch.float64 else torch.float32
     out = torch.empty_like(x_t)
     num_tokens, num_classes = x_t.numel(), logits.shape[-1]
-    shaping = shaping or Shaping(None, 1.0, 1.0, num_classes, 1.0)
+    shaping = shaping or Shaping(None, 1.0, 1.0, num_classes, 1.0, step.forbidden)
     a = PSampleCall(
         logits, shaping.unconditional, x_t, out, step.pi_cdf, num_tokens, num_classes,
-        tl.constexpr(num_classes.bit_length()), tl.constexpr(shaping.temperature != 1),
+        step.forbidden, tl.constexpr(num_classes.bit_length()),
+        tl.constexpr(shaping.temperature != 1),
     )  # fmt: skip
     tile = tile_of(num_classes, logits.dtype, copies=4)
     launch(

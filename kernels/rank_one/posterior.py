@@ -77,10 +77,10 @@ def load_rows(a, chain, DIRECT: tl.constexpr, REAL: tl.constexpr, ROWS: tl.const
 
 
 @triton.jit
-def bar_spread_of(chain, step, classes, num_classes, REAL: tl.constexpr):
+def bar_spread_of(chain, step, classes, REAL: tl.constexpr):
     """Return ``bar_base pi_j + bar_to_mask [j = mask]`` of a tile's classes."""
     if chain.pi is None:
-        pi = pi_at(chain, classes.j, num_classes, REAL)
+        pi = pi_at(chain, classes.j, REAL)
     else:
         pi = pi_of(chain, classes)
     to_mask = tl.where(classes.j == chain.mask_id, on_tile(step.bar_to_mask), 0.0)
@@ -100,8 +100,8 @@ def q_posterior_of_tokens(
 ):  # fmt: skip
     """Write log q(x_s | x_t, x_0)."""
     rows, step = load_rows(a, chain, False, REAL, ROWS)
-    u = spread_at(chain, step.base, step.to_mask, rows.x_t, a.num_classes, REAL)
-    bar_xt = spread_at(chain, step.bar_base, step.bar_to_mask, rows.x_t, a.num_classes, REAL)
+    u = spread_at(chain, step.base, step.to_mask, rows.x_t, REAL)
+    bar_xt = spread_at(chain, step.bar_base, step.bar_to_mask, rows.x_t, REAL)
     same = rows.x0 == rows.x_t
     zq = u + step.keep * (bar_xt + tl.where(same, step.bar_keep, 0.0))
     log_leave = log(u / zq)
@@ -110,7 +110,7 @@ def q_posterior_of_tokens(
     impossible = on_tile(tl.where(never_stays(step, same, bar_xt), float("nan"), 0.0).to(REAL))
     for start in range(0, a.num_classes, HIGH * LOW):
         classes = classes_from(a, start, ROWS, HIGH, LOW)
-        spread = bar_spread_of(chain, step, classes, a.num_classes, REAL)
+        spread = bar_spread_of(chain, step, classes, REAL)
         kept = classes.j == on_tile(rows.x0)
         log_truth = log(spread + tl.where(kept, on_tile(step.bar_keep), 0.0))
         log_truth = tl.where(kept & (spread == 0.0), on_tile(step.log_bar_keep), log_truth)
@@ -133,9 +133,16 @@ class Predicted(NamedTuple):
 
 
 @triton.jit
-def load_exponents(a, rows, top, log_tilt, classes, REAL: tl.constexpr):
-    """Return the logarithm of s of some classes plus a number a row."""
+def load_logits(a, chain, classes, REAL: tl.constexpr):
+    """Return the logits of some classes, -inf for one that is forbidden."""
     logits = load_tile(a.logits, classes, classes.there, float("-inf")).to(REAL)
+    return tl.where(classes.j == chain.forbidden, float("-inf"), logits)
+
+
+@triton.jit
+def load_exponents(a, chain, rows, top, log_tilt, classes, REAL: tl.constexpr):
+    """Return the logarithm of s of some classes plus a number a row."""
+    logits = load_logits(a, chain, classes, REAL)
     tilt = tl.where(classes.j == on_tile(rows.x_t), on_tile(log_tilt), 0.0)
     return (logits - on_tile(top)) + tilt
 
@@ -148,8 +155,8 @@ def predict(
     """Return what the model says; the step to s itself is one from anywhere to where s says."""
     direct = step.predicts_x0
     zero = tl.zeros([ROWS], REAL)
-    u = spread_at(chain, step.base, step.to_mask, rows.x_t, a.num_classes, REAL)
-    bar_xt = spread_at(chain, step.bar_base, step.bar_to_mask, rows.x_t, a.num_classes, REAL)
+    u = spread_at(chain, step.base, step.to_mask, rows.x_t, REAL)
+    bar_xt = spread_at(chain, step.bar_base, step.bar_to_mask, rows.x_t, REAL)
     log_tilt = zero
     if model.posterior_mean:
         log_tilt = log(posterior_mean_tilt(step, u, bar_xt))
@@ -171,15 +178,15 @@ def predict(
     top = tl.full([ROWS], float("-inf"), REAL)
     for start in range(0, a.num_classes, HIGH * LOW):
         classes = classes_from(a, start, ROWS, HIGH, LOW)
-        logits = load_tile(a.logits, classes, classes.there, float("-inf"))
-        top = tl.maximum(top, row_max(logits.to(REAL)))
+        top = tl.maximum(top, row_max(load_logits(a, chain, classes, REAL)))
     sum = zero
     for start in range(0, a.num_classes, HIGH * LOW):
         classes = classes_from(a, start, ROWS, HIGH, LOW)
-        sum += row_sum(exp(load_exponents(a, rows, top, log_tilt, classes, REAL)))
+        sum += row_sum(exp(load_exponents(a, chain, rows, top, log_tilt, classes, REAL)))
     reads = rows.inside & rows.good
     logit_xt = tl.load(a.logits + rows.at * a.num_classes + rows.x_t, mask=reads, other=0.0)
-    s_xt = exp(logit_xt.to(REAL) - top + log_tilt) / sum
+    logit_xt = tl.where(rows.x_t == chain.forbidden, float("-inf"), logit_xt.to(REAL))
+    s_xt = exp(logit_xt - top + log_tilt) / sum
     z = u + taken.keep * (taken.bar_keep * s_xt + bar_xt)
     return Predicted(taken, u, top, log_tilt, sum, s_xt, z)
 
@@ -212,8 +219,8 @@ def write_log_p(
     stays = on_tile((predicted.u == 0.0) & step.keeps)  # whatever the logits
     for start in range(0, a.num_classes, HIGH * LOW):
         classes = classes_from(a, start, ROWS, HIGH, LOW)
-        exponents = load_exponents(a, rows, predicted.top, predicted.log_tilt, classes, REAL)
-        spread = bar_spread_of(chain, step, classes, a.num_classes, REAL)
+        exponents = load_exponents(a, chain, rows, predicted.top, predicted.log_tilt, classes, REAL)
+        spread = bar_spread_of(chain, step, classes, REAL)
         log_f = log(scale * exp(exponents) + spread)
         log_f = tl.where(spread > tiny(REAL), log_f, exponents + log_scale)
         here = classes.j == on_tile(rows.x_t)
@@ -225,12 +232,13 @@ def write_log_p(
 @triton.jit
 def weigh(a, chain, rows, predicted, classes, REAL: tl.constexpr):
     """Return s, w and G of some classes."""
-    exponents = load_exponents(a, rows, predicted.top, predicted.log_tilt, classes, REAL)
+    exponents = load_exponents(a, chain, rows, predicted.top, predicted.log_tilt, classes, REAL)
     s = exp(exponents) / on_tile(predicted.sum)
     upstream = load_tile(a.upstream, classes, classes.there, 0.0).to(REAL)
-    spread = bar_spread_of(chain, predicted.step, classes, a.num_classes, REAL)
+    spread = bar_spread_of(chain, predicted.step, classes, REAL)
     kept = on_tile(predicted.step.bar_keep) * s
-    return s, tl.where(spread > tiny(REAL), kept / (kept + spread), 1.0), upstream
+    w = tl.where(spread > tiny(REAL), kept / (kept + spread), 1.0)
+    return s, tl.where(classes.j == chain.forbidden, 0.0, w), upstream
 
 
 @triton.jit

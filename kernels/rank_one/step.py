@@ -19,6 +19,8 @@ class Chain(NamedTuple):
     table_size: Any
     pi: Any  # (K,) in the type of the calculation; None where all are 1/K
     mask_id: Any  # -1 where there is none
+    num_classes: Any
+    forbidden: Any  # the class whose logits count as -inf; -1 where there is none
 
 
 class Coefficients(NamedTuple):
@@ -54,7 +56,8 @@ def chain_of(num_tokens: int, step: RankOneStep, dtype: torch.dtype) -> Chain:
     """Return what a kernel takes for a step's record, pi in a dtype."""
     rows, table, pi = step.rows, step.table, step.pi
     pi = None if pi is None else pi.to(dtype)
-    return Chain(rows, num_tokens // max(rows.numel(), 1), table, len(table), pi, step.mask_id)
+    runs = rows, num_tokens // max(rows.numel(), 1), table, len(table)
+    return Chain(*runs, pi, step.mask_id, step.num_classes, step.forbidden)
 
 
 @triton.jit
@@ -120,11 +123,11 @@ def load_class(tokens_at, tokens, num_tokens, num_classes):
 
 
 @triton.jit
-def pi_at(chain, classes, num_classes, REAL: tl.constexpr):
+def pi_at(chain, classes, REAL: tl.constexpr):
     """Return pi of classes; 0 where it is none."""
-    inside = (classes >= 0) & (classes < num_classes)
+    inside = (classes >= 0) & (classes < chain.num_classes)
     if chain.pi is None:
-        return tl.where(inside, tl.full([1], 1.0, REAL) / num_classes.to(REAL), 0.0)
+        return tl.where(inside, tl.full([1], 1.0, REAL) / chain.num_classes.to(REAL), 0.0)
     else:
         return tl.load(chain.pi + classes, mask=inside, other=0.0)
 
@@ -137,9 +140,9 @@ def pi_of(chain, classes):
 
 
 @triton.jit
-def spread_at(chain, base, to_mask, x, num_classes, REAL: tl.constexpr):
+def spread_at(chain, base, to_mask, x, REAL: tl.constexpr):
     """Return ``base pi_j + to_mask [j = mask]`` of a class of each token."""
-    return base * pi_at(chain, x, num_classes, REAL) + tl.where(x == chain.mask_id, to_mask, 0.0)
+    return base * pi_at(chain, x, REAL) + tl.where(x == chain.mask_id, to_mask, 0.0)
 
 
 @triton.jit
