@@ -65,7 +65,7 @@ def calls(num_classes: int, dtype: torch.dtype) -> dict[str, Callable[[], Any]]:
     plain = Loss(logits, tokens, None, tokens, uniform, model, weights)
     of_mean = Loss(logits, tokens, None, tokens, marginal, mean, weights)
     base = RankOneMarginal(rows, table, pi, 0, num_classes)
-    shard = Shard(0, num_classes)
+    shard = Shard(0)
     statistics, line, sums = (empty(TOKENS, n, dtype=compute_dtype(dtype)) for n in (5, 3, 2))
     return {
         "loss": lambda: loss.loss(plain, "sum"),

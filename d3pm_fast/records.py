@@ -71,7 +71,6 @@ class Shard(NamedTuple):
     """Which of all classes a call has logits of: as many as those have, from ``first`` on."""
 
     first: int
-    num_classes: int
 
 
 class Loss(NamedTuple, Generic[AnyStep]):

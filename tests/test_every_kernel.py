@@ -84,8 +84,8 @@ def test_loss_in_strokes(chain):
         for operation in (ops.loss_statistics, ops.loss_solve, ops.loss_sums, ops.loss_gradient)
     )
     parts = [
-        (call._replace(logits=logits[:, :2].contiguous()), Shard(0, K)),
-        (call._replace(logits=logits[:, 2:].contiguous()), Shard(2, K)),
+        (call._replace(logits=logits[:, :2].contiguous()), Shard(0)),
+        (call._replace(logits=logits[:, 2:].contiguous()), Shard(2)),
     ]
     row = ops.merged([statistics(*part) for part in parts])
     line = solve(*parts[0], row)

@@ -44,7 +44,7 @@ def shards_of(of, *cuts):
     num_classes = of.logits.shape[-1]
     parts = of.logits.tensor_split(cuts, dim=-1)
     return [
-        (of._replace(logits=part.contiguous()), Shard(first, num_classes))
+        (of._replace(logits=part.contiguous()), Shard(first))
         for part, first in zip(parts, (0, *cuts), strict=True)
     ]
 
@@ -138,7 +138,7 @@ def test_line_and_sums_are_those_of_their_definition(by, family):
     chain = make_chain(family, 7)
     x0, x_t, t = likely_pairs(chain, [2, 5], 3)
     of = call_of(chain, 2 * torch.randn(len(t), 7, dtype=torch.float64), x0, x_t, t)
-    whole = of, Shard(0, 7)
+    whole = of, Shard(0)
     statistics = kernel(ops.loss_statistics, by)(*whole)
     line = kernel(ops.loss_solve, by)(*whole, statistics)
     sums = kernel(ops.loss_sums, by)(*whole, statistics, line)
@@ -160,8 +160,8 @@ def test_line_and_sums_are_those_of_their_definition(by, family):
 
 def test_sums_are_zero_and_read_nothing_where_none_are_needed(by):
     of = random_call("absorbing_last", 6)
-    whole = of._replace(logits=torch.full_like(of.logits, torch.nan)), Shard(0, 6)
-    line = kernel(ops.loss_solve, by)(of, Shard(0, 6), torch.zeros(len(of.x0), 5).double())
+    whole = of._replace(logits=torch.full_like(of.logits, torch.nan)), Shard(0)
+    line = kernel(ops.loss_solve, by)(of, Shard(0), torch.zeros(len(of.x0), 5).double())
     assert torch.equal(line, torch.tensor([1.0, 1, 0]).double().expand_as(line))
     sums = kernel(ops.loss_sums, by)(*whole, torch.zeros(len(of.x0), 5).double(), line)
     assert not sums.any()
@@ -213,12 +213,12 @@ def test_a_bad_class_is_an_error_in_every_stroke(cpu):
         (ops.loss_gradient, (statistics, sums)),
     ):
         with pytest.raises(IndexError, match="x_t"):
-            kernel(operation, cpu)(of, Shard(0, 4), *given_numbers)
+            kernel(operation, cpu)(of, Shard(0), *given_numbers)
 
 
 def test_opcheck_finds_nothing(cpu):
     of = random_call("marginal", 5)
-    whole = of, Shard(0, 5)
+    whole = of, Shard(0)
     statistics = kernel(ops.loss_statistics, cpu)(*whole)
     line = kernel(ops.loss_solve, cpu)(*whole, statistics)
     sums = kernel(ops.loss_sums, cpu)(*whole, statistics, line)

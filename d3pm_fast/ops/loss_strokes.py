@@ -12,8 +12,8 @@ mask are apart from the rest of a row, in the notation of ``csrc/loss_row.h``:
 3. ``loss_sums(of, shard, statistics, line)``, ``(B, *S, 2)``: the sums over the rest of
    ``pi_j phi(g_j)`` and of ``pi_j g_j / (1 + g_j)``; 0 where the loss needs none, and there the
    logits are not read.
-4. ``loss_gradient(of, shard, statistics, sums)``, of the sums over the whole row: each token's loss
-   and the gradient of the shard's logits.
+4. ``loss_gradient(of, shard, statistics, sums)``, of the sums over the whole row: each token's loss,
+   with its terms where they are wanted, and the gradient of the shard's logits.
 
 The numbers are float64 for float64 logits, float32 for all others. The chain, ``x0`` and ``x_t``
 are those of the whole row in every shard. Tokens whose loss is known without their row have 0 and
@@ -63,7 +63,8 @@ def _fake_sums(of: Loss[Any], shard: Shard, statistics: Tensor, line: Tensor) ->
 def _fake_gradient(
     of: Loss[Any], shard: Shard, statistics: Tensor, sums: Tensor
 ) -> tuple[Tensor, Tensor]:
-    return _numbers(of, 1).squeeze(-1), torch.empty_like(of.logits)
+    loss = _numbers(of, 3) if of.with_terms else _numbers(of, 1).squeeze(-1)
+    return loss, torch.empty_like(of.logits)
 
 
 loss_statistics = Operation("loss_statistics", _fake_statistics)
@@ -115,8 +116,8 @@ def _run_on_cpu(
     numbers = statistics.data_ptr(), pointer(line), pointer(sums)
     strokes = call, shard.first, *numbers
     if getattr(cpu, name)(str(of.logits.dtype), strokes, torch.get_num_threads()):
-        rows, table, *_ = of.step
-        raise_bad_index(shard.num_classes, rows, table, of.mask, x0=of.x0, x_t=of.x_t)
+        step = of.step
+        raise_bad_index(step.num_classes, step.rows, step.table, of.mask, x0=of.x0, x_t=of.x_t)
 
 
 loss_statistics.serve("cpu", _cpu_statistics, [RANK_ONE])

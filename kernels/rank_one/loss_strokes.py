@@ -1,6 +1,6 @@
 """The loss in four strokes, ``d3pm_fast/ops/loss_strokes.py`` says which: a row a program.
 
-A kernel has the chain and the tensors of whole rows, and both as a shard sees them.
+A kernel has the chain of whole rows, and as a shard sees it, whose logits it has.
 """
 
 from typing import Any, NamedTuple
@@ -51,14 +51,14 @@ def load_statistics(tokens, strokes):
 
 @triton.jit
 def statistics_stroke(
-    a, chain, part, part_chain, strokes, vb_weight: tl.float64, ce_weight: tl.float64,
+    a, chain, shard, strokes, vb_weight: tl.float64, ce_weight: tl.float64,
     model, REAL: tl.constexpr, HIGH: tl.constexpr, LOW: tl.constexpr,
 ):  # fmt: skip
     """The first stroke."""
     tokens, _ = load_tokens(a, chain, vb_weight, ce_weight, model, REAL, 1)
     tokens = in_shard(tokens, strokes.first)
-    top, e_rest = statistics_of_row(part, part_chain, tokens, REAL, HIGH, LOW)
-    logit_x0, logit_xt, logit_mask = load_special(part, part_chain, tokens, REAL)
+    top, e_rest = statistics_of_row(a, shard, tokens, REAL, HIGH, LOW)
+    logit_x0, logit_xt, logit_mask = load_special(a, shard, tokens, REAL)
     to = strokes.statistics + tokens.at * 5
     tl.store(to, top)
     tl.store(to + 1, e_rest)
@@ -69,7 +69,7 @@ def statistics_stroke(
 
 @triton.jit
 def solve_stroke(
-    a, chain, part, part_chain, strokes, vb_weight: tl.float64, ce_weight: tl.float64,
+    a, chain, shard, strokes, vb_weight: tl.float64, ce_weight: tl.float64,
     model, REAL: tl.constexpr, HIGH: tl.constexpr, LOW: tl.constexpr,
 ):  # fmt: skip
     """The second stroke."""
@@ -83,7 +83,7 @@ def solve_stroke(
 
 @triton.jit
 def sums_stroke(
-    a, chain, part, part_chain, strokes, vb_weight: tl.float64, ce_weight: tl.float64,
+    a, chain, shard, strokes, vb_weight: tl.float64, ce_weight: tl.float64,
     model, REAL: tl.constexpr, HIGH: tl.constexpr, LOW: tl.constexpr,
 ):  # fmt: skip
     """The third stroke."""
@@ -94,12 +94,10 @@ def sums_stroke(
     sum_phi, sum_h = tl.zeros([1], REAL), tl.zeros([1], REAL)
     if tl.max((slope != 0.0).to(tl.int32), axis=0) > 0:
         if chain.pi is None:
-            slope *= a.num_classes.to(REAL)
+            slope *= chain.num_classes.to(REAL)
         line = Line(on_tile(ratio), on_tile(shift), on_tile(slope))
         top = tl.load(strokes.statistics + tokens.at * 5)
-        sum_phi, sum_h = sums_of_row(
-            part, part_chain, tokens, line, top, a.num_classes, REAL, HIGH, LOW
-        )
+        sum_phi, sum_h = sums_of_row(a, shard, tokens, line, top, REAL, HIGH, LOW)
     to = strokes.sums + tokens.at * 2
     tl.store(to, sum_phi)
     tl.store(to + 1, sum_h)
@@ -107,7 +105,7 @@ def sums_stroke(
 
 @triton.jit
 def gradient_stroke(
-    a, chain, part, part_chain, strokes, vb_weight: tl.float64, ce_weight: tl.float64,
+    a, chain, shard, strokes, vb_weight: tl.float64, ce_weight: tl.float64,
     model, REAL: tl.constexpr, HIGH: tl.constexpr, LOW: tl.constexpr,
 ):  # fmt: skip
     """The fourth stroke, and the loss."""
@@ -115,13 +113,13 @@ def gradient_stroke(
     statistics = load_statistics(tokens, strokes)
     row = row_of(*statistics)
     solved = solve(token, row, REAL)
-    line = line_of(chain, solved, a.num_classes, REAL)
+    line = line_of(chain, solved, REAL)
     at = strokes.sums + tokens.at * 2
     result = finish(token, row, solved, tl.load(at), tl.load(at + 1), REAL)
-    store_loss(a, tokens, result)
+    store_loss(a, tokens, token, solved, result)
     tokens = in_shard(tokens, strokes.first)
     factor = tl.full([1], 1.0, REAL)
-    gradient_of_row(part, part_chain, tokens, line, statistics[0], result, factor, REAL, HIGH, LOW)
+    gradient_of_row(a, shard, tokens, line, statistics[0], result, factor, REAL, HIGH, LOW)
 
 
 def loss_statistics(of: Loss[RankOneStep], shard: Shard) -> Tensor:
@@ -149,7 +147,8 @@ def loss_gradient(
     of: Loss[RankOneStep], shard: Shard, statistics: Tensor, sums: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Return each token's loss, and the gradient of the shard's logits."""
-    loss, grad = _numbers(of, 1).squeeze(-1), torch.empty_like(of.logits)
+    loss = _numbers(of, 3) if of.with_terms else _numbers(of, 1).squeeze(-1)
+    grad = torch.empty_like(of.logits)
     strokes = Strokes(shard.first, statistics, sums=sums)
     _run(gradient_stroke, of, shard, strokes, loss, grad)
     return loss, grad
@@ -168,17 +167,19 @@ def _run(
     loss: Tensor | None = None,
     grad: Tensor | None = None,
 ) -> None:
-    logits, x0, mask, x_t, step, model, weights, is_density = of
-    real, num_tokens = strokes.statistics.dtype, x0.numel()
-    sizes = num_tokens, shard.num_classes
-    a = LossCall(logits, x0, x_t, mask, loss, grad, None, *sizes, int(is_density))
-    chain, count = chain_of(num_tokens, step, real), logits.shape[-1]
-    pi = None if chain.pi is None else chain.pi[shard.first : shard.first + count]
-    part = a._replace(num_classes=count)
-    part_chain = chain._replace(pi=pi, mask_id=chain.mask_id - shard.first)
+    logits, x0, mask, x_t, step, model, weights, is_density, with_terms = of
+    real, num_tokens, num_logits = strokes.statistics.dtype, x0.numel(), logits.shape[-1]
+    a = LossCall(
+        logits, x0, x_t, mask, weights.tokens, loss, grad, None, num_tokens, num_logits,
+        int(is_density), tl.constexpr(with_terms),
+    )  # fmt: skip
+    chain = chain_of(num_tokens, step, real)
+    pi = None if chain.pi is None else chain.pi[shard.first : shard.first + num_logits]
+    mask_id, forbidden = chain.mask_id - shard.first, chain.forbidden - shard.first
+    of_shard = chain._replace(pi=pi, mask_id=mask_id, forbidden=forbidden)
     num_warps = LONG_ROW_WARPS[real]
     shape = 1, num_warps * 32 * (16 // logits.dtype.itemsize)
     launch(
-        kernel, num_tokens, logits, a, chain, part, part_chain, strokes, *weights,
+        kernel, num_tokens, logits, a, chain, of_shard, strokes, weights.vb, weights.ce,
         constant(model), triton_type(real), *shape, num_warps=num_warps,
     )  # fmt: skip
