@@ -23,6 +23,8 @@ class DenseCall(NamedTuple):
     inexact: Any  # int8 (N,), whether a row is to be recomputed; None: all are
     num_tokens: Any
     num_classes: Any
+    factors: Any = None  # (N,) in the type of the calculation, of losses; None for 1
+    WITH_TERMS: Any = tl.constexpr(False)  # whether losses are (N, 3), with their terms
 
 
 class Weights(NamedTuple):
@@ -35,11 +37,14 @@ class Weights(NamedTuple):
 
 
 class StepWeights(NamedTuple):
-    """The weights of one step."""
+    """The weights of tokens of one step; the factor is in those of the terms."""
 
     vb: Any
     ce: Any
     grad: Any
+    factor: Any
+    diverges: Any  # whether the divergence is wanted
+    direct: Any  # whether the bound's term is the cross-entropy
 
 
 @triton.jit
@@ -49,28 +54,61 @@ def is_direct(steps, step, DIRECT: tl.constexpr):
 
 
 @triton.jit
-def weights_of(steps, step, weights, DIRECT: tl.constexpr, REAL: tl.constexpr):
+def factor_of(a, at, inside, REAL: tl.constexpr):
+    """Return the factors of tokens' losses."""
+    if a.factors is None:
+        return tl.full([1], 1.0, REAL)
+    else:
+        return tl.load(a.factors + at, mask=inside, other=0.0).to(REAL)
+
+
+@triton.jit
+def weights_of(a, steps, step, at, inside, weights, DIRECT: tl.constexpr, REAL: tl.constexpr):
     """Return the weights of a step; one whose p is s itself has the cross-entropy alone."""
     vb, ce = tl.full([1], weights.vb, REAL), tl.full([1], weights.ce, REAL)
     direct = is_direct(steps, step, DIRECT)
-    ce = tl.where(direct, ce + vb, ce)
-    vb = tl.where(direct, 0.0, vb)
+    factor = factor_of(a, at, inside, REAL)
+    ce = factor * tl.where(direct, ce + vb, ce)
+    vb = factor * tl.where(direct, 0.0, vb)
+    diverges = vb != 0.0
+    if a.WITH_TERMS:
+        diverges = tl.where(direct, 0, factor != 0.0) != 0
     grad = tl.full([1], weights.grad, REAL)
     if weights.count is not None:
         grad = grad / tl.load(weights.count).to(REAL)
-    return StepWeights(vb, ce, grad)
+    return StepWeights(vb, ce, grad, factor, diverges, direct)
 
 
 @triton.jit
 def has_bound(w):
-    """Return whether the bound's term counts for any token of a program."""
-    return tl.max((w.vb != 0.0).to(tl.int32), axis=0) > 0
+    """Return whether the divergence is wanted of any token of a program."""
+    return tl.max(w.diverges.to(tl.int32), axis=0) > 0
 
 
 @triton.jit
-def cross_entropy_term(w, cross_entropy):
-    """Return the cross-entropy's part of the loss; 0 where it does not count, also of inf."""
-    return tl.where(w.ce != 0.0, w.ce * cross_entropy, 0.0)
+def weighted(weight, term):
+    """Return a term's part of the loss; 0 where it does not count, also of inf."""
+    return tl.where(weight != 0.0, weight * term, 0.0)
+
+
+@triton.jit
+def store_results(a, at, inside, w, cross_entropy, divergence, live, other):
+    """Write the losses of tokens, and their terms; another number for those that have none.
+
+    Return the losses.
+    """
+    kind = a.loss.dtype.element_ty
+    loss = weighted(w.ce, cross_entropy) + weighted(w.vb, divergence)
+    loss = tl.where(live, loss, other)
+    if a.WITH_TERMS:
+        bound = weighted(w.factor, tl.where(w.direct, cross_entropy, divergence))
+        entropy = weighted(w.factor, cross_entropy)
+        tl.store(a.loss + at * 3, loss.to(kind), mask=inside)
+        tl.store(a.loss + at * 3 + 1, tl.where(live, bound, other).to(kind), mask=inside)
+        tl.store(a.loss + at * 3 + 2, tl.where(live, entropy, other).to(kind), mask=inside)
+    else:
+        tl.store(a.loss + at, loss.to(kind), mask=inside)
+    return loss
 
 
 def of_prediction(

@@ -59,6 +59,8 @@ def state_of(a, recompute, at):
         counts = good | True
         if a.mask is not None:
             counts = tl.load(a.mask + at) != 0
+        if a.factors is not None:
+            counts &= tl.load(a.factors + at) != 0.0
         return step, good & counts, tl.where(counts, float("nan"), 0.0)
 
 

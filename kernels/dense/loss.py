@@ -16,7 +16,7 @@ from ...records import Loss, Model
 from ...reductions import reduced
 from ..common.launch import launch
 from ..common.math import phi
-from .call import DenseCall, Weights, cross_entropy_term, has_bound, weights_of
+from .call import DenseCall, Weights, has_bound, store_results, weights_of
 from .divergence import diverge, is_sure, totals_of
 from .exact import (
     carry_row,
@@ -38,11 +38,11 @@ from .tiles import load_rows, tiles_of
 
 
 @triton.jit
-def store_loss(a, steps, rows, value, sure):
+def store_loss(a, steps, rows, w, cross_entropy, divergence, sure):
     """Write each row's loss, and whether it is to be recomputed, an impossible pair too."""
     sure &= reach_of_anchor(a, steps, rows) != 0.0
     other = tl.where(rows.counts, float("nan"), 0.0)
-    tl.store(a.loss + rows.at, tl.where(rows.live, value, other), mask=rows.inside)
+    store_results(a, rows.at, rows.inside, w, cross_entropy, divergence, rows.live, other)
     inexact = rows.live & (sure == 0)
     tl.store(a.inexact + rows.at, inexact.to(tl.int8), mask=rows.inside)
 
@@ -54,16 +54,15 @@ def loss_of_tiles(
 ):  # fmt: skip
     """A block of ``v Qbar_s`` becomes one of r, and that a part of ``r Qbar_s^T``."""
     rows = load_rows(a, tiles, tl.program_id(0), num_steps, ROWS)
-    w = weights_of(steps, rows.step, weights, DIRECT, tl.float32)
+    w = weights_of(a, steps, rows.step, rows.at, rows.inside, weights, DIRECT, tl.float32)
     softmax = softmax_of(a, steps, rows, False, ROWS, BLOCK)
-    value = cross_entropy_term(w, softmax.cross_entropy)
-    sure = rows.inside
+    divergence, sure = tl.zeros([ROWS], tl.float32), rows.inside
     i = tl.arange(0, SIZE)[None, :]
     pull = tl.zeros([ROWS, SIZE], tl.float32)
     mean = tl.zeros([ROWS], tl.float32)
     if has_bound(w):
         totals = totals_of(a, steps, rows, softmax, False, ROWS, BLOCK)
-        divergence, grows = tl.zeros([ROWS], tl.float32), tl.zeros([ROWS], tl.float32)
+        grows = tl.zeros([ROWS], tl.float32)
         for start in range(0, a.num_classes, COLUMNS):
             j = start + tl.arange(0, COLUMNS)
             term, r, more, share = diverge(
@@ -76,8 +75,7 @@ def loss_of_tiles(
                 matrix = load_matrix(a, steps, rows, i, j[:, None])
                 pull = tl.dot(r, matrix, pull, input_precision=PRECISION)
         sure = is_sure(divergence, grows, totals, a.num_classes)
-        value += w.vb * divergence
-    store_loss(a, steps, rows, value, sure)
+    store_loss(a, steps, rows, w, softmax.cross_entropy, divergence, sure)
     if a.out is not None:
         gradient = w.grad * gradient_of(
             a, steps, rows, softmax, softmax, pull, mean, i, w.vb, w.ce, False
@@ -96,7 +94,7 @@ def loss_of_blocks(
     blocks = tl.cdiv(a.num_classes, COLUMNS)
     block = tl.program_id(0) % blocks
     rows = load_rows(a, tiles, tl.program_id(0) // blocks, num_steps, ROWS)
-    w = weights_of(steps, rows.step, weights, DIRECT, tl.float32)
+    w = weights_of(a, steps, rows.step, rows.at, rows.inside, weights, DIRECT, tl.float32)
     if has_bound(w):
         softmax = softmax_of(a, steps, rows, TILTED, ROWS, BLOCK)
         totals = totals_of(a, steps, rows, softmax, TILTED, ROWS, BLOCK)
@@ -118,16 +116,15 @@ def loss_of_sums(
 ):  # fmt: skip
     """Write the loss from what the blocks have of it."""
     rows = load_rows(a, tiles, tl.program_id(0), num_steps, ROWS)
-    w = weights_of(steps, rows.step, weights, DIRECT, tl.float32)
+    w = weights_of(a, steps, rows.step, rows.at, rows.inside, weights, DIRECT, tl.float32)
     plain = softmax_of(a, steps, rows, False, ROWS, BLOCK)
-    value = cross_entropy_term(w, plain.cross_entropy)
-    sure = rows.inside
+    divergence, sure = tl.zeros([ROWS], tl.float32), rows.inside
     if has_bound(w):
         tilted = plain
         if TILTED:
             tilted = softmax_of(a, steps, rows, True, ROWS, BLOCK)
         totals = totals_of(a, steps, rows, tilted, TILTED, ROWS, BLOCK)
-        divergence, grows = tl.zeros([ROWS], tl.float32), tl.zeros([ROWS], tl.float32)
+        grows = tl.zeros([ROWS], tl.float32)
         mean = tl.zeros([ROWS], tl.float32)
         for block in range(blocks):
             at = between.sums + (rows.at * blocks + block) * 3
@@ -136,8 +133,7 @@ def loss_of_sums(
             mean += tl.load(at + 2, mask=rows.live, other=0.0)
         tl.store(between.mean + rows.at, mean, mask=rows.inside)
         sure = is_sure(divergence, grows, totals, a.num_classes)
-        value += w.vb * divergence
-    store_loss(a, steps, rows, value, sure)
+    store_loss(a, steps, rows, w, plain.cross_entropy, divergence, sure)
 
 
 @triton.jit
@@ -150,10 +146,11 @@ def recompute_loss(
         step, wanted, other = state_of(a, recompute, at)
         if wanted:
             weights = Weights(vb_weight, ce_weight, grad_scale, count)
-            w = weights_of(steps, step, weights, DIRECT, tl.float64)
+            here = at + tl.zeros([1], tl.int64)
+            w = weights_of(a, steps, step, here, here >= 0, weights, DIRECT, tl.float64)
             loss_of_row(a, steps, at, step, recompute.work, w, TILTED, BLOCK)
         elif a.inexact is None:
-            tl.store(a.loss + at, other.to(a.loss.dtype.element_ty))
+            fill_results(a, at, other)
             if a.out is not None:
                 fill(a, at, other, BLOCK)
 
@@ -162,15 +159,26 @@ def recompute_loss(
 def loss_of_row(a, steps, at, step, work, w, TILTED: tl.constexpr, BLOCK: tl.constexpr):
     """Write a row's loss and gradient."""
     plain, row = rows_of(a, steps, at, step, work, TILTED, BLOCK)
-    value = cross_entropy_term(w, cross_entropy_of(a, steps, plain))
+    divergence = tl.zeros([1], tl.float64)
     if has_bound(w):
         carry_row(a, steps, row, BLOCK)
-        value += w.vb * diverge_exactly(a, steps, row, BLOCK)
-    value = tl.where(load_reach(a, steps, row) > 0.0, value, float("nan"))
-    tl.store(a.loss + at + tl.zeros([1], tl.int64), value.to(a.loss.dtype.element_ty))
+        divergence = diverge_exactly(a, steps, row, BLOCK)
+    here, reach = at + tl.zeros([1], tl.int64), load_reach(a, steps, row)
+    cross_entropy = cross_entropy_of(a, steps, plain)
+    value = store_results(
+        a, here, here >= 0, w, cross_entropy, divergence, reach > 0.0, float("nan")
+    )
     if a.out is not None:
         is_finite = tl.abs(value) < float("inf")
         write_gradient(a, steps, row, plain, w.vb, w.ce, w.grad, is_finite, BLOCK)
+
+
+@triton.jit
+def fill_results(a, at, value):
+    """Write the same number for the loss of a token and its terms."""
+    width: tl.constexpr = 3 if a.WITH_TERMS else 1
+    for i in tl.static_range(width):
+        tl.store(a.loss + at * width + i, value.to(a.loss.dtype.element_ty))
 
 
 @triton.jit
@@ -236,10 +244,11 @@ def loss_and_grad(of: Loss[MatrixStep], reduction: str, late: bool) -> tuple[Ten
 
 
 def _run(of: Loss[MatrixStep], reduction: str, late: bool, grad: Tensor | None) -> Tensor:
-    logits, x0, mask, x_t, step, model, (vb, ce), _ = of
+    logits, x0, mask, x_t, step, model, terms, _, with_terms = of
     steps, which = step_tables(step)
     real = torch.float64 if logits.dtype == torch.float64 else torch.float32
-    token_loss = torch.empty(x0.shape, dtype=real, device=logits.device)
+    shape = *x0.shape, *((3,) if with_terms else ())
+    token_loss = torch.empty(shape, dtype=real, device=logits.device)
     inexact = torch.empty(x0.shape, dtype=torch.int8, device=logits.device)
     mean = reduction == "mean"
     count = mask.sum().to(real) if mask is not None and mean else None
@@ -247,13 +256,14 @@ def _run(of: Loss[MatrixStep], reduction: str, late: bool, grad: Tensor | None) 
     a = DenseCall(
         logits, x0, x_t, mask, None, token_loss, grad,
         inexact if real == torch.float32 else None, x0.numel(), logits.shape[-1],
+        terms.tokens, tl.constexpr(with_terms),
     )  # fmt: skip
     scale = 1 / max(x0.numel(), 1) if early and count is None else 1.0
-    weights = Weights(vb, ce, scale, count if early else None)
+    weights = Weights(terms.vb, terms.ce, scale, count if early else None)
     if real == torch.float32:
         _run_tiles(a, steps, which, weights, model)
     recompute_inexact(recompute_loss, a, steps, which, *weights, *model)
-    return reduced(token_loss, reduction, count)
+    return reduced(token_loss, reduction, count, with_terms)
 
 
 def _run_tiles(

@@ -17,7 +17,7 @@ def gradient_of(
     """
     s = probabilities(a, steps, rows, tilted, i, TILTED)
     share = probabilities(a, steps, rows, plain, i, False) if TILTED else s
-    gradient = vb_weight * s * (pull - mean[:, None]) + ce_weight * share
+    gradient = vb_weight[:, None] * s * (pull - mean[:, None]) + ce_weight[:, None] * share
     return tl.where(i == rows.anchor[:, None], 0.0, gradient)
 
 

@@ -62,7 +62,7 @@ def pull_rows(
     blocks = tl.cdiv(a.num_classes, COLUMNS)
     block = tl.program_id(0) % blocks
     rows = load_rows(a, tiles, tl.program_id(0) // blocks, num_steps, ROWS)
-    w = weights_of(steps, rows.step, weights, DIRECT, tl.float32)
+    w = weights_of(a, steps, rows.step, rows.at, rows.inside, weights, DIRECT, tl.float32)
     plain = softmax_of(a, steps, rows, False, ROWS, BLOCK)
     tilted = plain
     if TILTED:

@@ -8,6 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ...reference.logspace import spread
+from .call import factor_of
 
 
 class Tiles(NamedTuple):
@@ -80,6 +81,7 @@ def load_rows(a, tiles, tile, num_steps, ROWS: tl.constexpr):
     counts = inside
     if a.mask is not None:
         counts &= tl.load(a.mask + at, mask=inside, other=0) != 0
+    counts &= factor_of(a, at, inside, tl.float32) != 0.0
     live = counts & xt_is_class & anchor_is_class & exists
     step = tl.minimum(step, num_steps - 1)
     return Rows(at, inside, step, x_t, anchor, counts, live, live[:, None])
