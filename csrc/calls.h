@@ -22,6 +22,7 @@ struct Chain {
   int64_t forbidden;  // the class whose logits count as -inf, or negative
 
   D3PM_HOST_DEVICE bool is_class(int64_t j) const { return j >= 0 && j < num_classes; }
+  D3PM_HOST_DEVICE bool may_be_data(int64_t j) const { return is_class(j) && j != forbidden; }
 
   template <class Real>
   D3PM_HOST_DEVICE Vector<Real> vector() const {

@@ -110,14 +110,15 @@ struct PPosteriorToken : PosteriorToken<Math, Pi> {
   using Base = PosteriorToken<Math, Pi>;
   using typename Base::Real;
 
+  int64_t forbidden = -1;
   // Of the row: its sum, s[x_t] and Z.
   Real sum = 1, inv = 1, s_xt = 0, z = 1;
 
   PPosteriorToken() = default;
   D3PM_HOST_DEVICE D3PM_MEMBER PPosteriorToken(const StepCoefficients& step,
-                                               const Vector<Pi>& vector, const Model& model,
+                                               const Vector<Pi>& vector, const PPosterior& call,
                                                int64_t x_t)
-      : Base(step, vector, model, x_t) {}
+      : Base(step, vector, call.model, x_t), forbidden(call.chain.forbidden) {}
 
   // Takes in exp(logit - top), with the tilt, summed and at x_t.
   D3PM_HOST_DEVICE void predict(Real of_row, Real at_xt) {
@@ -132,6 +133,12 @@ struct PPosteriorToken : PosteriorToken<Math, Pi> {
 
   D3PM_HOST_DEVICE D3PM_MEMBER Mixture<Math> mixture(Real e, int64_t j) const {
     return {this->bar_keep * (e * inv), this->spread(j)};
+  }
+
+  // Of the prediction in f_j, for the gradient: also where that is all there is, but not of a
+  // class that it cannot predict.
+  D3PM_HOST_DEVICE D3PM_MEMBER Real share(Real e, int64_t j) const {
+    return j == forbidden ? Real(0) : mixture(e, j).share();
   }
 };
 
@@ -178,6 +185,6 @@ struct PosteriorGradient {
   // From G and exp(logit - top), with the tilt.
   D3PM_HOST_DEVICE Real operator()(Real upstream, Real e, int64_t j) const {
     const Real s = e * token.inv;
-    return token.mixture(e, j).share() * upstream - s * (token.reach(j) * pull + level);
+    return token.share(e, j) * upstream - s * (token.reach(j) * pull + level);
   }
 };

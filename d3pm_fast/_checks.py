@@ -231,6 +231,16 @@ def check_range(name: str, value: Tensor, low: int, high: int) -> None:
         raise IndexError(f"{name} must lie in [{low}, {high}), got {found} at index {where}{hint}")
 
 
+def check_data(x0: Tensor, forbidden: int) -> None:
+    """Raise if data hold the class that they never do, -1 for none; reads the values."""
+    if forbidden >= 0 and bool((x0 == forbidden).any()):
+        where = tuple(int(i) for i in (x0 == forbidden).nonzero()[0])
+        raise ValueError(
+            f"x0 must not hold the mask, class {forbidden}, got one at index {where}: leave such "
+            "tokens out by mask=, or make the chain with data_has_mask=True"
+        )
+
+
 def not_a_tensor(name: str, value: object) -> TypeError:
     """Return the error to raise for ``value``."""
     return TypeError(f"{name} must be a tensor, got {type(value).__name__}")

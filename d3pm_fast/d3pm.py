@@ -235,7 +235,9 @@ class D3PM(nn.Module):
         vb_weight: float | Tensor = 1.0,
         ce_weight: float | Tensor = 0.0,
         mask: Tensor | None = None,
+        weights: Tensor | None = None,
         reduction: Reduction = "mean",
+        denominator: float | Tensor | None = None,
     ) -> Tensor:
         """Return ``vb_weight L_{t-1} + ce_weight (-log softmax(logits)[x_0])``, in nats.
 
@@ -260,8 +262,11 @@ class D3PM(nn.Module):
                 takes a pass over the logits.
             mask: bool ``(B, *S)``, True where a token counts. The other tokens have loss and
                 gradient 0, and may hold anything.
+            weights: ``(B,)`` or ``(B, *S)``, any float: a factor of each token's loss.
             reduction: ``"mean"`` over the tokens that count, ``"sum"``, ``"none"`` for ``(B, *S)``,
                 or ``"batch"`` for ``(B,)``, the sum over positions.
+            denominator: what ``"mean"`` divides by in place of how many tokens count: a number, or
+                a tensor of shape ``()``, which is not read.
 
         Returns:
             float64 for float64 logits, float32 for all others; differentiable in the logits. NaN
@@ -285,9 +290,24 @@ class D3PM(nn.Module):
             vb_weight=vb_weight,
             ce_weight=ce_weight,
             mask=mask,
+            weights=weights,
             reduction=reduction,
+            denominator=denominator,
             impl=self.impl,
         )
+
+    def loss_terms(self, *args: Any, **options: Any) -> functional.LossTerms:
+        """Return the loss and its two terms, ``(loss, vb, ce)``, from one pass over the logits.
+
+        The terms have the mask, the weights and the reduction of the loss, but not ``vb_weight``
+        and ``ce_weight``; they are detached, and of all tokens that count.
+
+        Args:
+            args: the prediction, x0, x_t, t and s, as :meth:`loss` has them.
+            options: as :meth:`loss` has them.
+        """
+        model = {"reverse": self.reverse, "first_step": self.first_step, "impl": self.impl}
+        return functional.loss_terms(self.transition, *args, **options, **model)
 
     def prior(self, x0: Tensor, mask: Tensor | None = None) -> Tensor:
         """Return ``KL(q(x_T | x_0) || stationary)`` in nats, the prior term ``L_T`` (D3PM, eq. 1).

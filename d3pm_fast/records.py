@@ -98,3 +98,11 @@ class Loss(NamedTuple, Generic[AnyStep]):
     weights: Weights
     is_density: bool = False
     with_terms: bool = False
+
+    @property
+    def counts(self) -> Tensor | None:
+        """Which tokens have a loss, bool ``(B, *S)``; None for all."""
+        if self.weights.tokens is None:
+            return self.mask
+        has_weight = self.weights.tokens != 0
+        return has_weight if self.mask is None else self.mask & has_weight

@@ -16,7 +16,7 @@ FAMILIES = {
     "absorbing": (lambda betas: transitions.absorbing(K, betas, 4), [0, 0, 0, 0, 1]),
     "marginal": (lambda betas: transitions.marginal(K, betas, PI), PI.tolist()),
     "mask_and_uniform": (
-        lambda betas: transitions.mask_and_uniform(K, betas, 2, 0.3),
+        lambda betas: transitions.mask_and_uniform(K, betas, 2, 0.3, data_has_mask=True),
         [0.06, 0.06, 0.76, 0.06, 0.06],
     ),
 }
@@ -191,8 +191,10 @@ def test_a_rare_class_asks_for_float64():
 
 
 def test_compiled_steps(cpu):
-    chain = transitions.mask_and_uniform(K, continuous.cosine(), 2)
-    x0, x_t, logits = problem(transitions.mask_and_uniform(K, continuous.cosine().betas(40), 2))
+    chain = transitions.mask_and_uniform(K, continuous.cosine(), 2, data_has_mask=True)
+    x0, x_t, logits = problem(
+        transitions.mask_and_uniform(K, continuous.cosine().betas(40), 2, data_has_mask=True)
+    )
 
     def loss(leaf, t, s):
         return functional.loss(chain, leaf, x0, x_t, t, s)
@@ -240,7 +242,7 @@ def test_samples_have_the_law_of_the_data(family, reverse, steps):
 
 
 def test_the_sampler_is_told_its_times():
-    chain = transitions.absorbing(K, continuous.cosine(), 4)
+    chain = transitions.absorbing(K, continuous.cosine(), 4, data_has_mask=True)
     diffusion, seen, told = d3.D3PM(chain), [], []
 
     def denoiser(x_t, t):

@@ -208,7 +208,7 @@ def test_steps_have_the_bound_of_the_sampler_that_takes_them():
 
 
 def test_an_item_depends_on_neither_the_batch_nor_the_calls():
-    diffusion = d3.D3PM(transitions.mask_and_uniform(K, continuous.linear(), 2))
+    diffusion = d3.D3PM(transitions.mask_and_uniform(K, continuous.linear(), 2, data_has_mask=True))
     denoiser, x0, seeds = denoiser_of(network()), torch.randint(K, (6, 2)), torch.arange(6)
     options = {"num_times": 5}
     whole = diffusion.elbo(denoiser, x0, seeds=seeds, **options)

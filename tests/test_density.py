@@ -291,7 +291,7 @@ def test_every_token_is_the_mask_or_none_is(impl):
 @pytest.mark.parametrize("make", [transitions.uniform, transitions.absorbing])
 def test_parameters_of_a_logistic(impl, make, edge_corrected):
     """As of the logits that they stand for, by their own autograd."""
-    options = {"mask_id": 3} if make is transitions.absorbing else {}
+    options = {"mask_id": 3, "data_has_mask": True} if make is transitions.absorbing else {}
     chain, t = make(17, continuous.cosine(), **options), torch.tensor([1e-3, 0.4, 0.99])
     x0 = torch.randint(17, (3, 4))
     x_t = functional.q_sample(chain, x0, t, impl="reference")

@@ -53,7 +53,9 @@ def test_bert_is_one_step_of_masks_and_uniform_noise():
     The bound is then the cross-entropy of the words, of all of them.
     """
     changed = 0.15 * 0.9
-    chain = transitions.mask_and_uniform(K, [changed], MASK, uniform_share=0.1 / 0.9)
+    chain = transitions.mask_and_uniform(
+        K, [changed], MASK, uniform_share=0.1 / 0.9, data_has_mask=True
+    )
     bert = (1 - changed) * torch.eye(K, dtype=torch.float64) + 0.15 * 0.1 / K
     bert[:, MASK] += 0.15 * 0.8
     torch.testing.assert_close(chain.q_bar_matrix(1), bert, rtol=1e-14, atol=0)

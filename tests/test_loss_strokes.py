@@ -41,7 +41,6 @@ def kernel(operation, by):
 
 def shards_of(of, *cuts):
     """The call in shards that begin at 0 and at each cut."""
-    num_classes = of.logits.shape[-1]
     parts = of.logits.tensor_split(cuts, dim=-1)
     return [
         (of._replace(logits=part.contiguous()), Shard(first))

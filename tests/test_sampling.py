@@ -86,7 +86,7 @@ def test_of_equally_likely_classes_the_lowest_is_taken(impl):
 
 def test_rare_classes_come_at_their_rate(cpu):
     """Through all steps of an absorbing chain a token has the class that was predicted."""
-    chain = d3.transitions.absorbing(4, BETAS, 3)
+    chain = d3.transitions.absorbing(4, BETAS, 3, data_has_mask=True)
     draws = 2_000_000
     logits = torch.tensor([0.0, 1e-6, 1e-5, 0.0], dtype=torch.float64).log()
     logits[0] = 0
@@ -222,7 +222,7 @@ def test_a_denoiser_may_write_into_the_same_tensor_again():
 
 @pytest.mark.parametrize("sampler", [ancestral, first_hitting, confidence])
 def test_masks_that_are_left_are_warned_of_with_the_remedy(sampler):
-    diffusion = d3.D3PM(d3.transitions.absorbing(4, BETAS, 3))
+    diffusion = d3.D3PM(d3.transitions.absorbing(4, BETAS, 3, data_has_mask=True))
     logits, seeds = torch.zeros(4), torch.arange(8)
 
     def draw(**options):

@@ -16,7 +16,7 @@ from d3pm_fast.predictions.logits import LogitsPrediction
 K, T, D, SHAPE = 7, 12, 3, (5, 4)
 CHAINS = {
     "uniform": transitions.uniform(K, schedules.cosine(T)),
-    "absorbing": transitions.absorbing(K, schedules.jsd(T), mask_id=4),
+    "absorbing": transitions.absorbing(K, schedules.jsd(T), mask_id=4, data_has_mask=True),
     "gaussian": transitions.discretized_gaussian(K, schedules.linear(T, 0.02, 0.4)),
 }
 

@@ -23,7 +23,7 @@ def fading_share():
     """Only the first step redraws from all classes: at T little is left but the mask."""
     betas = torch.full((4,), 1 - 1e-12, dtype=torch.float64)
     share = torch.tensor([0.5, 0, 0, 0], dtype=torch.float64)
-    transition = transitions.mask_and_uniform(K, betas, 1, share)
+    transition = transitions.mask_and_uniform(K, betas, 1, share, data_has_mask=True)
     vectors = share[:, None] / K + (1 - share[:, None]) * one_hot(1, K)
     return Chain(transition, betas, vectors)
 

@@ -33,7 +33,7 @@ CYCLE = torch.tensor([[0, 1, 0], [0, 0, 1], [1, 0, 0]]).double()
 NEVER_2 = torch.tensor([[0.5, 0.5, 0], [0.5, 0.5, 0], [0.5, 0.5, 0]]).double()
 CHAINS = {
     "uniform": lambda: transitions.uniform(K, [0.2, 0.3, 0.5]),
-    "absorbing": lambda: transitions.absorbing(K, BETAS, 2),
+    "absorbing": lambda: transitions.absorbing(K, BETAS, 2, data_has_mask=True),
     "marginal": lambda: transitions.marginal(K, BETAS, [0, 0.4, 0.6]),
     "moves": lambda: transitions.from_matrices(torch.stack([MOVES, MOVES, NEVER_2])),
     "cycle": lambda: transitions.from_matrices(torch.stack([CYCLE, MOVES, CYCLE])),
@@ -210,7 +210,7 @@ def test_a_draw_is_of_that_law_or_of_none(name, reverse, first_step, impl):
 
 def test_as_many_rows_of_nan_are_drawn_from_as_the_bound_says(cpu):
     """A masked token is unmasked at most so often: the numbers of the others settle them."""
-    chain = transitions.absorbing(K, [0.5, 0.3], 2)
+    chain = transitions.absorbing(K, [0.5, 0.3], 2, data_has_mask=True)
     x_t, t, count = torch.tensor([2]), torch.tensor([2]), 2000
     drawn = 0
     for seed in range(count):
@@ -224,7 +224,7 @@ def test_as_many_rows_of_nan_are_drawn_from_as_the_bound_says(cpu):
 
 
 def test_unmasked_tokens_stay_whatever_their_logits(impl):
-    chain = transitions.absorbing(K, [0.5, 0.3], 2)
+    chain = transitions.absorbing(K, [0.5, 0.3], 2, data_has_mask=True)
     x_t, t = torch.tensor([[0, 1, 0, 1]]), torch.tensor([2])
     logits = torch.tensor([[[NAN] * K, [INF] * K, [-INF] * K, [0.0, -INF, 0.0]]])
     drawn = functional.p_sample(chain, logits, x_t, t, impl=impl)
@@ -392,7 +392,7 @@ def test_no_sampler_goes_on_from_a_draw_of_nothing(sampler, bad):
         logits[:, 1] = torch.where((t == 1).view(-1, 1), bad, logits[:, 1])
         return logits
 
-    diffusion = d3.D3PM(transitions.absorbing(K, [0.4, 0.5, 1.0], 2))
+    diffusion = d3.D3PM(transitions.absorbing(K, [0.4, 0.5, 1.0], 2, data_has_mask=True))
     with pytest.raises(
         ValueError, match=r"softmax, got (NaN|nothing but -inf) at index \(\d+, 1\)"
     ):
@@ -408,7 +408,7 @@ def test_on_a_gpu_a_draw_of_nothing_stays_one_to_the_end(sampler, monkeypatch):
     def denoiser(x_t, t):
         return torch.tensor([[0.0, 0.0, -INF], [NAN] * K]).expand(1, 2, K)
 
-    diffusion = d3.D3PM(transitions.absorbing(K, [0.5, 1.0], 2), impl="triton")
+    diffusion = d3.D3PM(transitions.absorbing(K, [0.5, 1.0], 2, data_has_mask=True), impl="triton")
     with serve("triton", monkeypatch):
         first, second = SAMPLERS[sampler](diffusion, denoiser, (1, 2))[0].tolist()
     assert first in (0, 1)
@@ -420,7 +420,7 @@ def test_on_a_gpu_a_draw_of_nothing_stays_one_to_the_end(sampler, monkeypatch):
 @pytest.mark.parametrize("is_dense", [False, True])
 def test_known_tokens_may_be_ones_that_nothing_leads_to(is_dense, steps, last):
     """All is masked at T, but what is known."""
-    chain = transitions.absorbing(K, [0.5, 1.0], 2)
+    chain = transitions.absorbing(K, [0.5, 1.0], 2, data_has_mask=True)
     if is_dense:
         chain = transitions.from_matrices(torch.stack([chain.q_matrix(1), chain.q_matrix(2)]))
     mask = torch.tensor([[True, False, True]])

@@ -38,7 +38,7 @@ class LossBlock {
     if (!call_.counts<Real>(token)) return settle(token, 0), false;
     const int64_t x0 = call_.x0[token], x_t = call_.x_t[token];
     const StepCoefficients* step = step_of_(token);
-    if (!step || !chain.is_class(x0) || !chain.is_class(x_t)) return settle(token, NAN), true;
+    if (!step || !chain.may_be_data(x0) || !chain.is_class(x_t)) return settle(token, NAN), true;
     if (step != step_.step) step_ = LossStep<Real>(call_, *step);
     const Real weight = call_.weights.of<Real>(token);
     const LossToken<Real> of(step_, vector_, call_.model.posterior_mean, x0, x_t, weight);

@@ -112,7 +112,7 @@ class PPosteriorRow : PosteriorRow<Element> {
     const StepCoefficients* step = this->step_of_(token);
     if (!step || !this->chain_.is_class(x_t)) return this->fill(out, NAN), true;
 
-    of_ = PPosteriorToken<One, Real>(*step, this->vector_, call_.model, x_t);
+    of_ = PPosteriorToken<One, Real>(*step, this->vector_, call_, x_t);
     if (!of_.is_possible()) return this->fill(out, NAN), false;
     if (of_.stays()) {
       this->fill(out, call_.upstream ? 0 : -INFINITY);
@@ -175,7 +175,7 @@ class PPosteriorRow : PosteriorRow<Element> {
     const int64_t mask = this->chain_.mask_id == of_.x_t ? -1 : this->chain_.mask_id;
     const auto correction = [&](int64_t j) {
       const Real generic = mixture(j / kWidth * kWidth).share()[j % kWidth];
-      const double exact = of_.mixture(e_.data()[j], j).share();
+      const double exact = of_.share(e_.data()[j], j);
       return (exact - static_cast<double>(generic)) * static_cast<double>(read_one(upstream + j));
     };
     weighted += correction(of_.x_t) + (mask < 0 ? 0 : correction(mask));

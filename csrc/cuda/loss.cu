@@ -50,7 +50,7 @@ struct TokenRow : LossRow<Math<Real>> {
     value = NAN;
     const int64_t from = call.x0[token], to = call.x_t[token];
     const StepCoefficients* const found = chain.step(token / chain.run_length);
-    if (!found || !chain.is_class(from) || !chain.is_class(to)) return;
+    if (!found || !chain.may_be_data(from) || !chain.is_class(to)) return;
     x0 = static_cast<int>(from);
     x_t = static_cast<int>(to);
     const int mask = static_cast<int>(chain.mask_id);

@@ -103,7 +103,7 @@ struct PPosteriorOfRows : PosteriorOfRows<Element> {
     if (!this->inside) return;
     const int64_t x_t = call.x_t[this->token];
     if (const StepCoefficients* step = this->step(call.chain, x_t, x_t))
-      of = {*step, call.chain.template vector<Real>(), call.model, x_t};
+      of = {*step, call.chain.template vector<Real>(), call, x_t};
     this->good &= of.is_possible();
   }
 
@@ -161,7 +161,7 @@ struct PPosteriorOfRows : PosteriorOfRows<Element> {
     Real total = 0, weighted = 0;
     each_upstream([&](int, int64_t j, Real e, Real upstream) {
       total += upstream;
-      weighted += of.mixture(e, j).share() * upstream;
+      weighted += of.share(e, j) * upstream;
     });
     total = this->rows.reduce(total, Sum());
     weighted = this->rows.reduce(weighted, Sum());

@@ -7,12 +7,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .. import autograd, ops, reference
+from .. import _environment, autograd, ops, reference
 from .._checks import (
     check_choice,
+    check_data,
     check_mask,
     check_number,
-    check_same_device,
     check_shape,
     check_token_weights,
     check_tokens,
@@ -24,6 +24,7 @@ from ..choices import REDUCTIONS, FirstStep, Impl, Reduction, Reverse
 from ..derivatives import Inputs, Items
 from ..predictions import Predicted, as_prediction
 from ..records import Loss, Model, Weights
+from ..reference.logspace import compute_dtype, spread
 from .arguments import (
     can_be_read,
     check_model,
@@ -128,7 +129,8 @@ def loss(
         mask = mask.contiguous()
     if weights is not None:
         check_token_weights(weights, x0.shape)
-    others = {"x0": x0, "mask": mask, "weights": weights}
+    divided_by = denominator if isinstance(denominator, Tensor) else None
+    others = {"x0": x0, "mask": mask, "weights": weights, "denominator": divided_by}
     model = check_model(transition, prediction, x_t, t, reverse, first_step, **others)
     is_narrow = is_too_narrow(prediction, transition)
     if is_narrow:
@@ -138,19 +140,22 @@ def loss(
     if transition.has_steps or s is not None:
         s = check_target(transition, s, t, x_t.shape)
     name = choose(impl, "loss", transition, t, 1, mask, x0=x0, x_t=x_t)
+    if can_be_read(x0) and (_environment.CHECK or name == "reference"):
+        check_data(x0 if mask is None else x0.where(mask, -1), transition.forbidden)
     served = prediction.served_by(name)
     divisor = None
     if denominator is not None:
         divisor = _divisor(denominator, reduction, x0.device)
         reduction = "sum"
     # The factors of tokens divide, but in float16, whose gradients would be too small.
-    is_late = divisor is not None and prediction.dtype == torch.float16
-    factors = _factors(weights, None if is_late else divisor, x0.shape, prediction.result_dtype)
+    late = divisor if prediction.dtype == torch.float16 else None
+    early = divisor if late is None else None
+    factors = _factors(weights, early, x0.shape, compute_dtype(prediction.dtype))
     operation = served.loss(_of_logits(transition, name, model, terms, with_terms))
     items = contiguous(x0), mask, contiguous(x_t), contiguous_times(transition, t), s, factors
     value = autograd.loss(operation, reduction, served.parameters, items)
-    if is_late:
-        value = value / divisor
+    if late is not None:
+        value = value / late.to(value.dtype)
     if can_be_read(value):
         warn_where_nan(value, transition, *items[:4])
     return value.float() if is_narrow else value
@@ -192,7 +197,6 @@ def _divisor(denominator: float | Tensor, reduction: str, device: torch.device) 
         if divisor <= 0:
             raise ValueError(f"denominator must be above 0, got {divisor}")
         return torch.full((), divisor, dtype=torch.float64, device=device)
-    check_same_device(x0=torch.empty(0, device=device), denominator=divisor)
     return divisor.detach()
 
 
@@ -200,13 +204,13 @@ def _factors(
     weights: Tensor | None, divisor: Tensor | None, shape: torch.Size, dtype: torch.dtype
 ) -> Tensor | None:
     """Return the factor of each token's loss, contiguous; None for 1."""
-    if weights is None and divisor is None:
-        return None
-    if weights is None:
+    if weights is not None:
+        factors = spread(weights, shape).double()
+        factors = factors if divisor is None else factors / divisor
+    elif divisor is not None:
         factors = divisor.reciprocal()
     else:
-        factors = weights.reshape(*weights.shape, *[1] * (len(shape) - weights.ndim)).double()
-        factors = factors if divisor is None else factors / divisor
+        return None
     return factors.to(dtype).expand(shape).contiguous()
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from .. import _compiled
-from .._checks import check_range
+from .._checks import check_data, check_range
 from ..chains.structures import RankOneMarginal, RankOneStep
 from ..records import Loss, Random, Shaping
 from ..reference.logspace import compute_dtype
@@ -94,3 +94,10 @@ def raise_bad_index(
         check_range(name, value if mask is None else value.where(mask, 0), 0, num_classes)
     first_time = int(table[:1, 0].isnan().any())
     check_range("t", rows, first_time, len(table))
+
+
+def raise_bad_token(of: Loss[RankOneStep]) -> None:
+    """Raise for the first token, of those that count, that made a loss's kernel report one."""
+    counts, step = of.counts, of.step
+    raise_bad_index(step.num_classes, step.rows, step.table, counts, x0=of.x0, x_t=of.x_t)
+    check_data(of.x0 if counts is None else of.x0.where(counts, -1), step.forbidden)

@@ -12,7 +12,7 @@ from ..records import Loss
 from ..reductions import reduced
 from ..reference.logspace import compute_dtype
 from .dense import loss as dense
-from .host import chain_record, loss_record, pi_in, raise_bad_index, start_cuda
+from .host import chain_record, loss_record, pi_in, raise_bad_token, start_cuda
 from .kernel import triton_kernel
 from .register import Operation
 
@@ -40,8 +40,7 @@ def _on_cpu(of: Loss[RankOneStep], reduction: str, late: bool | None = None) -> 
     chain = chain_record(of.x0.numel(), of.step, pi, of.step.forbidden)
     call = loss_record(of, chain, value, grad)
     if cpu.loss(str(of.logits.dtype), call, reduction, bool(late), torch.get_num_threads()):
-        step = of.step
-        raise_bad_index(step.num_classes, step.rows, step.table, of.mask, x0=of.x0, x_t=of.x_t)
+        raise_bad_token(of)
     return value if grad is None else (value, grad)
 
 

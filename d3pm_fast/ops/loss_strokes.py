@@ -12,8 +12,8 @@ mask are apart from the rest of a row, in the notation of ``csrc/loss_row.h``:
 3. ``loss_sums(of, shard, statistics, line)``, ``(B, *S, 2)``: the sums over the rest of
    ``pi_j phi(g_j)`` and of ``pi_j g_j / (1 + g_j)``; 0 where the loss needs none, and there the
    logits are not read.
-4. ``loss_gradient(of, shard, statistics, sums)``, of the sums over the whole row: each token's loss,
-   with its terms where they are wanted, and the gradient of the shard's logits.
+4. ``loss_gradient(of, shard, statistics, sums)``, of the sums over the whole row: each token's
+   loss, with its terms where they are wanted, and the gradient of the shard's logits.
 
 The numbers are float64 for float64 logits, float32 for all others. The chain, ``x0`` and ``x_t``
 are those of the whole row in every shard. Tokens whose loss is known without their row have 0 and
@@ -30,7 +30,7 @@ from .._compiled import cpu
 from ..chains.structures import RANK_ONE, RankOneStep
 from ..records import Loss, Shard
 from ..reference.logspace import compute_dtype
-from .host import chain_record, loss_record, pi_in, pointer, raise_bad_index
+from .host import chain_record, loss_record, pi_in, pointer, raise_bad_token
 from .kernel import triton_kernel
 from .register import Operation
 
@@ -116,8 +116,7 @@ def _run_on_cpu(
     numbers = statistics.data_ptr(), pointer(line), pointer(sums)
     strokes = call, shard.first, *numbers
     if getattr(cpu, name)(str(of.logits.dtype), strokes, torch.get_num_threads()):
-        step = of.step
-        raise_bad_index(step.num_classes, step.rows, step.table, of.mask, x0=of.x0, x_t=of.x_t)
+        raise_bad_token(of)
 
 
 loss_statistics.serve("cpu", _cpu_statistics, [RANK_ONE])

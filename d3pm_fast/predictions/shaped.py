@@ -115,10 +115,10 @@ class ShapedPrediction(Prediction):
 
     def whole(self) -> ShapedPrediction:
         """Return logits of all classes: copies where the mask's are left out."""
-        logits, other, *rest = self.given
-        logits = whole(logits, self.num_classes)
+        logits, other = self.given.logits, self.given.unconditional
         other = None if other is None else whole(other, self.num_classes)
-        return ShapedPrediction(Shaped(logits, other, *rest), self.classes)
+        made = self.given._replace(logits=whole(logits, self.num_classes), unconditional=other)
+        return ShapedPrediction(made, self.classes)
 
     def served_by(self, implementation: str) -> ShapedPrediction:
         """Return it, to be shaped by an implementation, or by plain PyTorch."""

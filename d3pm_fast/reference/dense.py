@@ -64,6 +64,11 @@ class MatrixLogs:
         time = found.times[of_tokens].unsqueeze(-1)
         return cls(found.log_q, found.log_q_bar, found.log_q_bar_t, of_tokens, time, dtype)
 
+    @property
+    def forbidden(self) -> int:
+        """No class: data may hold all."""
+        return -1
+
     def allowed(self, logits: Tensor) -> Tensor:
         """Return the logits: data may hold all classes."""
         return logits

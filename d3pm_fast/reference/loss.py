@@ -27,11 +27,9 @@ def loss(of: Loss[Any], reduction: str) -> Tensor:
     logs = logs_of(step, logits.shape, dtype)
     logits = logs.allowed(logits)
     num_classes = logits.shape[-1]
-    counts = torch.ones_like(x0, dtype=torch.bool) if mask is None else mask
-    factors = None if weights.tokens is None else weights.tokens.to(dtype)
-    if factors is not None:
-        counts = counts & (factors != 0)
+    counts = torch.ones_like(x0, dtype=torch.bool) if of.counts is None else of.counts
     inside = (x0 >= 0) & (x0 < num_classes) & (x_t >= 0) & (x_t < num_classes)
+    inside = inside & (x0 != logs.forbidden)
     usable = counts & inside
     x0, x_t = x0.where(usable, 0), x_t.where(usable, 0)
     logits = logits.where(counts.unsqueeze(-1), 0).to(dtype)
@@ -44,7 +42,8 @@ def loss(of: Loss[Any], reduction: str) -> Tensor:
         is_impossible = log_q.isnan().any(dim=-1)
     cross_entropy = -at(torch.log_softmax(logits, dim=-1), x0).squeeze(-1)
 
-    if factors is not None:
+    if weights.tokens is not None:
+        factors = weights.tokens.to(dtype)
         bound, cross_entropy = bound * factors, cross_entropy * factors
     total = weights.ce * cross_entropy if weights.ce else torch.zeros_like(cross_entropy)
     if weights.vb:

@@ -18,6 +18,10 @@ class StepLogs(Protocol):
     """
 
     @property
+    def forbidden(self) -> int:
+        """The class that data never hold, or -1."""
+
+    @property
     def target_time(self) -> Tensor:
         """s, float64 ``(B, *S, 1)``; NaN for a token whose step does not exist."""
 

@@ -18,9 +18,9 @@ def absorbing(
             :func:`~d3pm_fast.schedules.jsd` is the paper's; or a schedule of
             :mod:`d3pm_fast.schedules.continuous`.
         mask_id: the mask's class, in [0, K).
-        data_has_mask: whether x_0 may be the mask, as where it is a grey level of the paper's images.
-            Where not, a denoiser's logit of the mask counts as -inf and has the gradient 0, whatever
-            it is; and where the mask is the last class, a denoiser may leave it out.
+        data_has_mask: whether x_0 may be the mask, as where it is a grey level of the paper's
+            images. Where not, a denoiser's logit of the mask counts as -inf and has the gradient 0,
+            whatever it is; and where the mask is the last class, a denoiser may leave it out.
 
     Raises:
         ValueError: fewer than 2 classes, or betas outside [0, 1].

@@ -27,9 +27,9 @@ def mask_and_uniform(
             :mod:`d3pm_fast.schedules.continuous`.
         mask_id: the mask's class, in [0, K).
         uniform_share: g, in [0, 1]: one number, or ``(T,)`` for one of each of T steps.
-        data_has_mask: whether x_0 may be the mask, as where it is a grey level of the paper's images.
-            Where not, a denoiser's logit of the mask counts as -inf and has the gradient 0, whatever
-            it is; and where the mask is the last class, a denoiser may leave it out.
+        data_has_mask: whether x_0 may be the mask, as where it is a grey level of the paper's
+            images. Where not, a denoiser's logit of the mask counts as -inf and has the gradient 0,
+            whatever it is; and where the mask is the last class, a denoiser may leave it out.
 
     Raises:
         ValueError: fewer than 2 classes, betas or shares outside [0, 1], or of unequal length.

@@ -83,7 +83,7 @@ def load_tokens(
     if a.WITH_TERMS:
         diverges = has_step
 
-    bad = (step.exists == 0) | (x0_is_class == 0) | (xt_is_class == 0)
+    bad = (step.exists == 0) | (x0_is_class == 0) | (xt_is_class == 0) | (x0 == chain.forbidden)
     undefined = bad | ((spread_in_z == 0.0) & never_stays(step, same, bar_xt))
     settled = undefined
     if not a.WITH_TERMS:

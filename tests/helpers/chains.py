@@ -100,7 +100,9 @@ def make_chain(family, num_classes, betas=None):
         share = 0.3
         if family == "mask_and_uniform_by_step":
             share = torch.linspace(0.9, 0.1, len(betas), dtype=torch.float64)
-        transition = transitions.mask_and_uniform(num_classes, betas, mask_id, share, data_has_mask=True)
+        transition = transitions.mask_and_uniform(
+            num_classes, betas, mask_id, share, data_has_mask=True
+        )
         column = torch.as_tensor(share, dtype=torch.float64).reshape(-1, 1)
         vector = column * ones + (1 - column) * one_hot(mask_id, num_classes)
     return Chain(transition, betas, vector.expand(len(betas), num_classes))

@@ -29,13 +29,13 @@ def _run(of: Loss[MatrixStep], reduction: str, late: bool, grad: Tensor | None) 
     logits, x0, mask, x_t, step, model, weights, _, with_terms = of
     width = 3 if with_terms else 1
     results = torch.zeros(*x0.shape, width, dtype=compute_dtype(logits.dtype), device="cpu")
-    matters = _matters(mask, weights.tokens)
-    if grad is not None and matters is not None:
+    counts = of.counts
+    if grad is not None and counts is not None:
         grad.zero_()
     count = x0.numel() if mask is None else int(mask.sum())
     scale = 1 / max(count, 1) if reduction == "mean" and not late else 1.0
     shape = logits.dtype, logits.shape[-1]
-    run = StepGroups(*shape, x0, x_t, step, matters, weights.tokens, splits=True)
+    run = StepGroups(*shape, x0, x_t, step, counts, weights.tokens, splits=True)
     read, loss_at, grad_at = logits.data_ptr(), results.data_ptr(), pointer(grad)
     of_tokens = results.flatten(0, -2)
     for chunk in run:
@@ -74,13 +74,6 @@ def _run(of: Loss[MatrixStep], reduction: str, late: bool, grad: Tensor | None) 
         if grad is not None:
             grad.flatten(0, -2)[again.tokens] = (gradients * scale).to(grad.dtype)
     return reduced(results if with_terms else results.squeeze(-1), reduction, count, with_terms)
-
-
-def _matters(mask: Tensor | None, factors: Tensor | None) -> Tensor | None:
-    """Return which tokens have a loss; None for all."""
-    if factors is None:
-        return mask
-    return factors != 0 if mask is None else mask & (factors != 0)
 
 
 def _recomputed(again: Recompute, of: Loss[MatrixStep]) -> tuple[Tensor, Tensor]:

@@ -24,7 +24,7 @@ def p_sample(logits: Tensor, x_t: Tensor, step: MatrixStep, model: Model, random
         form, v, f = chunk.step.form, chunk.v, chunk.f
         is_direct = model.direct and chunk.s == 0
         tilt = run.log_tilt(chunk, model.posterior_mean and not is_direct)
-        predict = rows, logits.data_ptr(), pointer(tilt), v.data_ptr(), 0.0, 0
+        predict = rows, logits.data_ptr(), pointer(tilt), v.data_ptr(), 0.0, 1, 0
         cpu.dense_predict(run.dtype, predict, threads)
         tables: tuple[Tensor | None, ...] = None, None, v
         if not is_direct:
