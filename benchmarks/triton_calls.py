@@ -55,12 +55,12 @@ def calls(num_classes: int, dtype: torch.dtype) -> dict[str, Callable[[], Any]]:
     table, rows = empty(1001, 7, dtype=double), empty(TOKENS // 1024)
     pi = empty(num_classes, dtype=double)
     uniform, marginal = (
-        RankOneStep(rows, table, None, None, -1),
-        RankOneStep(rows, table, pi, pi, 0),
+        RankOneStep(rows, table, None, None, -1, num_classes, -1),
+        RankOneStep(rows, table, pi, pi, 0, num_classes, 0),
     )
     weights = Weights(1.0, 0.01)
     loc, made = empty(TOKENS, dtype=dtype), empty(TOKENS, num_classes, dtype=compute_dtype(dtype))
-    draw, shaping = Random(empty(TOKENS // 1024), 3), Shaping(logits, 3.0, 0.5, 5, 0.9)
+    draw, shaping = Random(empty(TOKENS // 1024), 3), Shaping(logits, 3.0, 0.5, 5, 0.9, 0)
     model, mean = Model(False, True), Model(True, True)
     plain = Loss(logits, tokens, None, tokens, uniform, model, weights)
     of_mean = Loss(logits, tokens, None, tokens, marginal, mean, weights)

@@ -221,7 +221,7 @@ def test_opcheck_finds_nothing(cpu):
     statistics = kernel(ops.loss_statistics, cpu)(*whole)
     line = kernel(ops.loss_solve, cpu)(*whole, statistics)
     sums = kernel(ops.loss_sums, cpu)(*whole, statistics, line)
-    flat = *of[:4], *of.step, *of.model, *of.weights, of.is_density, 0, 5
+    flat = *of[:4], *of.step, *of.model, *of.weights, of.is_density, of.with_terms, 0
     for name, numbers in (
         ("statistics", ()),
         ("solve", (statistics,)),

@@ -43,8 +43,9 @@ class MovingTransition(ContinuousChain):
         marginals: Marginals,
         pi: Tensor | None,
         mask_id: int = -1,
+        data_has_mask: bool = True,
     ) -> None:
-        super().__init__(family, num_classes, pi, mask_id)
+        super().__init__(family, num_classes, pi, mask_id, data_has_mask)
         self.marginals = marginals
         self._end = self.product_coefficients(torch.ones((), dtype=torch.float64, device="cpu"))
         inner = torch.arange(1, 16, dtype=torch.float64, device="cpu") / 16

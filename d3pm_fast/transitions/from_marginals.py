@@ -29,6 +29,7 @@ def from_marginals(
     mask: ArrayLike | Function | None = None,
     mask_id: int | None = None,
     pi: ArrayLike | None = None,
+    data_has_mask: bool = False,
 ) -> RankOneChain:
     """Return the chain with ``Qbar_t = A I + 1 (W pi + M e_mask)^T``: ``q(x_t | x_0)`` is given.
 
@@ -51,6 +52,7 @@ def from_marginals(
         mask: M, that it is masked; as keep. None for a chain without a mask.
         mask_id: the mask's class, in [0, K), where there is one.
         pi: ``(K,)``, not negative, summing to 1 within 1e-6; by default uniform.
+        data_has_mask: whether x_0 may be the mask; see :func:`~d3pm_fast.transitions.absorbing`.
 
     Raises:
         ValueError: fewer than 2 classes, a pi that is no law, a mask without its class; at a time
@@ -67,16 +69,20 @@ def from_marginals(
     place = -1 if mask_id is None else check_class("mask_id", mask_id, num_classes)
     given = keep, base, mask
     if not any(callable(part) for part in given):
-        return _of_tables(num_classes, given, law, place)
+        return _of_tables(num_classes, given, law, place, data_has_mask)
     if not all(part is None or callable(part) for part in given):
         raise TypeError("keep, base and mask must be functions of time, or tables, all of them")
     functions = _Functions(*cast(tuple[Function, Function, Function | None], given))
     functions.check()
-    return MovingTransition("from_marginals", num_classes, functions, law, place)
+    return MovingTransition("from_marginals", num_classes, functions, law, place, data_has_mask)
 
 
 def _of_tables(
-    num_classes: int, given: Sequence[Any], pi: Tensor | None, mask_id: int
+    num_classes: int,
+    given: Sequence[Any],
+    pi: Tensor | None,
+    mask_id: int,
+    data_has_mask: bool,
 ) -> RankOneChain:
     named = zip(_NAMES, given, strict=True)
     tables = [as_float64(name, part) for name, part in named if part is not None]
@@ -93,7 +99,8 @@ def _of_tables(
     share: float | Tensor = base / betas.where(betas > 0, 1)
     if not (bool(base.any()) and bool(mask.any())):
         share = float(base.any())
-    return RankOneTransition("from_marginals", num_classes, betas, pi, share, mask_id)
+    of_mask = mask_id, data_has_mask
+    return RankOneTransition("from_marginals", num_classes, betas, pi, share, *of_mask)
 
 
 @loadable

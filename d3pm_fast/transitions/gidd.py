@@ -18,6 +18,7 @@ def gidd(
     p_uniform: float,
     gamma: float = 1.0,
     num_steps: int | None = None,
+    data_has_mask: bool = False,
 ) -> RankOneChain:
     """Return ``Qbar_t = ((1 - t) I + 1 (c(t) u + t e_mask)^T) / (1 + c(t))``, t in [0, 1].
 
@@ -35,6 +36,7 @@ def gidd(
         gamma: in (0, 2]; the smaller it is, the longer the share of redrawn tokens stays near
             ``p_uniform``. Above 2 a rate would be negative near t = 1.
         num_steps: T, for a chain of T steps with times ``t / T``; None for continuous time.
+        data_has_mask: whether x_0 may be the mask; see :func:`~d3pm_fast.transitions.absorbing`.
 
     Raises:
         ValueError: fewer than 2 classes, ``p_uniform`` outside [0, 1), or gamma outside (0, 2].
@@ -50,12 +52,12 @@ def gidd(
     u[mask_id] = 0
     marginals = _Gidd(float(p_uniform), float(gamma))
     if num_steps is None:
-        return MovingTransition("gidd", num_classes, marginals, u, mask_id)
+        return MovingTransition("gidd", num_classes, marginals, u, mask_id, data_has_mask)
     num_steps = check_count("num_steps", num_steps)
     times = torch.arange(num_steps + 1, dtype=torch.float64, device="cpu") / num_steps
     _, base, mask = marginals.step(times[:-1], times[1:])
     betas = base + mask
-    return RankOneTransition("gidd", num_classes, betas, u, base / betas, mask_id)
+    return RankOneTransition("gidd", num_classes, betas, u, base / betas, mask_id, data_has_mask)
 
 
 @loadable

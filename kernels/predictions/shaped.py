@@ -101,9 +101,10 @@ def mixed(a, rows, first, at, inside):
 
 @triton.jit
 def mixed_tile(a, rows, classes):
-    """Return guided logits of a tile."""
-    reads = rows.reads & classes.there & (classes.flat != a.forbidden)
-    return tl.reshape(mixed(a, rows, classes.first, classes.at, reads), classes.j.shape)
+    """Return guided logits of a tile, -inf for one that is forbidden."""
+    reads = rows.reads & classes.there
+    x = tl.reshape(mixed(a, rows, classes.first, classes.at, reads), classes.j.shape)
+    return tl.where(classes.j == a.forbidden, float("-inf"), x)
 
 
 @triton.jit

@@ -46,22 +46,22 @@ def pointer(tensor):
     return None if tensor is None else ctypes.c_void_p(tensor.data_ptr())
 
 
-def by_triton(step, num_classes, x_t, numbers):
+def by_triton(step, x_t, numbers):
     """The same, by ``kernels/rank_one/p_sample.py``."""
     out = torch.empty(len(x_t), 2, dtype=torch.int32)
     block = triton.next_power_of_2(len(x_t))
     chain = chain_of(len(x_t), step, torch.float64)
-    decide[(1,)](chain, x_t, numbers, out, len(x_t), num_classes, block)
+    decide[(1,)](chain, x_t, numbers, out, len(x_t), block)
     return out
 
 
 @triton.jit
-def decide(chain, x_t, numbers, out, num_tokens, num_classes, BLOCK: tl.constexpr):
+def decide(chain, x_t, numbers, out, num_tokens, BLOCK: tl.constexpr):
     at = tl.arange(0, BLOCK)
     inside = at < num_tokens
     step = load_coefficients(chain, at, num_tokens)
     classes = tl.load(x_t + at, mask=inside, other=0)
-    token = token_of(chain, step, classes, num_classes, True)
+    token = token_of(chain, step, classes, True)
     choice = tl.load(numbers + 3 * at, mask=inside, other=0.0)
     mass_xt = tl.load(numbers + 3 * at + 1, mask=inside, other=0.0)
     total = tl.load(numbers + 3 * at + 2, mask=inside, other=1.0)
