@@ -123,23 +123,19 @@ def is_class_of(a, j):
 
 
 @triton.jit
-def has_logit(a, chain, j):
-    """Return whether a class has a logit that counts."""
-    return is_class_of(a, j) & (j != chain.forbidden)
-
-
-@triton.jit
 def load_special(a, chain, tokens, REAL: tl.constexpr):
     """Return the logits of x_0, of x_t, and of the mask where it is neither."""
     rows = a.logits + tokens.at * a.num_classes
     reads = tokens.inside & (tokens.settled == 0)
     mask_id = tl.full([1], chain.mask_id, tl.int32)
-    apart = (tokens.x0 != mask_id) & (tokens.x_t != mask_id) & has_logit(a, chain, mask_id)
+    apart = (tokens.x0 != mask_id) & (tokens.x_t != mask_id) & is_class_of(a, mask_id)
     never = float("-inf")
-    has_x0, has_xt = has_logit(a, chain, tokens.x0), has_logit(a, chain, tokens.x_t)
+    has_x0, has_xt = is_class_of(a, tokens.x0), is_class_of(a, tokens.x_t)
     logit_x0 = tl.load(rows + tokens.x0, mask=reads & has_x0, other=never).to(REAL)
     logit_xt = tl.load(rows + tokens.x_t, mask=reads & has_xt, other=never).to(REAL)
     logit_mask = tl.load(rows + mask_id, mask=reads & apart, other=never).to(REAL)
+    logit_xt = tl.where(tokens.x_t == chain.forbidden, never, logit_xt)
+    logit_mask = tl.where(mask_id == chain.forbidden, never, logit_mask)
     return logit_x0, logit_xt, logit_mask
 
 
