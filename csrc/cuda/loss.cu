@@ -225,7 +225,7 @@ constexpr int kRowsOfFew = 128;
 
 // A thread a row, in shared memory in steps of an odd number of words, free of bank conflicts.
 template <class Element>
-__global__ void __launch_bounds__(kRowsOfFew) loss_of_few_classes(const Loss call) {
+__global__ void __launch_bounds__(kRowsOfFew, 1) loss_of_few_classes(const Loss call) {
   using Real = typename Memory<Element>::Real;
   using M = Math<Real>;
   D3PM_DYNAMIC_SHARED(Real, shared);
