@@ -115,7 +115,7 @@ def warn_of_masks(diffusion: Diffusion, x: Tensor, known: Known | None) -> None:
     if mask_id >= 0 and bool(left.any()):
         warnings.warn(
             f"the sample holds the mask, class {mask_id}, for the denoiser gives it probability: "
-            "set its logit to -inf where the data never hold it",
+            "make the chain with data_has_mask=False where the data never hold it",
             stacklevel=4,
         )
 
