@@ -52,7 +52,8 @@ def first_hitting(
     Args:
         diffusion: an absorbing chain and the model's first step.
         denoiser: maps ``(x_t (n, *S) int64, t (n,) int64)`` to logits ``(n, *S, K)``, or
-            to whatever else :func:`d3pm_fast.functional.p_sample` takes in their place. It is given a part of the batch, and t differs between items. In continuous
+            to whatever else :func:`d3pm_fast.functional.p_sample` takes in their place. It is
+            given a part of the batch, and t differs between items. In continuous
             time t is float64. Put it in evaluation mode yourself.
         shape: ``(B, *S)``.
         steps: how many evenly strided times, in 1..T, or the times themselves, falling from T;
@@ -133,7 +134,8 @@ def confidence(
     Args:
         diffusion: an absorbing chain.
         denoiser: maps ``(x_t (n, *S) int64, t (n,) int64)`` to logits ``(n, *S, K)``, or
-            to whatever else :func:`d3pm_fast.functional.p_sample` takes in their place. In continuous time t is float64. Put it in evaluation mode yourself.
+            to whatever else :func:`d3pm_fast.functional.p_sample` takes in their place. In
+            continuous time t is float64. Put it in evaluation mode yourself.
         shape: ``(B, *S)``.
         steps: how many evenly strided times, in 1..T, or the times themselves, falling from T;
             None for all T. Continuous time, T = 1, needs one of them. See
