@@ -69,18 +69,16 @@ def calls(num_classes: int, dtype: torch.dtype) -> dict[str, Callable[[], Any]]:
     statistics, line, sums = (empty(TOKENS, n, dtype=compute_dtype(dtype)) for n in (5, 3, 2))
     return {
         "loss": lambda: loss.loss(plain, "sum"),
-        "loss and gradient": lambda: loss.loss_and_grad(plain, "sum", False),
-        "loss and gradient, pi, posterior mean": lambda: loss.loss_and_grad(of_mean, "sum", False),
+        "loss and gradient": lambda: loss.loss(plain, "sum", False),
+        "loss and gradient, pi, posterior mean": lambda: loss.loss(of_mean, "sum", False),
         "gap": lambda: gap.gap(logits, tokens),
         "statistics stroke": lambda: loss_strokes.loss_statistics(of_mean, shard),
         "solve stroke": lambda: loss_strokes.loss_solve(of_mean, shard, statistics),
         "sums stroke": lambda: loss_strokes.loss_sums(of_mean, shard, statistics, line),
         "gradient stroke": lambda: loss_strokes.loss_gradient(of_mean, shard, statistics, sums),
-        "q_posterior": lambda: posterior.q_posterior(tokens, tokens, marginal, num_classes, dtype),
+        "q_posterior": lambda: posterior.q_posterior(tokens, tokens, marginal, dtype),
         "p_posterior": lambda: posterior.p_posterior(logits, tokens, marginal, mean),
-        "p_posterior_grad": lambda: posterior.p_posterior_grad(
-            logits, logits, tokens, marginal, mean
-        ),
+        "p_posterior_grad": lambda: posterior.p_posterior(logits, tokens, marginal, mean, logits),
         "p_sample": lambda: p_sample.p_sample(logits, tokens, marginal, mean, draw),
         "p_sample, shaped": lambda: p_sample.p_sample(
             logits, tokens, marginal, mean, draw, shaping
@@ -110,17 +108,13 @@ def dense_calls(num_classes: int, dtype: torch.dtype) -> dict[str, Callable[[], 
     counts = jumps.Counts(step.t, 1024, empty(1000, 100, dtype=torch.float64), 100)
     rows = jumps.Jumps(tokens, tokens, empty(TOKENS, dtype=torch.float64), num_classes)
     return {
-        "dense loss": lambda: loss.loss_and_grad(Loss(*of_loss, joint, weights), "sum", False),
-        "dense loss, posterior mean": lambda: loss.loss_and_grad(
+        "dense loss": lambda: loss.loss(Loss(*of_loss, joint, weights), "sum", False),
+        "dense loss, posterior mean": lambda: loss.loss(
             Loss(*of_loss, mean, weights), "sum", False
         ),
-        "dense q_posterior": lambda: posterior.q_posterior(
-            tokens, tokens, step, num_classes, dtype
-        ),
+        "dense q_posterior": lambda: posterior.q_posterior(tokens, tokens, step, dtype),
         "dense p_posterior": lambda: posterior.p_posterior(logits, tokens, step, mean),
-        "dense p_posterior_grad": lambda: posterior.p_posterior_grad(
-            logits, logits, tokens, step, mean
-        ),
+        "dense p_posterior_grad": lambda: posterior.p_posterior(logits, tokens, step, mean, logits),
         "dense q_sample": lambda: q_sample.by_matrix(
             tokens, DenseMarginal(step.t, chain.handle), draw
         ),

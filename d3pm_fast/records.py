@@ -4,11 +4,20 @@ A registered operation takes the fields one by one; whoever calls it and whoever
 together. Those of a chain's step are in ``chains/structures.py``.
 """
 
-from typing import Generic, NamedTuple, TypeVar
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from torch import Tensor
 
-AnyStep = TypeVar("AnyStep")
+
+class OfClasses(Protocol):
+    """What is of so many classes."""
+
+    @property
+    def num_classes(self) -> int:
+        """K."""
+
+
+AnyStep = TypeVar("AnyStep", bound=OfClasses)
 """The record of a step, of whatever structure."""
 AnyMarginal = TypeVar("AnyMarginal")
 """The record of a marginal, of whatever structure."""
@@ -56,7 +65,7 @@ class Shaping(NamedTuple):
         temperature: 1 for none.
         top_k: K for all classes.
         top_p: 1 for all classes.
-        forbidden: the class whose logits count as -inf from the first; -1 for none.
+        excluded: the class whose logits count as -inf from the first; -1 for none.
     """
 
     unconditional: Tensor | None
@@ -64,7 +73,7 @@ class Shaping(NamedTuple):
     temperature: float
     top_k: int
     top_p: float
-    forbidden: int
+    excluded: int
 
 
 class Shard(NamedTuple):

@@ -466,13 +466,13 @@ def test_opcheck_finds_nothing(cpu):
     x0, t = torch.randint(5, (3, 4)), torch.tensor([1, 3, 6])
     x_t, logits, seeds = functional.q_sample(chain, x0, t), torch.randn(3, 4, 5), torch.arange(3)
     step, mask = (t, t - 1, chain.handle), torch.rand(3, 4) < 0.7
-    loss = (logits, x0, mask, x_t, *step, False, True, 1.0, 0.1, False)
+    loss = (logits, x0, mask, x_t, *step, False, True, 1.0, 0.1, None, False, False)
     calls = {
         "loss": (*loss, "none"),
         "loss_and_grad": (*loss, "mean", False),
-        "q_posterior": (x0, x_t, *step, 5, torch.float32),
+        "q_posterior": (x0, x_t, *step, torch.float32),
         "p_posterior": (logits, x_t, *step, False, True),
-        "p_posterior_grad": (logits, torch.randn(3, 4, 5), x_t, *step, False, True),
+        "p_posterior_grad": (logits, x_t, *step, False, True, torch.randn(3, 4, 5)),
         "q_sample": (x0, t, chain.handle, seeds, 0),
         "p_sample": (logits, x_t, *step, False, True, seeds, 0),
     }

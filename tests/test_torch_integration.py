@@ -178,18 +178,32 @@ def op_arguments(family):
     t = torch.tensor([1, 3, 6])
     x_t = functional.q_sample(chain, x0, t)
     logits, seeds = torch.randn(B, P, K), torch.arange(B)
-    step = (t, chain.step_table, chain.pi, chain.pi_cdf, chain.mask_id)
+    step = (t, chain.step_table, chain.pi, chain.pi_cdf, chain.mask_id, K, -1)
     mask = torch.rand(B, P) < 0.7
-    loss = (logits, x0, mask, x_t, *step, False, True, 1.0, 0.1, False)
+    loss = (logits, x0, mask, x_t, *step, False, True, 1.0, 0.1, None, False, False)
     return {
         "loss": (*loss, "none"),
         "loss_and_grad": (*loss, "mean", False),
-        "q_posterior": (x0, x_t, *step, K, torch.float32),
+        "q_posterior": (x0, x_t, *step, torch.float32),
         "p_posterior": (logits, x_t, *step, False, True),
-        "p_posterior_grad": (logits, torch.randn(B, P, K), x_t, *step, False, True),
+        "p_posterior_grad": (logits, x_t, *step, False, True, torch.randn(B, P, K)),
         "q_sample": (x0, t, chain.product_table, chain.pi_cdf, chain.mask_id, K, seeds, 0),
         "p_sample": (logits, x_t, *step, False, True, seeds, 0),
-        "shaped_p_sample": (logits, x_t, *step, False, True, seeds, 0, -logits, 2.0, 0.5, 4, 0.9),
+        "shaped_p_sample": (
+            logits,
+            x_t,
+            *step,
+            False,
+            True,
+            seeds,
+            0,
+            -logits,
+            2.0,
+            0.5,
+            4,
+            0.9,
+            -1,
+        ),
     }
 
 

@@ -79,6 +79,11 @@ class MatrixStep(NamedTuple):
         """The chain itself."""
         return of_handle(self.handle)
 
+    @property
+    def num_classes(self) -> int:
+        """K."""
+        return self.chain.num_classes  # type: ignore[no-any-return]
+
 
 class DenseMarginal(NamedTuple):
     """``q(x_t | x_0)`` of the tokens, of a chain whose matrices are made.

@@ -64,9 +64,7 @@ def q_posterior(
     kernel = ops.q_posterior.kernel(name, transition.structure)
     calculated = torch.float64 if transition.needs_float64 else dtype
     step = transition.step_record(contiguous_times(transition, t), s)
-    log_q: Tensor = kernel(
-        contiguous(x0), contiguous(x_t), step, transition.num_classes, calculated
-    )
+    log_q: Tensor = kernel(contiguous(x0), contiguous(x_t), step, calculated)
     return log_q.to(dtype)
 
 
@@ -131,7 +129,7 @@ def _of_logits(transition: Transition, name: str, model: Model) -> Differentiabl
 
     def gradient(inputs: "Inputs", items: "Items", upstream: "Tensor") -> "Inputs":
         pull = ops.p_posterior_grad.kernel(name, transition.structure)
-        return (pull(*inputs, upstream.contiguous(), *step_of(items), model),)
+        return (pull(*inputs, *step_of(items), model, upstream.contiguous()),)
 
     def meaning(items: "Items") -> "Callable[..., Tensor]":
         x_t, step = step_of(items)

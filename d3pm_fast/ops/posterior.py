@@ -15,10 +15,8 @@ from .kernel import triton_kernel
 from .register import Operation
 
 
-def _fake_q_posterior(
-    x0: Tensor, x_t: Tensor, step: AnyStep, num_classes: int, dtype: torch.dtype
-) -> Tensor:
-    return x0.new_empty(*x0.shape, num_classes, dtype=dtype)
+def _fake_q_posterior(x0: Tensor, x_t: Tensor, step: AnyStep, dtype: torch.dtype) -> Tensor:
+    return x0.new_empty(*x0.shape, step.num_classes, dtype=dtype)
 
 
 def _fake_p_posterior(logits: Tensor, x_t: Tensor, step: AnyStep, model: Model) -> Tensor:
@@ -26,7 +24,7 @@ def _fake_p_posterior(logits: Tensor, x_t: Tensor, step: AnyStep, model: Model) 
 
 
 def _fake_p_posterior_grad(
-    logits: Tensor, upstream: Tensor, x_t: Tensor, step: AnyStep, model: Model
+    logits: Tensor, x_t: Tensor, step: AnyStep, model: Model, upstream: Tensor
 ) -> Tensor:
     return torch.empty_like(logits)
 
@@ -36,20 +34,16 @@ p_posterior = Operation("p_posterior", _fake_p_posterior)
 p_posterior_grad = Operation("p_posterior_grad", _fake_p_posterior_grad)
 
 
-def _cpu_q_posterior(
-    x0: Tensor, x_t: Tensor, step: RankOneStep, num_classes: int, dtype: torch.dtype
-) -> Tensor:
-    out, pi = _fake_q_posterior(x0, x_t, step, num_classes, dtype), pi_in(step, dtype)
+def _cpu_q_posterior(x0: Tensor, x_t: Tensor, step: RankOneStep, dtype: torch.dtype) -> Tensor:
+    out, pi = _fake_q_posterior(x0, x_t, step, dtype), pi_in(step, dtype)
     call = _q_record(x0, x_t, step, pi, out)
     if cpu.q_posterior(str(dtype), call, torch.get_num_threads()):
-        raise_bad_index(num_classes, step.rows, step.table, x0=x0, x_t=x_t)
+        raise_bad_index(step.num_classes, step.rows, step.table, x0=x0, x_t=x_t)
     return out
 
 
-def _cuda_q_posterior(
-    x0: Tensor, x_t: Tensor, step: RankOneStep, num_classes: int, dtype: torch.dtype
-) -> Tensor:
-    out, pi = _fake_q_posterior(x0, x_t, step, num_classes, dtype), pi_in(step, dtype)
+def _cuda_q_posterior(x0: Tensor, x_t: Tensor, step: RankOneStep, dtype: torch.dtype) -> Tensor:
+    out, pi = _fake_q_posterior(x0, x_t, step, dtype), pi_in(step, dtype)
     start_cuda("q_posterior", out, str(dtype), _q_record(x0, x_t, step, pi, out))
     return out
 
@@ -65,7 +59,7 @@ def _q_record(
 
 
 def _p_on_cpu(
-    logits: Tensor, upstream: Tensor | None, x_t: Tensor, step: RankOneStep, model: Model
+    logits: Tensor, x_t: Tensor, step: RankOneStep, model: Model, upstream: Tensor | None = None
 ) -> Tensor:
     out, pi = torch.empty_like(logits), pi_in(step, logits.dtype)
     call = _p_record(logits, upstream, x_t, step, model, pi, out)
@@ -75,7 +69,7 @@ def _p_on_cpu(
 
 
 def _p_on_cuda(
-    logits: Tensor, upstream: Tensor | None, x_t: Tensor, step: RankOneStep, model: Model
+    logits: Tensor, x_t: Tensor, step: RankOneStep, model: Model, upstream: Tensor | None = None
 ) -> Tensor:
     out, pi = torch.empty_like(logits), pi_in(step, logits.dtype)
     call = _p_record(logits, upstream, x_t, step, model, pi, out)
@@ -97,14 +91,6 @@ def _p_record(
     return chain, model, *tensors
 
 
-def _cpu_p_posterior(logits: Tensor, x_t: Tensor, step: RankOneStep, model: Model) -> Tensor:
-    return _p_on_cpu(logits, None, x_t, step, model)
-
-
-def _cuda_p_posterior(logits: Tensor, x_t: Tensor, step: RankOneStep, model: Model) -> Tensor:
-    return _p_on_cuda(logits, None, x_t, step, model)
-
-
 q_posterior.serve("reference", reference.q_posterior, [RANK_ONE, DENSE, SPARSE])
 q_posterior.serve("cpu", _cpu_q_posterior, [RANK_ONE])
 q_posterior.serve("cuda", _cuda_q_posterior, [RANK_ONE])
@@ -113,14 +99,14 @@ q_posterior.serve("cpu", dense.q_posterior, [DENSE, SPARSE])
 q_posterior.serve("triton", triton_kernel("dense.posterior.q_posterior"), [DENSE, SPARSE])
 
 p_posterior.serve("reference", reference.p_posterior, [RANK_ONE, DENSE, SPARSE])
-p_posterior.serve("cpu", _cpu_p_posterior, [RANK_ONE])
-p_posterior.serve("cuda", _cuda_p_posterior, [RANK_ONE])
+p_posterior.serve("cpu", _p_on_cpu, [RANK_ONE])
+p_posterior.serve("cuda", _p_on_cuda, [RANK_ONE])
 p_posterior.serve("triton", triton_kernel("rank_one.posterior.p_posterior"), [RANK_ONE])
 p_posterior.serve("cpu", dense.p_posterior, [DENSE, SPARSE])
 p_posterior.serve("triton", triton_kernel("dense.posterior.p_posterior"), [DENSE, SPARSE])
 
 p_posterior_grad.serve("cpu", _p_on_cpu, [RANK_ONE])
 p_posterior_grad.serve("cuda", _p_on_cuda, [RANK_ONE])
-p_posterior_grad.serve("triton", triton_kernel("rank_one.posterior.p_posterior_grad"), [RANK_ONE])
-p_posterior_grad.serve("cpu", dense.p_posterior_grad, [DENSE, SPARSE])
-p_posterior_grad.serve("triton", triton_kernel("dense.posterior.p_posterior_grad"), [DENSE, SPARSE])
+p_posterior_grad.serve("triton", triton_kernel("rank_one.posterior.p_posterior"), [RANK_ONE])
+p_posterior_grad.serve("cpu", dense.p_posterior, [DENSE, SPARSE])
+p_posterior_grad.serve("triton", triton_kernel("dense.posterior.p_posterior"), [DENSE, SPARSE])

@@ -10,8 +10,9 @@ from .logspace import at, compute_dtype
 from .step import StepLogs, logs_of
 
 
-def q_posterior(x0: Tensor, x_t: Tensor, step: Any, num_classes: int, dtype: torch.dtype) -> Tensor:
+def q_posterior(x0: Tensor, x_t: Tensor, step: Any, dtype: torch.dtype) -> Tensor:
     """Return ``log q(x_s | x_t, x_0)``, ``(B, *S, K)``: NaN where ``Qbar_t[x_0, x_t] = 0``."""
+    num_classes = step.num_classes
     inside = (x0 >= 0) & (x0 < num_classes) & (x_t >= 0) & (x_t < num_classes)
     logs = logs_of(step, (*x_t.shape, num_classes), compute_dtype(dtype))
     log_q = log_q_posterior(logs, x0.where(inside, 0), x_t.where(inside, 0))

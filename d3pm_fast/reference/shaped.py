@@ -15,15 +15,15 @@ def shaped_logits(logits: Tensor, shaping: Shaping) -> Tensor:
     fewest, largest first, whose probability reaches ``top_p``. Of equal logits the class of the
     lower index comes first.
     """
-    unconditional, guidance, temperature, top_k, top_p, forbidden = shaping
+    unconditional, guidance, temperature, top_k, top_p, excluded = shaping
     made = logits.to(compute_dtype(logits.dtype))
-    if forbidden >= 0:
+    if excluded >= 0:
         classes = torch.arange(logits.shape[-1], device=logits.device)
-        made = made.masked_fill(classes == forbidden, -torch.inf)
+        made = made.masked_fill(classes == excluded, -torch.inf)
     if unconditional is not None:
         other = unconditional.to(made.dtype)
-        never = (made == -torch.inf) | (other == -torch.inf)
-        made = torch.lerp(other, made, guidance).masked_fill(never, -torch.inf)
+        forbidden = (made == -torch.inf) | (other == -torch.inf)
+        made = torch.lerp(other, made, guidance).masked_fill(forbidden, -torch.inf)
     if temperature != 1:
         top = made.amax(dim=-1, keepdim=True).clamp(min=torch.finfo(made.dtype).min)
         made = (made - top) / temperature  # no digit is lost near the largest, and none overflows

@@ -5,6 +5,8 @@ it. Many, or a posterior mean, whose float64 leaves no registers for that: the p
 of their own.
 """
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -232,18 +234,9 @@ def diverge_exactly(a, steps, row, BLOCK: tl.constexpr):
     return total
 
 
-def loss(of: Loss[MatrixStep], reduction: str) -> Tensor:
-    """Return the loss, of each token or their sum or mean."""
-    return _run(of, reduction, False, None)
-
-
-def loss_and_grad(of: Loss[MatrixStep], reduction: str, late: bool) -> tuple[Tensor, Tensor]:
-    """Return the loss and its gradient, which a mean leaves undivided where it is late."""
-    grad = torch.empty_like(of.logits)
-    return _run(of, reduction, late, grad), grad
-
-
-def _run(of: Loss[MatrixStep], reduction: str, late: bool, grad: Tensor | None) -> Tensor:
+def loss(of: Loss[MatrixStep], reduction: str, late: bool | None = None) -> Any:
+    """Return the loss, and with ``late`` its gradient, which a mean leaves undivided where True."""
+    grad = None if late is None else torch.empty_like(of.logits)
     logits, x0, mask, x_t, step, model, terms, _, with_terms = of
     steps, which = step_tables(step)
     real = torch.float64 if logits.dtype == torch.float64 else torch.float32
@@ -263,7 +256,8 @@ def _run(of: Loss[MatrixStep], reduction: str, late: bool, grad: Tensor | None) 
     if real == torch.float32:
         _run_tiles(a, steps, which, weights, model)
     recompute_inexact(recompute_loss, a, steps, which, *weights, *model)
-    return reduced(token_loss, reduction, count, with_terms)
+    value = reduced(token_loss, reduction, count, with_terms)
+    return value if grad is None else (value, grad)
 
 
 def _run_tiles(

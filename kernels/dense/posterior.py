@@ -239,10 +239,9 @@ def turn_row(a, steps, row, log_z, alone, BLOCK: tl.constexpr):
         tl.store(row.delta + j, tl.where(alone, 0.0, delta), mask=j < a.num_classes)
 
 
-def q_posterior(
-    x0: Tensor, x_t: Tensor, step: MatrixStep, num_classes: int, dtype: torch.dtype
-) -> Tensor:
+def q_posterior(x0: Tensor, x_t: Tensor, step: MatrixStep, dtype: torch.dtype) -> Tensor:
     """Return log q(x_s | x_t, x_0)."""
+    num_classes = step.num_classes
     steps, which = step_tables(step)
     out = torch.empty(*x0.shape, num_classes, dtype=dtype, device=x0.device)
     a = DenseCall(None, x0, x_t, None, None, None, out, None, x0.numel(), num_classes)
@@ -254,15 +253,10 @@ def q_posterior(
     return out
 
 
-def p_posterior(logits: Tensor, x_t: Tensor, step: MatrixStep, model: Model) -> Tensor:
-    """Return log p(x_s | x_t)."""
-    return p_posterior_grad(logits, None, x_t, step, model)
-
-
-def p_posterior_grad(
-    logits: Tensor, upstream: Tensor | None, x_t: Tensor, step: MatrixStep, model: Model
+def p_posterior(
+    logits: Tensor, x_t: Tensor, step: MatrixStep, model: Model, upstream: Tensor | None = None
 ) -> Tensor:
-    """Return the gradient of log p(x_s | x_t) in the logits; log p itself without one above."""
+    """Return log p(x_s | x_t), or with a gradient of it that of the logits."""
     steps, which = step_tables(step)
     out = torch.empty_like(logits)
     a = of_prediction(logits, x_t, upstream, out)

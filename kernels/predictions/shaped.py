@@ -298,7 +298,7 @@ def shaped_logits(logits: Tensor, shaping: Shaping) -> Tensor:
     launch(
         shape_rows, triton.cdiv(num_tokens, tile.rows), logits,
         ShapingCall(
-            logits, shaping.unconditional, out, num_tokens, num_classes, shaping.forbidden, divides
+            logits, shaping.unconditional, out, num_tokens, num_classes, shaping.excluded, divides
         ),
         *options_of(num_classes, shaping, tile), triton_type(real),
         tile.rows, tile.high, tile.low, num_warps=tile.num_warps,

@@ -4,10 +4,11 @@ A row that fits is held by one program, many of them where classes are few; a lo
 three times, from the second time on out of the cache.
 """
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
 from ...chains.structures import RankOneStep
 from ...records import Loss
@@ -85,18 +86,9 @@ def loss_of_long_rows(
         gradient_of_row(a, chain, tokens, line, top, result, factor, REAL, HIGH, LOW)
 
 
-def loss(of: Loss[RankOneStep], reduction: str) -> Tensor:
-    """Return the loss, of each token or their sum or mean."""
-    return _run(of, reduction, False, None)
-
-
-def loss_and_grad(of: Loss[RankOneStep], reduction: str, late: bool) -> tuple[Tensor, Tensor]:
-    """Return the loss and its gradient, which a mean leaves undivided where it is late."""
-    grad = torch.empty_like(of.logits)
-    return _run(of, reduction, late, grad), grad
-
-
-def _run(of: Loss[RankOneStep], reduction: str, late: bool, grad: Tensor | None) -> Tensor:
+def loss(of: Loss[RankOneStep], reduction: str, late: bool | None = None) -> Any:
+    """Return the loss, and with ``late`` its gradient, which a mean leaves undivided where True."""
+    grad = None if late is None else torch.empty_like(of.logits)
     logits, x0, mask, x_t, step, model, weights, is_density, with_terms = of
     real = torch.float64 if logits.dtype == torch.float64 else torch.float32
     num_tokens, num_classes = x0.numel(), logits.shape[-1]
@@ -133,4 +125,5 @@ def _run(of: Loss[RankOneStep], reduction: str, late: bool, grad: Tensor | None)
         kernel, programs, logits, arguments, chain, weights.vb, weights.ce, scale, constant(model),
         triton_type(real), *shape, num_warps=tile.num_warps,
     )  # fmt: skip
-    return reduced(token_loss, reduction, count, with_terms)
+    value = reduced(token_loss, reduction, count, with_terms)
+    return value if grad is None else (value, grad)

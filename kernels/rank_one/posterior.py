@@ -267,25 +267,19 @@ def write_gradient(
         store(a, rows, classes, tl.where(stays, 0.0, gradient))
 
 
-def q_posterior(
-    x0: Tensor, x_t: Tensor, step: RankOneStep, num_classes: int, dtype: torch.dtype
-) -> Tensor:
+def q_posterior(x0: Tensor, x_t: Tensor, step: RankOneStep, dtype: torch.dtype) -> Tensor:
     """Return log q(x_s | x_t, x_0)."""
+    num_classes = step.num_classes
     out = torch.empty(*x0.shape, num_classes, dtype=dtype, device=x0.device)
     arguments = PosteriorCall(None, None, x0, x_t, out, x0.numel(), num_classes)
     _run(q_posterior_of_tokens, arguments, step)
     return out
 
 
-def p_posterior(logits: Tensor, x_t: Tensor, step: RankOneStep, model: Model) -> Tensor:
-    """Return log p(x_s | x_t)."""
-    return p_posterior_grad(logits, None, x_t, step, model)
-
-
-def p_posterior_grad(
-    logits: Tensor, upstream: Tensor | None, x_t: Tensor, step: RankOneStep, model: Model
+def p_posterior(
+    logits: Tensor, x_t: Tensor, step: RankOneStep, model: Model, upstream: Tensor | None = None
 ) -> Tensor:
-    """Return the gradient of log p(x_s | x_t) in the logits; log p itself without one above."""
+    """Return log p(x_s | x_t), or with a gradient of it that of the logits."""
     out = torch.empty_like(logits)
     arguments = PosteriorCall(logits, upstream, None, x_t, out, x_t.numel(), logits.shape[-1])
     _run(p_posterior_of_tokens, arguments, step, constant(model))

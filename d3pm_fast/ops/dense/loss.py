@@ -1,5 +1,7 @@
 """The loss of chains of matrices on the CPU, and its gradient."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -14,18 +16,9 @@ from .groups import StepGroups
 from .recompute import Recompute
 
 
-def loss(of: Loss[MatrixStep], reduction: str) -> Tensor:
-    """Return the loss, of each token or their sum or mean."""
-    return _run(of, reduction, False, None)
-
-
-def loss_and_grad(of: Loss[MatrixStep], reduction: str, late: bool) -> tuple[Tensor, Tensor]:
-    """Return the loss and its gradient, which a mean leaves undivided where it is late."""
-    grad = torch.empty_like(of.logits)
-    return _run(of, reduction, late, grad), grad
-
-
-def _run(of: Loss[MatrixStep], reduction: str, late: bool, grad: Tensor | None) -> Tensor:
+def loss(of: Loss[MatrixStep], reduction: str, late: bool | None = None) -> Any:
+    """Return the loss, and with ``late`` its gradient, which a mean leaves undivided where True."""
+    grad = None if late is None else torch.empty_like(of.logits)
     logits, x0, mask, x_t, step, model, weights, _, with_terms = of
     width = 3 if with_terms else 1
     results = torch.zeros(*x0.shape, width, dtype=compute_dtype(logits.dtype), device="cpu")
@@ -73,7 +66,8 @@ def _run(of: Loss[MatrixStep], reduction: str, late: bool, grad: Tensor | None) 
         of_tokens[again.tokens] = losses.to(results.dtype).view(-1, width)
         if grad is not None:
             grad.flatten(0, -2)[again.tokens] = (gradients * scale).to(grad.dtype)
-    return reduced(results if with_terms else results.squeeze(-1), reduction, count, with_terms)
+    value = reduced(results if with_terms else results.squeeze(-1), reduction, count, with_terms)
+    return value if grad is None else (value, grad)
 
 
 def _recomputed(again: Recompute, of: Loss[MatrixStep]) -> tuple[Tensor, Tensor]:
@@ -84,7 +78,7 @@ def _recomputed(again: Recompute, of: Loss[MatrixStep]) -> tuple[Tensor, Tensor]
     of = of._replace(x0=x0, mask=None, weights=of.weights._replace(tokens=factors))
     if not again.was_float64:
         wide = of._replace(logits=again.logits, x_t=again.x_t, step=again.step)
-        return loss_and_grad(wide, "none", False)
+        return loss(wide, "none", False)  # type: ignore[no-any-return]
     losses, gradients = [], []
     for part, leaf, step in again.in_log_space():
         weights = of.weights if factors is None else of.weights._replace(tokens=factors[part])

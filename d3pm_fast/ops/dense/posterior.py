@@ -13,10 +13,9 @@ from .groups import StepGroups
 from .recompute import Recompute
 
 
-def q_posterior(
-    x0: Tensor, x_t: Tensor, step: MatrixStep, num_classes: int, dtype: torch.dtype
-) -> Tensor:
+def q_posterior(x0: Tensor, x_t: Tensor, step: MatrixStep, dtype: torch.dtype) -> Tensor:
     """Return log q(x_s | x_t, x_0)."""
+    num_classes = step.num_classes
     out = torch.empty(*x0.shape, num_classes, dtype=dtype, device="cpu")
     run = StepGroups(dtype, num_classes, x0, x_t, step)
     for chunk in run:
@@ -31,15 +30,10 @@ def q_posterior(
     return out
 
 
-def p_posterior(logits: Tensor, x_t: Tensor, step: MatrixStep, model: Model) -> Tensor:
-    """Return log p(x_s | x_t)."""
-    return p_posterior_grad(logits, None, x_t, step, model)
-
-
-def p_posterior_grad(
-    logits: Tensor, upstream: Tensor | None, x_t: Tensor, step: MatrixStep, model: Model
+def p_posterior(
+    logits: Tensor, x_t: Tensor, step: MatrixStep, model: Model, upstream: Tensor | None = None
 ) -> Tensor:
-    """Return the gradient of log p(x_s | x_t) in the logits; log p itself without one above."""
+    """Return log p(x_s | x_t), or with a gradient of it that of the logits."""
     out = torch.empty_like(logits)
     run = StepGroups(logits.dtype, logits.shape[-1], x_t, x_t, step)
     read, write = logits.data_ptr(), out.data_ptr()
@@ -95,7 +89,7 @@ def _gradient(again: Recompute, upstream: Tensor, model: Model) -> Tensor:
     """Return the gradient of ``log p(x_s | x_t)`` of inexact tokens, float64 ``(n, K)``."""
     upstream = upstream.flatten(0, -2)[again.tokens].double()
     if not again.was_float64:
-        return p_posterior_grad(again.logits, upstream, again.x_t, again.step, model)
+        return p_posterior(again.logits, again.x_t, again.step, model, upstream)
     gradients: list[Tensor] = []
     for part, leaf, step in again.in_log_space():
         log_p = reference.p_posterior(leaf, again.x_t[part], step, model)
