@@ -61,12 +61,14 @@ nitpick_ignore_regex = [
 # The pages are plain Markdown, which GitHub shows too. What only the site has is added here.
 CONTENTS = {
     "index": {
-        "Use": "install quickstart transitions samplers examples trainers command_line api/index",
+        "Use": "install quickstart transitions samplers examples trainers hosts/index "
+        "command_line api/index",
         "Learn": "notebooks/quickstart notebooks/annotated_diffusion notebooks/annotated_training "
         "notebooks/elbo_ladder",
         "Understand": "mathematics numerics performance comparison",
         "Develop": "design contributing changelog",
     },
+    "hosts/index": {"Programs": "mdlm udlm cloneofsimo llada md4 gidd"},
     "api/index": {
         "Modules": "d3pm choices functional schedules transitions timesteps sampling "
         "unmasking elbo evaluation products implementations reference",

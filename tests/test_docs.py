@@ -1,7 +1,6 @@
 """The pages: their code runs, their links work, GitHub can show them, and the site builds."""
 
 import csv
-import doctest
 import importlib
 import importlib.util
 import inspect
@@ -14,19 +13,21 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import pages
 
 import d3pm_fast as d3
 from benchmarks import chart
 
 ROOT = Path(__file__).parents[1]
-BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-PAGES = [page for page in sorted(ROOT.glob("docs/*.md")) if BLOCK.search(page.read_text())]
+PAGES = [*sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("docs/hosts/*.md"))]
+PAGES = [page for page in PAGES if pages.RUN.search(page.read_text())]
 # What people open on GitHub: no page that a build of the site has made.
 COPIES = {ROOT / "docs/changelog.md", ROOT / "docs/contributing.md"}
 MARKDOWN = [
     *ROOT.glob("*.md"),
     *sorted({*ROOT.glob("docs/*.md")} - COPIES),
     ROOT / "docs/api/index.md",
+    *sorted(ROOT.glob("docs/hosts/*.md")),
 ]
 NOTEBOOKS = sorted(ROOT.glob("notebooks/*.ipynb"))
 MODULES = [
@@ -46,21 +47,11 @@ MODULES = [
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_the_code_of_a_page_runs_from_top_to_bottom(page, request):
-    """A block in ``python no-run`` is only shown; one with prompts is compared."""
     torch.set_num_threads(1)
-    text, names = page.read_text(), {"__name__": page.stem}
-    if 'impl="cpu"' in text:
+    if 'impl="cpu"' in page.read_text():
         request.getfixturevalue("cpu")
-    runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE)
-    for block in BLOCK.finditer(text):
-        line = text.count("\n", 0, block.start(1))
-        if block[1].startswith(">>>"):
-            case = doctest.DocTestParser().get_doctest(block[1], {}, page.name, str(page), line)
-            case.globs = names  # not a copy: later blocks see what this one names
-            runner.run(case, clear_globs=False)
-        else:
-            exec(compile("\n" * line + block[1], str(page), "exec"), names)
-    assert runner.summarize(verbose=False).failed == 0
+    _, failed = pages.run(page)
+    assert failed == 0
 
 
 @pytest.mark.slow
@@ -73,10 +64,10 @@ def test_the_pages_build_without_a_warning(tmp_path):
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "_static/tex-svg-full.js").exists()
     assert "cdn" not in (tmp_path / "mathematics.html").read_text()
-    pages = "".join(page.read_text() for page in (tmp_path / "api").glob("*.html"))
+    html = "".join(page.read_text() for page in (tmp_path / "api").glob("*.html"))
     for module in MODULES:
         names = importlib.import_module(module).__all__
-        missing = [name for name in names if f'id="{module}.{name}"' not in pages]
+        missing = [name for name in names if f'id="{module}.{name}"' not in html]
         assert not missing, f"{module}: {missing}"
 
 

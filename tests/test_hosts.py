@@ -1,0 +1,237 @@
+"""Pages for users of other code: the very lines of a page against that code's own mathematics."""
+
+import math
+
+import pytest
+import torch
+from helpers import pages
+from helpers.compare import assert_close, check_gradient
+from torch.nn import functional as F
+
+import d3pm_fast as d3
+
+ULPS = 4500  # of float64: a relative error of 1e-12
+
+
+@pytest.fixture
+def page(request, impl):
+    """The names of a page, whose chains are served by one implementation."""
+    names, _ = pages.run(pages.DOCS / "hosts" / f"{request.param}.md")
+    for value in names.values():
+        if isinstance(value, d3.D3PM):
+            value.impl = impl
+    return names
+
+
+def of(name):
+    return pytest.mark.parametrize("page", [name], indirect=True, ids=[name])
+
+
+class Network:
+    """Its output is a leaf; it keeps what it was given."""
+
+    def __init__(self, *shape):
+        self.logits = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+
+    def __call__(self, x_t, t, *condition):
+        self.x_t, self.t = x_t, t
+        return self.logits
+
+
+def compare(loss, expected, leaf):
+    """Loss and gradient, relative to the gradient's largest row."""
+    assert_close(loss, expected, torch.float64, ulps=ULPS)
+    found, truth = (torch.autograd.grad(value.sum(), leaf)[0] for value in (loss, expected))
+    largest = torch.linalg.vector_norm(truth, dim=-1).max()
+    check_gradient(found, truth, torch.float64, ulps=ULPS, floor=largest)
+
+
+def entropy(logits, x0):
+    return F.cross_entropy(logits.movedim(-1, 1), x0, reduction="none")
+
+
+def visible_entropy(logits, x0, mask_id):
+    """The cross-entropy of a softmax without the mask."""
+    is_mask = torch.arange(logits.shape[-1]) == mask_id
+    return entropy(logits.masked_fill(is_mask, -torch.inf), x0)
+
+
+@of("mdlm")
+def test_mdlm(page):
+    """``sigma' / (e^sigma - 1)`` times the cross-entropy of masked tokens."""
+    x0, network = torch.randint(27, (4, 8)), Network(4, 8, 28)
+    loss = page["training_loss"](network, x0)
+    noise = network.t.clone().requires_grad_()
+    sigma = -torch.log1p(-0.999 * noise)
+    (slope,) = torch.autograd.grad(sigma.sum(), noise)
+    weight = (slope / torch.expm1(sigma.detach()))[:, None]
+    each = weight * visible_entropy(network.logits, x0, 27)
+    compare(loss, each.where(network.x_t == 27, 0).mean(), network.logits)
+
+
+@of("mdlm")
+def test_mdlm_in_steps(page):
+    """T times the KL of a step: the chance to be unmasked in it times the cross-entropy."""
+    x0, network = torch.randint(27, (4, 8)), Network(4, 8, 28)
+    loss = page["training_loss_in_steps"](network, x0)
+    before, now = (1 - 0.999 * t.double() / 1000 for t in (network.t - 1, network.t))
+    weight = (1000 * (before - now) / (1 - now))[:, None]
+    each = weight * visible_entropy(network.logits, x0, 27)
+    compare(loss, each.where(network.x_t == 27, 0).mean(), network.logits)
+
+
+@of("mdlm")
+def test_block_diffusion(page):
+    x0, network = torch.randint(27, (4, 8)), Network(4, 8, 28)
+    loss = page["block_loss"](network, x0)
+    assert (network.t.view(4, 2, 4).diff(dim=2) == 0).all()
+    each = visible_entropy(network.logits, x0, 27) / network.t
+    compare(loss, each.where(network.x_t == 27, 0).mean(), network.logits)
+
+
+@of("udlm")
+def test_duo(page):
+    """DUO's form of UDLM's bound, with the sums that do not depend on the network done."""
+    x0, network = torch.randint(27, (4, 8)), Network(4, 8, 27)
+    loss = page["training_loss"](network, x0)
+    alpha = (1 - 0.999 * network.t)[:, None]
+    theta = 27 * alpha[..., None] * network.logits.softmax(-1) + 1 - alpha[..., None]
+    at_z = theta.gather(-1, network.x_t[..., None]).squeeze(-1)
+    at_x = theta.gather(-1, x0[..., None]).squeeze(-1)
+    logs = (at_z[..., None].log() - theta.log()).sum(-1)
+    low, high = 1 - alpha, 27 * alpha + 1 - alpha
+    ratio = low / high
+    kept = 27 / at_z - 27 / high + ratio * logs + 26 * ratio * ratio.log()
+    moved = 27 / at_z - 27 / low + logs + 27 * alpha / low * (at_z / at_x).log()
+    each = torch.where(network.x_t == x0, kept, moved - ratio.log() / ratio)
+    compare(loss, (0.999 / (27 * alpha) * each).mean(), network.logits)
+
+
+@of("udlm")
+def test_the_posterior_of_udlm(page):
+    """Of a clean token, with the prediction's probabilities in its place."""
+    x_t, network = torch.randint(27, (4, 8)), Network(4, 8, 27)
+    t, s = torch.full((4,), 0.6, dtype=torch.float64), torch.full((4,), 0.4, dtype=torch.float64)
+    found = page["diffusion"].p_posterior(network.logits, x_t, t, s).exp()
+    before, now = 1 - 0.999 * 0.4, 1 - 0.999 * 0.6
+    kept, z = now / before, F.one_hot(x_t, 27).double()
+    prediction = network.logits.softmax(-1)
+    joint = (kept * z + (1 - kept) / 27) * (before * prediction + (1 - before) / 27)
+    assert_close(found, joint / joint.sum(-1, keepdim=True), torch.float64, ulps=ULPS)
+
+
+def matrices(betas, moved):
+    """Return ``Q_t`` and ``Qbar_t`` for t = 0..T, where a token that changes has the law moved."""
+    eye = torch.eye(moved.shape[-1], dtype=torch.float64)
+    steps = [eye, *((1 - beta) * eye + beta * moved for beta in betas)]
+    products = [eye]
+    for step in steps[1:]:
+        products.append(products[-1] @ step)
+    return torch.stack(steps), torch.stack(products)
+
+
+def posterior(law_of_x0, x_t, t, steps, products):
+    """``q(x_{t-1} | x_t, x_0)`` for a law of x_0, ``(B, N, K)``: one-hot, or predicted."""
+    back = steps[t].movedim(-1, 1)[torch.arange(len(t))[:, None], x_t]
+    joint = back * (law_of_x0 @ products[t - 1])
+    return joint / joint.sum(-1, keepdim=True)
+
+
+def divergence(q, p):
+    """``KL(q || p)`` over the support of q."""
+    return (torch.special.xlogy(q, q) - q * p.where(q > 0, 1).log()).sum(-1)
+
+
+@pytest.mark.parametrize("end", [4, 1000])
+@of("cloneofsimo")
+def test_cloneofsimo(page, end):
+    """Times below ``end``, so that t = 1 is met too."""
+    page["T"] = end
+    x0, network = torch.randint(16, (6, 1, 2, 3)), Network(6, 1, 2, 3, 16)
+    loss, terms = page["forward"](network, x0)
+    grid = (torch.arange(1001, dtype=torch.float64) / 1000 + 0.008) / 1.008
+    wave = (grid * math.pi / 2).cos()
+    betas = (1 - wave[1:] / wave[:-1]).clamp(max=0.999)
+    tables = matrices(betas, torch.full((16, 16), 1 / 16, dtype=torch.float64))
+    logits, x, z = network.logits.flatten(1, -2), x0.flatten(1), network.x_t.flatten(1)
+    q, p = (
+        posterior(law.double(), z, network.t, *tables)
+        for law in (F.one_hot(x, 16), logits.softmax(-1))
+    )
+    first = entropy(logits, x)
+    vb = torch.where((network.t == 1)[:, None], first, divergence(q, p)).mean()
+    compare(loss, 0.001 * vb + first.mean(), network.logits)
+    assert_close(terms["vb_loss"], vb, torch.float64, ulps=ULPS)
+    assert_close(terms["ce_loss"], first.mean(), torch.float64, ulps=ULPS)
+
+
+@of("llada")
+def test_llada(page):
+    """The cross-entropy of a masked token, divided by the chance that it was masked."""
+    x0, network = torch.randint(30, (4, 8)), Network(4, 8, 32)
+    loss = page["training_loss"](network, x0)
+    each = visible_entropy(network.logits, x0, 30) / network.t[:, None]
+    is_mask = network.x_t == 30
+    assert network.t.min() >= 1e-3
+    compare(loss, each[is_mask].sum() / x0.numel(), network.logits)
+
+
+@of("llada")
+def test_finetuning_of_llada_and_dllm(page):
+    x0, network = torch.randint(30, (4, 8)), Network(4, 8, 32)
+    is_answer = torch.arange(8) >= torch.tensor([2, 5, 3, 4])[:, None]
+    loss = page["finetuning_loss"](network, x0, is_answer)
+    assert torch.equal(network.x_t[~is_answer], x0[~is_answer])
+    each = visible_entropy(network.logits, x0, 30) / network.t[:, None]
+    each = each.where(network.x_t == 30, 0)
+    compare(loss, (each.sum(1) / is_answer.sum(1)).sum() / 4, network.logits)
+
+    loss = page["dllm_loss"](network, x0, x0.where(is_answer, -100))
+    each = visible_entropy(network.logits, x0, 30) / network.t[:, None]
+    each = each.where(network.x_t == 30, 0)
+    compare(loss, each.sum() / is_answer.sum(), network.logits)
+
+
+@of("md4")
+def test_md4(page):
+    """``alpha' / (1 - alpha)`` times the log-probabilities of masked tokens, for each item."""
+    x0, network = torch.randint(27, (4, 8)), Network(4, 8, 27)
+    loss = page["training_loss"](network, x0)
+    slope = -(1 - 2e-4)
+    alpha = 1e-4 - slope * (1 - network.t)
+    right = network.logits.log_softmax(-1).gather(-1, x0[..., None]).squeeze(-1)
+    items = slope / (1 - alpha) * right.where(network.x_t == 27, 0).sum(1)
+    compare(loss, items.mean(), network.logits)
+
+
+@of("gidd")
+def test_gidd(page):
+    """KL and Itakura-Saito divergence of the laws of x_t, weighted by the rate into it."""
+    x0, network = torch.randint(27, (4, 8)), Network(4, 8, 28)
+    counts = torch.ones(4, 8, dtype=torch.bool)
+    counts[0, 5:] = False
+    loss = page["training_loss"](network, x0, counts)
+    noise = F.one_hot(torch.tensor(27), 28)
+
+    def law(t):
+        """Return the weight of the data, and the law of what replaces them, times its weight."""
+        c = 2 * 0.2 / 0.8 * (t * (1 - t)).sqrt()
+        redrawn = c[..., None] * (1 - noise) / 27
+        return (1 - t) / (1 + c), (redrawn + t[..., None] * noise) / (1 + c)[..., None]
+
+    t = network.t.clone().requires_grad_()
+    alpha, rest = law(t)
+    (slope,) = torch.autograd.grad(alpha.sum(), t, retain_graph=True)
+    slopes = torch.stack(
+        [torch.autograd.grad(x.sum(), t, retain_graph=True)[0] for x in rest.unbind(-1)], -1
+    )
+    alpha, rest = alpha.detach()[:, None, None], rest.detach()[:, None]
+    rates = slopes[:, None] - slope[:, None, None] / alpha * rest
+    data = alpha * F.one_hot(x0, 28) + rest
+    model = alpha * network.logits.masked_fill(noise.bool(), -torch.inf).softmax(-1) + rest
+    here = network.x_t[..., None]
+    at_z = data.gather(-1, here).squeeze(-1)
+    ratio = at_z / model.gather(-1, here).squeeze(-1)
+    weight = rates.expand_as(data).gather(-1, here).squeeze(-1) / at_z
+    each = weight * (divergence(data, model) + ratio - ratio.log() - 1)
+    compare(loss, each[counts].mean(), network.logits)
