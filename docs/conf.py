@@ -68,7 +68,10 @@ CONTENTS = {
         "Understand": "mathematics numerics performance comparison",
         "Develop": "design contributing changelog",
     },
-    "hosts/index": {"Programs": "mdlm udlm cloneofsimo llada md4 gidd"},
+    "hosts/index": {
+        "Programs": "mdlm udlm cloneofsimo llada md4 gidd multinomial maskgit google evodiff "
+        "digress",
+    },
     "api/index": {
         "Modules": "d3pm choices functional schedules transitions timesteps sampling "
         "unmasking elbo evaluation products implementations reference",

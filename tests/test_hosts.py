@@ -41,7 +41,9 @@ class Network:
 def compare(loss, expected, leaf):
     """Loss and gradient, relative to the gradient's largest row."""
     assert_close(loss, expected, torch.float64, ulps=ULPS)
-    found, truth = (torch.autograd.grad(value.sum(), leaf)[0] for value in (loss, expected))
+    found, truth = (
+        torch.autograd.grad(value, leaf, retain_graph=True)[0] for value in (loss, expected)
+    )
     largest = torch.linalg.vector_norm(truth, dim=-1).max()
     check_gradient(found, truth, torch.float64, ulps=ULPS, floor=largest)
 
@@ -120,21 +122,34 @@ def test_the_posterior_of_udlm(page):
     assert_close(found, joint / joint.sum(-1, keepdim=True), torch.float64, ulps=ULPS)
 
 
-def matrices(betas, moved):
-    """Return ``Q_t`` and ``Qbar_t`` for t = 0..T, where a token that changes has the law moved."""
-    eye = torch.eye(moved.shape[-1], dtype=torch.float64)
-    steps = [eye, *((1 - beta) * eye + beta * moved for beta in betas)]
-    products = [eye]
-    for step in steps[1:]:
-        products.append(products[-1] @ step)
-    return torch.stack(steps), torch.stack(products)
+def keep_or_move(betas, moved, t):
+    """Return ``Q_t`` and ``Qbar_{t-1}``, ``(B, K, K)``, where every change draws from one law."""
+    kept = torch.cat((torch.ones(1).double(), (1 - betas).cumprod(0)))
+    eye = torch.eye(len(moved), dtype=torch.float64)
+
+    def of(share):
+        return share.view(-1, 1, 1) * eye + (1 - share).view(-1, 1, 1) * moved
+
+    return of(1 - betas[t - 1]), of(kept[t - 1])
 
 
-def posterior(law_of_x0, x_t, t, steps, products):
+def posterior(law_of_x0, x_t, step, product):
     """``q(x_{t-1} | x_t, x_0)`` for a law of x_0, ``(B, N, K)``: one-hot, or predicted."""
-    back = steps[t].movedim(-1, 1)[torch.arange(len(t))[:, None], x_t]
-    joint = back * (law_of_x0 @ products[t - 1])
+    back = step.mT[torch.arange(len(x_t))[:, None], x_t]
+    joint = back * (law_of_x0 @ product)
     return joint / joint.sum(-1, keepdim=True)
+
+
+def bound(logits, x0, x_t, step, product):
+    """``KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t))``, ``(B, N)``."""
+    clean = F.one_hot(x0, logits.shape[-1]).double()
+    laws = (posterior(law, x_t, step, product) for law in (clean, logits.softmax(-1)))
+    return divergence(*laws)
+
+
+def cosine(num_steps):
+    wave = ((torch.arange(num_steps + 1).double() / num_steps + 0.008) / 1.008 * math.pi / 2).cos()
+    return 1 - wave[1:] / wave[:-1]
 
 
 def divergence(q, p):
@@ -149,17 +164,11 @@ def test_cloneofsimo(page, end):
     page["T"] = end
     x0, network = torch.randint(16, (6, 1, 2, 3)), Network(6, 1, 2, 3, 16)
     loss, terms = page["forward"](network, x0)
-    grid = (torch.arange(1001, dtype=torch.float64) / 1000 + 0.008) / 1.008
-    wave = (grid * math.pi / 2).cos()
-    betas = (1 - wave[1:] / wave[:-1]).clamp(max=0.999)
-    tables = matrices(betas, torch.full((16, 16), 1 / 16, dtype=torch.float64))
-    logits, x, z = network.logits.flatten(1, -2), x0.flatten(1), network.x_t.flatten(1)
-    q, p = (
-        posterior(law.double(), z, network.t, *tables)
-        for law in (F.one_hot(x, 16), logits.softmax(-1))
-    )
+    uniform = torch.full((16, 16), 1 / 16, dtype=torch.float64)
+    logits, x, x_t = network.logits.flatten(1, -2), x0.flatten(1), network.x_t.flatten(1)
+    tables = keep_or_move(cosine(1000).clamp(max=0.999), uniform, network.t)
     first = entropy(logits, x)
-    vb = torch.where((network.t == 1)[:, None], first, divergence(q, p)).mean()
+    vb = torch.where((network.t == 1)[:, None], first, bound(logits, x, x_t, *tables)).mean()
     compare(loss, 0.001 * vb + first.mean(), network.logits)
     assert_close(terms["vb_loss"], vb, torch.float64, ulps=ULPS)
     assert_close(terms["ce_loss"], first.mean(), torch.float64, ulps=ULPS)
@@ -235,3 +244,136 @@ def test_gidd(page):
     weight = rates.expand_as(data).gather(-1, here).squeeze(-1) / at_z
     each = weight * (divergence(data, model) + ratio - ratio.log() - 1)
     compare(loss, each[counts].mean(), network.logits)
+
+
+@of("multinomial")
+def test_multinomial(page):
+    """Minus the KL over its time's probability, and minus the prior; classes in dimension 1."""
+    x0, network = torch.randint(27, (4, 8)), Network(4, 27, 8)
+    page["times"].seen.fill_(20)
+    page["times"].mean_square.copy_(torch.rand(1000))
+    probabilities = page["times"].probabilities
+    found = page["log_prob"](lambda t, x_t: network(x_t, t), x0)
+    t = network.t + 1
+    wave = torch.cat((torch.ones(1).double(), (1 - cosine(1000)).cumprod(0)))
+    betas = 1 - ((wave[1:] / wave[:-1]) ** 2).clamp(min=1e-3).sqrt()
+    uniform = torch.full((27, 27), 1 / 27, dtype=torch.float64)
+    logits = network.logits.movedim(1, -1)
+    kl = bound(logits, x0, network.x_t, *keep_or_move(betas, uniform, t)).sum(1)
+    kept = (1 - betas).prod()
+    last = (1 - kept) / 27 + kept * F.one_hot(torch.tensor(0), 27)
+    prior = 8 * (last * (27 * last).log()).sum()
+    expected = -(kl / probabilities[t - 1] + prior)
+    leaf = network.logits
+    assert_close(found, expected, torch.float64, ulps=ULPS)
+    compare(found.sum(), expected.sum(), leaf)
+
+
+@of("maskgit")
+def test_maskgit(page):
+    """The mean cross-entropy of masked tokens, whose share is the cosine of the ratio."""
+    x0, network = torch.randint(32, (4, 8)), Network(4, 8, 32)
+    loss = page["training_loss"](network, x0)
+    is_mask = network.x_t == 32
+    compare(loss, entropy(network.logits, x0)[is_mask].mean(), network.logits)
+    ratio = torch.linspace(0, 1, 9, dtype=torch.float64)
+    share = page["alphas"].one_minus_alpha(1 - ratio)
+    torch.testing.assert_close(share, (math.pi * ratio / 2).cos(), rtol=1e-12, atol=1e-12)
+
+
+@of("google")
+def test_images_of_google(page, monkeypatch):
+    """Bits for each dimension; at its t = 0 the cross-entropy of the logits."""
+    times = torch.tensor([1, 2, 300, 1000])
+    monkeypatch.setattr(page["diffusion"], "sample_t", lambda batch: times)
+    x0, network = torch.randint(256, (4, 2, 3)), Network(4, 2, 3, 256)
+    found = page["training_losses"](network, x0)
+    logits, x, x_t = network.logits.flatten(1, -2), x0.flatten(1), network.x_t.flatten(1)
+    uniform = torch.full((256, 256), 1 / 256, dtype=torch.float64)
+    tables = keep_or_move(cosine(1000).clamp(max=0.999), uniform, times)
+    is_first = (network.t == 0)[:, None]
+    each = torch.where(is_first, entropy(logits, x), bound(logits, x, x_t, *tables))
+    bits = (each + 0.001 * entropy(logits, x)).mean(1) / math.log(2)
+    assert_close(found, bits, torch.float64, ulps=ULPS)
+    compare(found.sum(), bits.sum(), network.logits)
+
+
+@of("google")
+def test_text_of_google(page):
+    """Sums over the tokens that count; the network may predict the mask."""
+    x0, network = torch.randint(27, (4, 8)), Network(4, 8, 28)
+    counts = torch.arange(8) < torch.tensor([8, 5, 6, 7])[:, None]
+    found = page["text_losses"](network, x0, counts)
+    betas = 1 / torch.arange(1000, 0, -1).double()
+    moved = F.one_hot(torch.tensor(27), 28).double().expand(28, 28)
+    tables = keep_or_move(betas, moved, network.t + 1)
+    each = bound(network.logits, x0, network.x_t, *tables) + 0.01 * entropy(network.logits, x0)
+    expected = each.where(counts, 0).sum(1)
+    assert_close(found, expected, torch.float64, ulps=ULPS)
+    compare(found.sum(), expected.sum(), network.logits)
+
+
+@of("evodiff")
+def test_evodiff(page, monkeypatch):
+    """The mean of the means of sequences; doubled logits are a prediction that is squared."""
+    times = torch.tensor([1, 2, 300, 500])
+    monkeypatch.setattr(page["diffusion"], "sample_t", lambda batch: times)
+    x0, network = torch.randint(20, (4, 8)), Network(4, 8, 20)
+    counts = torch.arange(8) < torch.tensor([8, 5, 6, 7])[:, None]
+    loss = page["training_loss"](network, x0, counts)
+    logits, x_t, t = network.logits, network.x_t, network.t
+    scores, law = page["SCORES"], page["BACKGROUND"]
+    moved = (scores * math.log(2) / 2).exp() * law
+    moved = moved / moved.sum(1, keepdim=True)
+    eye = torch.eye(20, dtype=torch.float64)
+    steps = [
+        (1 - beta) * eye + beta * moved
+        for beta in torch.linspace(1e-4, 0.1, 500, dtype=torch.float64)
+    ]
+    products = [eye]
+    for step in steps:
+        products.append(products[-1] @ step)
+    tables = torch.stack(steps)[t - 1], torch.stack(products)[t - 1]
+    each = bound(logits, x0, x_t, *tables)
+    each = torch.where((t == 1)[:, None], entropy(logits, x0), each)
+    compare(loss, (each.where(counts, 0).sum(1) / counts.sum(1)).mean(), logits)
+
+    doubled = page["diffusion"].loss(2 * logits, x0, x_t, t, reduction="none")[1:].mean()
+    squared = logits.softmax(-1).square()
+    q, p = (posterior(s, x_t, *tables) for s in (F.one_hot(x0, 20).double(), squared))
+    compare(doubled, divergence(q, p)[1:].mean(), logits)
+
+
+@pytest.mark.parametrize("weights", [(0.0, 1.0), (1.0, 0.0)])
+@of("digress")
+def test_digress(page, weights, monkeypatch):
+    """Cross-entropy or KL of the nodes, and five times that of the edges."""
+    times = torch.tensor([2, 250, 501])
+    monkeypatch.setattr(page["nodes"], "sample_t", lambda batch: times)
+    page["WEIGHTS"].update(zip(("vb_weight", "ce_weight"), weights, strict=True))
+    x0, e0 = torch.randint(4, (3, 5)), page["symmetric"](torch.randint(5, (3, 5, 5)))
+    is_node = torch.arange(5) < torch.tensor([5, 3, 4])[:, None]
+    is_edge = is_node[:, None] & is_node[:, :, None] & ~torch.eye(5, dtype=torch.bool)
+    networks = Network(3, 5, 4), Network(3, 5, 5, 5)
+    loss = page["training_loss"](
+        lambda x_t, e_t, t: (networks[0](x_t, t), networks[1](e_t, t)), x0, e0, is_node, is_edge
+    )
+    e_t = networks[1].x_t
+    assert torch.equal(e_t, e_t.mT)
+    grid = torch.arange(502).double() / 501
+    wave = ((grid + 0.008) / 1.008 * math.pi / 2).cos() ** 2
+    betas = (1 - wave[1:] / wave[:-1]).clamp(max=0.9999)
+    expected = 0
+    parts = (
+        (1, networks[0], x0, is_node, [0.7, 0.1, 0.1, 0.1]),
+        (5, networks[1], e0, is_edge, [0.8, 0.1, 0.05, 0.03, 0.02]),
+    )
+    for factor, network, data, counts, law in parts:
+        moved = torch.tensor(law, dtype=torch.float64).expand(len(law), -1)
+        tables = keep_or_move(betas, moved, network.t)
+        logits, x, x_t = network.logits.flatten(1, -2), data.flatten(1), network.x_t.flatten(1)
+        terms = bound(logits, x, x_t, *tables), entropy(logits, x)
+        each = sum(weight * term for weight, term in zip(weights, terms, strict=True))
+        expected = expected + factor * each[counts.flatten(1)].mean()
+    for network in networks:
+        compare(loss, expected, network.logits)
