@@ -157,6 +157,19 @@ def divergence(q, p):
     return (torch.special.xlogy(q, q) - q * p.where(q > 0, 1).log()).sum(-1)
 
 
+@pytest.mark.parametrize("page", ["cloneofsimo", "google", "multinomial"], indirect=True)
+def test_posteriors_of_uniform_chains(page):
+    """Of the data and of a prediction, at times where no clipping of betas is felt."""
+    chain, k = page["diffusion"], page["K"]
+    x0, x_t = torch.randint(k, (2, 3, 5))
+    logits, t = torch.randn(3, 5, k, dtype=torch.float64), torch.tensor([200, 400, 900])
+    tables = keep_or_move(cosine(1000), torch.full((k, k), 1 / k, dtype=torch.float64), t)
+    clean = F.one_hot(x0, k).double()
+    found = chain.q_posterior(x0, x_t, t, dtype=torch.float64), chain.p_posterior(logits, x_t, t)
+    for law, ours in zip((clean, logits.softmax(-1)), found, strict=True):
+        assert_close(ours.exp(), posterior(law, x_t, *tables), torch.float64, ulps=ULPS)
+
+
 @pytest.mark.parametrize("end", [4, 1000])
 @of("cloneofsimo")
 def test_cloneofsimo(page, end):
