@@ -41,6 +41,7 @@ FAMILIES = {
     "mask_and_uniform, by step": lambda betas: transitions.mask_and_uniform(
         K, betas, MASK, [0.1, 0.2, 0.3, 0.4]
     ),
+    "masked_uniform": lambda betas: transitions.masked_uniform(K, betas, betas / 2, MASK),
     "gidd": lambda betas: transitions.gidd(K, MASK, 0.2, num_steps=len(betas)),
     "from_marginals": lambda betas: transitions.from_marginals(
         K, [0.9, 0.6, 0.3, 0.0], [0.06, 0.2, 0.2, 0.1], [0.04, 0.2, 0.5, 0.9], MASK

@@ -9,6 +9,7 @@ from .moving import Marginals, MovingTransition
 from .products import Products
 from .rank_one import RankOneChain, RankOneTransition
 from .sparse import SparseTransition
+from .visible_and_mask import VisibleAndMask
 
 __all__ = [
     "MEMORY_BUDGET",
@@ -22,6 +23,7 @@ __all__ = [
     "Schedule",
     "SparseTransition",
     "Transition",
+    "VisibleAndMask",
     "rank_one_chain",
     "running_sums",
     "stationary_law",

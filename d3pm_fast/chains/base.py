@@ -32,11 +32,13 @@ class Transition(nn.Module):
             have it in common up to some 1e-12.
         needs_float64: whether its probabilities are too small for float32, so that whatever the
             dtype of the logits they are calculated with in float64.
+        asks_tokens: whether what operations are given depends on the tokens, see ``of_tokens``.
     """
 
     structure: str
     fingerprint: float
     needs_float64 = False
+    asks_tokens = False
     _TABLES: tuple[str, ...] = ()  # attributes that move to a device, tensors or None
 
     def __init__(
@@ -98,6 +100,14 @@ class Transition(nn.Module):
     @abstractmethod
     def marginal_record(self, t: Tensor) -> Any:
         """Return what operations are given of ``q(x_t | x_0)``."""
+
+    def of_tokens(self, record: Any, x0: Tensor | None = None, x_t: Tensor | None = None) -> Any:
+        """Return a record of steps to x_t, or of marginals from x_0, as these tokens have it.
+
+        ``(B, *S)``. Most chains have one for all tokens. A loss, whose data are checked, leaves x_0
+        out.
+        """
+        return record
 
     @abstractmethod
     def log_reach(self, x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:

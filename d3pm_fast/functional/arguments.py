@@ -70,9 +70,10 @@ def choose(
         return name
     if not transition.has_steps:
         _check_interval("t", t, includes_zero=first_time == 0)
-    if _environment.CHECK or name == "reference":
-        if transition.has_steps:
-            check_range("t", t, first_time, transition.num_steps + 1)
+    reads = _environment.CHECK or name == "reference"
+    if transition.has_steps and (reads or transition.asks_tokens):
+        check_range("t", t, first_time, transition.num_steps + 1)
+    if reads:
         for key, value in tokens.items():
             counted = value if mask is None else value[mask]
             check_range(key, counted, 0, transition.num_classes)

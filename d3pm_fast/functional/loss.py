@@ -223,6 +223,7 @@ def _of_logits(
         x0, mask, x_t, t, s, factors = items
         (logits,) = inputs
         step, is_density = transition.loss_record(t, s)
+        step = transition.of_tokens(step, x_t=x_t)
         weights = terms._replace(tokens=factors)
         return Loss(logits, x0, mask, x_t, step, model, weights, is_density, with_terms)
 
@@ -237,6 +238,7 @@ def _of_logits(
     def meaning(items: "tuple[Any, ...]") -> "Callable[..., Tensor]":
         x0, mask, x_t, t, s, factors = items
         step, is_density = transition.loss_record(t, s)
+        step = transition.of_tokens(step, x_t=x_t)
         weights = terms._replace(tokens=factors)
         of = x0, mask, x_t, reference.looked_up(step), model, weights, is_density, with_terms
         return lambda logits: reference.loss(Loss(logits, *of), "none")

@@ -93,7 +93,7 @@ def p_sample(
         seeds: "Tensor",
         *last: "Any",
     ) -> "Tensor":
-        step_of = transition.step_record(t, s)
+        step_of = transition.of_tokens(transition.step_record(t, s), x_t=x_t)
         return kernel(logits, x_t, step_of, model, Random(seeds, step), *last)  # type: ignore[no-any-return]
 
     with torch.no_grad():

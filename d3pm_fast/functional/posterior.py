@@ -64,6 +64,7 @@ def q_posterior(
     kernel = ops.q_posterior.kernel(name, transition.structure)
     calculated = torch.float64 if transition.needs_float64 else dtype
     step = transition.step_record(contiguous_times(transition, t), s)
+    step = transition.of_tokens(step, x0, x_t)
     log_q: Tensor = kernel(contiguous(x0), contiguous(x_t), step, calculated)
     return log_q.to(dtype)
 
@@ -138,6 +139,6 @@ def _of_logits(transition: Transition, name: str, model: Model) -> Differentiabl
 
     def step_of(items: "tuple[Any, ...]") -> "tuple[Tensor, Any]":
         x_t, t, s = items
-        return x_t, transition.step_record(t, s)
+        return x_t, transition.of_tokens(transition.step_record(t, s), x_t=x_t)
 
     return Differentiable(value, gradient if name != "reference" else None, meaning)

@@ -51,7 +51,6 @@ def q_sample(
         data = tokens.where(mask, 0)
     name = choose(impl, "q_sample", transition, t, 0, x0=data)
     kernel = ops.q_sample.kernel(name, transition.structure)
-    drawn: Tensor = kernel(
-        data, transition.marginal_record(contiguous_times(transition, t)), random
-    )
+    marginal = transition.marginal_record(contiguous_times(transition, t))
+    drawn: Tensor = kernel(data, transition.of_tokens(marginal, x0=data), random)
     return (drawn if mask is None else drawn.where(mask, tokens)).to(x0.dtype)

@@ -12,6 +12,7 @@ from .from_rate import from_rate
 from .gidd import gidd
 from .marginal import marginal
 from .mask_and_uniform import mask_and_uniform
+from .masked_uniform import masked_uniform
 from .mixture import mixture
 from .nearest_neighbor import nearest_neighbor
 from .nearest_neighbor_rate import nearest_neighbor_rate
@@ -37,6 +38,7 @@ __all__ = [
     "gidd",
     "marginal",
     "mask_and_uniform",
+    "masked_uniform",
     "mixture",
     "nearest_neighbor",
     "nearest_neighbor_rate",
