@@ -111,12 +111,14 @@ def times(request):
 @pytest.mark.parametrize("mask_id", [0, 2, K - 1])
 def test_matrices_are_those_of_the_definition(times, mask_id):
     chain = Explicit(times, mask_id=mask_id)
-    scale = torch.ones(1)
+    scale, every = torch.ones(1), torch.cartesian_prod(torch.arange(K), torch.arange(K))
     for s, t in STEPS[times]:
         found = chain.transition.q_matrix(t, s)
         assert_close(found, chain.product(s, t), torch.float64, ulps=8, scale=scale)
-        found = chain.transition.q_bar_matrix(t)
-        assert_close(found, chain.product(0, t), torch.float64, ulps=8, scale=scale)
+        time = torch.full((K * K,), t, dtype=chain.transition.time_dtype)
+        reach = chain.transition.log_reach(*every.T, time).exp().view(K, K)
+        for found in (chain.transition.q_bar_matrix(t), reach):
+            assert_close(found, chain.product(0, t), torch.float64, ulps=8, scale=scale)
     assert torch.equal(chain.transition.q_bar_matrix(0), torch.eye(K).double())
     if times == "steps":
         found = chain.transition.q_matrix(3)
@@ -270,6 +272,16 @@ def test_a_chain_of_many_classes_is_small():
     assert sum(table.nbytes for table in tables if table is not None) < 200_000
 
 
+def test_rare_classes_ask_for_float64():
+    """Also where it is both chains together that make them rare."""
+    half, nearly_all = [0.5, 0.5], [1 - 1e-10, 1 - 1e-10]
+    assert transitions.masked_uniform(K, half, nearly_all, MASK).needs_float64
+    assert transitions.masked_uniform(K, half, [1e-20, 0.5], MASK).needs_float64
+    assert transitions.masked_uniform(K, [1e-20, 0.5], half, MASK).needs_float64
+    assert not transitions.masked_uniform(K, half, half, MASK).needs_float64
+    assert not Explicit("continuous").transition.needs_float64
+
+
 def test_draws_follow_the_marginals(impl, times):
     """A mask stays the mask, and at time 0 are the data."""
     draws, chain = 2000 if impl in ("reference", "cpu") else 200, Explicit(times)
@@ -293,7 +305,7 @@ def test_reverse_steps_follow_their_law(impl, times):
     x_t = torch.tensor([0, MASK, 3])
     logits = torch.tensor([0.5, 0.0, -torch.inf, 1.0, -1.0], dtype=torch.float64).expand(3, K)
     for s, t in [(2, 3), (1, 5)] if times == "steps" else [(0.3, 0.6)]:
-        ends = (torch.tensor(time).expand(draws).to(chain.transition.time_dtype) for time in (t, s))
+        ends = (torch.full((draws,), time, dtype=chain.transition.time_dtype) for time in (t, s))
         x_s = functional.p_sample(
             chain.transition,
             logits.expand(draws, 3, K),
@@ -449,7 +461,9 @@ def test_chains_can_be_copied_moved_saved_and_told_apart(tmp_path):
             assert other.fingerprint == chain.fingerprint
             assert torch.equal(other.q_bar_matrix(1), chain.q_bar_matrix(1))
         assert d3.D3PM(chain).half().transition.q_bar_matrix(1).dtype == torch.float64
-        assert diffusion.to("meta").transition.device.type == "meta"
+        moved = diffusion.to("meta").transition
+        held = [value for part in moved.modules() for value in vars(part).values()]
+        assert all(value.is_meta for value in held if isinstance(value, torch.Tensor))
 
 
 @pytest.mark.parametrize(

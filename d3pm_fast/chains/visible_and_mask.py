@@ -21,7 +21,7 @@ from .structures import RankOneMarginal, RankOneStep
 
 __all__ = ["VisibleAndMask"]
 
-_FIRST, _LAST = 1e-9, 1 - 1e-9  # times whose probabilities have to be within a dtype's range
+_LATE = 1 - 1e-6  # in continuous time: later ones are rare, and the parts look at early ones
 
 
 @loadable
@@ -51,8 +51,7 @@ class VisibleAndMask(RankOneChain):
             self.step_table = self.step_record(times).table
             self.product_table = self.marginal_record(times).table
         else:
-            inner = torch.arange(1, 16, dtype=torch.float64, device="cpu") / 16
-            times = torch.cat([inner, inner.new_tensor([_FIRST, _LAST])])
+            times = torch.tensor([0.5, _LATE], dtype=torch.float64, device="cpu")
         products = self.product_coefficients(times)
         self._end = self.product_coefficients(times.new_tensor(self.num_steps or 1))
         rarest = 1 / self.num_classes if self.pi is None else float(self.pi[self.pi > 0].min())
