@@ -330,7 +330,7 @@ def test_a_mask_was_one_only_if_it_came_from_a_visible_token_or_stayed(impl):
 def test_strokes_of_shards_are_the_loss(request, by, times):
     by = request.getfixturevalue(by)
     chain = Explicit(times, 6, 5)
-    x0, x_t, logits, s, t, _ = chain.batch(STEPS[times])
+    x0, x_t, logits, s, t, _ = chain.batch(STEPS[times][2:4])
     expected = functional.loss(
         chain.transition, logits, x0, x_t, t, s, reduction="none", impl="reference"
     )
