@@ -48,7 +48,8 @@ struct LossRow {
 
   // The step.
   V keep, bar_keep, bar_base, tilt, vb, ce;
-  // 1 or 0: whether the divergence is wanted, and whether the bound's term is the cross-entropy.
+  // 1 or 0, where terms are wanted, else 0: whether the divergence is the bound's term, and whether
+  // the cross-entropy is.
   V diverges, is_direct;
   // The step as the special classes see it; bar_mask is 0 where the mask is x_0 or x_t. Of a
   // density, `spread` is v, and `spread_in_z` is 0; else they are the same.
@@ -98,7 +99,8 @@ struct LossRow {
 
   // Whether h is not 1 on all of the rest.
   D3PM_HOST_DEVICE typename Math::Bits is_curved() const {
-    return (bar_base > Math::splat(Math::tiny)) & (diverges != Math::splat(0));
+    const V zero = Math::splat(0);
+    return (bar_base > Math::splat(Math::tiny)) & ((vb != zero) | (diverges != zero));
   }
 
   // With 1 / pi_j for `weight` where all are the same, else 1.

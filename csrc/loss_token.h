@@ -51,7 +51,7 @@ struct LossToken {
     vb = u == 0 ? 0 : of.vb * weight;
     ce = of.ce * weight;
     settled = vb == 0 && ce == 0 && !of.with_terms;
-    diverges = vb != 0 || (of.with_terms && u != 0 && !of.predicts_x0);
+    diverges = of.with_terms && u != 0 && !of.predicts_x0;
     if (posterior_mean && !of.predicts_x0)
       tilt = posterior_mean_tilt(step.keep, u_in_z, step.bar_keep, bar_xt);
   }

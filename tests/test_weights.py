@@ -216,7 +216,7 @@ def test_factors_of_any_size_keep_the_digits(cpu, power, negative):
     for actual, plain in zip(made[False], made[True], strict=True):
         expected = plain.double() * factor
         scale = plain.double().abs().amax(-1, keepdim=True) * abs(factor)
-        assert_close(actual, expected, torch.float32, ulps=16, scale=scale)
+        assert_close(actual, expected, torch.float32, ulps=64, scale=scale)
 
 
 @pytest.mark.parametrize("name", ["uniform", "absorbing"])

@@ -58,8 +58,10 @@ class LossBlock {
     tokens.set(i, &Group::bar_to_mask, step_.bar_to_mask);
     tokens.set(i, &Group::vb, of.vb);
     tokens.set(i, &Group::ce, of.ce);
-    tokens.set(i, &Group::diverges, of.diverges);
-    tokens.set(i, &Group::is_direct, step_.predicts_x0);
+    if (call_.with_terms) {
+      tokens.set(i, &Group::diverges, of.diverges);
+      tokens.set(i, &Group::is_direct, step_.predicts_x0);
+    }
     if (vector_.pi) {
       tokens.set(i, &Group::pi_x0, vector_.pi[x0]);
       tokens.set(i, &Group::pi_xt, vector_.pi[x_t]);
@@ -179,7 +181,7 @@ class LossBlock {
   }
 
   bool is_curved(const LossToken<Real>& of) const {
-    return of.diverges && step_.bar_base > Real(M::tiny);
+    return (of.vb != 0 || of.diverges) && step_.bar_base > Real(M::tiny);
   }
 
   // Something for each of the classes of a token that LossRow treats on their own.

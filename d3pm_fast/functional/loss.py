@@ -140,17 +140,18 @@ def loss(
     if transition.has_steps or s is not None:
         s = check_target(transition, s, t, x_t.shape)
     name = choose(impl, "loss", transition, t, 1, mask, x0=x0, x_t=x_t)
-    if can_be_read(x0) and (_environment.CHECK or name == "reference"):
+    if (_environment.CHECK or name == "reference") and can_be_read(x0):
         check_data(x0 if mask is None else x0.where(mask, -1), transition.forbidden)
     served = prediction.served_by(name)
-    divisor = None
+    divisor = late = factors = None
     if denominator is not None:
         divisor = _divisor(denominator, reduction, x0.device)
         reduction = "sum"
-    # The factors of tokens divide, but in float16, whose gradients would be too small.
-    late = divisor if prediction.dtype == torch.float16 else None
-    early = divisor if late is None else None
-    factors = _factors(weights, early, x0.shape, compute_dtype(prediction.dtype))
+        # The factors of tokens divide, but in float16, whose gradients would be too small.
+        if prediction.dtype == torch.float16:
+            divisor, late = None, divisor
+    if weights is not None or divisor is not None:
+        factors = _factors(weights, divisor, x0, compute_dtype(prediction.dtype))
     operation = served.loss(_of_logits(transition, name, model, terms, with_terms))
     items = contiguous(x0), mask, contiguous(x_t), contiguous_times(transition, t), s, factors
     value = autograd.loss(operation, reduction, served.parameters, items)
@@ -201,17 +202,13 @@ def _divisor(denominator: float | Tensor, reduction: str, device: torch.device) 
 
 
 def _factors(
-    weights: Tensor | None, divisor: Tensor | None, shape: torch.Size, dtype: torch.dtype
-) -> Tensor | None:
-    """Return the factor of each token's loss, contiguous; None for 1."""
-    if weights is not None:
-        factors = spread(weights, shape).double()
-        factors = factors if divisor is None else factors / divisor
-    elif divisor is not None:
-        factors = divisor.reciprocal()
-    else:
-        return None
-    return factors.to(dtype).expand(shape).contiguous()
+    weights: Tensor | None, divisor: Tensor | None, like: Tensor, dtype: torch.dtype
+) -> Tensor:
+    """Return the factor of each token's loss, contiguous, for tokens like these."""
+    one = torch.ones((), dtype=torch.float64, device=like.device)
+    factors = one if weights is None else spread(weights, like.shape).double()
+    factors = factors if divisor is None else factors / divisor
+    return factors.to(dtype).expand(like.shape).contiguous()
 
 
 def _of_logits(
@@ -224,7 +221,7 @@ def _of_logits(
         (logits,) = inputs
         step, is_density = transition.loss_record(t, s)
         step = transition.of_tokens(step, x_t=x_t)
-        weights = terms._replace(tokens=factors)
+        weights = terms if factors is None else terms._replace(tokens=factors)
         return Loss(logits, x0, mask, x_t, step, model, weights, is_density, with_terms)
 
     def value(inputs: "Inputs", items: "Items", reduction: "str") -> "Tensor":
@@ -239,7 +236,7 @@ def _of_logits(
         x0, mask, x_t, t, s, factors = items
         step, is_density = transition.loss_record(t, s)
         step = transition.of_tokens(step, x_t=x_t)
-        weights = terms._replace(tokens=factors)
+        weights = terms if factors is None else terms._replace(tokens=factors)
         of = x0, mask, x_t, reference.looked_up(step), model, weights, is_density, with_terms
         return lambda logits: reference.loss(Loss(logits, *of), "none")
 
