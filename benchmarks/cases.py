@@ -100,10 +100,14 @@ def make_transition(family: str, num_classes: int) -> d3.transitions.Transition:
         return d3.transitions.uniform(num_classes, d3.schedules.cosine(NUM_STEPS))
     if family == "absorbing":
         betas = d3.schedules.jsd(NUM_STEPS)
-        return d3.transitions.absorbing(num_classes, betas, mask_id=num_classes - 1)
+        return d3.transitions.absorbing(
+            num_classes, betas, mask_id=num_classes - 1, data_has_mask=True
+        )
     if family == FEW:
         betas = d3.schedules.jsd(FEW_STEPS)
-        return d3.transitions.absorbing(num_classes, betas, mask_id=num_classes - 1)
+        return d3.transitions.absorbing(
+            num_classes, betas, mask_id=num_classes - 1, data_has_mask=True
+        )
     if family == LONG:
         return d3.transitions.uniform(num_classes, d3.schedules.cosine(1000))
     if family == GAUSSIAN_FULL:

@@ -11,7 +11,7 @@ from d3pm_fast.predictions import chunks as of_chunks
 K, T, SHAPE = 17, 12, (5, 3, 4)
 CHAINS = {
     "uniform": transitions.uniform(K, schedules.cosine(T)),
-    "absorbing": transitions.absorbing(K, schedules.jsd(T), mask_id=4),
+    "absorbing": transitions.absorbing(K, schedules.jsd(T), mask_id=4, data_has_mask=True),
     "gaussian": transitions.discretized_gaussian(K, schedules.linear(T, 0.02, 0.4)),
 }
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]

@@ -1,6 +1,7 @@
 """Shaped logits by Python's floats, a row at a time, and by each implementation."""
 
 import math
+from types import SimpleNamespace
 
 import torch
 
@@ -22,7 +23,8 @@ def make(impl, shaped):
     """The shaped logits by an implementation, where its tensors have to be."""
     device = "cuda" if impl == "triton" and torch.cuda.is_available() else "cpu"
     tensors = (None if tensor is None else tensor.to(device) for tensor in shaped[:2])
-    on_device = as_prediction(Shaped(*tensors, *shaped[2:]), shaped.logits.shape[-1])
+    classes = SimpleNamespace(num_classes=shaped.logits.shape[-1], forbidden=-1)
+    on_device = as_prediction(Shaped(*tensors, *shaped[2:]), classes)
     return on_device.served_by(impl).logits(*on_device.parameters).cpu()
 
 
