@@ -17,7 +17,7 @@ struct Chain {
   int64_t run_length;
   const double* table;  // (table_size, 7): StepCoefficients
   int64_t table_size;
-  const void* pi;   // (K,) real; null for 1/K
+  const void* pi;     // (K,) real; null for 1/K
   int64_t mask_id;    // negative where there is no mask
   int64_t forbidden;  // the class whose logits count as -inf, or negative
 

@@ -200,8 +200,8 @@ struct LossRow {
 
     const auto bound = vb != zero;
     const auto hybrid = ce != zero;
-    loss = Math::select(bound, vb * divergence, zero) +
-           Math::select(hybrid, ce * cross_entropy, zero);
+    loss =
+        Math::select(bound, vb * divergence, zero) + Math::select(hybrid, ce * cross_entropy, zero);
     const V common = Math::select(bound, vb * r_sum, zero);
     const V share = ce / sum_;
     steep = Math::select(bound, vb * (spread / z_) * bar_keep * inv_, zero);

@@ -188,5 +188,5 @@ def test_each_implementation_serves_draws(kernels):
 def test_opcheck_finds_nothing(dtype, cpu):
     logits, other = torch.randn(2, 3, 4, 9).to(dtype)
     for unconditional in (None, other):
-        arguments = logits, unconditional, 2.0, 0.5, 4, 0.9
+        arguments = logits, unconditional, 2.0, 0.5, 4, 0.9, 3
         torch.library.opcheck(torch.ops.d3pm_fast.shaped_logits.default, arguments)

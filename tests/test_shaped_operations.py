@@ -25,7 +25,7 @@ SLOW_CASES = [(67, torch.bfloat16), (67, torch.float64), (3000, torch.float32)]
 def chains():
     return {
         "uniform": transitions.uniform(12, schedules.cosine(T)),
-        "absorbing": transitions.absorbing(12, schedules.jsd(T), mask_id=4),
+        "absorbing": transitions.absorbing(12, schedules.jsd(T), mask_id=4, data_has_mask=True),
         "gaussian": transitions.discretized_gaussian(12, schedules.linear(T, 0.1, 0.4)),
     }
 
