@@ -357,6 +357,80 @@ def test_evodiff(page, monkeypatch):
     compare(doubled, divergence(q, p)[1:].mean(), logits)
 
 
+def vq_tables(t):
+    """Return ``Q_t``, ``Qbar_{t-1}`` and ``Qbar_t``, ``(B, 33, 33)``, of the paper's a, b, c."""
+    fall, rest, eye = (0.99999 - 9e-6) / 99, 1e-6, torch.eye(32, dtype=torch.float64)
+
+    def kept(t):
+        return torch.where(t > 0, 9e-6 + (100 - t) * fall, 1)
+
+    def matrices(a, b, c):
+        table = torch.zeros(len(t), 33, 33, dtype=torch.float64)
+        table[:, :32, :32] = a.view(-1, 1, 1) * eye + b.view(-1, 1, 1) / 32
+        table[:, :32, 32], table[:, 32, 32] = c.view(-1, 1), 1
+        return table
+
+    def product(t):
+        masked = torch.where(t > 0, 9e-6 + (t - 1) * fall, 0)
+        return matrices(kept(t), rest * (t > 0).double(), masked)
+
+    t = t.double()
+    before, is_first = kept(t - 1), t == 1
+    redrawn = torch.where(is_first, rest, fall * rest / (before * (before + rest)))
+    masked = torch.where(is_first, 9e-6, fall / (before + rest))
+    return matrices(kept(t) / before, redrawn, masked), product(t - 1), product(t)
+
+
+def vq_posteriors(x_t, step, before, now):
+    """``q(x_{t-1} | x_t, x_0)`` of each visible x_0, ``(B, N, 32, 33)``."""
+    back, reach = (table.mT[torch.arange(len(x_t))[:, None], x_t] for table in (step, now))
+    return back[:, :, None] * before[:, None, :32] / reach[:, :, :32, None]
+
+
+@of("vq_diffusion")
+def test_vq_diffusion(page, monkeypatch):
+    """The KL of the mean of posteriors, over its time's probability, and a weighted KL of x_0."""
+    chain, times = page["diffusion"], page["times"]
+    x0, x_t = torch.randint(32, (2, 8, 9))
+    x_t[:, :3], x_t[:, 3:6] = 32, x0[:, 3:6]  # masked, kept, and redrawn or kept
+    monkeypatch.setattr(chain, "q_sample", lambda x0, t: x_t)
+    times.seen.fill_(20)
+    times.mean_square[[0, 1, 49, 99]] = 1.0
+    probabilities = times.probabilities
+    network = Network(8, 32, 9)
+    loss = page["training_loss"](lambda x_t, _, t: network(x_t, t), x0, None)
+    assert {0, 99} <= set(network.t.tolist())
+    tables, law = vq_tables(network.t + 1), network.logits.softmax(1).movedim(1, -1)
+    posteriors = vq_posteriors(x_t, *tables)
+    model = (law[..., None] * posteriors).sum(-2)
+    clean = F.one_hot(x0, 32).double()
+    kl = divergence((clean[..., None] * posteriors).sum(-2), model)
+    auxiliary = divergence(clean, law)
+    factor = 5e-4 * (1 + 1 - network.t.double() / 100)[:, None]
+    each = (kl + factor * auxiliary) / probabilities[network.t][:, None]
+    compare(loss, each.sum() / (8 * 9), network.logits)
+
+
+@of("vq_diffusion")
+def test_the_chain_and_posteriors_of_vq_diffusion(page):
+    chain, t = page["diffusion"], torch.tensor([1, 2, 3, 50, 99, 100])
+    tables = vq_tables(t)
+    for i, time in enumerate(t.tolist()):
+        for found, truth in (
+            (chain.transition.q_matrix(time), tables[0][i]),
+            (chain.transition.q_bar_matrix(time), tables[2][i]),
+        ):
+            torch.testing.assert_close(found, truth, rtol=2e-11, atol=0)
+    x0, x_t = torch.randint(32, (2, 6, 5))
+    x_t[:, :2] = 32
+    logits = torch.randn(6, 5, 32, dtype=torch.float64)
+    posteriors = vq_posteriors(x_t, *tables)
+    found = chain.q_posterior(x0, x_t, t, dtype=torch.float64), chain.p_posterior(logits, x_t, t)
+    for law, ours in zip((F.one_hot(x0, 32).double(), logits.softmax(-1)), found, strict=True):
+        truth = (law[..., None] * posteriors).sum(-2)
+        assert_close(ours.exp(), truth, torch.float64, ulps=ULPS)
+
+
 @pytest.mark.parametrize("weights", [(0.0, 1.0), (1.0, 0.0)])
 @of("digress")
 def test_digress(page, weights, monkeypatch):
