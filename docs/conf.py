@@ -70,7 +70,7 @@ CONTENTS = {
     },
     "hosts/index": {
         "Programs": "mdlm udlm cloneofsimo llada md4 gidd multinomial maskgit google evodiff "
-        "digress",
+        "vq_diffusion digress",
     },
     "api/index": {
         "Modules": "d3pm choices functional schedules transitions timesteps sampling "
