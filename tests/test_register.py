@@ -49,7 +49,8 @@ def arguments(chain, x):
 def test_the_dispatcher_is_given_the_fields_of_records(shifted):
     assert str(torch.ops.d3pm_fast.shifted.default._schema) == (
         "d3pm_fast::shifted(Tensor x, Tensor rows, Tensor table, Tensor? pi, Tensor? pi_cdf, "
-        "int mask_id, Tensor seeds, int step, str names) -> (Tensor, Tensor)"
+        "int mask_id, int num_classes, int forbidden, Tensor seeds, int step, str names) "
+        "-> (Tensor, Tensor)"
     )
     assert str(torch.ops.d3pm_fast.dense_shifted.default._schema) == (
         "d3pm_fast::dense_shifted(Tensor x, Tensor t, Tensor? s, int handle, "
@@ -147,7 +148,7 @@ def test_every_kernel_that_is_named_is_there():
     named = set()
     for source in Path(ops.__file__).parent.glob("*.py"):
         named.update(re.findall(r'triton_kernel\("([\w.]+)"\)', source.read_text()))
-    assert len(named) > 20
+    assert len(named) >= 20
     for path in named:
         module, _, name = path.rpartition(".")
         assert callable(getattr(importlib.import_module(f"d3pm_fast.kernels.{module}"), name))

@@ -228,7 +228,7 @@ def test_masks_that_are_left_are_warned_of_with_the_remedy(sampler):
     def draw(**options):
         return sampler(diffusion, lambda x_t, t: logits.expand(*x_t.shape, 4), (8, 5), **options)
 
-    with pytest.warns(UserWarning, match=r"the mask, class 3, .*: data_has_mask=False where"):
+    with pytest.warns(UserWarning, match=r"the mask, class 3, .* data_has_mask=False where"):
         assert (draw(seeds=seeds) == 3).any()
     logits[3] = -torch.inf
     some = torch.arange(5).expand(8, 5) < 2

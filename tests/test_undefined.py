@@ -479,7 +479,7 @@ def test_the_reference_looks_up_nothing_outside(name):
     bad, good, t = torch.tensor([NONE, K]), torch.ones(2).long(), torch.ones(2).long()
     step, model, weights = chain.step_record(t), Model(False, False), Weights(1.0, 0.0)
     assert reference.p_posterior(logits, bad, step, model).isnan().all()
-    assert reference.q_posterior(bad, good, step, K, torch.float64).isnan().all()
+    assert reference.q_posterior(bad, good, step, torch.float64).isnan().all()
     of = Loss(logits, good, None, bad, step, model, weights)
     assert reference.loss(of, "none").isnan().all()
     random = Random(torch.arange(2), 0)
