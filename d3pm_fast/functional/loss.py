@@ -221,7 +221,7 @@ def _of_logits(
         (logits,) = inputs
         step, is_density = transition.loss_record(t, s)
         step = transition.of_tokens(step, x_t=x_t)
-        weights = terms if factors is None else terms._replace(tokens=factors)
+        weights = terms if factors is None else Weights(terms.vb, terms.ce, factors)
         return Loss(logits, x0, mask, x_t, step, model, weights, is_density, with_terms)
 
     def value(inputs: "Inputs", items: "Items", reduction: "str") -> "Tensor":
@@ -236,7 +236,7 @@ def _of_logits(
         x0, mask, x_t, t, s, factors = items
         step, is_density = transition.loss_record(t, s)
         step = transition.of_tokens(step, x_t=x_t)
-        weights = terms if factors is None else terms._replace(tokens=factors)
+        weights = terms if factors is None else Weights(terms.vb, terms.ce, factors)
         of = x0, mask, x_t, reference.looked_up(step), model, weights, is_density, with_terms
         return lambda logits: reference.loss(Loss(logits, *of), "none")
 

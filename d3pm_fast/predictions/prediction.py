@@ -181,10 +181,10 @@ class Prediction(ABC):
             return tuple(grad.to(inputs[0].dtype) for grad in grads)
 
         meaning = self._meaning_of(of_logits)
-        operation = LossOperation(value, with_gradient, meaning, with_terms=with_terms)
-        if not self.num_shared:
-            return operation._replace(reduces=False)
-        return operation._replace(gradient=gradient)
+        of_all = gradient if self.num_shared else None
+        return LossOperation(
+            value, with_gradient, meaning, of_all is not None, with_terms, gradient=of_all
+        )
 
     def differentiable(self, of_logits: Differentiable) -> Differentiable:
         """Return an operation on the prediction from that on logits."""
