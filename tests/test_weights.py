@@ -202,6 +202,23 @@ def test_a_token_of_weight_0_may_hold_anything(impl):
         assert not bool(value[1:].isnan().any())
 
 
+def test_so_may_its_parameters_and_data(impl):
+    """NaN for a logistic's parameters, and the mask for data that never hold it."""
+    chain, (_, x0, x_t, t) = CHAINS["absorbing"], problem(CHAINS["absorbing"])
+    parameters = [torch.randn(x0.shape, dtype=torch.float64) for _ in range(2)]
+    weights = torch.ones(6)
+    weights[0], x0[0] = 0, chain.mask_id
+    for parameter in parameters:
+        parameter[0] = torch.nan
+        parameter.requires_grad_()
+    loss = functional.loss(
+        chain, functional.Logistic(*parameters), x0, x_t, t, weights=weights, impl=impl
+    )
+    for gradient in torch.autograd.grad(loss, parameters):
+        assert bool((gradient[0] == 0).all())
+        assert bool((gradient[1:] != 0).any()) and bool(gradient.isfinite().all())
+
+
 @given(power=st.floats(-30, 30), negative=st.booleans())
 def test_factors_of_any_size_keep_the_digits(cpu, power, negative):
     """Losses and gradients are those of factor 1, times the factor, to rounding."""

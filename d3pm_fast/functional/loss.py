@@ -124,9 +124,10 @@ def loss(
     for key, tokens in (("x0", x0), ("x_t", x_t)):
         check_tokens(key, tokens, transition.num_classes, shape)
     check_shape("x_t", x_t, x0.shape)
+    counts = None
     if mask is not None:
         check_mask(mask, x0.shape)
-        mask = mask.contiguous()
+        counts = mask = mask.contiguous()
     if weights is not None:
         check_token_weights(weights, x0.shape)
     divided_by = denominator if isinstance(denominator, Tensor) else None
@@ -135,13 +136,16 @@ def loss(
     is_narrow = is_too_narrow(prediction, transition)
     if is_narrow:
         prediction = prediction.double()
-    if mask is not None:
-        prediction = prediction.masked(mask)
+    if weights is not None:
+        has_weight = spread(weights != 0, x0.shape)
+        counts = has_weight if mask is None else mask & has_weight
+    if counts is not None:
+        prediction = prediction.masked(counts)
     if transition.has_steps or s is not None:
         s = check_target(transition, s, t, x_t.shape)
-    name = choose(impl, "loss", transition, t, 1, mask, x0=x0, x_t=x_t)
+    name = choose(impl, "loss", transition, t, 1, counts, x0=x0, x_t=x_t)
     if (_environment.CHECK or name == "reference") and can_be_read(x0):
-        check_data(x0 if mask is None else x0.where(mask, -1), transition.forbidden)
+        check_data(x0 if counts is None else x0.where(counts, -1), transition.forbidden)
     served = prediction.served_by(name)
     divisor = late = factors = None
     if denominator is not None:
