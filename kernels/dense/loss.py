@@ -34,7 +34,7 @@ from .exact import (
 )
 from .predict import load_matrix, reach_of_anchor, softmax_of
 from .pull import gradient_of, store_anchor, store_row
-from .shape import MOST_FUSED, PRECISION, SPLIT, fused_shape
+from .shape import MOST_FUSED, PRECISION, fused_shape, split_shape
 from .split import pull_by, room_between, store_between
 from .tiles import load_rows, tiles_of
 
@@ -272,7 +272,7 @@ def _run_tiles(
             PRECISION, *shape[:3], size, num_warps=shape.num_warps,
         )  # fmt: skip
         return
-    shape = SPLIT
+    shape = split_shape(a.num_classes)
     tiles, num_tiles = tiles_of(which, num_steps, a.num_tokens, shape.rows)
     between = room_between(a)
     blocks = triton.cdiv(a.num_classes, shape.columns)

@@ -25,6 +25,11 @@ class Shape(NamedTuple):
 SPLIT = Shape(32, 64, 16, 8)
 
 
+def split_shape(num_classes: int) -> Shape:
+    """Return the tile of a program with one product, not twice as wide as there are classes."""
+    return SPLIT if num_classes > 32 else SPLIT._replace(columns=32)
+
+
 def fused_shape(num_classes: int) -> tuple[Shape, int]:
     """Return the tile of a program with both products, and how many classes are whole in it."""
     size = max(triton.next_power_of_2(num_classes), 16)

@@ -11,7 +11,7 @@ from ..common.launch import launch
 from .call import DenseCall, Weights, has_bound, weights_of
 from .predict import carry, load_matrix, softmax_of
 from .pull import gradient_of, store_anchor, store_row
-from .shape import PRECISION, SPLIT
+from .shape import PRECISION, split_shape
 from .tiles import Tiles, load_rows
 
 
@@ -98,7 +98,7 @@ def anchors_of_rows(a, tiles, between, num_steps, blocks, ROWS: tl.constexpr):
 
 def room_between(a: DenseCall) -> Between:
     """Return room for what lies between the kernels."""
-    blocks = triton.cdiv(a.num_classes, SPLIT.columns)
+    blocks = triton.cdiv(a.num_classes, split_shape(a.num_classes).columns)
     rows = torch.empty(a.num_tokens, a.num_classes, dtype=torch.float32, device=a.x_t.device)
     sums = rows.new_empty(a.num_tokens, blocks, 3)
     return Between(rows, sums, rows.new_zeros(a.num_tokens), rows.new_empty(sums.shape[:2]))
@@ -108,10 +108,10 @@ def carry_by(
     a: DenseCall, steps: StepTables, tiles: Tiles, num_tiles: int, posterior_mean: bool
 ) -> Between:
     """Return f of all rows, less what those of Qbar_s have in common."""
-    between = room_between(a)
+    between, shape = room_between(a), split_shape(a.num_classes)
     launch(
         carry_rows, num_tiles * between.sums.shape[1], a.x_t, a, steps, tiles, between,
-        len(steps.s), posterior_mean, PRECISION, *SPLIT[:3], num_warps=SPLIT.num_warps,
+        len(steps.s), posterior_mean, PRECISION, *shape[:3], num_warps=shape.num_warps,
     )  # fmt: skip
     return between
 
@@ -121,12 +121,12 @@ def pull_by(
     between: Between, weights: Weights, *model: bool,
 ) -> None:  # fmt: skip
     """Write the gradient of all rows."""
-    num_steps, blocks = len(steps.s), between.sums.shape[1]
+    num_steps, blocks, shape = len(steps.s), between.sums.shape[1], split_shape(a.num_classes)
     launch(
         pull_rows, num_tiles * blocks, a.x_t, a, steps, tiles, between, weights, num_steps,
-        *model, PRECISION, *SPLIT[:3], num_warps=SPLIT.num_warps,
+        *model, PRECISION, *shape[:3], num_warps=shape.num_warps,
     )  # fmt: skip
     launch(
-        anchors_of_rows, num_tiles, a.x_t, a, tiles, between, num_steps, blocks, SPLIT.rows,
-        num_warps=SPLIT.num_warps,
+        anchors_of_rows, num_tiles, a.x_t, a, tiles, between, num_steps, blocks, shape.rows,
+        num_warps=shape.num_warps,
     )  # fmt: skip
