@@ -172,8 +172,7 @@ struct LossOfRows {
 
  private:
   __device__ Real logit(int64_t j) const {
-    const bool is_there = j < num_logits && j != call.chain.forbidden;
-    return is_there ? Memory<Element>::widen(row[j]) : Real(-INFINITY);
+    return BlockRows::logit(row, j, num_logits, call.chain.forbidden);
   }
 
   __device__ void read(int64_t start) {

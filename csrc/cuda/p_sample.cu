@@ -68,8 +68,7 @@ struct PSampleOfRows {
       drawn = kNone;
       return;
     }
-    const bool is_there = x_t != call.chain.forbidden;
-    const Real logit_xt = is_there ? Memory<Element>::widen(row[x_t]) : Real(-INFINITY);
+    const Real logit_xt = BlockRows::logit(row, x_t, num_classes, call.chain.forbidden);
     const Real e_xt = Math<Real>::exp(logit_xt - top) * tilt;
     drawn = of.draw(call, random, e_xt, total, [=] { return of_model; });
   }

@@ -36,11 +36,6 @@ struct PosteriorOfRows {
     return good ? found : nullptr;
   }
 
-  __device__ void read(const void* tensor, int64_t start, Real fill) {
-    const Element* const row = static_cast<const Element*>(tensor) + token * num_classes;
-    rows.read(row, start, good ? num_classes : 0, values, fill);
-  }
-
   // Calls body(i, j) for the classes of a part.
   template <class Body>
   __device__ void each_class(int64_t start, const Body& body) const {
@@ -128,11 +123,14 @@ struct PPosteriorOfRows : PosteriorOfRows<Element> {
     if (this->good) of.predict(sum, weight(logit(of.x_t), of.x_t));
   }
 
+  __device__ const Element* row_of(const void* tensor) const {
+    return static_cast<const Element*>(tensor) + this->token * this->num_classes;
+  }
+
+  __device__ int64_t end() const { return this->good ? this->num_classes : 0; }
+
   __device__ void read_logits(int64_t start) {
-    this->read(call.logits, start, -INFINITY);
-    this->each_class(start, [&](int i, int64_t j) {
-      if (j == call.chain.forbidden) values[i] = -INFINITY;
-    });
+    this->rows.read_logits(row_of(call.logits), start, end(), call.chain.forbidden, values);
   }
 
   // exp(logit - top), with the tilt.
@@ -141,9 +139,7 @@ struct PPosteriorOfRows : PosteriorOfRows<Element> {
   }
 
   __device__ Real logit(int64_t j) const {
-    if (j == call.chain.forbidden) return -INFINITY;
-    const Element* const row = static_cast<const Element*>(call.logits);
-    return Memory<Element>::widen(row[this->token * this->num_classes + j]);
+    return BlockRows::logit(row_of(call.logits), j, this->num_classes, call.chain.forbidden);
   }
 
   __device__ void write_log_p() {
@@ -178,8 +174,7 @@ struct PPosteriorOfRows : PosteriorOfRows<Element> {
   __device__ void each_upstream(const Body& body, const Then& then) {
     this->rows.each_part([&](int64_t start) {
       Real upstream[kNumbers];
-      this->read(call.upstream, start, 0);
-      for (int i = 0; i < kNumbers; ++i) upstream[i] = values[i];
+      this->rows.read(row_of(call.upstream), start, end(), upstream, 0);
       read_logits(start);
       this->each_class(start,
                        [&](int i, int64_t j) { body(i, j, weight(values[i], j), upstream[i]); });

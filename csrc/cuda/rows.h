@@ -100,9 +100,15 @@ struct Rows {
   __device__ void read_logits(const Element* row, int64_t start, int64_t end, int64_t forbidden,
                               Real* to) const {
     read(row, start, end, to);
-    each_number(start, [&](int i, int64_t j) {
-      if (j == forbidden) to[i] = -INFINITY;
-    });
+    const int at = place(forbidden - start);
+#pragma unroll
+    for (int i = 0; i < kNumbers; ++i)
+      if (i == at) to[i] = -INFINITY;
+  }
+
+  // One of them.
+  __device__ static Real logit(const Element* row, int64_t j, int64_t end, int64_t forbidden) {
+    return j < end && j != forbidden ? Memory<Element>::widen(row[j]) : Real(-INFINITY);
   }
 
   __device__ void write(Element* row, int64_t start, int64_t end, const Real* from) const {
@@ -124,6 +130,13 @@ struct Rows {
   }
 
  private:
+  // Which of its numbers a thread has for a class of a part; negative where it is another's.
+  __device__ int place(int64_t j) const {
+    if (j < 0 || j >= part()) return -1;
+    const int vector = static_cast<int>(j) / kWidth, lane = threadIdx.x % threads;
+    return vector % threads == lane ? vector / threads * kWidth + static_cast<int>(j) % kWidth : -1;
+  }
+
   __device__ int64_t part() const { return int64_t{threads} * kNumbers; }
 };
 
