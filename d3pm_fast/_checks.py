@@ -18,7 +18,7 @@ class HasDevice(Protocol):
         """Where its numbers are."""
 
 
-Choice = TypeVar("Choice", bound=str)
+Choice = TypeVar("Choice", bound=str | int)
 
 INTEGER_DTYPES = frozenset(
     {torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}
@@ -87,7 +87,7 @@ def check_class(name: str, value: int, num_classes: int) -> int:
     return index
 
 
-def check_choice(name: str, value: str, choices: tuple[Choice, ...]) -> Choice:
+def check_choice(name: str, value: str | int, choices: tuple[Choice, ...]) -> Choice:
     """Return ``value`` if it is one of ``choices``."""
     if value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
@@ -138,23 +138,25 @@ def check_float(name: str, value: Tensor) -> None:
         raise TypeError(f"{name} must be float32, float64, bfloat16 or float16, got {value.dtype}")
 
 
-def check_logits(name: str, logits: Tensor, shape: torch.Size, classes: tuple[int, int]) -> None:
+def check_logits(
+    name: str, logits: Tensor, shape: torch.Size, classes: tuple[int, int, int]
+) -> None:
     """Raise unless ``logits`` is a float tensor of shape (*shape, K).
 
     Of K classes the last one may be left out where it is the second of the numbers, the class that
-    is forbidden.
+    is forbidden. The third one is the dimension that the caller had the classes in.
     """
     check_float(name, logits)
-    num_classes, forbidden = classes
+    num_classes, forbidden, class_dim = classes
     if forbidden == num_classes - 1 and logits.shape == (*shape, forbidden):
         return
-    expected = *shape, num_classes
-    if logits.shape != expected and logits.shape == (*shape[:1], num_classes, *shape[1:]):
-        raise ValueError(
-            f"{name} must have shape {expected}, got {tuple(logits.shape)}: the classes come "
-            f"last, take {name}.movedim(1, -1)"
-        )
-    check_shape(name, logits, expected)
+    first, last = (*shape[:1], num_classes, *shape[1:]), (*shape, num_classes)
+    if logits.shape == last:
+        return
+    expected, other = (last, first) if class_dim == -1 else (first, last)
+    got = tuple(logits.shape if logits.ndim < 2 else logits.movedim(-1, class_dim).shape)
+    hint = f"; for classes in dimension {-class_dim} say class_dim={-class_dim}"
+    raise ValueError(f"{name} must have shape {expected}, got {got}{hint if got == other else ''}")
 
 
 def check_shape(name: str, value: Tensor, shape: tuple[int, ...]) -> None:

@@ -7,7 +7,16 @@ Code that passes such an argument on annotates it with the same type::
 
 from typing import Literal, get_args
 
-__all__ = ["FirstStep", "GraphMethod", "Impl", "Last", "Reduction", "Reverse", "Spacing"]
+__all__ = [
+    "ClassDim",
+    "FirstStep",
+    "GraphMethod",
+    "Impl",
+    "Last",
+    "Reduction",
+    "Reverse",
+    "Spacing",
+]
 
 Reverse = Literal["joint", "posterior_mean"]
 """The reverse step of the model, ``p(x_s | x_t)``."""
@@ -21,6 +30,8 @@ Last = Literal["sample", "argmax"]
 """What a sampler does in the step to time 0."""
 Spacing = Literal["uniform", "cosine", "log"]
 """How a sampler's times lie in continuous time."""
+ClassDim = Literal[-1, 1]
+"""The dimension that logits and log-probabilities have the classes in."""
 GraphMethod = Literal["exponential", "sinkhorn"]
 """How the graph of nearest neighbours becomes a chain."""
 
@@ -30,4 +41,5 @@ IMPLS: tuple[Impl, ...] = get_args(Impl)
 REDUCTIONS: tuple[Reduction, ...] = get_args(Reduction)
 LASTS: tuple[Last, ...] = get_args(Last)
 SPACINGS: tuple[Spacing, ...] = get_args(Spacing)
+CLASS_DIMS: tuple[ClassDim, ...] = get_args(ClassDim)
 GRAPH_METHODS: tuple[GraphMethod, ...] = get_args(GraphMethod)

@@ -10,7 +10,18 @@ from . import _settings, functional, timesteps
 from ._checks import check_choice
 from ._loadable import loadable
 from .chains import Transition
-from .choices import FIRST_STEPS, IMPLS, REVERSES, FirstStep, Impl, Last, Reduction, Reverse
+from .choices import (
+    CLASS_DIMS,
+    FIRST_STEPS,
+    IMPLS,
+    REVERSES,
+    ClassDim,
+    FirstStep,
+    Impl,
+    Last,
+    Reduction,
+    Reverse,
+)
 from .elbo import ELBO, elbo
 from .predictions import Predicted
 from .sampling import ancestral
@@ -39,6 +50,11 @@ class D3PM(nn.Module):
         reverse: ``"joint"`` (eq. 4) or ``"posterior_mean"``.
         first_step: ``"posterior"`` or ``"logits"``, the model of ``p(x_0 | x_1)``.
         impl: the implementation of every call, see :func:`d3pm_fast.implementation`.
+        class_dim: where logits have the classes, those of denoisers too: -1 for ``(B, *S, K)``,
+            or 1 for ``(B, K, *S)``, as a U-Net and ``F.cross_entropy`` have them. Posteriors then
+            have them there, too. Wherever ``(B, *S, K)`` is said below, it is that shape. Such
+            logits are read without a copy where the classes are next to each other in memory, as
+            in ``torch.channels_last``; else they are copied once.
     """
 
     def __init__(
@@ -47,6 +63,7 @@ class D3PM(nn.Module):
         reverse: Reverse = "joint",
         first_step: FirstStep = "posterior",
         impl: Impl = "auto",
+        class_dim: ClassDim = -1,
     ) -> None:
         super().__init__()
         if not isinstance(transition, Transition):
@@ -57,6 +74,7 @@ class D3PM(nn.Module):
         self.reverse = check_choice("reverse", reverse, REVERSES)
         self.first_step = check_choice("first_step", first_step, FIRST_STEPS)
         self.impl = check_choice("impl", impl, IMPLS)
+        self.class_dim = check_choice("class_dim", class_dim, CLASS_DIMS)
 
     @property
     def num_classes(self) -> int:
@@ -91,7 +109,9 @@ class D3PM(nn.Module):
 
     def extra_repr(self) -> str:
         """Return the choices made, for ``repr``."""
-        return f"reverse={self.reverse!r}, first_step={self.first_step!r}, impl={self.impl!r}"
+        layout = "" if self.class_dim == -1 else f", class_dim={self.class_dim}"
+        choices = f"reverse={self.reverse!r}, first_step={self.first_step!r}, impl={self.impl!r}"
+        return choices + layout
 
     def sample_t(
         self,
@@ -187,7 +207,16 @@ class D3PM(nn.Module):
             IndexError: a class or a time out of range, where values are read: on the CPU, or with
                 ``D3PM_FAST_CHECK=1``. Elsewhere the result of such a token is NaN.
         """
-        return functional.q_posterior(self.transition, x0, x_t, t, s, dtype=dtype, impl=self.impl)
+        return functional.q_posterior(
+            self.transition,
+            x0,
+            x_t,
+            t,
+            s,
+            dtype=dtype,
+            class_dim=self.class_dim,
+            impl=self.impl,
+        )
 
     def p_posterior(
         self, logits: Predicted, x_t: Tensor, t: Tensor, s: Tensor | None = None
@@ -222,6 +251,7 @@ class D3PM(nn.Module):
             s,
             reverse=self.reverse,
             first_step=self.first_step,
+            class_dim=self.class_dim,
             impl=self.impl,
         )
 
@@ -293,6 +323,7 @@ class D3PM(nn.Module):
             weights=weights,
             reduction=reduction,
             denominator=denominator,
+            class_dim=self.class_dim,
             impl=self.impl,
         )
 
@@ -306,8 +337,13 @@ class D3PM(nn.Module):
             args: the prediction, x0, x_t, t and s, as :meth:`loss` has them.
             options: as :meth:`loss` has them.
         """
-        model = {"reverse": self.reverse, "first_step": self.first_step, "impl": self.impl}
-        return functional.loss_terms(self.transition, *args, **options, **model)
+        settings: dict[str, Any] = {
+            "reverse": self.reverse,
+            "first_step": self.first_step,
+            "class_dim": self.class_dim,
+            "impl": self.impl,
+        }
+        return functional.loss_terms(self.transition, *args, **options, **settings)
 
     def prior(self, x0: Tensor, mask: Tensor | None = None) -> Tensor:
         """Return ``KL(q(x_T | x_0) || stationary)`` in nats, the prior term ``L_T`` (D3PM, eq. 1).
@@ -437,6 +473,7 @@ class D3PM(nn.Module):
             generator=generator,
             seeds=seeds,
             step=step,
+            class_dim=self.class_dim,
             impl=self.impl,
         )
 

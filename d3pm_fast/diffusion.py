@@ -3,7 +3,7 @@
 from typing import Protocol
 
 from .chains import Transition
-from .choices import FirstStep, Impl, Reverse
+from .choices import ClassDim, FirstStep, Impl, Reverse
 
 __all__ = ["Diffusion"]
 
@@ -15,10 +15,12 @@ class Diffusion(Protocol):
         transition: the chain.
         reverse: the reverse step.
         first_step: the model of every step to time 0.
+        class_dim: where logits have the classes.
         impl: the implementation of every call.
     """
 
     transition: Transition
     reverse: Reverse
     first_step: FirstStep
+    class_dim: ClassDim
     impl: Impl

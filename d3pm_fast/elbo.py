@@ -165,6 +165,7 @@ def elbo(
             first_step=diffusion.first_step,
             mask=counts,
             reduction="none",
+            class_dim=diffusion.class_dim,
             impl=impl,
         )
         parts[item, place] = shares[place] * sum_positions(loss.double())

@@ -165,14 +165,16 @@ def step(
     model: dict[str, Any] = {
         "reverse": diffusion.reverse,
         "first_step": diffusion.first_step,
+        "class_dim": diffusion.class_dim,
         "impl": diffusion.impl,
     }
     if s == 0 and last == "argmax":
         log_p = functional.p_posterior(chain, widened(prediction), x_t, starts, targets, **model)
-        likeliest = log_p.argmax(dim=-1).where(~log_p.isnan().any(dim=-1), NONE)
+        dim = diffusion.class_dim
+        likeliest = log_p.argmax(dim=dim).where(~log_p.isnan().any(dim=dim), NONE)
         x_s = hold(likeliest, known)
         if x_s.device.type == "cpu":
-            check_drawn(x_s, x_t, as_prediction(prediction, chain).row)
+            check_drawn(x_s, x_t, as_prediction(prediction, chain, dim).row)
         return x_s
     # A step of one has its coefficients in a table.
     ends = None if chain.has_steps and s == t - 1 else targets

@@ -165,7 +165,7 @@ def confidence(
     x, seeds = start(diffusion, shape, known, generator, seeds, counters[0] + 1)
     free = (_rows(x) == chain.mask_id).sum(dim=1, keepdim=True)
     masked = _masked(chain, torch.tensor(times, dtype=chain.time_dtype, device=x.device))
-    shares = masked / masked[0]
+    shares, dim = masked / masked[0], diffusion.class_dim
     sure = torch.full(x.shape, math.inf, dtype=torch.float64, device=x.device)
     if callback is not None:
         callback(x, times[0])
@@ -184,9 +184,10 @@ def confidence(
             starts,
             0 * starts,
             first_step="logits",
+            class_dim=dim,
             impl=diffusion.impl,
         )
-        drawn = log_s.gather(-1, x.clamp(min=0).unsqueeze(-1)).squeeze(-1)  # NaN where x is NONE
+        drawn = log_s.gather(dim, x.clamp(min=0).unsqueeze(dim)).squeeze(dim)  # NaN where x is NONE
         drawn += noise * s / times[0] * _gumbel(seeds, counter, x)
         sure = drawn.where(is_masked, sure if remask else math.inf)
         rank = _rows(sure).argsort(dim=1).argsort(dim=1)
@@ -255,6 +256,7 @@ def _draw_x0(
         first_step="posterior",
         seeds=seeds,
         step=step,
+        class_dim=diffusion.class_dim,
         impl=diffusion.impl,
     )
 

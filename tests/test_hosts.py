@@ -157,6 +157,14 @@ def divergence(q, p):
     return (torch.special.xlogy(q, q) - q * p.where(q > 0, 1).log()).sum(-1)
 
 
+def posteriors_of(diffusion, logits, x0, x_t, t):
+    """Return the posteriors of data and of logits, ``(B, N, K)``, from either layout."""
+    dim = diffusion.class_dim
+    log_q = diffusion.q_posterior(x0, x_t, t, dtype=torch.float64)
+    log_p = diffusion.p_posterior(logits.movedim(-1, dim), x_t, t)
+    return log_q.movedim(dim, -1), log_p.movedim(dim, -1)
+
+
 @pytest.mark.parametrize("page", ["cloneofsimo", "google", "multinomial"], indirect=True)
 def test_posteriors_of_uniform_chains(page):
     """Of the data and of a prediction, at times where no clipping of betas is felt."""
@@ -165,7 +173,7 @@ def test_posteriors_of_uniform_chains(page):
     logits, t = torch.randn(3, 5, k, dtype=torch.float64), torch.tensor([200, 400, 900])
     tables = keep_or_move(cosine(1000), torch.full((k, k), 1 / k, dtype=torch.float64), t)
     clean = F.one_hot(x0, k).double()
-    found = chain.q_posterior(x0, x_t, t, dtype=torch.float64), chain.p_posterior(logits, x_t, t)
+    found = posteriors_of(chain, logits, x0, x_t, t)
     for law, ours in zip((clean, logits.softmax(-1)), found, strict=True):
         assert_close(ours.exp(), posterior(law, x_t, *tables), torch.float64, ulps=ULPS)
 
@@ -425,7 +433,7 @@ def test_the_chain_and_posteriors_of_vq_diffusion(page):
     x_t[:, :2] = 32
     logits = torch.randn(6, 5, 32, dtype=torch.float64)
     posteriors = vq_posteriors(x_t, *tables)
-    found = chain.q_posterior(x0, x_t, t, dtype=torch.float64), chain.p_posterior(logits, x_t, t)
+    found = posteriors_of(chain, logits, x0, x_t, t)
     for law, ours in zip((F.one_hot(x0, 32).double(), logits.softmax(-1)), found, strict=True):
         truth = (law[..., None] * posteriors).sum(-2)
         assert_close(ours.exp(), truth, torch.float64, ulps=ULPS)

@@ -37,7 +37,7 @@ BAD_TENSORS = [
         "logits",
         torch.zeros(B, K, P),
         ValueError,
-        r"logits.*\(2, 3, 5\), got \(2, 5, 3\).*last, take logits.movedim\(1, -1\)",
+        r"logits.*\(2, 3, 5\), got \(2, 5, 3\).*classes in dimension 1 say class_dim=1",
     ),
     ("x0", torch.zeros(B, P), TypeError, "x0 must be an integer tensor, got torch.float32"),
     ("x0", torch.tensor(0), ValueError, r"x0 must have shape \(B, \*S\), got a scalar"),

@@ -20,7 +20,7 @@ from .._checks import (
 )
 from ..autograd import LossOperation
 from ..chains import Transition
-from ..choices import REDUCTIONS, FirstStep, Impl, Reduction, Reverse
+from ..choices import REDUCTIONS, ClassDim, FirstStep, Impl, Reduction, Reverse
 from ..derivatives import Inputs, Items
 from ..predictions import Predicted, as_prediction
 from ..records import Loss, Model, Weights
@@ -56,6 +56,7 @@ def loss(
     reduction: Reduction = "mean",
     denominator: float | Tensor | None = None,
     with_terms: bool = False,
+    class_dim: ClassDim = -1,
     impl: Impl = "auto",
 ) -> Tensor:
     """Return ``vb_weight L_{t-1} + ce_weight (-log softmax(logits)[x_0])``, in nats.
@@ -94,13 +95,14 @@ def loss(
         denominator: what ``"mean"`` divides the sum by, in place of how many tokens count: a
             number, or a tensor of shape ``()``, which is not read, as a count over all processes.
         with_terms: whether the result has one axis more, ``(3,)``, see :func:`loss_terms`.
+        class_dim: where the logits have the classes: -1, or 1 for ``(B, K, *S)``.
         impl: which implementation serves the call.
 
     Returns:
         float64 for float64 logits, float32 for all others. NaN for a pair ``(x_0, x_t)`` that
         the chain cannot make.
     """
-    prediction = as_prediction(logits, transition)
+    prediction = as_prediction(logits, transition, class_dim)
     prediction.check_model()
     if isinstance(vb_weight, Tensor) or isinstance(ce_weight, Tensor):
         options: dict[str, Any] = {
@@ -110,6 +112,7 @@ def loss(
             "weights": weights,
             "reduction": reduction,
             "denominator": denominator,
+            "class_dim": class_dim,
             "impl": impl,
         }
         term = partial(loss, transition, logits, x0, x_t, t, s, **options)

@@ -9,7 +9,7 @@ from .. import _environment, ops
 from .._checks import check_tokens
 from .._no_law import check_drawn
 from ..chains import Transition
-from ..choices import FirstStep, Impl, Reverse
+from ..choices import ClassDim, FirstStep, Impl, Reverse
 from ..predictions import Predicted, as_prediction
 from ..records import Random
 from .arguments import (
@@ -37,6 +37,7 @@ def p_sample(
     generator: torch.Generator | None = None,
     seeds: Tensor | None = None,
     step: int = 0,
+    class_dim: ClassDim = -1,
     impl: Impl = "auto",
 ) -> Tensor:
     """Draw ``x_s ~ p(x_s | x_t)``; s = t - 1 unless given (D3PM, eq. 4 and appendix A.3).
@@ -58,6 +59,7 @@ def p_sample(
         seeds: int64 ``(B,)`` in place of a generator: an item's draw depends on its own seed,
             ``step`` and the position in the item alone (:func:`d3pm_fast.draw_seeds`).
         step: a counter in [0, 2^63) that tells draws of the same seeds apart.
+        class_dim: where the logits have the classes: -1, or 1 for ``(B, K, *S)``.
         impl: which implementation serves the call.
 
     Returns:
@@ -68,7 +70,7 @@ def p_sample(
     Raises:
         ValueError: on a CPU for such logits, with the token's index.
     """
-    prediction = as_prediction(logits, transition)
+    prediction = as_prediction(logits, transition, class_dim)
     check_tokens("x_t", x_t, transition.num_classes, prediction.shape)
     model = check_model(transition, prediction, x_t, t, reverse, first_step)
     prediction = prediction.whole()

@@ -7,9 +7,16 @@ import torch
 from torch import Tensor
 
 from .. import _environment, autograd, ops, reference
-from .._checks import FLOAT_DTYPES, check_same_device, check_shape, check_times, check_tokens
+from .._checks import (
+    FLOAT_DTYPES,
+    check_choice,
+    check_same_device,
+    check_shape,
+    check_times,
+    check_tokens,
+)
 from ..chains import Transition
-from ..choices import FirstStep, Impl, Reverse
+from ..choices import CLASS_DIMS, ClassDim, FirstStep, Impl, Reverse
 from ..derivatives import Differentiable, Inputs, Items
 from ..predictions import Predicted, as_prediction
 from ..records import Model
@@ -33,6 +40,7 @@ def q_posterior(
     s: Tensor | None = None,
     *,
     dtype: torch.dtype | None = None,
+    class_dim: ClassDim = -1,
     impl: Impl = "auto",
 ) -> Tensor:
     """Return ``log q(x_s | x_t, x_0)``, in nats; s = t - 1 unless given (D3PM, eq. 3).
@@ -44,12 +52,14 @@ def q_posterior(
         t: times, ``(B,)`` or ``(B, *S)``, in 1..T.
         s: times that the steps lead to, the shape of t, in 0..t-1; t - 1 unless given.
         dtype: of the result; None for PyTorch's default dtype.
+        class_dim: where the result has the classes: -1, or 1 for ``(B, K, *S)``, as a view.
         impl: which implementation serves the call.
 
     Returns:
         ``(B, *S, K)``: -inf where the posterior is zero, NaN for a pair ``(x_0, x_t)`` that the
         chain cannot make.
     """
+    check_choice("class_dim", class_dim, CLASS_DIMS)
     dtype = torch.get_default_dtype() if dtype is None else dtype
     if dtype not in FLOAT_DTYPES:
         raise TypeError(f"dtype must be float32, float64, bfloat16 or float16, got {dtype}")
@@ -66,7 +76,8 @@ def q_posterior(
     step = transition.step_record(contiguous_times(transition, t), s)
     step = transition.of_tokens(step, x0, x_t)
     log_q: Tensor = kernel(contiguous(x0), contiguous(x_t), step, calculated)
-    return log_q.to(dtype)
+    log_q = log_q.to(dtype)
+    return log_q if class_dim == -1 else log_q.movedim(-1, class_dim)
 
 
 def p_posterior(
@@ -78,6 +89,7 @@ def p_posterior(
     *,
     reverse: Reverse = "joint",
     first_step: FirstStep = "posterior",
+    class_dim: ClassDim = -1,
     impl: Impl = "auto",
 ) -> Tensor:
     """Return ``log p(x_s | x_t)``, in nats, differentiable in the logits (D3PM, eq. 4).
@@ -95,6 +107,8 @@ def p_posterior(
             each with its predicted weight).
         first_step: the model of every step to s = 0: ``"posterior"`` treats it as any other step;
             ``"logits"`` takes the softmax itself, for every token.
+        class_dim: where logits and result have the classes: -1, or 1 for ``(B, K, *S)``. The
+            result is then a view.
         impl: which implementation serves the call.
 
     Returns:
@@ -103,7 +117,7 @@ def p_posterior(
         leads to x_t. Where a single class leads to x_t, it has all the probability whatever the
         logits.
     """
-    prediction = as_prediction(logits, transition)
+    prediction = as_prediction(logits, transition, class_dim)
     check_tokens("x_t", x_t, transition.num_classes, prediction.shape)
     model = check_model(transition, prediction, x_t, t, reverse, first_step)
     prediction = prediction.whole()
@@ -118,7 +132,8 @@ def p_posterior(
     served = prediction.served_by(name)
     operation = served.differentiable(_of_logits(transition, name, model))
     items = contiguous(x_t), contiguous_times(transition, t), s
-    return autograd.differentiable(operation, served.parameters, items).to(dtype)
+    log_p = autograd.differentiable(operation, served.parameters, items).to(dtype)
+    return log_p if class_dim == -1 else log_p.movedim(-1, class_dim)
 
 
 def _of_logits(transition: Transition, name: str, model: Model) -> Differentiable:

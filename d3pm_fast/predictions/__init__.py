@@ -4,8 +4,9 @@ from typing import Any
 
 from torch import Tensor
 
-from .._checks import not_a_tensor
+from .._checks import check_choice, not_a_tensor
 from ..chains import Transition
+from ..choices import CLASS_DIMS, ClassDim
 from .logistic import Logistic, LogisticPrediction
 from .logits import LogitsPrediction
 from .prediction import Classes, Prediction
@@ -19,12 +20,24 @@ Predicted = Tensor | tuple[Any, ...]
 _KINDS: dict[type, Any] = {Shaped: ShapedPrediction, tuple: LogisticPrediction}
 
 
-def as_prediction(given: Predicted, transition: Transition) -> Prediction:
+def as_prediction(given: Predicted, transition: Transition, class_dim: ClassDim = -1) -> Prediction:
     """Return what a denoiser gives as a prediction of the classes of a chain, unchecked."""
-    classes = Classes(transition.num_classes, transition.forbidden)
+    dim = check_choice("class_dim", class_dim, CLASS_DIMS)
+    classes = Classes(transition.num_classes, transition.forbidden, dim)
+    if dim != -1:
+        given = _classes_last(given, dim)
     if isinstance(given, Tensor):
         return LogitsPrediction(given, classes)
     for kind, make in _KINDS.items():
         if isinstance(given, kind):
             return make(given, classes)  # type: ignore[no-any-return]
     raise not_a_tensor("logits", given)
+
+
+def _classes_last(given: Predicted, dim: ClassDim) -> Predicted:
+    """Return logits with the classes moved to the end; parameters have no axis of classes."""
+    if isinstance(given, Tensor):
+        return given.movedim(dim, -1) if given.ndim > 1 else given
+    if isinstance(given, Shaped):
+        return Shaped(*(_classes_last(x, dim) if isinstance(x, Tensor) else x for x in given))  # type: ignore[arg-type]
+    return given

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..autograd import LossOperation, at_least_one, counted, scaled
+from ..choices import ClassDim
 from ..derivatives import Differentiable, Inputs, Items, split
 from ..ops import Operation, p_sample
 from ..reductions import of_loss, reduced
@@ -28,10 +29,12 @@ class Classes(NamedTuple):
     Attributes:
         number: K.
         forbidden: the class that data never hold, whatever a prediction says of it; -1 for none.
+        dim: where the caller has the classes of logits, for errors: they are moved to the end.
     """
 
     number: int
     forbidden: int
+    dim: ClassDim
 
 
 class Prediction(ABC):
