@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -9,17 +10,19 @@ import torch
 from helpers.chains import true_p_posterior
 from helpers.continuous import FAMILIES, JUMP, K, make_continuous_chain, true_density
 from helpers.laws import FALSE_ALARM
+from helpers.moving import make_moving_chain
 from helpers.paths import every_state, forward_law, model_law
 from scipy import stats
 
 import d3pm_fast as d3
-from d3pm_fast import _files, evaluation, transitions
+from d3pm_fast import _files, evaluation, functional, transitions
 from d3pm_fast.schedules import continuous
 
 REVERSE = ["joint", "posterior_mean"]
 TOKENS = 2
 X0 = torch.tensor([0, 1])
 STATES = every_state(K, TOKENS)
+LINEAR = continuous.linear()
 NODES, WEIGHTS = (torch.from_numpy(x) for x in np.polynomial.legendre.leggauss(24))
 
 
@@ -186,6 +189,50 @@ def test_it_is_no_less_than_the_negative_log_likelihood(family, reverse, t_min):
     assert rest < 0.1
     gap = Truth(chain, logits_of, parts(t_min, 8), reverse).bound + limit
     assert gap > rest
+
+
+@pytest.mark.parametrize("family", ["uniform", "absorbing", "gidd"])
+def test_bounds_of_more_and_more_steps_lie_above_their_samplers(family):
+    """Both by enumeration of every x_t; in the limit they are the integral, and the sampler's."""
+    is_gidd, forbidden = family == "gidd", torch.zeros(K, dtype=torch.float64)
+    make = make_moving_chain if is_gidd else partial(make_continuous_chain, schedule=LINEAR)
+    chain, t_min, free = make(family), 0.05, network(5)
+    if is_gidd:
+        forbidden[chain.transition.mask_id] = -torch.inf
+
+    def logits_of(t):
+        return free(t) + forbidden
+
+    number = int(X0[0] * K + X0[1])
+
+    def mean(t, s):
+        """Of the loss of X0, a term of the bound, or a density."""
+        law = forward_law(chain, STATES, 0, t)[number]
+        x0, times = X0.expand(len(STATES), TOKENS), torch.full((len(STATES),), t).double()
+        s = None if s is None else torch.full_like(times, s)
+        loss = functional.loss(
+            chain.transition, logits_of(t), x0, STATES, times, s, reduction="batch"
+        )
+        return law @ loss.where(law > 0, 0)
+
+    prior = functional.prior(chain.transition, X0[None])[0]
+    bounds, samplers = [], []
+    for steps in (8, 32, 128):
+        times = [*torch.linspace(1, t_min, steps + 1, dtype=torch.float64).tolist(), 0.0]
+        bounds.append(prior + sum(mean(t, s) for t, s in itertools.pairwise(times)))
+        samplers.append(-model_law(chain, logits_of, STATES, times)[number].log())
+        assert bounds[-1] > samplers[-1]
+    pieces = itertools.pairwise(torch.linspace(t_min, 1, 5, dtype=torch.float64).tolist())
+    integral = mean(t_min, 0.0) + sum(
+        weight * (high - low) / 2 * mean(float(low + (high - low) * (1 + node) / 2), None)
+        for low, high in pieces
+        for node, weight in zip(NODES, WEIGHTS, strict=True)
+    )
+    gaps = [float(bound - prior - integral) for bound in bounds]
+    assert 3 < gaps[1] / gaps[2] < 5  # they fall like the length of a step
+    limit, rest = samplers[2] + (samplers[2] - samplers[1]) / 3, abs(samplers[2] - samplers[1])
+    assert rest < 0.05
+    assert prior + integral > limit + rest
 
 
 def test_steps_have_the_bound_of_the_sampler_that_takes_them():

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from helpers import pages
-from helpers.compare import assert_close, check_gradient
+from helpers.compare import agree, assert_close
 from torch.nn import functional as F
 
 import d3pm_fast as d3
@@ -38,16 +38,6 @@ class Network:
         return self.logits
 
 
-def compare(loss, expected, leaf):
-    """Loss and gradient, relative to the gradient's largest row."""
-    assert_close(loss, expected, torch.float64, ulps=ULPS)
-    found, truth = (
-        torch.autograd.grad(value, leaf, retain_graph=True)[0] for value in (loss, expected)
-    )
-    largest = torch.linalg.vector_norm(truth, dim=-1).max()
-    check_gradient(found, truth, torch.float64, ulps=ULPS, floor=largest)
-
-
 def entropy(logits, x0):
     return F.cross_entropy(logits.movedim(-1, 1), x0, reduction="none")
 
@@ -68,7 +58,7 @@ def test_mdlm(page):
     (slope,) = torch.autograd.grad(sigma.sum(), noise)
     weight = (slope / torch.expm1(sigma.detach()))[:, None]
     each = weight * visible_entropy(network.logits, x0, 27)
-    compare(loss, each.where(network.x_t == 27, 0).mean(), network.logits)
+    agree(loss, each.where(network.x_t == 27, 0).mean(), network.logits)
 
 
 @of("mdlm")
@@ -79,7 +69,7 @@ def test_mdlm_in_steps(page):
     before, now = (1 - 0.999 * t.double() / 1000 for t in (network.t - 1, network.t))
     weight = (1000 * (before - now) / (1 - now))[:, None]
     each = weight * visible_entropy(network.logits, x0, 27)
-    compare(loss, each.where(network.x_t == 27, 0).mean(), network.logits)
+    agree(loss, each.where(network.x_t == 27, 0).mean(), network.logits)
 
 
 @of("mdlm")
@@ -88,7 +78,7 @@ def test_block_diffusion(page):
     loss = page["block_loss"](network, x0)
     assert (network.t.view(4, 2, 4).diff(dim=2) == 0).all()
     each = visible_entropy(network.logits, x0, 27) / network.t
-    compare(loss, each.where(network.x_t == 27, 0).mean(), network.logits)
+    agree(loss, each.where(network.x_t == 27, 0).mean(), network.logits)
 
 
 @of("udlm")
@@ -106,7 +96,7 @@ def test_duo(page):
     kept = 27 / at_z - 27 / high + ratio * logs + 26 * ratio * ratio.log()
     moved = 27 / at_z - 27 / low + logs + 27 * alpha / low * (at_z / at_x).log()
     each = torch.where(network.x_t == x0, kept, moved - ratio.log() / ratio)
-    compare(loss, (0.999 / (27 * alpha) * each).mean(), network.logits)
+    agree(loss, (0.999 / (27 * alpha) * each).mean(), network.logits)
 
 
 @of("udlm")
@@ -190,7 +180,7 @@ def test_cloneofsimo(page, end):
     tables = keep_or_move(cosine(1000).clamp(max=0.999), uniform, network.t)
     first = entropy(logits, x)
     vb = torch.where((network.t == 1)[:, None], first, bound(logits, x, x_t, *tables)).mean()
-    compare(loss, 0.001 * vb + first.mean(), network.logits)
+    agree(loss, 0.001 * vb + first.mean(), network.logits)
     assert_close(terms["vb_loss"], vb, torch.float64, ulps=ULPS)
     assert_close(terms["ce_loss"], first.mean(), torch.float64, ulps=ULPS)
 
@@ -203,7 +193,7 @@ def test_llada(page):
     each = visible_entropy(network.logits, x0, 30) / network.t[:, None]
     is_mask = network.x_t == 30
     assert network.t.min() >= 1e-3
-    compare(loss, each[is_mask].sum() / x0.numel(), network.logits)
+    agree(loss, each[is_mask].sum() / x0.numel(), network.logits)
 
 
 @of("llada")
@@ -214,12 +204,12 @@ def test_finetuning_of_llada_and_dllm(page):
     assert torch.equal(network.x_t[~is_answer], x0[~is_answer])
     each = visible_entropy(network.logits, x0, 30) / network.t[:, None]
     each = each.where(network.x_t == 30, 0)
-    compare(loss, (each.sum(1) / is_answer.sum(1)).sum() / 4, network.logits)
+    agree(loss, (each.sum(1) / is_answer.sum(1)).sum() / 4, network.logits)
 
     loss = page["dllm_loss"](network, x0, x0.where(is_answer, -100))
     each = visible_entropy(network.logits, x0, 30) / network.t[:, None]
     each = each.where(network.x_t == 30, 0)
-    compare(loss, each.sum() / is_answer.sum(), network.logits)
+    agree(loss, each.sum() / is_answer.sum(), network.logits)
 
 
 @of("md4")
@@ -231,7 +221,7 @@ def test_md4(page):
     alpha = 1e-4 - slope * (1 - network.t)
     right = network.logits.log_softmax(-1).gather(-1, x0[..., None]).squeeze(-1)
     items = slope / (1 - alpha) * right.where(network.x_t == 27, 0).sum(1)
-    compare(loss, items.mean(), network.logits)
+    agree(loss, items.mean(), network.logits)
 
 
 @of("gidd")
@@ -264,7 +254,7 @@ def test_gidd(page):
     ratio = at_z / model.gather(-1, here).squeeze(-1)
     weight = rates.expand_as(data).gather(-1, here).squeeze(-1) / at_z
     each = weight * (divergence(data, model) + ratio - ratio.log() - 1)
-    compare(loss, each[counts].mean(), network.logits)
+    agree(loss, each[counts].mean(), network.logits)
 
 
 @of("multinomial")
@@ -287,7 +277,7 @@ def test_multinomial(page):
     expected = -(kl / probabilities[t - 1] + prior)
     leaf = network.logits
     assert_close(found, expected, torch.float64, ulps=ULPS)
-    compare(found.sum(), expected.sum(), leaf)
+    agree(found.sum(), expected.sum(), leaf)
 
 
 @of("maskgit")
@@ -296,7 +286,7 @@ def test_maskgit(page):
     x0, network = torch.randint(32, (4, 8)), Network(4, 8, 32)
     loss = page["training_loss"](network, x0)
     is_mask = network.x_t == 32
-    compare(loss, entropy(network.logits, x0)[is_mask].mean(), network.logits)
+    agree(loss, entropy(network.logits, x0)[is_mask].mean(), network.logits)
     ratio = torch.linspace(0, 1, 9, dtype=torch.float64)
     share = page["alphas"].one_minus_alpha(1 - ratio)
     torch.testing.assert_close(share, (math.pi * ratio / 2).cos(), rtol=1e-12, atol=1e-12)
@@ -316,7 +306,7 @@ def test_images_of_google(page, monkeypatch):
     each = torch.where(is_first, entropy(logits, x), bound(logits, x, x_t, *tables))
     bits = (each + 0.001 * entropy(logits, x)).mean(1) / math.log(2)
     assert_close(found, bits, torch.float64, ulps=ULPS)
-    compare(found.sum(), bits.sum(), network.logits)
+    agree(found.sum(), bits.sum(), network.logits)
 
 
 @of("google")
@@ -331,7 +321,7 @@ def test_text_of_google(page):
     each = bound(network.logits, x0, network.x_t, *tables) + 0.01 * entropy(network.logits, x0)
     expected = each.where(counts, 0).sum(1)
     assert_close(found, expected, torch.float64, ulps=ULPS)
-    compare(found.sum(), expected.sum(), network.logits)
+    agree(found.sum(), expected.sum(), network.logits)
 
 
 @of("evodiff")
@@ -357,12 +347,12 @@ def test_evodiff(page, monkeypatch):
     tables = torch.stack(steps)[t - 1], torch.stack(products)[t - 1]
     each = bound(logits, x0, x_t, *tables)
     each = torch.where((t == 1)[:, None], entropy(logits, x0), each)
-    compare(loss, (each.where(counts, 0).sum(1) / counts.sum(1)).mean(), logits)
+    agree(loss, (each.where(counts, 0).sum(1) / counts.sum(1)).mean(), logits)
 
     doubled = page["diffusion"].loss(2 * logits, x0, x_t, t, reduction="none")[1:].mean()
     squared = logits.softmax(-1).square()
     q, p = (posterior(s, x_t, *tables) for s in (F.one_hot(x0, 20).double(), squared))
-    compare(doubled, divergence(q, p)[1:].mean(), logits)
+    agree(doubled, divergence(q, p)[1:].mean(), logits)
 
 
 def vq_tables(t):
@@ -416,7 +406,7 @@ def test_vq_diffusion(page, monkeypatch):
     auxiliary = divergence(clean, law)
     factor = 5e-4 * (1 + 1 - network.t.double() / 100)[:, None]
     each = (kl + factor * auxiliary) / probabilities[network.t][:, None]
-    compare(loss, each.sum() / (8 * 9), network.logits)
+    agree(loss, each.sum() / (8 * 9), network.logits)
 
 
 @of("vq_diffusion")
@@ -471,4 +461,4 @@ def test_digress(page, weights, monkeypatch):
         each = sum(weight * term for weight, term in zip(weights, terms, strict=True))
         expected = expected + factor * each[counts.flatten(1)].mean()
     for network in networks:
-        compare(loss, expected, network.logits)
+        agree(loss, expected, network.logits)

@@ -125,39 +125,6 @@ def test_losses_of_short_steps_tend_to_the_density(impl, chain):
     assert 8 < errors[0] / errors[1] < 12
 
 
-@pytest.mark.parametrize(("p_uniform", "gamma"), [(0.1, 1.0), (0.2, 0.5), (0.5, 1.5)])
-def test_the_published_loss_of_gidd(impl, p_uniform, gamma):
-    """``w_t (KL + IS)``, ``w_t = (beta pi' - alpha' / alpha pi)_z / q_t(z | x)``: its theorem."""
-    t = torch.tensor([0.05, 0.3, 0.5, 0.7, 0.95], dtype=torch.float64).repeat_interleave(20)
-    chain = transitions.gidd(K, MASK, p_uniform, gamma)
-    x0 = torch.tensor([0, 1, 3, 4]).repeat(25)
-    z = torch.arange(K).repeat_interleave(4).repeat(5)
-    leaf = torch.randn(100, K, dtype=torch.float64)
-    leaf[:, MASK] = -torch.inf
-    leaf.requires_grad_()
-
-    mask, time = torch.eye(K).double()[MASK], t[:, None].clone().requires_grad_()
-    c = 2**gamma * p_uniform / (1 - p_uniform) * (time * (1 - time)) ** (gamma / 2)
-    alpha = (1 - time) / (1 + c)
-    pi = (time * mask + c * (1 - mask) / (K - 1)) / (1 + c) / (1 - alpha)
-    slope = [torch.autograd.grad(part.sum(), time, retain_graph=True)[0] for part in pi.unbind(1)]
-    (fall,) = torch.autograd.grad(alpha.sum(), time, retain_graph=True)
-    alpha, pi = alpha.detach(), pi.detach()
-    here = z[:, None]
-    q = alpha * torch.nn.functional.one_hot(x0, K) + (1 - alpha) * pi
-    weight = ((1 - alpha) * torch.cat(slope, 1) - fall / alpha * pi).gather(1, here)[:, 0]
-    p = alpha * leaf.softmax(-1) + (1 - alpha) * pi
-    divergence = (q * (q / p).log()).sum(1)
-    ratio = (q / p).gather(1, here)[:, 0]
-    published = weight / q.gather(1, here)[:, 0] * (divergence + ratio - ratio.log() - 1)
-
-    loss = functional.loss(chain, leaf, x0, z, t, reduction="none", impl=impl)
-    found, expected = (torch.autograd.grad(value.sum(), leaf)[0] for value in (loss, published))
-    torch.testing.assert_close(loss, published, rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
-    check_gradient(found, expected, torch.float64, ulps=4096, floor=0.1)
-
-
 def test_draws_follow_the_marginals(impl, chain):
     draws = 2000 if impl in ("reference", "cpu") else 200
     x0 = torch.tensor([0, 3, 4]).expand(draws, 3)

@@ -114,6 +114,17 @@ def check_gradient(actual, truth, dtype, **options):
     assert_gradient_close(actual, truth, dtype, **options)
 
 
+def agree(loss, expected, leaf):
+    """Fail unless loss and gradient agree to 1e-12, relative to the largest loss and row."""
+    ulps = 4500  # of float64
+    assert_close(loss, expected, torch.float64, ulps=ulps, scale=expected.detach().abs().max())
+    found, truth = (
+        torch.autograd.grad(value.sum(), leaf, retain_graph=True)[0] for value in (loss, expected)
+    )
+    largest = torch.linalg.vector_norm(truth, dim=-1).max()
+    check_gradient(found, truth, torch.float64, ulps=ulps, floor=largest)
+
+
 def same_bits(x, y):
     """Return whether two tensors hold the same bits, NaN equal to NaN."""
     bits = [value.contiguous().reshape(-1).view(torch.uint8) for value in (x, y)]
