@@ -224,6 +224,83 @@ def test_md4(page):
     agree(loss, items.mean(), network.logits)
 
 
+@of("md4")
+def test_genmd4(page):
+    """``w_x0 CE + sum_j w_j s_j - w_x0`` of masked tokens; the weights are learned."""
+    x0, network = torch.randint(27, (4, 8)), Network(4, 8, 27)
+    exponents = page["exponents"]
+    exponents.data.uniform_(0.5, 2)
+    loss = page["gen_training_loss"](network, x0)
+    t, is_mask = network.t[:, None], network.x_t == 27
+    assert torch.equal(network.x_t[~is_mask], x0[~is_mask])
+    assert is_mask.any(1).any()
+    assert not is_mask.all()
+    scale = exponents.detach().clone().requires_grad_()
+    noise = (t[..., None].log() * scale).exp()  # 1 - alpha_j
+    weights = scale * noise / (t[..., None] * noise)
+    right = weights[:, 0].gather(1, x0)
+    mean = (network.logits.exp() * weights).sum(-1) / network.logits.exp().sum(-1)
+    each = right * entropy(network.logits, x0) + mean - right
+    expected = each[is_mask].sum() / 4
+    agree(loss, expected, network.logits)
+    (found,), (truth,) = (
+        torch.autograd.grad(value, leaf) for value, leaf in ((loss, exponents), (expected, scale))
+    )
+    torch.testing.assert_close(found, truth, rtol=1e-11, atol=1e-12)
+
+
+def generalized_kl(logits, x_1, x_t, jump):
+    """``jump (-s_z + [z = x_1] - [z != x_1] log s_x1)``."""
+    s = logits.softmax(-1)
+    at_z, at_x = (s.gather(-1, x[..., None]).squeeze(-1) for x in (x_t, x_1))
+    return jump[:, None] * torch.where(x_t == x_1, 1 - at_z, -at_z - at_x.log())
+
+
+@of("flow_matching")
+def test_flow_matching(page):
+    """Data at t = 1, kappa = t^2; tokens that are the data's and others."""
+    x_1, network = torch.randint(27, (4, 8)), Network(4, 8, 27)
+    loss = page["training_loss"](network, x_1)
+    t = network.t
+    assert (network.x_t == x_1).any()
+    assert (network.x_t != x_1).any()
+    each = generalized_kl(network.logits, x_1, network.x_t, 2 * t / (1 - t**2))
+    agree(loss, each.mean(), network.logits)
+
+
+@of("flow_matching")
+def test_flow_matching_from_masks(page, monkeypatch):
+    """The chain that the page names for it; the network may predict the mask."""
+    alphas = page["alphas"]
+    chain = d3.transitions.absorbing(28, alphas, 27, data_has_mask=True)
+    monkeypatch.setattr(page["diffusion"], "transition", chain)
+    x_1, network = torch.randint(27, (4, 8)), Network(4, 8, 28)
+    t = torch.tensor([0.1, 0.4, 0.7, 0.9], dtype=torch.float64)
+    x_t = page["diffusion"].q_sample(x_1, 1 - t)
+    jump = 2 * t / (1 - t**2)
+    loss = page["generalized_kl"](network.logits, x_1, x_t, t)
+    agree(loss, generalized_kl(network.logits, x_1, x_t, jump), network.logits)
+    visible = network.logits.masked_fill(torch.arange(28) == 27, -torch.inf)
+    bound = page["diffusion"].loss(visible, x_1, x_t, 1 - t, reduction="none")
+    same = generalized_kl(visible, x_1, x_t, jump).where(x_t == 27, 0)
+    agree(bound, same, network.logits)
+
+
+@of("flow_matching")
+def test_steps_of_flow_matching(page):
+    """A step moves a token to a class of the prediction, as often as kappa says."""
+    seen = []
+
+    def model(x, t):
+        seen.append((float(t[0]), float((x == 3).double().mean())))
+        return F.one_hot(torch.full_like(x, 3), 27) * 60.0
+
+    assert (page["sample"](model, (1, 40_000), 2) == 3).all()
+    assert [t for t, _ in seen] == [0, 0.5]
+    expected = 0.25 + 0.75 / 27
+    assert abs(seen[1][1] - expected) < 6 * (expected / 40_000) ** 0.5
+
+
 @of("gidd")
 def test_gidd(page):
     """KL and Itakura-Saito divergence of the laws of x_t, weighted by the rate into it."""
