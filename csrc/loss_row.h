@@ -3,10 +3,10 @@
 //
 // With g_j = p_j / q_j - 1 and phi(g) = g - log(1 + g) >= 0,
 //   KL(q || p) = sum_j q_j phi(g_j)         (p_j where q_j = 0)
-//   dKL/dlogit_i = A s_i r_i + s_i R,  r_j = (u + a [j = x_t]) / Z * h_j,  R = sum_j ub_j r_j
+//   dKL/dlogit_i = A s_i r_i - s_i R,  r_j = (u + a [j = x_t]) / Z * h_j,  R = sum_j A s_j r_j
 // where h_j = g_j / (1 + g_j), and 1 where q_j = 0. Every g_j below is written as a product or
 // a sum of terms of one sign, so that the loss and its gradient keep their digits as p tends
-// to q.
+// to q. (R is -sum_j ub_j r_j, too, whose terms do not fall with A.)
 //
 // The bound's density in continuous time is the limit of KL / (t - s) for s -> t, with rates v in
 // place of u: a = 1, and u = 0 but in the weights of the classes other than x_t,
@@ -59,7 +59,7 @@ struct LossRow {
   V e_x0, e_xt, e_mask, e_rest, below_top;
   // The line of a rest with curvature, by pi_j.
   V ratio, shift, slope;
-  // Sums over the rest: pi_j phi(g_j) and pi_j h_j.
+  // Sums over the rest, where it is curved: pi_j phi(g_j) and e_j h_j.
   V sum_phi, sum_h;
   // The result. The gradient of class j of the rest is e_j (steep h_j + flat).
   V loss, steep, flat, grad_x0, grad_xt, grad_mask;
@@ -129,7 +129,7 @@ struct LossRow {
     s_x0_ = t_x0 * inv_;
     s_xt_ = t_xt * inv_;
     s_mask_ = e_mask * inv_;
-    const V not_x0 = t_others * inv_;
+    not_x0_ = t_others * inv_;
 
     d_x0_ = bar_keep + bar_x0;
     f_x0_ = bar_keep * s_x0_ + bar_x0;
@@ -137,12 +137,12 @@ struct LossRow {
     f_xt_ = Math::select(is_same, f_x0_, bar_keep * s_xt_ + bar_xt);
     z_ = spread_in_z + keep * f_xt_;
     zq_ = spread_in_z + keep * d_xt;
-    shift = keep * bar_keep * Math::select(is_same, not_x0, -s_xt_) / z_;
+    shift = keep * bar_keep * Math::select(is_same, not_x0_, -s_xt_) / z_;
     ratio = one_plus(shift, zq_ / z_);
     slope = ratio * bar_keep * inv_ / bar_base;
 
-    const V fall = Math::select(is_same, spread * not_x0,
-                                not_x0 * (spread_in_z + keep * bar_xt) + keep * d_x0_ * s_xt_);
+    const V fall = Math::select(is_same, spread * not_x0_,
+                                not_x0_ * (spread_in_z + keep * bar_xt) + keep * d_x0_ * s_xt_);
     g_x0_ = Math::select(d_x0_ > zero, -(bar_keep / d_x0_) * (fall / z_), zero);
     log_s_x0_ = -cross_entropy + Math::log(tilt_x0 * sum_ * inv_);
   }
@@ -150,24 +150,22 @@ struct LossRow {
   D3PM_HOST_DEVICE void finish() {
     const V zero = Math::splat(0), one = Math::splat(1), tiny = Math::splat(Math::tiny);
     const auto is_same = same > zero, is_density = spread_in_z != spread;
-    const auto is_linear = is_density & is_same;
     const V stay = spread_in_z + keep;
 
     // x_0. Where ub = 0 its ratio is that of s, whose logarithm outlives its underflow.
     const V c_x0 = Math::select(is_same, stay, spread);
     const V q_x0 = c_x0 / zq_ * d_x0_;
     const auto has_x0 = bar_x0 > tiny;
-    const V r_x0 = Math::select(is_linear, one, one_plus(g_x0_, f_x0_ / d_x0_ * ratio));
+    const V r_x0 = one_plus(g_x0_, f_x0_ / d_x0_ * ratio);
     const V far = g_x0_ - log_s_x0_ - Math::log(ratio);
     const V phi_x0 =
         Math::select((bar_x0 <= tiny) & (g_x0_ < Math::splat(-0.5)), far, Math::phi(g_x0_, r_x0));
     const V w_x0 = Math::select(has_x0, bar_keep * s_x0_ / f_x0_, one);
     // Also where q_x0 is below the range.
-    const auto possible = (c_x0 > zero) & (d_x0_ > zero) & (is_linear == 0);
+    const auto possible = (c_x0 > zero) & (d_x0_ > zero) & ((is_density & is_same) == 0);
     const V weighted = Math::select(phi_x0 < Math::splat(INFINITY), q_x0 * phi_x0, phi_x0);
     const V term_x0 = Math::select(possible, weighted, zero);
     const V pull_x0 = q_x0 * g_x0_ * w_x0;
-    const V r_sum_x0 = Math::select(has_x0, c_x0 / z_ * bar_x0 * g_x0_ / r_x0, zero);
 
     // x_t, where it is another class.
     const auto has_xt = bar_xt > tiny;
@@ -177,7 +175,6 @@ struct LossRow {
     const V near_xt = Math::select(is_density, zero, Math::phi(g_xt, r_xt));
     const V term_xt = Math::select(has_xt, stay / zq_ * bar_xt * near_xt, stay / z_ * f_xt_);
     const V pull_xt = stay / z_ * bar_keep * s_xt_ * h_xt;
-    const V r_sum_xt = stay / z_ * bar_xt * h_xt;
 
     // The mask, where it is neither.
     const auto has_mask = bar_mask > tiny;
@@ -188,25 +185,25 @@ struct LossRow {
         Math::select(has_mask, spread / zq_ * bar_mask * Math::phi(shift + lift, r_mask),
                      spread / z_ * bar_keep * s_mask_);
     const V pull_mask = spread / z_ * bar_keep * s_mask_ * h_mask;
-    const V r_sum_mask = spread / z_ * bar_mask * h_mask;
 
     const auto has_base = bar_base > tiny;
     const V term_rest = Math::select(has_base, spread / zq_ * bar_base * sum_phi,
                                      spread / z_ * bar_keep * e_rest * inv_);
-    const V r_sum_rest = Math::select(has_base, spread / z_ * bar_base * sum_h, zero);
+    const V pull_rest = spread / z_ * bar_keep * Math::select(is_curved(), sum_h, e_rest) * inv_;
 
     divergence = term_x0 + Math::select(is_same, zero, term_xt) + term_mask + term_rest;
-    const V r_sum = r_sum_x0 + Math::select(is_same, zero, r_sum_xt) + r_sum_mask + r_sum_rest;
+    const V pull_others = Math::select(is_same, zero, pull_xt) + pull_mask + pull_rest;
 
     const auto bound = vb != zero;
     const auto hybrid = ce != zero;
     loss =
         Math::select(bound, vb * divergence, zero) + Math::select(hybrid, ce * cross_entropy, zero);
-    const V common = Math::select(bound, vb * r_sum, zero);
+    const V common = Math::select(bound, -vb * (pull_x0 + pull_others), zero);
     const V share = ce / sum_;
     steep = Math::select(bound, vb * (spread / z_) * bar_keep * inv_, zero);
     flat = common * inv_ + share;
-    grad_x0 = Math::select(bound, vb * pull_x0, zero) + common * s_x0_ - share * others_;
+    const V slant_x0 = pull_x0 * not_x0_ - s_x0_ * pull_others;
+    grad_x0 = Math::select(bound, vb * slant_x0, zero) - share * others_;
     grad_xt = Math::select(bound, vb * pull_xt, zero) + common * s_xt_ + share * e_xt;
     grad_mask = Math::select(bound, vb * pull_mask, zero) + common * s_mask_ + share * e_mask;
   }
@@ -217,6 +214,6 @@ struct LossRow {
     return Math::select(g > Math::splat(-0.5), Math::splat(1) + g, product);
   }
 
-  V others_, sum_, inv_, s_x0_, s_xt_, s_mask_;
+  V others_, sum_, inv_, s_x0_, not_x0_, s_xt_, s_mask_;
   V d_x0_, f_x0_, f_xt_, z_, zq_, g_x0_, log_s_x0_;
 };

@@ -70,3 +70,20 @@ def test_so_do_losses_of_every_size(cpu):
         here = (truth > above) & (truth < 10 * above)
         assert float(relative_errors(loss[here], truth[here]).max()) < PROMISED
         assert float(relative_errors(plain[here], truth[here]).max()) > PROMISED
+
+
+@pytest.mark.parametrize("family", ["uniform", "marginal", "mask_and_uniform"])
+@pytest.mark.parametrize(("beta", "lift"), [(0.9, 0.0), (0.9, 14.0), (0.1, 14.0)])
+def test_so_does_a_gradient_late_in_a_chain_and_of_sure_tokens(kernels, family, beta, lift):
+    """Where the gradient is far below the probabilities that it is the difference of."""
+    chain = make_chain(family, 5, torch.full((6,), beta))
+    x0, x_t, t = likely_pairs(chain, [2, 6], 6)
+    logits = 0.5 * torch.randn(len(x0), 5, generator=torch.Generator().manual_seed(0))
+    args = chain, logits.scatter_add(1, x0[:, None], torch.full((len(x0), 1), lift)), x0, x_t, t
+    _, truth, _ = exact_loss(*args, **OPTIONS)
+
+    def error(impl):
+        wrong = (float32_results(*args, impl)[1] - truth).norm(dim=1)
+        return float((wrong / truth.norm(dim=1)).max())
+
+    assert error(kernels) < PROMISED < error("reference")

@@ -54,7 +54,7 @@ class Across : LossLayout<Element> {
     const auto sum = pi_ ? Passes::weighted_curvature(e_.data(), row_.classes, line, pi(), fetch)
                          : Passes::template curvature<kGrad>(e_.data(), row_.classes, line, fetch);
     group.sum_phi = sum.phi * splat<Real>(1 / this->weight_);
-    group.sum_h = sum.h * splat<Real>(1 / this->weight_);
+    group.sum_h = sum.h;
   }
 
   void gradient(Tokens& tokens, double scale) {

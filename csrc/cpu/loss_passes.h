@@ -20,7 +20,7 @@ class LossPasses {
     V phi, h;
   };
 
-  // Sums of phi(g) and, with kSlant, of h.
+  // Sums of phi(g) and, with kSlant, of e h.
   template <bool kSlant, class Next = NothingAhead>
   D3PM_INLINE Curvature curvature(const Real* e, int64_t count, const Line& line,
                                   const Next& next = {}) {
@@ -28,7 +28,7 @@ class LossPasses {
                          : sum_pairs<kSlant, false>(e, count, line, next);
   }
 
-  // Sums of pi phi(g) and pi h, for vectors pi(v).
+  // Sums of pi phi(g) and e h, for vectors pi(v).
   template <class Pi, class Next = NothingAhead>
   D3PM_INLINE Curvature weighted_curvature(const Real* e, int64_t count, const Line& line,
                                            const Pi& pi, const Next& next = {}) {
@@ -40,7 +40,7 @@ class LossPasses {
       const auto apart = is_apart(x);
       const V phi = p > Real(0) ? p * M::phi(at.g, at.y) : line.slope * x;
       sum.phi += apart ? V{} : phi;
-      sum.h += apart ? V{} : p * (at.g / at.y);
+      sum.h += apart ? V{} : x * (at.g / at.y);
     }
     return sum;
   }
@@ -90,7 +90,8 @@ class LossPasses {
       const V g1 = apart1 ? V{} : at1.g, y1 = apart1 ? one : at1.y;
       const V g2 = apart2 ? V{} : at2.g, y2 = apart2 ? one : at2.y;
       sum.phi += kTame ? M::phi_pair(g1, y1, g2, y2) : M::phi(g1, y1) + M::phi(g2, y2);
-      if (kSlant) sum.h += kTame ? (g1 * y2 + g2 * y1) / (y1 * y2) : g1 / y1 + g2 / y2;
+      const V pull1 = e1 * g1, pull2 = e2 * g2;
+      if (kSlant) sum.h += kTame ? (pull1 * y2 + pull2 * y1) / (y1 * y2) : pull1 / y1 + pull2 / y2;
     };
     int64_t v = 0;
     for (; v + 2 <= count; v += 2) {

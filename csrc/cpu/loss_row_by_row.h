@@ -69,7 +69,7 @@ class RowByRow : LossLayout<Element> {
         h += sum_lanes<Real>(sum.h);
       });
       tokens.set(i, &Group::sum_phi, phi / this->weight_);
-      tokens.set(i, &Group::sum_h, h / this->weight_);
+      tokens.set(i, &Group::sum_h, h);
     }
   }
 

@@ -83,7 +83,7 @@ template <class Real>
 struct LossCurve {
   using M = Math<Real>;
   const Real* pi;
-  Real weight;  // K where all are the same, and what sums are divided by; else 1
+  Real weight;  // K where all are the same, and what sum_phi is divided by; else 1
   LossLine<M> line;
 
   __device__ LossCurve(const Loss& call, const TokenRow<Real>& token)
@@ -91,12 +91,12 @@ struct LossCurve {
         weight(pi ? Real(1) : static_cast<Real>(call.chain.num_classes)),
         line(token.line(weight)) {}
 
-  // Adds pi phi(g) and pi h of a class, of 1 for pi where all are the same.
+  // Adds pi phi(g) and e h of a class, with 1 for pi where all are the same.
   __device__ void add(Real e, int64_t j, Real& sum_phi, Real& sum_h) const {
     const Real of = pi ? pi[j] : Real(1);
     const LossPoint<M> at = point(e, j);
     sum_phi += of > 0 ? of * M::phi(at.g, at.y) : line.slope * e;
-    sum_h += of * (at.g / at.y);
+    sum_h += e * (at.g / at.y);
   }
 
   __device__ Real h(Real e, int64_t j) const {
@@ -163,7 +163,7 @@ struct LossOfRows {
       });
     }
     token.sum_phi = rows.reduce(sum_phi, Sum()) / curve.weight;
-    token.sum_h = rows.reduce(sum_h, Sum()) / curve.weight;
+    token.sum_h = rows.reduce(sum_h, Sum());
     if (!token.settled) token.finish();
     if (!token.inside) return;
     if (rows.is_first_thread()) token.write_loss(call);
@@ -273,7 +273,7 @@ __global__ void __launch_bounds__(kRowsOfFew, 1) loss_of_few_classes(const Loss 
       for (int j = 0; j < classes; ++j)
         if (e[j] >= 0) curve.add(e[j], j, sum_phi, sum_h);
     token.sum_phi = sum_phi / curve.weight;
-    token.sum_h = sum_h / curve.weight;
+    token.sum_h = sum_h;
     token.finish();
     token.write_loss(call);
     for (int j = 0; j < classes; ++j)

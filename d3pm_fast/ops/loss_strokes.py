@@ -10,7 +10,7 @@ mask are apart from the rest of a row, in the notation of ``csrc/loss_row.h``:
    ratio, shift and slope of ``1 + g_j = ratio + slope e_j / pi_j``, ``g_j = shift + ...``; 1, 1 and
    0 where the loss needs no sums.
 3. ``loss_sums(of, shard, statistics, line)``, ``(B, *S, 2)``: the sums over the rest of
-   ``pi_j phi(g_j)`` and of ``pi_j g_j / (1 + g_j)``; 0 where the loss needs none, and there the
+   ``pi_j phi(g_j)`` and of ``e_j g_j / (1 + g_j)``; 0 where the loss needs none, and there the
    logits are not read.
 4. ``loss_gradient(of, shard, statistics, sums)``, of the sums over the whole row: each token's
    loss, with its terms where they are wanted, and the gradient of the shard's logits.

@@ -77,18 +77,16 @@ def curve(chain, classes, e, line):
 
 @triton.jit
 def curvature(chain, classes, e, line):
-    """Return the sums of pi phi(g) and pi h over classes of the rest."""
+    """Return the sums of pi phi(g) and e h over classes of the rest."""
     g, y = curve(chain, classes, e, line)
-    h = g / y
+    sum_h = row_sum(tl.where(e < 0.0, 0.0, e * (g / y)))
     if chain.pi is None:
         count = chain.num_classes.to(e.dtype)
-        sum_phi = row_sum(tl.where(e < 0.0, 0.0, phi(g, y))) / count
-        return sum_phi, row_sum(tl.where(e < 0.0, 0.0, h)) / count
+        return row_sum(tl.where(e < 0.0, 0.0, phi(g, y))) / count, sum_h
     else:
         pi = pi_of(chain, classes)
         terms = tl.where(pi > 0.0, pi * phi(g, y), line.slope * e)
-        sum_phi = row_sum(tl.where(e < 0.0, 0.0, terms))
-        return sum_phi, row_sum(tl.where(e < 0.0, 0.0, pi * h))
+        return row_sum(tl.where(e < 0.0, 0.0, terms)), sum_h
 
 
 @triton.jit

@@ -58,6 +58,7 @@ class Solved(NamedTuple):
     cross_entropy: Any
     inv: Any
     s_x0: Any
+    not_x0: Any
     s_xt: Any
     s_mask: Any
     d_x0: Any
@@ -139,6 +140,7 @@ def solve(token, row, REAL: tl.constexpr):
         cross_entropy,
         inv,
         s_x0,
+        not_x0,
         s_xt,
         row.e_mask * inv,
         d_x0,
@@ -153,7 +155,7 @@ def solve(token, row, REAL: tl.constexpr):
 
 @triton.jit
 def finish(token, row, solved, sum_phi, sum_h, REAL: tl.constexpr):
-    """Return the result, from sums of pi_j phi(g_j) and pi_j h_j over the rest."""
+    """Return the result, from sums of pi_j phi(g_j) and e_j h_j over the rest."""
     least = tiny(REAL)
     ratio = solved.ratio
     z, zq = solved.z, solved.zq
@@ -164,18 +166,16 @@ def finish(token, row, solved, sum_phi, sum_h, REAL: tl.constexpr):
     c_x0 = tl.where(token.same, stay, token.spread)
     q_x0 = c_x0 / zq * solved.d_x0
     has_x0 = token.bar_x0 > least
-    is_linear = is_density & token.same
-    r_x0 = tl.where(is_linear, 1.0, one_plus(solved.g_x0, solved.f_x0 / solved.d_x0 * ratio))
+    r_x0 = one_plus(solved.g_x0, solved.f_x0 / solved.d_x0 * ratio)
     far = solved.g_x0 - solved.log_s_x0 - log(ratio)
     is_far = (token.bar_x0 <= least) & (solved.g_x0 < -0.5)
     phi_x0 = tl.where(is_far, far, phi(solved.g_x0, r_x0))
     w_x0 = tl.where(has_x0, token.bar_keep * solved.s_x0 / solved.f_x0, 1.0)
     # Also where q_x0 is below the range.
-    possible = (c_x0 > 0.0) & (solved.d_x0 > 0.0) & (is_linear == 0)
+    possible = (c_x0 > 0.0) & (solved.d_x0 > 0.0) & ((is_density & token.same) == 0)
     weighted = tl.where(phi_x0 < float("inf"), q_x0 * phi_x0, phi_x0)
     term_x0 = tl.where(possible, weighted, 0.0)
     pull_x0 = q_x0 * solved.g_x0 * w_x0
-    r_sum_x0 = tl.where(has_x0, c_x0 / z * token.bar_x0 * solved.g_x0 / r_x0, 0.0)
 
     # x_t, where it is another class.
     has_xt = token.bar_xt > least
@@ -185,7 +185,6 @@ def finish(token, row, solved, sum_phi, sum_h, REAL: tl.constexpr):
     near_xt = tl.where(is_density, 0.0, phi(g_xt, r_xt))
     term_xt = tl.where(has_xt, stay / zq * token.bar_xt * near_xt, stay / z * solved.f_xt)
     pull_xt = stay / z * token.bar_keep * solved.s_xt * h_xt
-    r_sum_xt = stay / z * token.bar_xt * h_xt
 
     # The mask, where it is neither.
     has_mask = token.bar_mask > least
@@ -195,29 +194,30 @@ def finish(token, row, solved, sum_phi, sum_h, REAL: tl.constexpr):
     near_mask = token.spread / zq * token.bar_mask * phi(solved.shift + lift, r_mask)
     term_mask = tl.where(has_mask, near_mask, token.spread / z * token.bar_keep * solved.s_mask)
     pull_mask = token.spread / z * token.bar_keep * solved.s_mask * h_mask
-    r_sum_mask = token.spread / z * token.bar_mask * h_mask
 
     has_base = token.bar_base > least
     near_rest = token.spread / zq * token.bar_base * sum_phi
     term_rest = tl.where(
         has_base, near_rest, token.spread / z * token.bar_keep * row.e_rest * solved.inv
     )
-    r_sum_rest = tl.where(has_base, token.spread / z * token.bar_base * sum_h, 0.0)
+    of_rest = tl.where(solved.curved, sum_h, row.e_rest)
+    pull_rest = token.spread / z * token.bar_keep * of_rest * solved.inv
 
     divergence = term_x0 + tl.where(token.same, 0.0, term_xt) + term_mask + term_rest
-    r_sum = r_sum_x0 + tl.where(token.same, 0.0, r_sum_xt) + r_sum_mask + r_sum_rest
+    pull_others = tl.where(token.same, 0.0, pull_xt) + pull_mask + pull_rest
 
     bound = token.vb != 0.0
     loss = tl.where(bound, token.vb * divergence, 0.0)
     loss += tl.where(token.ce != 0.0, token.ce * solved.cross_entropy, 0.0)
-    common = tl.where(bound, token.vb * r_sum, 0.0)
+    common = tl.where(bound, -token.vb * (pull_x0 + pull_others), 0.0)
     share = token.ce / solved.sum
+    slant_x0 = pull_x0 * solved.not_x0 - solved.s_x0 * pull_others
     return Result(
         loss,
         divergence,
         tl.where(bound, token.vb * (token.spread / z) * token.bar_keep * solved.inv, 0.0),
         common * solved.inv + share,
-        tl.where(bound, token.vb * pull_x0, 0.0) + common * solved.s_x0 - share * solved.others,
+        tl.where(bound, token.vb * slant_x0, 0.0) - share * solved.others,
         tl.where(bound, token.vb * pull_xt, 0.0) + common * solved.s_xt + share * row.e_xt,
         tl.where(bound, token.vb * pull_mask, 0.0) + common * solved.s_mask + share * row.e_mask,
     )

@@ -191,9 +191,6 @@ def gradient_terms(chain, logits, x0, x_t, t, reverse="joint", first_step="poste
     z = (column * f).sum(-1, keepdim=True)
     q = true_q_posterior(chain, x0, x_t, t - 1, t)
     r = (column / z - (q / f).where(q > 0, 0)).nan_to_num(0, 0, 0).abs()
-    bar, ubar = torch.ones((), dtype=torch.float64), torch.zeros(chain.num_classes).double()
-    for beta, vector in zip(chain.betas[: t - 1], chain.vectors[: t - 1], strict=True):
-        bar, ubar = (1 - beta) * bar, (1 - beta) * ubar + beta * vector
-    return torch.linalg.vector_norm(
-        predicted * (bar * r + (ubar * r).sum(-1, keepdim=True)), dim=-1
-    )
+    bar = (1 - torch.as_tensor(chain.betas[: t - 1], dtype=torch.float64)).prod()
+    around = (predicted * r).sum(-1, keepdim=True)
+    return torch.linalg.vector_norm(bar * predicted * (r + around), dim=-1)

@@ -32,7 +32,7 @@ def exact_loss(
     """Loss ``(N,)``, gradient ``(N, K)`` and its terms ``(N,)`` of rows at their own times.
 
     With ``r_j = Q_t[j, x_t] / Z - q_j / f_j`` the bound's gradient is
-    ``s_i (abar r_i + sum_j ubar_j r_j)``. Its entries can be smaller than the terms of this sum,
+    ``abar s_i (r_i - sum_j s_j r_j)``. Its entries can be smaller than the terms of this sum,
     whose size is the third result, and then hold only the digits that are left.
     """
     losses, gradients, sizes = [], [], []
@@ -151,6 +151,6 @@ def _bound(chain, logits, x0, x_t, t, reverse, first_step):
     shared = mpmath.fsum(u * v for u, v in zip(ubar, r, strict=True))
     pulls = [bar * v + shared for v in r]
     mean = mpmath.fsum(s * v for s, v in zip(predicted, pulls, strict=True))
-    around = mpmath.fsum(u * abs(v) for u, v in zip(ubar, r, strict=True))
-    terms = [s * (bar * abs(v) + around) for s, v in zip(predicted, r, strict=True)]
+    around = mpmath.fsum(s * abs(v) for s, v in zip(predicted, r, strict=True))
+    terms = [bar * s * (abs(v) + around) for s, v in zip(predicted, r, strict=True)]
     return loss, [s * (v - mean) for s, v in zip(predicted, pulls, strict=True)], terms
