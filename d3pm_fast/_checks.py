@@ -239,7 +239,7 @@ def check_data(x0: Tensor, forbidden: int) -> None:
         where = tuple(int(i) for i in (x0 == forbidden).nonzero()[0])
         raise ValueError(
             f"x0 must not hold the mask, class {forbidden}, got one at index {where}: leave such "
-            "tokens out by mask=, or make the chain with data_has_mask=True"
+            "tokens out by mask=, or make the chain with data_has_mask=True if its family has that"
         )
 
 

@@ -361,6 +361,19 @@ def test_wrong_arguments_of_gidd_are_refused(arguments, error, message):
         transitions.gidd(*arguments)
 
 
+@pytest.mark.parametrize("num_steps", [None, 7])
+def test_gidd_without_uniform_noise_is_an_absorbing_chain(num_steps):
+    chain = transitions.gidd(K, MASK, 0.0, num_steps=num_steps)
+    t = 0.4 if num_steps is None else 3
+    keep = 1 - (t if num_steps is None else t / num_steps)
+    expected = keep * torch.eye(K).double() + (1 - keep) * torch.eye(K).double()[MASK]
+    torch.testing.assert_close(chain.q_bar_matrix(t), expected)
+    samples = d3.unmasking.first_hitting(
+        d3.D3PM(chain), lambda x_t, t: torch.zeros(*x_t.shape, K), (2, 3)
+    )
+    assert not (samples == MASK).any()
+
+
 def test_a_jump_leads_from_the_data():
     """As of the log-linear schedules of SEDD, where alpha(0) < 1."""
     chain = transitions.from_marginals(K, lambda t: 0.8 * (1 - t), lambda t: 0.2 + 0.8 * t)

@@ -8,6 +8,8 @@ from torch import Tensor
 from .._checks import check_class, check_count
 from .._loadable import loadable
 from ..chains import MovingTransition, RankOneChain, RankOneTransition
+from ..schedules import continuous
+from .absorbing import absorbing
 
 __all__ = ["gidd"]
 
@@ -48,16 +50,21 @@ def gidd(
         raise ValueError(f"p_uniform must lie in [0, 1), got {p_uniform}")
     if not 0 < gamma <= 2:
         raise ValueError(f"gamma must lie in (0, 2], got {gamma}")
+    num_steps = None if num_steps is None else check_count("num_steps", num_steps)
+    if p_uniform == 0:
+        alpha = continuous.linear()
+        betas = alpha if num_steps is None else alpha.betas(num_steps)
+        return absorbing(num_classes, betas, mask_id, data_has_mask)
     u = torch.full((num_classes,), 1 / (num_classes - 1), dtype=torch.float64, device="cpu")
     u[mask_id] = 0
     marginals = _Gidd(float(p_uniform), float(gamma))
     if num_steps is None:
         return MovingTransition("gidd", num_classes, marginals, u, mask_id, data_has_mask)
-    num_steps = check_count("num_steps", num_steps)
     times = torch.arange(num_steps + 1, dtype=torch.float64, device="cpu") / num_steps
     _, base, mask = marginals.step(times[:-1], times[1:])
-    betas = base + mask
-    return RankOneTransition("gidd", num_classes, betas, u, base / betas, mask_id, data_has_mask)
+    redrawn = base + mask
+    share = base / redrawn
+    return RankOneTransition("gidd", num_classes, redrawn, u, share, mask_id, data_has_mask)
 
 
 @loadable
