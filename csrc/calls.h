@@ -85,6 +85,13 @@ struct Loss {
     return (!mask || mask[token]) && weights.of<Real>(token) != 0;
   }
 
+  // What the gradient is multiplied by.
+  template <class Real>
+  D3PM_HOST_DEVICE Real factor() const {
+    const Real scale = static_cast<Real>(grad_scale);
+    return count ? scale / *static_cast<const Real*>(count) : scale;
+  }
+
   D3PM_HOST_DEVICE int64_t num_results() const { return with_terms ? 3 : 1; }
 };
 
@@ -96,6 +103,14 @@ struct LossStrokes {
   void* statistics;  // (N, 5) real: top, e_rest, and the logits of x_0, x_t and the mask
   void* line;        // (N, 3) real: ratio, shift and slope
   void* sums;        // (N, 2) real: sum_phi and sum_h
+};
+
+// The density by log scores in place of logits; N of K classes.
+struct ScoreLoss {
+  Loss of;
+  const double* pi;  // (K,); null for 1/K
+  // (K,) real: their sum is log pi_j, 0 where pi is 0, and a level is a multiple of 2^-16; or null.
+  const void *levels, *rests;
 };
 
 // log q(x_s | x_t, x_0).

@@ -24,6 +24,14 @@ class NoLaw(ValueError):
         return NoLaw(self.found, (first + items, *position))
 
 
+def check_has_law(drawn: Tensor) -> None:
+    """Raise NoLaw where a draw ``(B, *S)`` by scores is negative; reads the values."""
+    bad = drawn < 0
+    if bool(bad.any()):
+        token = tuple(int(i) for i in bad.nonzero()[0])
+        raise NoLaw("log_scores must give x_s a law, got NaN, inf, or no weight above 0", token)
+
+
 def check_drawn(drawn: Tensor, x_t: Tensor, row_of: Callable[[tuple[int, ...]], Tensor]) -> None:
     """Raise NoLaw where a draw ``(B, *S)`` is negative; reads the values.
 

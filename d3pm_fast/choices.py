@@ -15,6 +15,7 @@ __all__ = [
     "Last",
     "Reduction",
     "Reverse",
+    "ScoreStep",
     "Spacing",
 ]
 
@@ -28,6 +29,8 @@ Reduction = Literal["mean", "sum", "none", "batch"]
 """What is returned of the losses of all tokens."""
 Last = Literal["sample", "argmax"]
 """What a sampler does in the step to time 0."""
+ScoreStep = Literal["analytic", "euler"]
+"""The reverse step of a score, see :class:`d3pm_fast.functional.Score`."""
 Spacing = Literal["uniform", "cosine", "log"]
 """How a sampler's times lie in continuous time."""
 ClassDim = Literal[-1, 1]
@@ -40,6 +43,7 @@ FIRST_STEPS: tuple[FirstStep, ...] = get_args(FirstStep)
 IMPLS: tuple[Impl, ...] = get_args(Impl)
 REDUCTIONS: tuple[Reduction, ...] = get_args(Reduction)
 LASTS: tuple[Last, ...] = get_args(Last)
+SCORE_STEPS: tuple[ScoreStep, ...] = get_args(ScoreStep)
 SPACINGS: tuple[Spacing, ...] = get_args(Spacing)
 CLASS_DIMS: tuple[ClassDim, ...] = get_args(ClassDim)
 GRAPH_METHODS: tuple[GraphMethod, ...] = get_args(GraphMethod)

@@ -18,7 +18,6 @@ from ._checks import (
     check_sizes,
     check_tokens,
 )
-from ._no_law import check_drawn
 from ._reuse import Reuse
 from .chains import Transition
 from .choices import LASTS, Last
@@ -174,7 +173,7 @@ def step(
         likeliest = log_p.argmax(dim=dim).where(~log_p.isnan().any(dim=dim), NONE)
         x_s = hold(likeliest, known)
         if x_s.device.type == "cpu":
-            check_drawn(x_s, x_t, as_prediction(prediction, chain, dim).row)
+            as_prediction(prediction, chain, dim).check_drawn(x_s, x_t)
         return x_s
     # A step of one has its coefficients in a table.
     ends = None if chain.has_steps and s == t - 1 else targets

@@ -18,6 +18,7 @@ bool run_statistics(Type type, const LossStrokes& call, int num_threads);
 bool run_solve(Type type, const LossStrokes& call, int num_threads);
 bool run_sums(Type type, const LossStrokes& call, int num_threads);
 bool run_gradient(Type type, const LossStrokes& call, int num_threads);
+bool run(Type type, const ScoreLoss& call, int num_threads);
 bool run(Type type, const QPosterior& call, int num_threads);
 bool run(Type type, const PPosterior& call, int num_threads);
 bool run(const QSample& call, int num_threads);

@@ -65,6 +65,7 @@ PYBIND11_MODULE(_cpu, m, py::mod_gil_not_used()) {
   m.def("loss_solve", typed(&run_solve), Unlocked());
   m.def("loss_sums", typed(&run_sums), Unlocked());
   m.def("loss_gradient", typed(&run_gradient), Unlocked());
+  m.def("score_loss", typed<ScoreLoss>(&run), Unlocked());
   m.def("q_posterior", typed<QPosterior>(&run), Unlocked());
   m.def("p_posterior", typed<PPosterior>(&run), Unlocked());
   m.def("q_sample", &draw<QSample>, Unlocked());

@@ -5,6 +5,7 @@
 
 #include "../bits.h"
 #include "../phi.h"
+#include "../powers.h"
 #include "vectors.h"
 
 #include "vector_elements.h"

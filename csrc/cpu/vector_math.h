@@ -1,4 +1,4 @@
-// The mathematics of vectors; phi.h has what CUDA shares.
+// The mathematics of vectors; phi.h and powers.h have what CUDA shares.
 
 template <class Real>
 struct Math;
@@ -17,34 +17,19 @@ struct Math<float> {
 
   D3PM_INLINE V to_real(const Ints& n) { return __builtin_convertvector(n, V); }
 
-  // exp(x) = scale (1 + rest), for x in [-87.3, 0]; scale is a power of 2. NaN is a rest of NaN.
-  struct SplitExp {
-    V rest, scale;
-  };
-  D3PM_INLINE SplitExp split_exp(const V& x) {
-    const V shifted = x * 1.44269504088896341f + 12582912.0f;  // its low bits are round(x / ln 2)
-    const V n = shifted - 12582912.0f;
-    const V r = (x - n * kLn2High) - n * kLn2Low;
-    V p = r * 1.9875691500e-4f + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    const Words power = bit_cast<Words>(shifted) << 23;
-    return {p * (r * r) + r, bit_cast<V>(bit_cast<Words>(V{} + 1.0f) + power)};
-  }
-
   // For x <= 0 or NaN; below the least normal number, 0.
   D3PM_INLINE V exp(const V& x) {
-    const SplitExp e = split_exp(x);
-    return x < -87.3f ? V{} : e.scale * e.rest + e.scale;
+    const auto e = split_exp<Math>(x);
+    return x < -87.3f ? V{} : e.scale * (e.curve + e.rest) + e.scale;
   }
 
   // exp(x) - 1 for x <= 0 or NaN.
   D3PM_INLINE V expm1(const V& x) {
-    const SplitExp e = split_exp(x);
-    return x < -87.3f ? V{} - 1.0f : e.scale * e.rest + (e.scale - 1.0f);
+    const auto e = split_exp<Math>(x);
+    return x < -87.3f ? V{} - 1.0f : e.scale * (e.curve + e.rest) + (e.scale - 1.0f);
   }
+
+  D3PM_INLINE Powers<V> powers(const V& x) { return powers_in_float<Math>(x); }
 
   // log(y) of y >= 0, zero, infinity, NaN and subnormal numbers included.
   D3PM_INLINE V log(const V& y) {
@@ -100,6 +85,11 @@ struct Math<double> {
 
   D3PM_INLINE V expm1(const V& x) {
     return each(x, [](double v) { return std::expm1(v); });
+  }
+
+  D3PM_INLINE Powers<V> powers(const V& x) {
+    const auto turn = [](double v) { return v < -1 ? std::exp(v) : std::expm1(v); };
+    return powers_in_double<Math>(x, each(x, turn));
   }
 
   D3PM_INLINE V log(const V& x) {

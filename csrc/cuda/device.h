@@ -30,6 +30,7 @@ constexpr int kMostThreads = 256;  // that share a row
 
 #include "../bits.h"
 #include "../phi.h"
+#include "../powers.h"
 
 template <class Element>
 struct Memory {
@@ -90,6 +91,7 @@ struct Math<float> {
   static __device__ V log1p(V x) { return log1pf(x); }
 
   static __device__ V phi(V x, V y) { return phi_in_float<Math>(x, y); }
+  static __device__ Powers<V> powers(V x) { return powers_in_float<Math>(x); }
 };
 
 template <>
@@ -107,6 +109,9 @@ struct Math<double> {
   static __device__ V phi(V x, V y) {
     if (x <= -0.1 || x >= 0.1) return x - ::log(y);
     return phi_near_zero(x);
+  }
+  static __device__ Powers<V> powers(V x) {
+    return powers_in_double<Math>(x, x < -1 ? ::exp(x) : ::expm1(x));
   }
 };
 

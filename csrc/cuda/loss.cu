@@ -73,8 +73,7 @@ struct TokenRow : LossRow<Math<Real>> {
     const auto pi = [&](int j) { return static_cast<Real>(vector(1, 0, j)); };
     LossRow<M>::look_up(x0, x_t, mask, pi(x0), pi(x_t), mask < 0 ? Real(0) : pi(mask), step.base,
                         step.to_mask, step.bar_to_mask, step.is_density);
-    factor = static_cast<Real>(call.grad_scale);
-    if (call.count) factor /= *static_cast<const Real*>(call.count);
+    factor = call.factor<Real>();
   }
 };
 

@@ -29,6 +29,7 @@ def check_model(
     check_choice("reverse", reverse, REVERSES)
     check_choice("first_step", first_step, FIRST_STEPS)
     prediction.check(x_t.shape)
+    prediction.check_chain(transition)
     check_times("t", t, x_t.shape, transition.has_steps)
     first, *_ = prediction.parameters
     check_same_device(logits=first, x_t=x_t, t=t, transition=transition, **others)

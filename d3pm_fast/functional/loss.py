@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .. import _environment, autograd, ops, reference
+from .. import _environment, autograd, reference
 from .._checks import (
     check_choice,
     check_data,
@@ -18,12 +18,13 @@ from .._checks import (
     check_tokens,
     check_weight,
 )
-from ..autograd import LossOperation
+from ..autograd import LossOperation, counted
 from ..chains import Transition
 from ..choices import REDUCTIONS, ClassDim, FirstStep, Impl, Reduction, Reverse
 from ..derivatives import Inputs, Items
-from ..predictions import Predicted, as_prediction
+from ..predictions import Predicted, Prediction, as_prediction
 from ..records import Loss, Model, Weights
+from ..reductions import reduced
 from ..reference.logspace import compute_dtype, spread
 from .arguments import (
     can_be_read,
@@ -103,7 +104,7 @@ def loss(
         the chain cannot make.
     """
     prediction = as_prediction(logits, transition, class_dim)
-    prediction.check_model()
+    prediction.check_loss(transition, ce_weight)
     if isinstance(vb_weight, Tensor) or isinstance(ce_weight, Tensor):
         options: dict[str, Any] = {
             "reverse": reverse,
@@ -116,10 +117,12 @@ def loss(
             "impl": impl,
         }
         term = partial(loss, transition, logits, x0, x_t, t, s, **options)
-        bound, cross_entropy = term(ce_weight=0.0), term(vb_weight=0.0, ce_weight=1.0)
-        total = check_weight("vb_weight", vb_weight) * bound + (
-            check_weight("ce_weight", ce_weight) * cross_entropy
-        )
+        bound = term(ce_weight=0.0)
+        total = check_weight("vb_weight", vb_weight) * bound
+        cross_entropy = torch.full_like(bound, torch.nan)
+        if prediction.predicts_x0:
+            cross_entropy = term(vb_weight=0.0, ce_weight=1.0)
+            total = total + check_weight("ce_weight", ce_weight) * cross_entropy
         return torch.stack((total, bound, cross_entropy), dim=-1) if with_terms else total
     check_choice("reduction", reduction, REDUCTIONS)
     terms = Weights(check_number("vb_weight", vb_weight), check_number("ce_weight", ce_weight))
@@ -146,7 +149,9 @@ def loss(
         prediction = prediction.masked(counts)
     if transition.has_steps or s is not None:
         s = check_target(transition, s, t, x_t.shape)
-    name = choose(impl, "loss", transition, t, 1, counts, x0=x0, x_t=x_t)
+    has_own_law = s is not None and not prediction.predicts_x0
+    asked = prediction.operations.p_posterior if has_own_law else prediction.operations.loss
+    name = choose(impl, asked.name, transition, t, 1, counts, x0=x0, x_t=x_t)
     if (_environment.CHECK or name == "reference") and can_be_read(x0):
         check_data(x0 if counts is None else x0.where(counts, -1), transition.forbidden)
     served = prediction.served_by(name)
@@ -159,7 +164,8 @@ def loss(
             divisor, late = None, divisor
     if weights is not None or divisor is not None:
         factors = _factors(weights, divisor, x0, compute_dtype(prediction.dtype))
-    operation = served.loss(_of_logits(transition, name, model, terms, with_terms))
+    of = transition, name, model, terms, with_terms, served
+    operation = _of_law(*of) if has_own_law else served.loss(_of_logits(*of))
     items = contiguous(x0), mask, contiguous(x_t), contiguous_times(transition, t), s, factors
     value = autograd.loss(operation, reduction, served.parameters, items)
     if late is not None:
@@ -219,9 +225,19 @@ def _factors(
 
 
 def _of_logits(
-    transition: Transition, name: str, model: Model, terms: Weights, with_terms: bool
+    transition: Transition,
+    name: str,
+    model: Model,
+    terms: Weights,
+    with_terms: bool,
+    prediction: Prediction,
 ) -> LossOperation:
-    """Return the loss of logits; its items are x_0, the mask, x_t, t, s and the factors."""
+    """Return the loss of logits, or of scores.
+
+    Its items are x_0, the mask, x_t, t, s and the factors.
+    """
+    operations, structure = prediction.operations, transition.structure
+    by_reference = operations.loss.kernel("reference", structure)
 
     def record(inputs: "Inputs", items: "tuple[Any, ...]") -> "Loss[Any]":
         x0, mask, x_t, t, s, factors = items
@@ -232,11 +248,11 @@ def _of_logits(
         return Loss(logits, x0, mask, x_t, step, model, weights, is_density, with_terms)
 
     def value(inputs: "Inputs", items: "Items", reduction: "str") -> "Tensor":
-        kernel = ops.loss.kernel(name, transition.structure)
+        kernel = operations.loss.kernel(name, structure)
         return kernel(record(inputs, items), reduction)  # type: ignore[no-any-return]
 
     def with_gradient(inputs: "Inputs", items: "Items", reduction: "str", late: "bool") -> "Any":
-        kernel = ops.loss_and_grad.kernel(name, transition.structure)
+        kernel = operations.loss_and_grad.kernel(name, structure)
         return kernel(record(inputs, items), reduction, late)
 
     def meaning(items: "tuple[Any, ...]") -> "Callable[..., Tensor]":
@@ -245,7 +261,37 @@ def _of_logits(
         step = transition.of_tokens(step, x_t=x_t)
         weights = terms if factors is None else Weights(terms.vb, terms.ce, factors)
         of = x0, mask, x_t, reference.looked_up(step), model, weights, is_density, with_terms
-        return lambda logits: reference.loss(Loss(logits, *of), "none")
+        return lambda logits: by_reference(Loss(logits, *of), "none")
 
     gradient = None if name == "reference" else with_gradient
     return LossOperation(value, gradient, meaning, with_terms=with_terms)
+
+
+def _of_law(
+    transition: Transition,
+    name: str,
+    model: Model,
+    terms: Weights,
+    with_terms: bool,
+    prediction: Prediction,
+) -> LossOperation:
+    """Return the loss of steps by the law that a prediction gives without an x_0, in PyTorch."""
+    posterior = prediction.operations.p_posterior.kernel(name, transition.structure)
+
+    def meaning(items: "tuple[Any, ...]") -> "Callable[..., Tensor]":
+        x0, mask, x_t, t, s, factors = items
+        step = transition.of_tokens(transition.step_record(t, s), x_t=x_t)
+        of_law = prediction.step_record(transition, x_t, t, s)
+        weights = Weights(terms.vb, terms.ce, factors)
+        of = x0, mask, x_t, step, model, weights, False, with_terms
+
+        def value(scores: "Tensor") -> "Tensor":
+            log_p = posterior(scores, x_t, of_law, model)
+            return reference.score_divergence(Loss(scores, *of), "none", log_p)
+
+        return value
+
+    def value(inputs: "Inputs", items: "Items", reduction: "str") -> "Tensor":
+        return reduced(meaning(items)(*inputs), reduction, counted(items), with_terms)
+
+    return LossOperation(value, None, meaning, with_terms=with_terms)

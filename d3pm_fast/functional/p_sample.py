@@ -7,7 +7,6 @@ from torch import Tensor
 
 from .. import _environment, ops
 from .._checks import check_tokens
-from .._no_law import check_drawn
 from ..chains import Transition
 from ..choices import ClassDim, FirstStep, Impl, Reverse
 from ..predictions import Predicted, as_prediction
@@ -80,7 +79,7 @@ def p_sample(
         prediction.check_no_nan()
     seeds = check_seeds(seeds, generator, x_t)
     s = check_target(transition, s, t, x_t.shape)
-    name = choose(impl, "p_sample", transition, t, 1, x_t=x_t)
+    name = choose(impl, prediction.operations.p_sample.name, transition, t, 1, x_t=x_t)
 
     def find(operation: "ops.Operation") -> "Any":
         is_served = operation.is_served(name, transition.structure)
@@ -95,12 +94,12 @@ def p_sample(
         seeds: "Tensor",
         *last: "Any",
     ) -> "Tensor":
-        step_of = transition.of_tokens(transition.step_record(t, s), x_t=x_t)
+        step_of = prediction.step_record(transition, x_t, t, s)
         return kernel(logits, x_t, step_of, model, Random(seeds, step), *last)  # type: ignore[no-any-return]
 
     with torch.no_grad():
         items = contiguous(x_t), contiguous_times(transition, t), s, seeds
         drawn = prediction.served_by(name).sampled(find, draw, items)
     if _environment.CHECK:
-        check_drawn(drawn, x_t, prediction.row)
+        prediction.check_drawn(drawn, x_t)
     return drawn.to(x_t.dtype)

@@ -18,7 +18,7 @@ from .._checks import (
 from ..chains import Transition
 from ..choices import CLASS_DIMS, ClassDim, FirstStep, Impl, Reverse
 from ..derivatives import Differentiable, Inputs, Items
-from ..predictions import Predicted, as_prediction
+from ..predictions import Predicted, Prediction, as_prediction
 from ..records import Model
 from .arguments import (
     check_model,
@@ -128,32 +128,37 @@ def p_posterior(
         prediction.check_no_nan()
     prediction.check_gradient()
     s = check_target(transition, s, t, x_t.shape)
-    name = choose(impl, "p_posterior", transition, t, 1, x_t=x_t)
+    name = choose(impl, prediction.operations.p_posterior.name, transition, t, 1, x_t=x_t)
     served = prediction.served_by(name)
-    operation = served.differentiable(_of_logits(transition, name, model))
+    operation = served.differentiable(_of_logits(transition, name, model, served))
     items = contiguous(x_t), contiguous_times(transition, t), s
     log_p = autograd.differentiable(operation, served.parameters, items).to(dtype)
     return log_p if class_dim == -1 else log_p.movedim(-1, class_dim)
 
 
-def _of_logits(transition: Transition, name: str, model: Model) -> Differentiable:
-    """Return ``log p(x_s | x_t)`` of logits; its items are x_t, t and s."""
-    kernel = ops.p_posterior.kernel(name, transition.structure)
+def _of_logits(
+    transition: Transition, name: str, model: Model, prediction: Prediction
+) -> Differentiable:
+    """Return ``log p(x_s | x_t)`` of logits, or of scores; its items are x_t, t and s."""
+    operations, structure = prediction.operations, transition.structure
+    kernel = operations.p_posterior.kernel(name, structure)
+    by_reference = operations.p_posterior.kernel("reference", structure)
 
     def value(inputs: "Inputs", items: "Items") -> "Tensor":
         return kernel(*inputs, *step_of(items), model)  # type: ignore[no-any-return]
 
     def gradient(inputs: "Inputs", items: "Items", upstream: "Tensor") -> "Inputs":
-        pull = ops.p_posterior_grad.kernel(name, transition.structure)
+        assert operations.p_posterior_grad is not None
+        pull = operations.p_posterior_grad.kernel(name, structure)
         return (pull(*inputs, *step_of(items), model, upstream.contiguous()),)
 
     def meaning(items: "Items") -> "Callable[..., Tensor]":
         x_t, step = step_of(items)
         found = reference.looked_up(step)
-        return lambda logits: reference.p_posterior(logits, x_t, found, model)
+        return lambda logits: by_reference(logits, x_t, found, model)
 
     def step_of(items: "tuple[Any, ...]") -> "tuple[Tensor, Any]":
         x_t, t, s = items
-        return x_t, transition.of_tokens(transition.step_record(t, s), x_t=x_t)
+        return x_t, prediction.step_record(transition, x_t, t, s)
 
     return Differentiable(value, gradient if name != "reference" else None, meaning)

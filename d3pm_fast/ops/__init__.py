@@ -15,12 +15,23 @@ from .posterior import p_posterior, p_posterior_grad, q_posterior
 from .products import products_scan
 from .q_sample import q_sample
 from .register import Operation
+from .score_loss import score_loss, score_loss_and_grad
+from .score_step import (
+    analytic_p_sample,
+    analytic_posterior,
+    euler_p_sample,
+    euler_posterior,
+)
 from .shaped import shaped_logits
 
 __all__ = [
     "Implementation",
     "Implementations",
     "Operation",
+    "analytic_p_sample",
+    "analytic_posterior",
+    "euler_p_sample",
+    "euler_posterior",
     "gap",
     "implementation",
     "logistic_gradient",
@@ -38,6 +49,8 @@ __all__ = [
     "products_scan",
     "q_posterior",
     "q_sample",
+    "score_loss",
+    "score_loss_and_grad",
     "shaped_logits",
     "shaped_p_sample",
 ]

@@ -1,5 +1,6 @@
 """``torch.ops.d3pm_fast.loss`` and ``loss_and_grad``: who serves them, and how each is called."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,17 +18,19 @@ from .kernel import triton_kernel
 from .register import Operation
 
 
-def _fake_loss(of: Loss[Any], reduction: str) -> Tensor:
+def fake_loss(of: Loss[Any], reduction: str) -> Tensor:
+    """Return a loss without its numbers."""
     shape = *(of.x0.shape if reduction == "none" else ()), *((3,) if of.with_terms else ())
     return of.logits.new_empty(shape, dtype=compute_dtype(of.logits.dtype))
 
 
-def _fake_loss_and_grad(of: Loss[Any], reduction: str, late: bool) -> tuple[Tensor, Tensor]:
-    return _fake_loss(of, reduction), torch.empty_like(of.logits)
+def fake_loss_and_grad(of: Loss[Any], reduction: str, late: bool) -> tuple[Tensor, Tensor]:
+    """Return a loss and its gradient without their numbers."""
+    return fake_loss(of, reduction), torch.empty_like(of.logits)
 
 
-loss = Operation("loss", _fake_loss)
-loss_and_grad = Operation("loss_and_grad", _fake_loss_and_grad)
+loss = Operation("loss", fake_loss)
+loss_and_grad = Operation("loss_and_grad", fake_loss_and_grad)
 
 
 # Both operations, by one function: the loss alone, or with ``late`` the loss and its gradient.
@@ -35,7 +38,7 @@ loss_and_grad = Operation("loss_and_grad", _fake_loss_and_grad)
 
 def _on_cpu(of: Loss[RankOneStep], reduction: str, late: bool | None = None) -> Any:
     grad = None if late is None else torch.empty_like(of.logits)
-    value = _fake_loss(of, reduction)
+    value = fake_loss(of, reduction)
     pi = pi_in(of.step, of.logits.dtype)
     chain = chain_record(of.x0.numel(), of.step, pi, of.step.forbidden)
     call = loss_record(of, chain, value, grad)
@@ -45,8 +48,21 @@ def _on_cpu(of: Loss[RankOneStep], reduction: str, late: bool | None = None) -> 
 
 
 def _on_cuda(of: Loss[RankOneStep], reduction: str, late: bool | None = None) -> Any:
+    def start(call: tuple[Any, ...]) -> None:
+        start_cuda("loss", of.logits, str(of.logits.dtype), call)
+
+    return by_tokens(start, of, reduction, late)
+
+
+def by_tokens(
+    compute: Callable[[tuple[Any, ...]], None],
+    of: Loss[RankOneStep],
+    reduction: str,
+    late: bool | None,
+) -> Any:
+    """Return a loss, and with ``late`` its gradient, by code that leaves sums to PyTorch."""
     grad = None if late is None else torch.empty_like(of.logits)
-    tokens = _fake_loss(of, "none")
+    tokens = fake_loss(of, "none")
     mean = reduction == "mean"
     count = of.mask.sum().to(tokens.dtype) if mean and of.mask is not None else None
     divides = mean and not late
@@ -54,8 +70,7 @@ def _on_cuda(of: Loss[RankOneStep], reduction: str, late: bool | None = None) ->
     divisor = count if divides else None
     pi = pi_in(of.step, of.logits.dtype)
     chain = chain_record(of.x0.numel(), of.step, pi, of.step.forbidden)
-    call = loss_record(of, chain, tokens, grad, scale, divisor)
-    start_cuda("loss", of.logits, str(of.logits.dtype), call)
+    compute(loss_record(of, chain, tokens, grad, scale, divisor))
     value = reduced(tokens, reduction, count, of.with_terms)
     return value if grad is None else (value, grad)
 

@@ -23,9 +23,10 @@ from .kernel import triton_kernel
 from .register import Operation
 
 
-def _fake_p_sample(
+def fake_p_sample(
     logits: Tensor, x_t: Tensor, step: AnyStep, model: Model, random: Random
 ) -> Tensor:
+    """Return draws without their numbers."""
     return torch.empty_like(x_t)
 
 
@@ -35,7 +36,7 @@ def _fake_shaped_p_sample(
     return torch.empty_like(x_t)
 
 
-p_sample = Operation("p_sample", _fake_p_sample)
+p_sample = Operation("p_sample", fake_p_sample)
 shaped_p_sample = Operation("shaped_p_sample", _fake_shaped_p_sample)
 
 

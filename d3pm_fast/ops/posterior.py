@@ -19,7 +19,8 @@ def _fake_q_posterior(x0: Tensor, x_t: Tensor, step: AnyStep, dtype: torch.dtype
     return x0.new_empty(*x0.shape, step.num_classes, dtype=dtype)
 
 
-def _fake_p_posterior(logits: Tensor, x_t: Tensor, step: AnyStep, model: Model) -> Tensor:
+def fake_p_posterior(logits: Tensor, x_t: Tensor, step: AnyStep, model: Model) -> Tensor:
+    """Return log-probabilities without their numbers."""
     return torch.empty_like(logits)
 
 
@@ -30,7 +31,7 @@ def _fake_p_posterior_grad(
 
 
 q_posterior = Operation("q_posterior", _fake_q_posterior)
-p_posterior = Operation("p_posterior", _fake_p_posterior)
+p_posterior = Operation("p_posterior", fake_p_posterior)
 p_posterior_grad = Operation("p_posterior_grad", _fake_p_posterior_grad)
 
 

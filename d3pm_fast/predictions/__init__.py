@@ -10,14 +10,19 @@ from ..choices import CLASS_DIMS, ClassDim
 from .logistic import Logistic, LogisticPrediction
 from .logits import LogitsPrediction
 from .prediction import Classes, Prediction
+from .score import Score, ScorePrediction
 from .shaped import Shaped, ShapedPrediction
 
-__all__ = ["Classes", "Logistic", "Predicted", "Prediction", "Shaped", "as_prediction"]
+__all__ = ["Classes", "Logistic", "Predicted", "Prediction", "Score", "Shaped", "as_prediction"]
 
 Predicted = Tensor | tuple[Any, ...]
 """What a denoiser may give: logits, or a kind of prediction in their place."""
 
-_KINDS: dict[type, Any] = {Shaped: ShapedPrediction, tuple: LogisticPrediction}
+_KINDS: dict[type, Any] = {
+    Score: ScorePrediction,
+    Shaped: ShapedPrediction,
+    tuple: LogisticPrediction,
+}
 
 
 def as_prediction(given: Predicted, transition: Transition, class_dim: ClassDim = -1) -> Prediction:
@@ -38,6 +43,6 @@ def _classes_last(given: Predicted, dim: ClassDim) -> Predicted:
     """Return logits with the classes moved to the end; parameters have no axis of classes."""
     if isinstance(given, Tensor):
         return given.movedim(dim, -1) if given.ndim > 1 else given
-    if isinstance(given, Shaped):
-        return Shaped(*(_classes_last(x, dim) if isinstance(x, Tensor) else x for x in given))  # type: ignore[arg-type]
+    if isinstance(given, Score | Shaped):
+        return type(given)(*(_classes_last(x, dim) if isinstance(x, Tensor) else x for x in given))  # type: ignore[arg-type]
     return given

@@ -45,17 +45,17 @@ class LogitsPrediction(Prediction):
 
     def double(self) -> LogitsPrediction:
         """Return them in float64."""
-        return LogitsPrediction(self.given.double(), self.classes)
+        return self._of(self.given.double())
 
     def whole(self) -> LogitsPrediction:
         """Return logits of all classes: a copy where the mask's are left out."""
-        return LogitsPrediction(whole(self.given, self.num_classes), self.classes)
+        return self._of(whole(self.given, self.num_classes))
 
     def served_by(self, _implementation: str) -> LogitsPrediction:
         """Return them contiguous."""
         if self.given.is_contiguous():
             return self
-        return LogitsPrediction(self.given.contiguous(), self.classes)
+        return self._of(self.given.contiguous())
 
     def masked(self, _mask: Tensor) -> LogitsPrediction:
         """Return them: kernels have no gradient for tokens that do not count."""
@@ -88,3 +88,7 @@ class LogitsPrediction(Prediction):
     def differentiable(self, of_logits: Differentiable) -> Differentiable:
         """Return the operation on logits."""
         return of_logits
+
+    def _of(self, given: Tensor) -> LogitsPrediction:
+        """Return a prediction of the same kind by another tensor."""
+        return LogitsPrediction(given, self.classes)

@@ -10,17 +10,19 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .. import ops
+from .._no_law import check_drawn
 from ..autograd import LossOperation, at_least_one, counted, scaled
+from ..chains import Transition
 from ..choices import ClassDim
 from ..derivatives import Differentiable, Inputs, Items, split
-from ..ops import Operation, p_sample
 from ..reductions import of_loss, reduced
 from ..reference.logspace import compute_dtype
 from .chunks import chunks, in_chunks
 
 __all__ = ["Classes", "Prediction"]
 
-FindKernel = Callable[[Operation], Any]
+FindKernel = Callable[[ops.Operation], Any]
 
 
 class Classes(NamedTuple):
@@ -37,6 +39,29 @@ class Classes(NamedTuple):
     dim: ClassDim
 
 
+class Operations(NamedTuple):
+    """What the public functions call for a kind of prediction.
+
+    Attributes:
+        loss: the loss.
+        loss_and_grad: the loss and its gradient.
+        p_posterior: ``log p(x_s | x_t)``.
+        p_posterior_grad: its gradient; None where it is plain PyTorch.
+        p_sample: draws of it.
+    """
+
+    loss: ops.Operation
+    loss_and_grad: ops.Operation
+    p_posterior: ops.Operation
+    p_posterior_grad: ops.Operation | None
+    p_sample: ops.Operation
+
+
+_OF_LOGITS = Operations(
+    ops.loss, ops.loss_and_grad, ops.p_posterior, ops.p_posterior_grad, ops.p_sample
+)
+
+
 class Prediction(ABC):
     """What a denoiser predicts, as the operations see it.
 
@@ -49,15 +74,22 @@ class Prediction(ABC):
         classes: what is predicted.
         num_shared: how many of the parameters, the last ones, all tokens share; the others have
             the batch as their first axis.
+        predicts_x0: whether there are logits of x_0, and so a cross-entropy.
     """
 
     classes: Classes
     num_shared = 0
+    predicts_x0 = True
 
     @property
     def num_classes(self) -> int:
         """K."""
         return self.classes.number
+
+    @property
+    def operations(self) -> Operations:
+        """The operations on its logits, or what it has in their place."""
+        return _OF_LOGITS
 
     @property
     @abstractmethod
@@ -83,8 +115,12 @@ class Prediction(ABC):
     def check(self, shape: torch.Size) -> None:
         """Raise unless it predicts tokens of a shape ``(B, *S)``."""
 
-    def check_model(self) -> None:
-        """Raise where it is not the model's own prediction, which alone has a loss."""
+    def check_chain(self, transition: Transition) -> None:
+        """Raise where it has no meaning for a chain."""
+        return
+
+    def check_loss(self, transition: Transition, ce_weight: float | Tensor) -> None:
+        """Raise where it has no such loss; none but the model's own prediction has one."""
         return
 
     def check_gradient(self) -> None:
@@ -94,6 +130,14 @@ class Prediction(ABC):
     @abstractmethod
     def check_no_nan(self) -> None:
         """Raise for a NaN; reads the values."""
+
+    def check_drawn(self, drawn: Tensor, x_t: Tensor) -> None:
+        """Raise where draws made of it came from what is no law; reads the values."""
+        check_drawn(drawn, x_t, self.row)
+
+    def step_record(self, transition: Transition, x_t: Tensor, t: Tensor, s: Tensor | None) -> Any:
+        """Return the steps ``x_t -> x_s`` that its law is of."""
+        return transition.of_tokens(transition.step_record(t, s), x_t=x_t)
 
     @abstractmethod
     def double(self) -> Prediction:
@@ -135,7 +179,7 @@ class Prediction(ABC):
             call: maps a kernel, logits, the items, and what the kernel takes last, to draws.
             items: what goes with the logits along the batch.
         """
-        return self.applied(partial(call, find(p_sample)), items)
+        return self.applied(partial(call, find(self.operations.p_sample)), items)
 
     def applied(self, operation: Callable[..., Tensor], items: Items) -> Tensor:
         """Return an operation's result on logits and items, without a gradient."""

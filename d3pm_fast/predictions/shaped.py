@@ -18,6 +18,7 @@ from .._checks import (
     check_same_device,
     check_shape,
 )
+from ..chains import Transition
 from ..derivatives import Items
 from ..ops import shaped_logits, shaped_p_sample
 from ..records import Shaping
@@ -88,7 +89,7 @@ class ShapedPrediction(Prediction):
         _check_shaped(*self.given)
         check_logits("logits", self.given.logits, shape, self.classes)
 
-    def check_model(self) -> None:
+    def check_loss(self, transition: Transition, ce_weight: float | Tensor) -> None:
         """Raise: a loss is of the model itself."""
         raise TypeError("logits must be those of the model in a loss, got Shaped ones")
 

@@ -11,11 +11,22 @@ from .p_sample import p_sample
 from .posterior import p_posterior, q_posterior
 from .products import cumulative_products
 from .q_sample import q_sample
+from .score_loss import score_divergence, score_loss
+from .score_step import (
+    analytic_p_sample,
+    analytic_posterior,
+    euler_p_sample,
+    euler_posterior,
+)
 from .shaped import shaped_logits, shaped_row
 from .step import looked_up
 
 __all__ = [
+    "analytic_p_sample",
+    "analytic_posterior",
     "cumulative_products",
+    "euler_p_sample",
+    "euler_posterior",
     "logistic_logits",
     "looked_up",
     "loss",
@@ -23,6 +34,8 @@ __all__ = [
     "p_sample",
     "q_posterior",
     "q_sample",
+    "score_divergence",
+    "score_loss",
     "shaped_logits",
     "shaped_row",
 ]

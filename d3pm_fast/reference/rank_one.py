@@ -66,6 +66,15 @@ class RankOneLogs:
         """Return ``log ubar_j``, the rank-one part of ``Qbar_s``, ``(B, *S, K)``."""
         return self._log_spread(self.bar_base, self.bar_mask).to(self.dtype)
 
+    def log_q_spread(self) -> Tensor:
+        """Return ``log u_j``, the rank-one part of ``Q``, ``(B, *S, K)``."""
+        return self._log_spread(self.base, self.mask).to(self.dtype)
+
+    def is_held(self) -> Tensor:
+        """Return whether data, or else ``Qbar_s``, can hold a class, bool ``(B, *S, K)``."""
+        classes = torch.arange(self.log_vector.shape[-1], device=self.log_vector.device)
+        return (classes != self.forbidden) | (self.log_q_bar_spread() > -torch.inf)
+
     def log_q_bar_row(self, x0: Tensor) -> Tensor:
         """Return ``log Qbar_s[x_0, j]`` for every j, ``(B, *S, K)``."""
         spread = self._log_spread(self.bar_base, self.bar_mask)
