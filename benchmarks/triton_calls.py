@@ -48,7 +48,14 @@ def calls(num_classes: int, dtype: torch.dtype) -> dict[str, Callable[[], Any]]:
     """Return a call of every kernel, by name."""
     from d3pm_fast.kernels.common import scale
     from d3pm_fast.kernels.predictions import gap, logistic, shaped
-    from d3pm_fast.kernels.rank_one import loss, loss_strokes, p_sample, posterior, q_sample
+    from d3pm_fast.kernels.rank_one import (
+        loss,
+        loss_strokes,
+        p_sample,
+        posterior,
+        q_sample,
+        score_loss,
+    )
 
     logits, tokens = empty(TOKENS, num_classes, dtype=dtype), empty(TOKENS)
     double = torch.float64
@@ -71,6 +78,8 @@ def calls(num_classes: int, dtype: torch.dtype) -> dict[str, Callable[[], Any]]:
         "loss": lambda: loss.loss(plain, "sum"),
         "loss and gradient": lambda: loss.loss(plain, "sum", False),
         "loss and gradient, pi, posterior mean": lambda: loss.loss(of_mean, "sum", False),
+        "loss by scores": lambda: score_loss.score_loss(plain, "sum", False),
+        "loss by scores, pi": lambda: score_loss.score_loss(of_mean, "sum", False),
         "gap": lambda: gap.gap(logits, tokens),
         "statistics stroke": lambda: loss_strokes.loss_statistics(of_mean, shard),
         "solve stroke": lambda: loss_strokes.loss_solve(of_mean, shard, statistics),

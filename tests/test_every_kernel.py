@@ -74,6 +74,22 @@ def test_loss_of_long_rows():
     assert_alike(by_both(loss, [torch.randn(1, 1, 520, dtype=torch.float64)]), rtol=1e-9)
 
 
+@pytest.mark.parametrize("num_classes", [K, 520])
+def test_loss_by_scores(num_classes):
+    for make, *more in (
+        (d3.transitions.uniform,),
+        (d3.transitions.marginal, torch.arange(1, num_classes + 1) * 2 / num_classes**2),
+    ):
+        law = [x / x.sum() for x in more]
+        chain = make(num_classes, d3.schedules.continuous.log_linear(), *law)
+        x0, x_t, t = torch.tensor([[3], [1]]), torch.tensor([[4], [1]]), torch.tensor([0.4, 0.7])
+
+        def loss(leaf, chain=chain, tokens=(x0, x_t, t), **options):
+            return functional.loss(chain, functional.Score(leaf), *tokens, **options)
+
+        assert_alike(by_both(loss, [torch.randn(2, 1, num_classes)]))
+
+
 @pytest.mark.parametrize("chain", [CHAINS["uniform"], CHAINS["marginal"]])
 def test_loss_in_strokes(chain):
     x0, x_t = torch.tensor([0, 4, 3]), torch.tensor([2, 4, 1])

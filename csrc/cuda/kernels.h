@@ -20,6 +20,8 @@ struct Scan {
 template <class Element>
 const char* launch(const Loss& call, void* stream);
 template <class Element>
+const char* launch(const ScoreLoss& call, void* stream);
+template <class Element>
 const char* launch(const QPosterior& call, void* stream);
 template <class Element>
 const char* launch(const PPosterior& call, void* stream);

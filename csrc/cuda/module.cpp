@@ -38,6 +38,7 @@ PYBIND11_MODULE(D3PM_MODULE, m, py::mod_gil_not_used()) {
   using namespace d3pm;
   m.attr("device") = D3PM_DEVICE;  // the kind of tensors that the kernels serve
   m.def("loss", &device::start<Loss>, Unlocked());
+  m.def("score_loss", &device::start<ScoreLoss>, Unlocked());
   m.def("q_posterior", &device::start<QPosterior>, Unlocked());
   m.def("p_posterior", &device::start<PPosterior>, Unlocked());
   m.def("q_sample", &device::q_sample, Unlocked());

@@ -6,14 +6,15 @@ Both take the record of a loss, whose logits are the log scores.
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from .. import reference
 from .._compiled import cpu
 from ..chains.structures import RANK_ONE, RankOneStep
 from ..records import Loss
 from ..reference.logspace import compute_dtype
-from .host import pointer, raise_bad_token
+from ..reference.score_loss import Levels, levels_of
+from .host import pointer, raise_bad_token, start_cuda
+from .kernel import triton_kernel
 from .loss import by_tokens, fake_loss, fake_loss_and_grad
 from .register import Operation
 
@@ -21,27 +22,35 @@ score_loss = Operation("score_loss", fake_loss)
 score_loss_and_grad = Operation("score_loss_and_grad", fake_loss_and_grad)
 
 
-def levels_of(pi: Tensor | None, dtype: torch.dtype) -> tuple[Tensor | None, Tensor | None]:
-    """Return two parts of log pi, the first a multiple of 2^-16; 0 and 0 where pi is 0."""
-    if pi is None:
-        return None, None
-    log_pi = pi.where(pi > 0, 1).log()
-    levels = (log_pi * 65536).round() / 65536
-    return levels.to(dtype), (log_pi - levels).to(dtype)
-
-
 def _on_cpu(of: Loss[RankOneStep], reduction: str, late: bool | None = None) -> Any:
-    levels, rests = levels_of(of.step.pi, compute_dtype(of.logits.dtype))
+    levels = levels_of(of.step.pi, compute_dtype(of.logits.dtype))
 
     def compute(call: tuple[Any, ...]) -> None:
-        record = call, pointer(of.step.pi), pointer(levels), pointer(rests)
+        record = _record(of, call, levels)
         if cpu.score_loss(str(of.logits.dtype), record, torch.get_num_threads()):
             raise_bad_token(of)
 
     return by_tokens(compute, of, reduction, late)
 
 
+def _on_cuda(of: Loss[RankOneStep], reduction: str, late: bool | None = None) -> Any:
+    levels = levels_of(of.step.pi, compute_dtype(of.logits.dtype))
+
+    def start(call: tuple[Any, ...]) -> None:
+        start_cuda("score_loss", of.logits, str(of.logits.dtype), _record(of, call, levels))
+
+    return by_tokens(start, of, reduction, late)
+
+
+def _record(of: Loss[RankOneStep], call: tuple[Any, ...], levels: Levels) -> tuple[Any, ...]:
+    return call, pointer(of.step.pi), *map(pointer, levels)
+
+
 score_loss.serve("reference", reference.score_loss, [RANK_ONE])
 score_loss.serve("cpu", _on_cpu, [RANK_ONE])
+score_loss.serve("cuda", _on_cuda, [RANK_ONE])
+score_loss.serve("triton", triton_kernel("rank_one.score_loss.score_loss"), [RANK_ONE])
 
 score_loss_and_grad.serve("cpu", _on_cpu, [RANK_ONE])
+score_loss_and_grad.serve("cuda", _on_cuda, [RANK_ONE])
+score_loss_and_grad.serve("triton", triton_kernel("rank_one.score_loss.score_loss"), [RANK_ONE])

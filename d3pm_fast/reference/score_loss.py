@@ -1,6 +1,6 @@
 """Score entropy, the bound's density by log-ratios in place of a prediction (SEDD, eq. 7)."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -60,3 +60,24 @@ def score_divergence(of: Loss[Any], reduction: str, log_p: Tensor) -> Tensor:
     is_possible = ~log_q.isnan().any(dim=-1)
     nothing = torch.full_like(bound, torch.nan)
     return collected(of, reduction, tokens, is_possible, bound, nothing)
+
+
+class Levels(NamedTuple):
+    """Two parts of log pi, ``(K,)``; None where all are 1/K.
+
+    Attributes:
+        levels: multiples of 2^-16, so that float32 adds them to others without an error.
+        rests: what is left of log pi.
+    """
+
+    levels: Tensor | None
+    rests: Tensor | None
+
+
+def levels_of(pi: Tensor | None, dtype: torch.dtype) -> Levels:
+    """Return what kernels take for log pi of a float64 pi; 0 where pi is 0."""
+    if pi is None:
+        return Levels(None, None)
+    log_pi = pi.where(pi > 0, 1).log()
+    levels = (log_pi * 65536).round() / 65536
+    return Levels(levels.to(dtype), (log_pi - levels).to(dtype))

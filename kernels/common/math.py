@@ -22,25 +22,56 @@ def exp(x):
     if x.dtype == tl.float64:
         return tl.exp(x)
     else:
-        rest, scale = _split_exp(x)
-        return tl.where(x < -87.3, 0.0, scale * rest + scale)
+        rest, curve, scale = _split_exp(x)
+        return tl.where(x < -87.3, 0.0, scale * (curve + rest) + scale)
 
 
 @triton.jit
 def expm1(x):
-    """Return exp(x) - 1 for x <= 0 or NaN."""
+    """Return exp(x) - 1 for x <= 0 or NaN; in float64 for x <= 1."""
     if x.dtype == tl.float64:
         e = tl.exp(x)
         near = (e - 1.0) * (x / tl.log(e))  # what rounds e off rounds its logarithm off as much
         return tl.where(e == 1.0, x, tl.where(e > 0.5, near, e - 1.0))
     else:
-        rest, scale = _split_exp(x)
-        return tl.where(x < -87.3, -1.0, scale * rest + (scale - 1.0))
+        rest, curve, scale = _split_exp(x)
+        return tl.where(x < -87.3, -1.0, scale * (curve + rest) + (scale - 1.0))
+
+
+@triton.jit
+def powers(x):
+    """Return exp(x), exp(x) - 1 and exp(x) - 1 - x; in float64 the last two for x <= 1."""
+    if x.dtype == tl.float64:
+        less = expm1(x)
+        near = (x > -0.5) & (x < 0.5)
+        return tl.exp(x), less, tl.where(near, _near_psi(x), less - x)
+    else:
+        # By that of x / 2, whose square has the range, and for |x| < 0.69 no difference.
+        half = 0.5 * x
+        low = tl.where(half < -60.0, -60.0, half)
+        rest, curve, scale = _split_exp(tl.where(low > 45.0, 45.0, low))
+        root = scale * (curve + rest) + scale
+        less = scale * (curve + rest) + (scale - 1.0)
+        less_of_x = less * less + 2.0 * less
+        near = less * less + 2.0 * curve
+        return root * root, less_of_x, tl.where(scale == 1.0, near, less_of_x - x)
+
+
+@triton.jit
+def _near_psi(x):
+    """Return exp(x) - 1 - x for |x| < 0.5, by its series."""
+    p = x / 17.0 + 1.0
+    for n in tl.static_range(14):
+        p = p * x / (16.0 - n) + 1.0
+    return 0.5 * x * x * p
 
 
 @triton.jit
 def _split_exp(x):
-    """Return r and 2^n of exp(x) = 2^n (1 + r) with |r| < 1/2; NaN is an r of NaN."""
+    """Return r, exp(r) - 1 - r and 2^n of x = n ln 2 + r with |r| < 0.35; NaN is an r of NaN.
+
+    For |x| < 87.3.
+    """
     shifted = x * 1.44269504088896341 + 12582912.0  # its low bits are round(x / ln 2)
     n = shifted - 12582912.0
     r = (x - n * LN2_HIGH) - n * LN2_LOW
@@ -50,7 +81,7 @@ def _split_exp(x):
     p = p * r + 1.6666665459e-1
     p = p * r + 5.0000001201e-1
     power = (shifted.to(tl.int32, bitcast=True) << 23) + 0x3F800000
-    return p * (r * r) + r, power.to(tl.float32, bitcast=True)
+    return r, p * (r * r), power.to(tl.float32, bitcast=True)
 
 
 @triton.jit

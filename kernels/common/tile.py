@@ -94,6 +94,14 @@ def load_tile(pointer, classes, mask, other):
 
 
 @triton.jit
+def load_classes(pointer, classes):
+    """Return what each class of a tile has, the same in all rows; 0 where there is none."""
+    return tl.reshape(
+        tl.load(pointer + classes.flat, mask=classes.there, other=0.0), classes.j.shape
+    )
+
+
+@triton.jit
 def store_tile(pointer, classes, values):
     """Write the numbers of a tile."""
     values = tl.reshape(values.to(pointer.dtype.element_ty), classes.flat.shape)

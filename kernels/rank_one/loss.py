@@ -4,7 +4,7 @@ A row that fits is held by one program, many of them where classes are few; a lo
 three times, from the second time on out of the cache.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -35,7 +35,7 @@ from .loss_tokens import (
     store_loss,
     store_special,
 )
-from .step import chain_of
+from .step import Chain, chain_of
 
 
 @triton.jit
@@ -86,10 +86,25 @@ def loss_of_long_rows(
         gradient_of_row(a, chain, tokens, line, top, result, factor, REAL, HIGH, LOW)
 
 
-def loss(of: Loss[RankOneStep], reduction: str, late: bool | None = None) -> Any:
-    """Return the loss, and with ``late`` its gradient, which a mean leaves undivided where True."""
+class Prepared(NamedTuple):
+    """The arguments of a loss by tokens, and what is made of its results."""
+
+    call: LossCall
+    chain: Chain
+    grad_scale: float
+    real: torch.dtype
+    count: torch.Tensor | None
+
+    def result(self, reduction: str) -> Any:
+        """Return the loss reduced, and its gradient if there is one."""
+        value = reduced(self.call.loss, reduction, self.count, self.call.WITH_TERMS.value)
+        return value if self.call.grad is None else (value, self.call.grad)
+
+
+def prepared(of: Loss[RankOneStep], reduction: str, late: bool | None) -> Prepared:
+    """Return what a kernel takes for a loss, and with ``late`` for its gradient."""
     grad = None if late is None else torch.empty_like(of.logits)
-    logits, x0, mask, x_t, step, model, weights, is_density, with_terms = of
+    logits, x0, mask, x_t, step, _, weights, is_density, with_terms = of
     real = torch.float64 if logits.dtype == torch.float64 else torch.float32
     num_tokens, num_classes = x0.numel(), logits.shape[-1]
     shape = *x0.shape, *((3,) if with_terms else ())
@@ -112,18 +127,24 @@ def loss(of: Loss[RankOneStep], reduction: str, late: bool | None = None) -> Any
         tl.constexpr(with_terms),
     )
     scale = 1 / max(num_tokens, 1) if early and count is None else 1.0
-    chain = chain_of(num_tokens, step, real)
+    return Prepared(arguments, chain_of(num_tokens, step, real), scale, real, count)
+
+
+def loss(of: Loss[RankOneStep], reduction: str, late: bool | None = None) -> Any:
+    """Return the loss, and with ``late`` its gradient, which a mean leaves undivided where True."""
+    made = prepared(of, reduction, late)
+    call, chain, scale, real, _ = made
+    num_classes = call.num_classes
     # Beside the logits, what the gradient needs of them.
-    copies = 1 if chain.pi is None and grad is None else 2
-    tile = tile_of(num_classes, logits.dtype, copies)
+    copies = 1 if chain.pi is None and call.grad is None else 2
+    tile = tile_of(num_classes, of.logits.dtype, copies)
     if tile.num_classes < num_classes:
         kernel, shape = loss_of_long_rows, (tile.high, tile.low)
     else:
         kernel, shape = loss_of_whole_rows, (tile.rows, tile.high, tile.low)
-    programs = triton.cdiv(num_tokens, tile.rows)
+    weights, programs = of.weights, triton.cdiv(call.num_tokens, tile.rows)
     launch(
-        kernel, programs, logits, arguments, chain, weights.vb, weights.ce, scale, constant(model),
+        kernel, programs, of.logits, call, chain, weights.vb, weights.ce, scale, constant(of.model),
         triton_type(real), *shape, num_warps=tile.num_warps,
     )  # fmt: skip
-    value = reduced(token_loss, reduction, count, with_terms)
-    return value if grad is None else (value, grad)
+    return made.result(reduction)

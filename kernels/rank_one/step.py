@@ -8,6 +8,7 @@ import triton.language as tl
 
 from ...chains.structures import RankOneStep
 from ..common.math import log_of_double
+from ..common.tile import load_classes
 
 
 class Chain(NamedTuple):
@@ -135,8 +136,7 @@ def pi_at(chain, classes, REAL: tl.constexpr):
 @triton.jit
 def pi_of(chain, classes):
     """Return pi of a tile's classes, for a chain that has one; 0 where there are none."""
-    pi = tl.load(chain.pi + classes.flat, mask=classes.there, other=0.0)
-    return tl.reshape(pi, classes.j.shape)
+    return load_classes(chain.pi, classes)
 
 
 @triton.jit
