@@ -5,9 +5,12 @@ from torch import Tensor
 
 from .bench_loss import dense_compiled, dense_eager, distance, ours
 from .cases import GAUSSIAN, GAUSSIAN_FULL, OURS, Inputs, Operation, Provider, Run, as_pytest, cases
+from .host_chains import SUBSTITUTION, WITH_MASK
 from .providers import copy
 
 CASES = cases("dense loss", (8, 1024, 256), families=(GAUSSIAN_FULL, GAUSSIAN))
+CASES += cases("dense loss", (2, 256, 1025), families=[WITH_MASK])  # VQ-Diffusion's, as matrices
+CASES += cases("dense loss", (8, 256, 28), families=[SUBSTITUTION])  # EvoDiff's
 
 
 def two_products(i: Inputs) -> Run:

@@ -7,9 +7,18 @@ from torch import Tensor
 import d3pm_fast as d3
 
 from .cases import OURS, Inputs, Operation, Provider, Run, as_pytest, cases
-from .providers import closed_form, compiled, copy, dense, loss_and_gradient
+from .host_chains import MASKED_UNIFORM
+from .providers import (
+    closed_form,
+    compiled,
+    copy,
+    dense,
+    has_closed_form,
+    loss_and_gradient,
+)
 
 CASES = cases("loss", (8, 1024, 256), (32, 256, 27), (1, 512, 8192))
+CASES += cases("loss", (2, 256, 1025), (2, 256, 2888), families=[MASKED_UNIFORM])  # VQ-Diffusion's
 
 
 def ours(i: Inputs) -> Run:
@@ -35,12 +44,16 @@ def dense_compiled(i: Inputs) -> Run | None:
     return lambda: loss_and_gradient(lambda x: loss(x, i.x0, i.x_t, i.t), i.logits)
 
 
-def closed_eager(i: Inputs) -> Run:
+def closed_eager(i: Inputs) -> Run | None:
+    if not has_closed_form(i.transition):
+        return None
     loss = closed_form(i.transition).loss
     return lambda: loss_and_gradient(lambda x: loss(x, i.x0, i.x_t, i.t), i.logits)
 
 
-def closed_compiled(i: Inputs) -> Run:
+def closed_compiled(i: Inputs) -> Run | None:
+    if not has_closed_form(i.transition):
+        return None
     loss = compiled(closed_form(i.transition).loss)
     return lambda: loss_and_gradient(lambda x: loss(x, i.x0, i.x_t, i.t), i.logits)
 
@@ -55,7 +68,7 @@ def cross_entropy(i: Inputs) -> Run:
 def bytes_moved(i: Inputs) -> int:
     """Read the logits, of masked tokens only where there is a mask, and write the gradient."""
     needed = (i.x_t == i.transition.mask_id) | (i.t[:, None] == 1)
-    read = int(needed.sum()) if i.transition.mask_id >= 0 else i.case.num_tokens
+    read = int(needed.sum()) if i.case.family == "absorbing" else i.case.num_tokens
     return (read + i.case.num_tokens) * i.case.num_classes * i.logits.itemsize
 
 

@@ -10,6 +10,8 @@ from torch import Tensor
 
 import d3pm_fast as d3
 
+from .host_chains import HOST_CHAINS
+
 NUM_STEPS = 100
 FAMILIES = ("uniform", "absorbing")
 # The Gaussian at times from 1 to T, and only where its products have no cheaper form.
@@ -96,6 +98,8 @@ def cases(
 @lru_cache(maxsize=2)
 def make_transition(family: str, num_classes: int) -> d3.transitions.Transition:
     """Return the family's chain; the two Gaussian ones share theirs."""
+    if family in HOST_CHAINS:
+        return HOST_CHAINS[family](num_classes)
     if family == "uniform":
         return d3.transitions.uniform(num_classes, d3.schedules.cosine(NUM_STEPS))
     if family == "absorbing":
@@ -137,14 +141,16 @@ def make_tokens(case: Case, generator: torch.Generator) -> tuple[Tensor, Tensor,
 
     The times are the middles of B equal parts of 1..T (of 20..59 where a Gaussian is to have no
     cheaper form, of 2..T where few tokens are to change): so the share of masked tokens is that
-    of uniform times on average, whatever the batch. The mask is the last class and not in the
-    data.
+    of uniform times on average, whatever the batch. In continuous time they are of [0, 1]. The
+    mask is the last class and not in the data.
     """
     transition = make_transition(case.family, case.num_classes)
     x0 = torch.randint(case.num_classes - 1, (case.batch, case.positions), generator=generator)
     parts = {GAUSSIAN_FULL: (20, 60), FEW: (2, FEW_STEPS + 1)}
-    first, last = parts.get(case.family, (1, transition.num_steps + 1))
-    t = first + ((torch.arange(case.batch) + 0.5) * (last - first) / case.batch).long()
+    t = (torch.arange(case.batch) + 0.5).double() / case.batch
+    if transition.has_steps:
+        first, last = parts.get(case.family, (1, transition.num_steps + 1))
+        t = first + (t * (last - first)).long()
     return x0, d3.functional.q_sample(transition, x0, t, generator=generator), t
 
 

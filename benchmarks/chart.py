@@ -16,6 +16,7 @@ import matplotlib.pyplot as plt
 from d3pm_fast._files import replaced
 
 from .arguments import new_file
+from .cases import FAMILIES
 
 TABLE = Path(__file__).parent / "results" / "loss.csv"
 CHART = Path(__file__).parents[1] / "docs" / "_static" / "loss.png"
@@ -38,7 +39,7 @@ def from_report(path: Path) -> Times:
     return {
         (case["case"], provider): 1e3 * timing["median"]
         for case in json.loads(path.read_text())["cases"]
-        if case["operation"] == "loss"
+        if case["operation"] == "loss" and case["family"] in FAMILIES
         for provider, timing in case["providers"].items()
     }
 

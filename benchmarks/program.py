@@ -14,6 +14,7 @@ from d3pm_fast._files import replaced
 
 from .bench_dense import DENSE
 from .bench_elbo import ELBO
+from .bench_hosts import HOSTS
 from .bench_logistic import LOGISTIC
 from .bench_loss import LOSS
 from .bench_p_sample import P_SAMPLE
@@ -35,7 +36,7 @@ from .report import (
 )
 from .timing import OtherWork, interleave
 
-ALL = LOSS, Q_SAMPLE, P_SAMPLE, SHAPED, POSTERIOR, DENSE, LOGISTIC, PRODUCTS, SPARSE, ELBO
+ALL = LOSS, Q_SAMPLE, P_SAMPLE, SHAPED, POSTERIOR, DENSE, LOGISTIC, PRODUCTS, SPARSE, ELBO, HOSTS
 OPERATIONS = {operation.name: operation for operation in ALL}
 CASES = [case for operation in OPERATIONS.values() for case in operation.cases]
 
@@ -100,7 +101,7 @@ def measure(cases: Sequence[Case], providers: Sequence[str] | None, budget: floa
         report.others |= dict.fromkeys(group, others.cores())
         for case in group:
             tqdm.write(f"\n{text_of_case(report, case)}", file=sys.stdout)
-        if group[0].operation in (LOSS.name, DENSE.name):
+        if group[0].operation in (LOSS.name, DENSE.name, HOSTS.name):
             report.memory |= measure_memory(runs)
     print()
     report.seconds = time.perf_counter() - start

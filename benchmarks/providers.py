@@ -207,5 +207,10 @@ class ClosedAbsorbing(ClosedForm):
 
 @lru_cache(maxsize=1)
 def closed_form(transition: RankOneTransition) -> ClosedForm:
-    """Return the family's closed form."""
+    """Return the closed form of a uniform or an absorbing chain."""
     return (ClosedUniform if transition.family == "uniform" else ClosedAbsorbing)(transition)
+
+
+def has_closed_form(transition: Transition) -> bool:
+    """Whether it is written down here."""
+    return transition.family in ("uniform", "absorbing")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import __main__ as benchmarks
-from benchmarks import chart, epsilon
+from benchmarks import chart, epsilon, host_table
 from benchmarks.gpu import run as gpu
 from d3pm_fast._files import replaced
 
@@ -71,6 +71,8 @@ def test_help_of_the_benchmarks_waits_for_no_library():
         (chart.main, ["no.json"], "no.json is no report of python -m benchmarks --json"),
         (chart.main, [str(RESULTS / "loss.csv")], "is no report of python -m benchmarks --json"),
         (chart.main, ["--out", "no/such/chart.png"], "--out: must be a file in a folder that is"),
+        (host_table.main, ["no.json"], "no.json is no report of python -m benchmarks --json"),
+        (host_table.main, [str(RESULTS / "hosts.csv")], "no report of python -m benchmarks --json"),
         (epsilon.main, [], "the following arguments are required: CHECKPOINT"),
         (epsilon.main, ["no.pt"], "there is no"),
         (epsilon.main, ["no.pt", "--times", "2"], "--times: must be a whole number of at least 3"),

@@ -16,7 +16,8 @@ import torch
 from helpers import pages
 
 import d3pm_fast as d3
-from benchmarks import chart
+from benchmarks import chart, host_table
+from benchmarks.bench_hosts import HOSTS
 
 ROOT = Path(__file__).parents[1]
 PAGES = [*sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("docs/hosts/*.md"))]
@@ -176,6 +177,19 @@ def test_the_tables_show_what_was_measured():
             exact, with_epsilon = float(row["exact"]), float(row["with_epsilon"])
             percent = f"{float(row['difference_percent']):+.4f} %"
             assert f"| {exact:.4f} | {with_epsilon:.4f} | {percent} |" in page
+
+
+def test_pages_of_programs_have_the_numbers_of_the_benchmarks(tmp_path):
+    rows = host_table.read()
+    assert [(row.host, row.batch, row.positions, row.num_classes) for row in rows] == [
+        (case.family, case.batch, case.positions, case.num_classes) for case in HOSTS.cases
+    ]
+    pages = {page.name for page in host_table.PAGES.glob("*.md")} - {"index.md"}
+    assert {host_table.page_of(row.host).name for row in rows} == pages
+    for row in rows:
+        assert host_table.sentence(row) in host_table.page_of(row.host).read_text()
+    host_table.write(rows, tmp_path / "hosts.csv")
+    assert (tmp_path / "hosts.csv").read_text() == host_table.TABLE.read_text()
 
 
 def test_the_chart_shows_every_provider(tmp_path):
