@@ -14,8 +14,11 @@ from torch import Tensor
 
 from d3pm_fast.transitions import RankOneTransition, Transition
 
+from .host_chains import MASKED_UNIFORM, WITH_MASK
+
 BACKEND = "inductor"
 DENSE_TABLE_LIMIT = 1 << 30  # bytes of one T x K x K table
+BELOW_EPS = MASKED_UNIFORM, WITH_MASK  # most of their entries are
 
 
 def loss_and_gradient(loss: Callable[[Tensor], Tensor], logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -58,8 +61,9 @@ class Dense:
 
     @staticmethod
     def fits(transition: Transition) -> bool:
-        """Whether the tables are of a size that a user could keep."""
-        return 4 * transition.num_steps * transition.num_classes**2 <= DENSE_TABLE_LIMIT
+        """Whether the tables are of a size that a user could keep, and EPS is below the entries."""
+        num_bytes = 4 * transition.num_steps * transition.num_classes**2
+        return num_bytes <= DENSE_TABLE_LIMIT and transition.family not in BELOW_EPS
 
     def log_posterior(self, x0_probs: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         """Return the unnormalized log posterior for a distribution over x_0."""
