@@ -82,8 +82,9 @@ def sentence(row: Row) -> str:
     ratio = row.milliseconds[1] / row.milliseconds[0]
     text = (
         f"On one thread, {subject} for {row.batch} x {row.positions} tokens of {row.num_classes} "
-        f"classes\ntake {ours} ms here and {theirs} ms as that program has them ({ratio:.1f} times). "
-        f"At their peak\nthey hold {our_peak} MB and {their_peak} MB beside the logits."
+        f"classes\ntake {ours} ms here and {theirs} ms as that program has them "
+        f"({ratio:.1f} times). At their peak\nthey hold {our_peak} MB and {their_peak} MB beside "
+        "the logits."
     )
     if bound:
         text += f" The bound, in one pass, takes {bound[0]} ms."
