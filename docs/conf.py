@@ -69,8 +69,8 @@ CONTENTS = {
         "Develop": "design contributing changelog",
     },
     "hosts/index": {
-        "Programs": "mdlm udlm cloneofsimo llada md4 flow_matching gidd multinomial maskgit google "
-        "evodiff vq_diffusion digress",
+        "Programs": "mdlm udlm sedd cloneofsimo llada md4 flow_matching gidd multinomial maskgit "
+        "google evodiff vq_diffusion digress",
     },
     "api/index": {
         "Modules": "d3pm choices functional schedules transitions timesteps sampling "

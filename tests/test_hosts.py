@@ -112,6 +112,73 @@ def test_the_posterior_of_udlm(page):
     assert_close(found, joint / joint.sum(-1, keepdim=True), torch.float64, ulps=ULPS)
 
 
+def noise_of(alpha):
+    """Of log-linear noise: sigma, and its slope in t."""
+    sigma = -alpha.log()
+    return sigma, 0.999 / alpha
+
+
+@of("sedd")
+def test_the_loss_of_sedd_by_masks(page):
+    """With its constant: ``sum e^y - y[x_0] r + r (log r - 1)``, ``r = 1 / (e^sigma - 1)``."""
+    x0, network = torch.randint(27, (4, 8)), Network(4, 8, 28)
+    loss = page["training_loss"](network, x0, page["absorb"])
+    sigma, slope = noise_of(torch.exp(-network.t)[:, None])
+    ratio, y = 1 / torch.expm1(sigma), network.logits
+    scores, right = y[..., :27].exp().sum(-1), y.gather(-1, x0[..., None]).squeeze(-1)
+    entropy = scores - ratio * right + ratio * (ratio.log() - 1)
+    each = slope * entropy.where(network.x_t == 27, 0)
+    agree(loss, each.sum(1).mean(), network.logits)
+
+
+@of("sedd")
+def test_the_loss_of_sedd_by_uniform_noise(page):
+    """The mean of scores, less those of x_t, minus what they are to be times their logarithms."""
+    x0, network = torch.randint(27, (4, 8)), Network(4, 8, 27)
+    loss = page["training_loss"](network, x0, page["uniform"])
+    sigma, slope = noise_of(torch.exp(-network.t)[:, None, None])
+    reached = torch.exp(-sigma) * F.one_hot(x0, 27) - torch.expm1(-sigma) / 27
+    ratio = reached / reached.gather(-1, network.x_t[..., None])
+    y = network.logits
+    terms = y.exp() - ratio * y + ratio * (ratio.log() - 1)
+    others = terms.sum(-1) - terms.gather(-1, network.x_t[..., None]).squeeze(-1)
+    agree(loss, (slope.squeeze(-1) * others / 27).sum(1).mean(), network.logits)
+
+
+@of("sedd")
+@pytest.mark.parametrize("chain", ["absorb", "uniform"])
+def test_the_steps_of_sedd(page, chain):
+    """``(exp(-dsigma Q) score)_j exp(dsigma Q)[x_t, j]``, by matrices, and ``1 + dsigma rate``."""
+    diffusion, size = page[chain], 28 if chain == "absorb" else 27
+    diffusion.impl = "auto"
+    rates = torch.ones(size, size, dtype=torch.float64) / size
+    if chain == "absorb":
+        rates = torch.zeros_like(rates).index_fill(1, torch.tensor(27), 1.0)
+    rates = rates - torch.eye(size, dtype=torch.float64)  # of x_s in rows
+    x_t = torch.arange(size)
+    t, s = (torch.full((size,), u, dtype=torch.float64) for u in (0.6, 0.58))
+    y = 0.1 * torch.randn(size, size, dtype=torch.float64)
+    y = y + torch.log(1 / torch.expm1(torch.tensor(0.9))) if chain == "absorb" else y
+    scores = y.scatter(-1, x_t[:, None], 0).exp()
+    now, before = noise_of(1 - 0.999 * t), noise_of(1 - 0.999 * s)
+    length = (now[0] - before[0])[0]
+    column = torch.matrix_exp(length * rates)[:, x_t].T
+    weights = (scores @ torch.matrix_exp(-length * rates)).clamp(min=0) * column
+    moves = 0.02 * now[1][0] * rates[:, x_t].T * scores
+    moves = moves.scatter(-1, x_t[:, None], 0)
+    euler = moves.scatter(-1, x_t[:, None], (1 - moves.sum(-1, keepdim=True)).clamp(min=0))
+    for step, expected in (("analytic", weights), ("euler", euler)):
+        found = diffusion.p_posterior(page["Score"](y, step), x_t, t, s).exp()
+        expected = expected / expected.sum(-1, keepdim=True)
+        assert_close(found, expected, torch.float64, ulps=ULPS, scale=torch.ones(()))
+        assert (expected > 0.001).sum() > size
+
+
+@of("sedd")
+def test_the_last_step_of_sedd_leaves_no_mask(page):
+    assert page["x"].max() < 27
+
+
 def keep_or_move(betas, moved, t):
     """Return ``Q_t`` and ``Qbar_{t-1}``, ``(B, K, K)``, where every change draws from one law."""
     kept = torch.cat((torch.ones(1).double(), (1 - betas).cumprod(0)))

@@ -16,7 +16,7 @@ from .step import logs_of
 def score_loss(of: Loss[Any], reduction: str) -> Tensor:
     """Return the density at t of every token, nats, by log scores in place of logits.
 
-    As :func:`.loss.loss` with logits of the same ratios; the cross-entropy is NaN.
+    As :func:`loss` with logits of the same ratios; the cross-entropy is NaN.
     """
     log_scores = of.logits
     logs = RankOneLogs.of(of.step, tuple(log_scores.shape), torch.float64)
