@@ -7,7 +7,7 @@ from helpers.compare import assert_close, check_gradient, same_bits
 import d3pm_fast as d3
 from benchmarks.memory import peak_bytes
 from d3pm_fast import functional, schedules, transitions, unmasking
-from d3pm_fast.functional import Logistic, Shaped
+from d3pm_fast.functional import Logistic, Score, Shaped
 
 ALSO_BY = ("triton", "cuda")  # the fixture impl; see conftest.py
 K, T = 7, 5
@@ -131,6 +131,17 @@ def test_parameters_of_a_logistic_have_no_axis_of_classes(impl, name):
         functional.p_posterior(chain, given, x_t, t, class_dim=dim, impl=impl) for dim in (1, -1)
     )
     assert same_bits(found, expected.movedim(-1, 1))
+
+
+def test_a_score(impl):
+    chain = CHAINS["continuous"]
+    scores, x0, x_t, t, s = problem(chain)
+    expected = functional.loss(chain, Score(scores), x0, x_t, t, impl=impl)
+    first = Score(scores.movedim(-1, 1).contiguous())
+    assert same_bits(functional.loss(chain, first, x0, x_t, t, class_dim=1, impl=impl), expected)
+    expected = functional.p_posterior(chain, Score(scores), x_t, t, s, impl=impl)
+    found = functional.p_posterior(chain, first, x_t, t, s, class_dim=1, impl=impl)
+    assert same_bits(found.movedim(1, -1), expected)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
