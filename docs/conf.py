@@ -64,7 +64,7 @@ CONTENTS = {
         "Use": "install quickstart transitions samplers examples trainers hosts/index "
         "command_line api/index",
         "Learn": "notebooks/quickstart notebooks/annotated_diffusion notebooks/annotated_training "
-        "notebooks/elbo_ladder",
+        "notebooks/continuous_time notebooks/elbo_ladder",
         "Understand": "mathematics numerics performance comparison",
         "Develop": "design contributing changelog",
     },
