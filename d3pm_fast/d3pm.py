@@ -226,7 +226,7 @@ class D3PM(nn.Module):
         Args:
             logits: the denoiser's prediction of x_0, ``(B, *S, K)``: float32, float64, bfloat16 or
                 float16, ``-inf`` for a forbidden class. In their place
-                :class:`d3pm_fast.functional.Logistic`, or
+                :class:`d3pm_fast.functional.Logistic` or :class:`d3pm_fast.functional.Score`, or
                 :class:`d3pm_fast.functional.Shaped`, then without a gradient.
             x_t: the corrupted data, integers ``(B, *S)`` in [0, K).
             t: times, integers ``(B,)`` or ``(B, *S)`` in 1..T.
@@ -281,7 +281,8 @@ class D3PM(nn.Module):
         Args:
             logits: the denoiser's prediction of x_0, ``(B, *S, K)``: float32, float64, bfloat16 or
                 float16, ``-inf`` for a forbidden class. In their place
-                :class:`d3pm_fast.functional.Logistic`.
+                :class:`d3pm_fast.functional.Logistic`, or in continuous time
+                :class:`d3pm_fast.functional.Score`.
             x0: the data, integers ``(B, *S)`` in [0, K).
             x_t: the corrupted data, integers ``(B, *S)`` in [0, K).
             t: times, integers ``(B,)`` or ``(B, *S)`` in 1..T.

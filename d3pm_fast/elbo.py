@@ -86,7 +86,8 @@ def elbo(
     Args:
         diffusion: the chain and the model's reverse step.
         denoiser: maps ``(x_t (n, *S) int64, t (n,) int64)`` to logits ``(n, *S, K)``, or to a
-            pair of parameters, see :class:`d3pm_fast.functional.Logistic`. The n need not be
+            pair of parameters, see :class:`d3pm_fast.functional.Logistic`, or in continuous time to
+            a :class:`d3pm_fast.functional.Score`. The n need not be
             of different items, nor of one time. In continuous time t is float64. Put it in
             evaluation mode yourself.
         x0: the data, ``(B, *S)``, on the module's device.

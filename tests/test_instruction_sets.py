@@ -11,7 +11,7 @@ from helpers.compare import assert_close, assert_gradient_close
 from helpers.dense_chains import make_dense_chain
 from helpers.shaped import make
 
-from d3pm_fast import functional
+from d3pm_fast import functional, schedules, transitions
 from d3pm_fast.functional import Shaped
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
@@ -25,6 +25,20 @@ def chains():
     for family in ("gaussian", "band", "with_mask", "sparse"):
         for num_classes in (5, 17, 100):
             yield f"{family} {num_classes}", make_dense_chain(family, num_classes)
+
+
+def by_scores(y):
+    """Losses by scores, and gradients, of chains with pi and without."""
+    k, found = y.shape[-1], []
+    alphas, tokens = schedules.continuous.log_linear(), torch.arange(len(y)) % k
+    pi = torch.arange(1, k + 1).double() * 2 / (k * (k + 1))
+    t = torch.linspace(0.1, 0.9, len(y), dtype=torch.float64)
+    for chain in (transitions.uniform(k, alphas), transitions.marginal(k, alphas, pi)):
+        leaf = y.clone().requires_grad_()
+        args = chain, functional.Score(leaf), tokens, tokens.flip(0), t
+        loss = functional.loss(*args, reduction="none", impl="cpu")
+        found += [loss.detach().unsqueeze(-1), torch.autograd.grad(loss.sum(), leaf)[0].double()]
+    return torch.cat(found, dim=-1)
 
 
 def results():
@@ -48,6 +62,7 @@ def results():
                 "noised": functional.q_sample(
                     chain.transition, x0, t, seeds=torch.arange(len(t)), impl="cpu"
                 ),
+                "scores": by_scores(leaf.detach()),
                 "logistic": functional.logistic_logits(*pair, k, impl="cpu"),
                 "shaped": make("cpu", Shaped(leaf.detach(), -leaf.detach(), 2.0, 0.7, k - 1, 0.9)),
             }
@@ -77,6 +92,8 @@ def test_lesser_instruction_sets_agree(instructions, cpu, tmp_path):
         ulps = 16 + (rounding if dtype.itemsize == 2 else 0)
         compute = torch.float64 if dtype == torch.float64 else torch.float32
         assert_close(found["log_p"].double(), truth["log_p"], compute, ulps=ulps, scale=scale)
+        scale = truth["scores"].abs().nan_to_num(0, 0, 0) + 1
+        assert_close(found["scores"], truth["scores"], compute, ulps=ulps, scale=scale)
         for key in ("logistic", "shaped"):
             scale = truth[key].abs().nan_to_num(0, 0, 0) + 1
             assert_close(found[key].double(), truth[key], compute, ulps=16, scale=scale)

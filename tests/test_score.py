@@ -207,6 +207,24 @@ def test_what_counts_for_nothing_is_not_read(impl):
     assert losses[0] == losses[1] > 0
 
 
+def test_classes_in_dimension_1(impl):
+    chain, y, *tokens = problem()
+    leaf, other = y.clone().requires_grad_(), y.movedim(-1, 1).contiguous().requires_grad_()
+    losses = [
+        loss_of(chain, leaf, *tokens, impl),
+        loss_of(chain, other, *tokens, impl, class_dim=1),
+    ]
+    assert torch.equal(*losses)
+    one, two = (
+        torch.autograd.grad(loss.sum(), x)[0] for loss, x in zip(losses, (leaf, other), strict=True)
+    )
+    assert torch.equal(one, two.movedim(1, -1))
+    x_t, t = tokens[1:]
+    log_p = functional.p_posterior(chain, Score(y), x_t, t, t / 2)
+    moved = functional.p_posterior(chain, Score(other.detach()), x_t, t, t / 2, class_dim=1)
+    assert torch.equal(log_p.movedim(-1, 1), moved)
+
+
 def test_a_pair_that_the_chain_cannot_make_has_no_loss(impl):
     chain = transitions.absorbing(3, continuous.linear(), 2)
     x0, x_t = torch.tensor([[0, 0]]), torch.tensor([[1, 2]])

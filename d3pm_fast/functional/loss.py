@@ -72,7 +72,9 @@ def loss(
 
     Args:
         transition: the chain; its tables on the device of the logits.
-        logits: the denoiser's prediction of x_0, ``(B, *S, K)``; never modified.
+        logits: the denoiser's prediction of x_0, ``(B, *S, K)``; never modified. Of a
+            :class:`Score` in its place the loss is the bound's density at t; with s, for bounds,
+            the divergence of its step.
         x0: the data, ``(B, *S)``.
         x_t: the corrupted data, ``(B, *S)``.
         t: times, ``(B,)`` or ``(B, *S)``, in 1..T.
@@ -239,13 +241,9 @@ def _of_logits(
     operations, structure = prediction.operations, transition.structure
     by_reference = operations.loss.kernel("reference", structure)
 
-    def record(inputs: "Inputs", items: "tuple[Any, ...]") -> "Loss[Any]":
-        x0, mask, x_t, t, s, factors = items
+    def record(inputs: "Inputs", items: "Items") -> "Loss[Any]":
         (logits,) = inputs
-        step, is_density = transition.loss_record(t, s)
-        step = transition.of_tokens(step, x_t=x_t)
-        weights = terms if factors is None else Weights(terms.vb, terms.ce, factors)
-        return Loss(logits, x0, mask, x_t, step, model, weights, is_density, with_terms)
+        return Loss(logits, *_without_logits(transition, model, terms, with_terms, items))
 
     def value(inputs: "Inputs", items: "Items", reduction: "str") -> "Tensor":
         kernel = operations.loss.kernel(name, structure)
@@ -256,15 +254,23 @@ def _of_logits(
         return kernel(record(inputs, items), reduction, late)
 
     def meaning(items: "tuple[Any, ...]") -> "Callable[..., Tensor]":
-        x0, mask, x_t, t, s, factors = items
-        step, is_density = transition.loss_record(t, s)
-        step = transition.of_tokens(step, x_t=x_t)
-        weights = terms if factors is None else Weights(terms.vb, terms.ce, factors)
-        of = x0, mask, x_t, reference.looked_up(step), model, weights, is_density, with_terms
-        return lambda logits: by_reference(Loss(logits, *of), "none")
+        x0, mask, x_t, step, *rest = _without_logits(transition, model, terms, with_terms, items)
+        tokens = x0, mask, x_t, reference.looked_up(step)
+        return lambda logits: by_reference(Loss(logits, *tokens, *rest), "none")
 
     gradient = None if name == "reference" else with_gradient
     return LossOperation(value, gradient, meaning, with_terms=with_terms)
+
+
+def _without_logits(
+    transition: Transition, model: Model, terms: Weights, with_terms: bool, items: tuple[Any, ...]
+) -> tuple[Any, ...]:
+    """Return the fields of a loss's record that come after the logits."""
+    x0, mask, x_t, t, s, factors = items
+    step, is_density = transition.loss_record(t, s)
+    step = transition.of_tokens(step, x_t=x_t)
+    weights = terms if factors is None else Weights(terms.vb, terms.ce, factors)
+    return x0, mask, x_t, step, model, weights, is_density, with_terms
 
 
 def _of_law(
@@ -279,11 +285,9 @@ def _of_law(
     posterior = prediction.operations.p_posterior.kernel(name, transition.structure)
 
     def meaning(items: "tuple[Any, ...]") -> "Callable[..., Tensor]":
-        x0, mask, x_t, t, s, factors = items
-        step = transition.of_tokens(transition.step_record(t, s), x_t=x_t)
+        _, _, x_t, t, s, _ = items
         of_law = prediction.step_record(transition, x_t, t, s)
-        weights = Weights(terms.vb, terms.ce, factors)
-        of = x0, mask, x_t, step, model, weights, False, with_terms
+        of = _without_logits(transition, model, terms, with_terms, items)
 
         def value(scores: "Tensor") -> "Tensor":
             log_p = posterior(scores, x_t, of_law, model)

@@ -17,7 +17,9 @@ static unsigned sum_of_all() {
   };
   for (int i = 0; i < 10000; ++i) {
     const V x = next(), y = next();
-    for (const V& v : {M::exp(x), M::expm1(x), M::log(x), M::log1p(x), M::phi(x, y)}) take(v);
+    for (const V& v : {M::exp(x), M::expm1(x), M::log(x), M::log1p(x), M::phi(x, y),
+                       M::powers(x).exp, M::powers(x).expm1, M::powers(x).psi})
+      take(v);
     take(M::phi_pair(x, y, y, x));
     take(Memory<BFloat16>::widen(Memory<BFloat16>::narrow(x)));
     take(Memory<Float16>::widen(Memory<Float16>::narrow(x)));
