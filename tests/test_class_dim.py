@@ -139,8 +139,8 @@ def test_a_score(impl):
     expected = functional.loss(chain, Score(scores), x0, x_t, t, impl=impl)
     first = Score(scores.movedim(-1, 1).contiguous())
     assert same_bits(functional.loss(chain, first, x0, x_t, t, class_dim=1, impl=impl), expected)
-    expected = functional.p_posterior(chain, Score(scores), x_t, t, s, impl=impl)
-    found = functional.p_posterior(chain, first, x_t, t, s, class_dim=1, impl=impl)
+    expected = functional.p_posterior(chain, Score(scores), x_t, t, s)
+    found = functional.p_posterior(chain, first, x_t, t, s, class_dim=1)
     assert same_bits(found.movedim(1, -1), expected)
 
 
