@@ -39,6 +39,10 @@ class Chain:
         self.handle = handles.new_handle(self)
         tables._all_steps[self] = {torch.device("meta"): steps}
 
+    def step_record(self, t: Tensor) -> MatrixStep:
+        """Return the record of steps to t - 1."""
+        return MatrixStep(t, None, self.handle)
+
 
 def empty(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
     return torch.empty(shape, dtype=dtype, device="meta")
@@ -120,6 +124,12 @@ def dense_calls(num_classes: int, dtype: torch.dtype) -> dict[str, Callable[[], 
         "dense loss": lambda: loss.loss(Loss(*of_loss, joint, weights), "sum", False),
         "dense loss, posterior mean": lambda: loss.loss(
             Loss(*of_loss, mean, weights), "sum", False
+        ),
+        "dense loss, density": lambda: loss.loss(
+            Loss(*of_loss, joint, weights, is_density=True), "sum", False
+        ),
+        "dense loss, density, posterior mean": lambda: loss.loss(
+            Loss(*of_loss, mean, weights, is_density=True), "sum", False
         ),
         "dense q_posterior": lambda: posterior.q_posterior(tokens, tokens, step, dtype),
         "dense p_posterior": lambda: posterior.p_posterior(logits, tokens, step, mean),

@@ -233,6 +233,14 @@ def check_range(name: str, value: Tensor, low: int, high: int) -> None:
         raise IndexError(f"{name} must lie in [{low}, {high}), got {found} at index {where}{hint}")
 
 
+def check_interval(name: str, value: Tensor, includes_zero: bool) -> None:
+    """Raise IndexError unless every entry lies in (0, 1], or in [0, 1]; reads the values."""
+    bad = ~((value >= 0) & (value <= 1)) if includes_zero else ~((value > 0) & (value <= 1))
+    if bool(bad.any()):
+        interval = "[0, 1]" if includes_zero else "(0, 1]"
+        raise IndexError(f"{name} must lie in {interval}, got {value[bad][0].item()}")
+
+
 def check_data(x0: Tensor, forbidden: int) -> None:
     """Raise if data hold the class that they never do, -1 for none; reads the values."""
     if forbidden >= 0 and bool((x0 == forbidden).any()):

@@ -45,13 +45,16 @@ struct DensePredict {
 };
 
 // Turns v Qbar_s into r and adds the divergence to the loss. A row is inexact where `error`, a
-// bound on that of an entry of v Qbar_s, could reach the digits of its loss.
+// bound on that of an entry of v Qbar_s, could reach the digits of its loss. In place of a
+// divergence the bound's density at s = t.
 struct DenseLoss {
   DenseRows rows;
-  const void* columns;  // (K, K) real, Q_{s->t}[:, x_t] in row x_t
-  const void* q_bar;    // (K, K) work, Qbar_s
-  const Span* spans;    // (K,), of each column: where it is not zero
-  void* f;              // (n, K) work
+  bool is_density;
+  const void*
+      columns;        // (K, K) real, Q_{s->t}[:, x_t] in row x_t; of a density the rates, 0 at x_t
+  const void* q_bar;  // (K, K) work, Qbar_s
+  const Span* spans;  // (K,), of each column: where it is not zero
+  void* f;            // (n, K) work
   double vb_weight, error;
   int64_t num_results;
   void* loss;        // (N, num_results) real

@@ -19,15 +19,22 @@ class DenseDivergence : DenseRow<Element, Work> {
     const Real* sums = this->sums(n);
     const Span span = call_.spans[this->column(n)];
 
-    double z = 0, zq = 0, change = 0;
+    double z = 0, zq = 0, change = 0, scale = 1;
     add_up(span, c, d, f, sums, z, zq, change);
+    if (call_.is_density) {
+      const auto here = this->predicted(d, this->x_t(n), f + this->x_t(n), sums, 1);
+      const double at_zq = here.d[0], at_z = here.f[0];
+      scale = std::max(zq / at_zq, z / at_z);
+      z = at_z, zq = at_zq, change = here.change[0];
+    }
     const V w = splat<Real>(change / zq), ratio = splat<Real>(zq / z), per_z = splat<Real>(1 / z);
     const V per_zq = splat<Real>(1 / zq), one = splat<Real>(1), zero = {};
     const V vb = splat<Real>(call_.vb_weight), tiny = splat<Real>(M::tiny);
     // Where Z is far below Zq, f is far below d, and keeps digits that f - d has lost.
     const bool rises = zq < 2 * z;
     const V per_ratio = splat<Real>(z / zq);
-    V sensitivity = {};
+    V sensitivity = {}, moved = {};
+    double all_moved = 0;
     clear_outside(f, span);
     const double divergence = this->sum_of(span, [&](int64_t j, int64_t count) D3PM_MEMBER {
       const V cj = this->get(c + j, count);
@@ -42,15 +49,20 @@ class DenseDivergence : DenseRow<Element, Work> {
       const V odds = had ? x.d * per_f : zero;
       sensitivity += possible ? reach + cj * per_zq * (odds < zero ? -odds : odds) : zero;
       this->put_work(f + j, possible ? vb * reach * h : zero, count);
+      if (call_.is_density) {
+        moved += possible ? reach * h * x.f : zero;
+        if (Base::ends_stretch(j)) all_moved += sum_lanes<Real>(std::exchange(moved, V{}));
+      }
       return possible ? term : zero;
     });
+    if (call_.is_density) put_own(f, this->x_t(n), all_moved + sum_lanes<Real>(moved), z);
     Real* const results = static_cast<Real*>(call_.loss) + rows_.tokens[n] * call_.num_results;
     const double factor = this->factor(n);
     results[0] += this->weighted(call_.vb_weight * factor, divergence);
     if (call_.num_results > 1) results[1] = this->weighted(factor, divergence);
     const double bound = call_.error * static_cast<double>(sum_lanes<Real>(sensitivity));
     const bool is_sure = zq > kLeastReach && z > 0 && std::abs(divergence) < INFINITY &&
-                         bound <= static_cast<double>(std::numeric_limits<Real>::epsilon());
+                         bound <= scale * static_cast<double>(std::numeric_limits<Real>::epsilon());
     call_.inexact[n] = !is_sure;
     return !is_sure;
   }
@@ -64,6 +76,12 @@ class DenseDivergence : DenseRow<Element, Work> {
     std::fill(f, f + span.first / kWidth * kWidth, Work(0));
     const int64_t end = (span.last + kWidth - 1) / kWidth * kWidth;
     if (end < rows_.num_classes) std::fill(f + end, f + rows_.num_classes, Work(0));
+  }
+
+  // Writes the r of x_t itself.
+  void put_own(Work* f, int64_t x_t, double moved, double z) const {
+    const double own = -call_.vb_weight * moved / z;
+    f[x_t] = std::abs(own) < Base::kLeast ? Work(0) : static_cast<Work>(own);
   }
 
   D3PM_MEMBER void add_up(const Span& span, const Real* c, const Work* d, const Work* f,

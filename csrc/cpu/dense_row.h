@@ -5,6 +5,9 @@
 //   g_j = p_j / q_j - 1 = (D_j - W d_j) Zq / (Z d_j),  h_j = g_j / (1 + g_j) = (D_j - W d_j) / f_j
 //   KL(q || p) = sum_j q_j (g_j - log(1 + g_j)), p_j where q_j = 0;  r_j = c_j / Z h_j.
 // D keeps its digits where p is close to q: s enters it without s_{x_0}.
+//
+// The density at t is the same sum, with the rates of the other classes for c, and with Qbar_t for
+// Qbar_s: Zq = d_{x_t}, Z = f_{x_t}. It depends on Z, so that r_{x_t} = -sum_j r_j f_j / Z.
 
 #include "row.h"
 

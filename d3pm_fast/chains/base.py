@@ -62,6 +62,11 @@ class Transition(nn.Module):
         return self.num_steps is not None
 
     @property
+    def last_time(self) -> int:
+        """T, or 1 in continuous time."""
+        return self.num_steps if self.has_steps else 1
+
+    @property
     def time_dtype(self) -> torch.dtype:
         """The dtype of times, int64, or float64 in continuous time."""
         return torch.int64 if self.has_steps else torch.float64

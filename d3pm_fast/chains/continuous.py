@@ -1,7 +1,6 @@
 """Rank-one chains in continuous time: what is kept is a function alpha(t) of t in [0, 1]."""
 
 from abc import abstractmethod
-from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -11,35 +10,18 @@ from .._loadable import loadable
 from .base import running_sums
 from .rank_one import RankOneChain, RankOneTransition
 from .structures import RankOneMarginal, RankOneStep
+from .time import LAST, InContinuousTime, Schedule
 
-__all__ = ["ContinuousChain", "ContinuousTransition", "Schedule", "rank_one_chain"]
+__all__ = ["ContinuousChain", "ContinuousTransition", "rank_one_chain"]
 
 # Of the law of redrawn tokens: times of 1e-9, then, enter a class with 1e-18 or more, and products
 # of two such probabilities are normal numbers of float32.
 _LEAST_SHARE = 1e-9
 
 
-@runtime_checkable
-class Schedule(Protocol):
-    """What a chain asks of its schedule, see :mod:`d3pm_fast.schedules.continuous`."""
+class ContinuousChain(InContinuousTime, RankOneChain):
+    """What rank-one chains in continuous time share."""
 
-    def alpha(self, t: Tensor) -> Tensor:
-        """Return the probability that a token is kept until t."""
-
-    def one_minus_alpha(self, t: Tensor) -> Tensor:
-        """Return ``1 - alpha(t)``."""
-
-    def rate(self, t: Tensor) -> Tensor:
-        """Return ``-alpha'(t) / alpha(t)``."""
-
-    def beta(self, s: Tensor, t: Tensor) -> Tensor:
-        """Return ``1 - alpha(t) / alpha(s)``."""
-
-
-class ContinuousChain(RankOneChain):
-    """What rank-one chains in continuous time share; time 0 are the data."""
-
-    num_steps: Any = None
     _TABLES = ("pi", "pi_cdf", "_end")
     _end: Tensor  # the coefficients of Qbar_1
 
@@ -77,7 +59,7 @@ class ContinuousChain(RankOneChain):
         ``Qbar_t``, then t. At t = 1, where a rate may be infinite, they are of the number before.
         """
         valid = (t > 0) & (t <= 1)
-        at = t.where(valid, 1).clamp(max=1 - 2**-53).flatten()
+        at = t.where(valid, 1).clamp(max=LAST).flatten()
         rates = torch.stack([torch.ones_like(at), *self._rates(at)], dim=-1)
         table = torch.cat([rates, self.product_coefficients(at), at.unsqueeze(-1)], dim=-1)
         rows = torch.arange(t.numel(), device=t.device).view(t.shape).where(valid, -1)
@@ -94,31 +76,9 @@ class ContinuousChain(RankOneChain):
         """Return ``KL(q(x_1 | x_0) || stationary)`` in nats for each x_0, float64 ``(K,)``."""
         return self._prior(self._end)
 
-    def q_matrix(self, t: float, s: float = 0.0) -> Tensor:
-        """Return ``Q_{s->t}``, float64 ``(K, K)``, for looking and for tests.
-
-        Args:
-            t: in [0, 1].
-            s: in [0, t].
-
-        Raises:
-            IndexError: a time elsewhere.
-        """
-        if not 0 <= s <= self._check_time(t, least=0):
-            raise IndexError(f"s must lie in [0, t], got s = {s} with t = {t}")
+    def _q_between(self, s: float, t: float) -> Tensor:
         times = torch.tensor([s, t], dtype=torch.float64, device=self.device)
         return self._matrix(*self.step_coefficients(*times)[:3])
-
-    def _q_matrix(self, t: float) -> Tensor:
-        return self.q_matrix(t)
-
-    def _q_bar_matrix(self, t: float) -> Tensor:
-        return self.q_matrix(t)
-
-    def _check_time(self, t: float, least: int) -> Any:
-        if not 0 <= t <= 1:
-            raise IndexError(f"t must lie in [0, 1], got {t}")
-        return t
 
     @abstractmethod
     def _rates(self, t: Tensor) -> tuple[Tensor, Tensor]:

@@ -79,15 +79,15 @@ class DenseTransition(MatrixTransition):
 
     def prior(self) -> Tensor:
         """Return ``KL(q(x_T | x_0) || stationary)`` in nats for each x_0, float64 ``(K,)``."""
-        return divergence_terms(self.product(0, self.num_steps), self._stationary).sum(dim=1)
+        return divergence_terms(self.product(0, self.last_time), self._stationary).sum(dim=1)
 
-    def product(self, s: int, t: int) -> Tensor:
+    def product(self, s: float, t: float) -> Tensor:
         """Return ``Q_{s->t} = Q_{s+1} ... Q_t``, float64 ``(K, K)``, 0 <= s <= t <= T."""
         if s == t:
             return torch.eye(self.num_classes, dtype=torch.float64, device=self.device)
         return self._matrices.between(s, t).to(self.device)
 
-    def log_product(self, s: int, t: int) -> Tensor:
+    def log_product(self, s: float, t: float) -> Tensor:
         """Return ``log Q_{s->t}``, float64 ``(K, K)``, also of entries below float64's range."""
         if s == t:
             return self.product(s, t).log()
@@ -101,15 +101,15 @@ class DenseTransition(MatrixTransition):
             found[here] = self.log_product(0, time)[x0[here], x_t[here]]
         return found
 
-    def step(self, s: int, t: int, dtype: torch.dtype, *, rough: bool = False) -> DenseStep:
+    def step(self, s: float, t: float, dtype: torch.dtype, *, rough: bool = False) -> DenseStep:
         """Return the step from t to s for a calculation in float32 or float64.
 
         A rough one would do where p is drawn from; here it is no cheaper.
         """
 
         def make() -> DenseStep:
-            q, q_bar = self.product(s, t), self.product(0, s)
-            least = LEAST_COLUMN[dtype]
+            q, q_bar = self.step_matrix(s, t), self.product(0, s)
+            least = LEAST_COLUMN[dtype] * (q.amax(0) if s == t else 1)  # of rates, of the largest
             columns = q.where(q >= least, 0).T.to(dtype).contiguous()
             form = best_form(q_bar, dtype)
             return DenseStep(columns, spans(columns), q_bar.to(form.dtype), form)
@@ -117,15 +117,15 @@ class DenseTransition(MatrixTransition):
         found: DenseStep = self._remember(("step", s, t, dtype), make, lambda step: step.num_bytes)
         return found
 
-    def log_columns(self, s: int, t: int, *_tokens: Tensor | None) -> Tensor:
+    def log_columns(self, s: float, t: float, *_tokens: Tensor | None) -> Tensor:
         """Return ``log Q_{s->t}[:, x_t]`` in row x_t, float64 ``(K, K)``."""
         return self._table("log columns", lambda: self.log_product(s, t).T.contiguous(), s, t)
 
-    def log_rows(self, s: int, *_tokens: Tensor | None) -> Tensor:
+    def log_rows(self, s: float, *_tokens: Tensor | None) -> Tensor:
         """Return ``log Qbar_s``, float64 ``(K, K)``."""
         return self._table("log rows", lambda: self.log_product(0, s), s)
 
-    def log_tilt(self, t: int, *_tokens: Tensor | None) -> Tensor:
+    def log_tilt(self, t: float, *_tokens: Tensor | None) -> Tensor:
         """Return ``-log Qbar_t[:, x_t]`` in row x_t, -inf where the chain never leads to x_t.
 
         float64 ``(K, K)``.
@@ -137,7 +137,7 @@ class DenseTransition(MatrixTransition):
 
         return self._table("log tilt", make, t)
 
-    def cdf(self, t: int) -> Tensor:
+    def cdf(self, t: float) -> Tensor:
         """Return the running sums of the rows of ``Qbar_t``, float64 ``(K, K)``.
 
         They are 1 from each row's last possible class on: no number below 1 can pass it.

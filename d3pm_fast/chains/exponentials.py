@@ -1,9 +1,10 @@
-"""Chains of matrix exponentials: ``Qbar_t = exp(tau_t R)`` for a rate matrix R.
+"""Chains of matrix exponentials: ``Qbar_t = exp(tau(t) R)`` for a rate matrix R.
 
 Source: D3PM, appendix A.4.2.
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
@@ -13,11 +14,20 @@ from torch import Tensor
 from .._arrays import ArrayLike, as_float64, check_law, check_square
 from .._loadable import loadable
 from .cache import ByteCache
+from .continuous_dense import ContinuousDenseTransition
 from .dense import DenseTransition
 from .limits import closure, stationary_law
 from .logs import LEAST, log_matmul
+from .time import Schedule
 
-__all__ = ["Exponentials", "check_rate", "check_rising", "exponential", "rate_chain"]
+__all__ = [
+    "Exponentials",
+    "ScheduledExponentials",
+    "check_rate",
+    "check_rising",
+    "exponential",
+    "rate_chain",
+]
 
 _TERMS = 16  # of a Taylor series, a multiple of 4
 
@@ -25,23 +35,62 @@ _TERMS = 16  # of a Taylor series, a multiple of 4
 def rate_chain(
     family: str,
     rate: Tensor,
-    times: ArrayLike,
+    times: ArrayLike | Schedule,
     stationary: ArrayLike | None,
     mask_id: int,
     memory_budget: int,
 ) -> DenseTransition:
     """Return the chain of a rate matrix that is already checked, see :func:`from_rate`."""
-    times = check_rising("times", times)
+    if not isinstance(times, Schedule):
+        times = check_rising("times", times)
     if stationary is None:
         law = stationary_law(rate)
     else:
         law = check_law("stationary", stationary, len(rate))
-    return DenseTransition(family, Exponentials(rate, times, memory_budget), law, mask_id)
+    if isinstance(times, Tensor):
+        return DenseTransition(family, Exponentials(rate, times, memory_budget), law, mask_id)
+    scheduled = ScheduledExponentials(rate, times, memory_budget)
+    return ContinuousDenseTransition(family, scheduled, law, mask_id)
+
+
+class _OfRate(ABC):
+    """The matrices ``Q_{s->t} = exp((tau(t) - tau(s)) R)``, see :class:`.products.Matrices`."""
+
+    def __init__(self, rate: Tensor, memory_budget: int) -> None:
+        self.num_classes = len(rate)
+        self.memory_budget = memory_budget
+        self.cache = ByteCache(memory_budget)
+        self._rate = rate
+        self._possible, self._reach = closure(rate)
+
+    @abstractmethod
+    def _time(self, s: Any, t: Any) -> float:
+        """Return ``tau(t) - tau(s)``."""
+
+    def between(self, s: Any, t: Any) -> Tensor:
+        """Return ``Q_{s->t}``."""
+        return self._remember(exponential, s, t)
+
+    def log_between(self, s: Any, t: Any) -> Tensor:
+        """Return ``log Q_{s->t}``, also of entries below float64's range."""
+        matrix = self.between(s, t)
+        moves = 0 < self._time(s, t) < math.inf
+        if moves and bool((self._possible & (matrix < LEAST)).any()):
+            return self._remember(log_exponential, s, t)
+        return matrix.log()
+
+    def _remember(self, make: Callable[[Tensor, int, float], Tensor], s: Any, t: Any) -> Tensor:
+        found: Tensor = self.cache.get(
+            (make.__name__, s, t),
+            lambda: make(self._rate, self._reach, self._time(s, t)),
+            lambda matrix: matrix.nbytes,
+        )
+        return found
 
 
 @loadable
-class Exponentials:
-    """The matrices ``Q_{s->t} = exp((tau_t - tau_s) R)``, see :class:`.products.Matrices`.
+class Exponentials(_OfRate):
+    """Those of T steps.
 
     Args:
         rate: R, checked.
@@ -50,37 +99,69 @@ class Exponentials:
     """
 
     def __init__(self, rate: Tensor, times: Tensor, memory_budget: int) -> None:
-        self.num_classes, self.num_steps = len(rate), len(times)
-        self.memory_budget = memory_budget
-        self.cache = ByteCache(memory_budget)
-        self._rate = rate
+        super().__init__(rate, memory_budget)
+        self.num_steps = len(times)
         self._times = torch.cat([times.new_zeros(1), times]).tolist()
-        self._possible, self._reach = closure(rate)
 
     @property
     def definition(self) -> tuple[Any, ...]:
         """R and the times."""
         return self._rate, torch.tensor(self._times, dtype=torch.float64, device="cpu")
 
-    def between(self, s: int, t: int) -> Tensor:
+    def _time(self, s: int, t: int) -> float:
+        return self._times[t] - self._times[s]  # type: ignore[no-any-return]
+
+
+@loadable
+class ScheduledExponentials(_OfRate):
+    """Those in continuous time, where ``tau(t) = -log alpha(t)``, and 0 at time 0, the data.
+
+    Args:
+        rate: R, checked.
+        schedule: alpha.
+        memory_budget: bytes that the cache may hold.
+
+    Raises:
+        ValueError: alpha ends at 0, and what the chain tends to depends on x_0.
+    """
+
+    num_steps: Any = None
+
+    def __init__(self, rate: Tensor, schedule: Schedule, memory_budget: int) -> None:
+        super().__init__(rate, memory_budget)
+        self.schedule = schedule
+        # Of steps over which nothing is kept.
+        self._limit = stationary_law(rate) if self._time(0.0, 1.0) == math.inf else None
+
+    @property
+    def definition(self) -> tuple[Any, ...]:
+        """R, and alpha on a grid."""
+        grid = torch.linspace(0, 1, 17, dtype=torch.float64, device="cpu")
+        return self._rate, self.schedule.alpha(grid)
+
+    def between(self, s: float, t: float) -> Tensor:
         """Return ``Q_{s->t}``."""
-        return self._remember(exponential, s, t)
+        if self._limit is not None and self._time(s, t) == math.inf:
+            return self._limit.repeat(self.num_classes, 1)
+        return super().between(s, t)
 
-    def log_between(self, s: int, t: int) -> Tensor:
-        """Return ``log Q_{s->t}``, also of entries below float64's range."""
-        matrix = self.between(s, t)
-        moves = self._times[s] < self._times[t]
-        if moves and bool((self._possible & (matrix < LEAST)).any()):
-            return self._remember(log_exponential, s, t)
-        return matrix.log()
+    def rates(self, t: float) -> Tensor:
+        """Return the rates at t in (0, 1), and 0 on the diagonal."""
+        at = torch.tensor(t, dtype=torch.float64, device="cpu")
+        return self._rate.clone().fill_diagonal_(0) * self.schedule.rate(at)
 
-    def _remember(self, make: Callable[[Tensor, int, float], Tensor], s: int, t: int) -> Tensor:
-        found: Tensor = self.cache.get(
-            (make.__name__, s, t),
-            lambda: make(self._rate, self._reach, self._times[t] - self._times[s]),
-            lambda matrix: matrix.nbytes,
-        )
-        return found
+    def _time(self, s: float, t: float) -> float:
+        """Return ``log(alpha_s / alpha_t)``, to the last digits at both ends of [0, 1]."""
+        times = torch.tensor([s, t], dtype=torch.float64, device="cpu")
+        lost = self.schedule.one_minus_alpha(times).where(times > 0, 0)
+        beta = self.schedule.beta(*times) if s > 0 else lost[1]
+        if beta < 0.5:
+            return float(-torch.log1p(-beta))
+        kept = self.schedule.alpha(times)
+        if kept[1] == 0:
+            return math.inf
+        start, end = torch.log1p(-lost).where(lost < 0.5, kept.log()).tolist()
+        return float(start - end)
 
 
 def check_rate(rate: ArrayLike) -> Tensor:
@@ -169,7 +250,7 @@ def _taylor(matrix: Tensor) -> Tensor:
     Source: Paterson and Stockmeyer 1973.
     """
     square = matrix @ matrix
-    identity = torch.eye(len(matrix), dtype=torch.float64, device="cpu")
+    identity = torch.eye(len(matrix), dtype=torch.float64, device=matrix.device)
     powers = [identity, matrix, square, matrix @ square]
     fourth = square @ square
     result = fourth / math.factorial(_TERMS)

@@ -30,12 +30,24 @@ class MatrixTransition(Transition):
         return self._stationary
 
     @abstractmethod
-    def product(self, s: int, t: int) -> Tensor:
+    def product(self, s: Any, t: Any) -> Tensor:
         """Return ``Q_{s->t}``, float64 ``(K, K)``; 0 <= s <= t <= T."""
 
     @abstractmethod
-    def log_product(self, s: int, t: int) -> Tensor:
+    def log_product(self, s: Any, t: Any) -> Tensor:
         """Return ``log Q_{s->t}``, float64 ``(K, K)``, also of entries below float64's range."""
+
+    def exists(self, s: float, t: float) -> bool:
+        """Return whether there is a step from t to s."""
+        return 0 <= s < t <= self.last_time
+
+    def step_matrix(self, s: Any, t: Any) -> Tensor:
+        """Return what a step's record stands for, float64 ``(K, K)``: ``Q_{s->t}``."""
+        return self.product(s, t)
+
+    def log_step_matrix(self, s: Any, t: Any) -> Tensor:
+        """Return the logarithm of :meth:`step_matrix`, also of entries below float64's range."""
+        return self.log_product(s, t)
 
     def step_record(self, t: Tensor, s: Tensor | None = None) -> MatrixStep:
         """Return what operations are given of the steps ``x_t -> x_s``; None for t - 1."""

@@ -21,11 +21,11 @@ __all__ = ["Matrices", "Products"]
 
 
 class Matrices(Protocol):
-    """The matrices ``Q_{s->t}`` of a chain of T steps on K classes, float64 ``(K, K)``, s < t.
+    """The matrices ``Q_{s->t}`` of a chain on K classes, float64 ``(K, K)``, s < t.
 
     Attributes:
         num_classes: K.
-        num_steps: T.
+        num_steps: T; None in continuous time, where times are floats in [0, 1].
         memory_budget: bytes for all that is kept.
         cache: for them, and for what else is made of them.
     """
@@ -39,10 +39,10 @@ class Matrices(Protocol):
     def definition(self) -> tuple[Any, ...]:
         """What they are made of, see :func:`.fingerprint.fingerprint`."""
 
-    def between(self, s: int, t: int) -> Tensor:
+    def between(self, s: Any, t: Any) -> Tensor:
         """Return ``Q_{s->t} = Q_{s+1} ... Q_t``."""
 
-    def log_between(self, s: int, t: int) -> Tensor:
+    def log_between(self, s: Any, t: Any) -> Tensor:
         """Return ``log Q_{s->t}``, also of entries below float64's range."""
 
 

@@ -64,8 +64,10 @@ class RankOneMarginal(NamedTuple):
 class MatrixStep(NamedTuple):
     """The steps ``x_t -> x_s`` of the tokens, of a chain of matrices.
 
+    In continuous time s may be t itself: there are rates, then, in the place of ``Q_{s->t}``.
+
     Attributes:
-        t: int64 ``(B,)`` or ``(B, *S)``.
+        t: int64, in continuous time float64, ``(B,)`` or ``(B, *S)``.
         s: of the shape of t; None for t - 1.
         handle: the number that the chain is registered under.
     """
@@ -89,7 +91,7 @@ class DenseMarginal(NamedTuple):
     """``q(x_t | x_0)`` of the tokens, of a chain whose matrices are made.
 
     Attributes:
-        t: int64 ``(B,)`` or ``(B, *S)``.
+        t: int64, in continuous time float64, ``(B,)`` or ``(B, *S)``.
         handle: the number that the chain is registered under.
     """
 

@@ -5,6 +5,7 @@ device, so that nothing has to know the times before a kernel reads them. For an
 for longer steps, the times come to the host, and the matrices of those that occur are put together.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -30,7 +31,7 @@ class StepTables(NamedTuple):
         q_bar_t: ``(n, K, K)``, ``[u, i, j]`` is ``Qbar_t[i, j]``.
         common: ``(n, K)``, the mean of the rows of ``Qbar_s`` where they are so alike that what
             tells them apart is worth more digits; 0 elsewhere.
-        s: ``(n,)`` int64.
+        s: ``(n,)`` int64, in continuous time float64.
     """
 
     q: Tensor
@@ -66,37 +67,44 @@ def _every_step(transition: MatrixTransition, device: torch.device) -> StepTable
     q = torch.empty(n, k, k, dtype=torch.float64, device=device)
     q_bar = torch.empty(n + 1, k, k, dtype=torch.float64, device=device)
     for t in range(n + 1):
-        q_bar[t] = _entries(transition, 0, t)
+        q_bar[t] = _product(transition, 0, t)
         if t > 0:
-            q[t - 1] = _entries(transition, t - 1, t).T
+            q[t - 1] = _product(transition, t - 1, t).T
     times = torch.arange(n, device=device)
     return StepTables(q, q_bar[:-1], q_bar[1:], _common(q_bar[:-1]), times)
 
 
 def _steps_of(transition: MatrixTransition, t: Tensor, s: Tensor) -> tuple[StepTables, Tensor]:
     pairs, which = torch.stack([s, t]).flatten(1).unique(dim=1, return_inverse=True)
-    good = [0 <= a < b <= transition.num_steps for a, b in pairs.T.tolist()]
+    good = [transition.exists(a, b) for a, b in pairs.T.tolist()]
     is_step = torch.tensor(good, dtype=torch.bool, device=t.device)
     steps = pairs.T[is_step].tolist()
     n, k = max(len(steps), 1), transition.num_classes  # a kernel may look at a step it drops
     q, q_bar, q_bar_t = torch.zeros(3, n, k, k, dtype=torch.float64, device=t.device)
-    first = torch.zeros(n, dtype=torch.int64, device=t.device)
+    first = torch.zeros(n, dtype=transition.time_dtype, device=t.device)
     for u, (start, end) in enumerate(steps):
-        q[u] = _entries(transition, start, end).T
-        q_bar[u] = _entries(transition, 0, start)
-        q_bar_t[u] = _entries(transition, 0, end)
+        q[u] = _entries(transition.step_matrix, transition.log_step_matrix, start, end).T
+        q_bar[u] = _product(transition, 0, start)
+        q_bar_t[u] = _product(transition, 0, end)
         first[u] = start
     place = (is_step.long().cumsum(0) - 1).where(is_step, n)
     return StepTables(q, q_bar, q_bar_t, _common(q_bar), first), place[which].view(t.shape)
 
 
-def _entries(transition: MatrixTransition, s: int, t: int) -> Tensor:
-    """Return ``Q_{s->t}`` with the logarithms of what is below float64's range in its place."""
-    matrix = transition.product(s, t)
+def _product(transition: MatrixTransition, s: float, t: float) -> Tensor:
+    """Return the entries of ``Q_{s->t}``."""
+    return _entries(transition.product, transition.log_product, s, t)
+
+
+def _entries(
+    matrix_of: Callable[..., Tensor], logs_of: Callable[..., Tensor], s: float, t: float
+) -> Tensor:
+    """Return a step's matrix with the logarithms of what is below float64's range in its place."""
+    matrix = matrix_of(s, t)
     small = matrix < LEAST
     if not bool(small.any()):
         return matrix
-    logs = transition.log_product(s, t)
+    logs = logs_of(s, t)
     return matrix.where(~small | (logs == -torch.inf), logs)
 
 

@@ -5,7 +5,14 @@ from torch import Tensor
 from torch.compiler import is_compiling
 
 from .. import _environment, derivatives, ops
-from .._checks import check_choice, check_range, check_same_device, check_shape, check_times
+from .._checks import (
+    check_choice,
+    check_interval,
+    check_range,
+    check_same_device,
+    check_shape,
+    check_times,
+)
 from ..chains import Transition
 from ..choices import FIRST_STEPS, REVERSES, FirstStep, Impl, Reverse
 from ..predictions import Prediction
@@ -70,7 +77,7 @@ def choose(
     if not can_be_read(t):
         return name
     if not transition.has_steps:
-        _check_interval("t", t, includes_zero=first_time == 0)
+        check_interval("t", t, includes_zero=first_time == 0)
     reads = _environment.CHECK or name == "reference"
     if transition.has_steps and (reads or transition.asks_tokens):
         check_range("t", t, first_time, transition.num_steps + 1)
@@ -114,10 +121,3 @@ def _check_order(transition: Transition, s: Tensor, t: Tensor) -> None:
         where = tuple(int(i) for i in bad.nonzero()[0])
         got = f"s = {s[where].item()} with t = {t[where].item()}"
         raise IndexError(f"s must lie in [0, t), got {got}")
-
-
-def _check_interval(name: str, t: Tensor, includes_zero: bool) -> None:
-    bad = ~((t >= 0) & (t <= 1)) if includes_zero else ~((t > 0) & (t <= 1))
-    if bool(bad.any()):
-        interval = "[0, 1]" if includes_zero else "(0, 1]"
-        raise IndexError(f"{name} must lie in {interval}, got {t[bad][0].item()}")

@@ -50,7 +50,7 @@ def _first(
 ) -> str | None:
     x0, x_t = x0.long(), x_t.long()
     t = t.view(*t.shape, *(1,) * (x0.ndim - t.ndim)).expand(x0.shape)
-    counts = (t > 0) & (t <= (transition.num_steps if transition.has_steps else 1))
+    counts = (t > 0) & (t <= transition.last_time)
     for tokens in (x0, x_t):
         counts &= (tokens >= 0) & (tokens < transition.num_classes)
     if mask is not None:

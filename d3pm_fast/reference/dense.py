@@ -36,12 +36,11 @@ def look_up(step: MatrixStep) -> MatrixTables:
     k, count = chain.num_classes, pairs.shape[1]
     matrices = torch.full((count, 3, k, k), torch.nan, dtype=torch.float64, device="cpu")
     times = torch.full((count,), torch.nan, dtype=torch.float64, device="cpu")
-    for u, (a, b) in enumerate(pairs.T.cpu()):
-        a, b = int(a), int(b)
-        if 0 <= a < b <= chain.num_steps:
+    for u, (a, b) in enumerate(pairs.T.tolist()):
+        if chain.exists(a, b):
             times[u] = a
-            for n, pair in enumerate(((a, b), (0, a), (0, b))):
-                matrices[u, n] = chain.log_product(*pair)
+            matrices[u, 0] = chain.log_step_matrix(a, b)
+            matrices[u, 1], matrices[u, 2] = chain.log_product(0, a), chain.log_product(0, b)
     log_q, log_q_bar, log_q_bar_t = matrices.to(t.device).unbind(1)
     return MatrixTables(log_q, log_q_bar, log_q_bar_t, times.to(t.device), which.view(t.shape))
 

@@ -23,9 +23,11 @@ def density(logs: StepLogs, logits: Tensor, x0: Tensor, x_t: Tensor, model: Mode
     possible = (log_d > -torch.inf) | (log_reach == -torch.inf)
     log_d = (log_d - log_reach).where(possible, 0)
     log_m = log_f - at(log_f, x_t)
+    others = torch.ones_like(log_m, dtype=torch.bool).scatter(-1, x_t.unsqueeze(-1), False)
+    counts = others & (log_rates > -torch.inf)
     gain = log_m - log_d
+    gain = gain.where(counts | gain.isnan(), 0)
     terms = (log_rates + log_d).exp() * (torch.expm1(gain) - gain)
     # Where q excludes a class, m_j is all there is.
     terms = terms.where(possible, (log_rates + log_m).exp())
-    other = torch.ones_like(terms, dtype=torch.bool).scatter(-1, x_t.unsqueeze(-1), False)
-    return terms.where(other & (log_rates > -torch.inf) | terms.isnan(), 0).sum(dim=-1)
+    return terms.where(counts | terms.isnan(), 0).sum(dim=-1)

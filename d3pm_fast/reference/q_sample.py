@@ -20,11 +20,11 @@ def q_sample(x0: Tensor, marginal: Any, random: Random) -> Tensor:
 
 
 def _trusted(
-    x0: Tensor, t: Tensor, num_classes: int, num_times: int
+    x0: Tensor, t: Tensor, num_classes: int, last_time: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return x_0 and the time of each token, 0 where one is bad, and which tokens are good."""
     t = spread(t, x0.shape)
-    good = (x0 >= 0) & (x0 < num_classes) & (t >= 0) & (t < num_times)
+    good = (x0 >= 0) & (x0 < num_classes) & (t >= 0) & (t <= last_time)
     return x0.where(good, 0), t.where(good, 0), good
 
 
@@ -35,7 +35,7 @@ def _from_mixture(x0: Tensor, marginal: RankOneMarginal, random: Random) -> Tens
     from pi.
     """
     rows, table, pi_cdf, mask_id, num_classes = marginal
-    x0, rows, good = _trusted(x0, rows, num_classes, len(table))
+    x0, rows, good = _trusted(x0, rows, num_classes, len(table) - 1)
     choice, draw = (u.view(x0.shape) for u in uniforms(*random, x0.numel()))
     keep, base, _ = table[rows].unbind(-1)
     redrawn = draw_base(draw, pi_cdf, num_classes)
@@ -45,7 +45,7 @@ def _from_mixture(x0: Tensor, marginal: RankOneMarginal, random: Random) -> Tens
 
 def _by_inverse_cdf(x0: Tensor, marginal: DenseMarginal, random: Random) -> Tensor:
     chain = marginal.chain
-    x0, t, good = _trusted(x0, marginal.t, chain.num_classes, chain.num_steps + 1)
+    x0, t, good = _trusted(x0, marginal.t, chain.num_classes, chain.last_time)
     _, draw = (u.view(x0.shape) for u in uniforms(*random, x0.numel()))
     drawn = torch.empty_like(x0)
     for time in t.unique().tolist():
@@ -59,7 +59,7 @@ def _by_inverse_cdf(x0: Tensor, marginal: DenseMarginal, random: Random) -> Tens
 def _by_jumps(x0: Tensor, marginal: SparseMarginal, random: Random) -> Tensor:
     """Draw the number of jumps up to t, and the class that each leads to."""
     chain = marginal.chain
-    x, t, good = _trusted(x0, marginal.t, chain.num_classes, chain.num_steps + 1)
+    x, t, good = _trusted(x0, marginal.t, chain.num_classes, chain.last_time)
     _, draw = (u.view(x.shape) for u in uniforms(*random, x.numel()))
     counts = torch.empty_like(x)
     for time in t.unique().tolist():

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from .._arrays import ArrayLike, check_probabilities
 from .._checks import check_choice
-from ..chains import MEMORY_BUDGET, DenseTransition, SparseTransition
+from ..chains import MEMORY_BUDGET, DenseTransition, Schedule, SparseTransition
 from ..chains.exponentials import check_rising, rate_chain
 from ..chains.jump_laws import Coins
 from ..chains.keep_or_move import keep_or_move_chain
@@ -28,7 +28,7 @@ _MOST_CLASSES = 1024  # above it, products with the rate are cheaper than matric
 def nearest_neighbor(
     embeddings: ArrayLike,
     num_neighbors: int,
-    schedule: ArrayLike,
+    schedule: ArrayLike | Schedule,
     *,
     method: GraphMethod = "exponential",
     mask_rate: float | None = None,
@@ -54,6 +54,8 @@ def nearest_neighbor(
         num_neighbors: k, 1..K-1.
         schedule: ``(T,)``: for the exponential the times ``tau_t``, at least 0 and never falling
             (see :func:`d3pm_fast.schedules.mutual_information_times`), for Sinkhorn the betas.
+            The exponential also takes a schedule of :mod:`d3pm_fast.schedules.continuous`, see
+            :func:`from_rate`, and then holds matrices whatever K is.
         method: ``"exponential"`` or ``"sinkhorn"``.
         mask_rate: for the exponential: adds a mask as class K, which every class turns into at
             this rate, above 0.
@@ -68,12 +70,15 @@ def nearest_neighbor(
     if method == "exponential":
         rates = neighbor_rates(embeddings, num_neighbors, mask_rate)
         mask_id = -1 if mask_rate is None else len(rates) - 1
-        times = check_rising("times", schedule)
-        if _takes_more(memory_budget, len(rates), len(times)):
-            law = limit_of_graph(rates, mask_id)
-            return sparse_rate_chain("nearest_neighbor", rates, times, law, mask_id)
+        if not isinstance(schedule, Schedule):
+            schedule = check_rising("times", schedule)
+            if _takes_more(memory_budget, len(rates), len(schedule)):
+                law = limit_of_graph(rates, mask_id)
+                return sparse_rate_chain("nearest_neighbor", rates, schedule, law, mask_id)
         rate = with_diagonal(rates)
-        return rate_chain("nearest_neighbor", rate, times, None, mask_id, memory_budget)
+        return rate_chain("nearest_neighbor", rate, schedule, None, mask_id, memory_budget)
+    if isinstance(schedule, Schedule):
+        raise ValueError('continuous time needs method="exponential"')
     if mask_rate is not None:
         raise ValueError('mask_rate needs method="exponential"; with_mask adds a mask to any chain')
     betas = check_probabilities("schedule", schedule)

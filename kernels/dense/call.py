@@ -25,6 +25,7 @@ class DenseCall(NamedTuple):
     num_classes: Any
     factors: Any = None  # (N,) in the type of the calculation, of losses; None for 1
     WITH_TERMS: Any = tl.constexpr(False)  # whether losses are (N, 3), with their terms
+    IS_DENSITY: Any = tl.constexpr(False)  # whether c are rates, and the bound's term its density
 
 
 class Weights(NamedTuple):

@@ -4,6 +4,9 @@ With c = Q_{s->t}[:, x_t], d = Qbar_s[x_0, :], f = s Qbar_s and D = f - d:
     q_j = c_j d_j / Zq,  p_j = c_j f_j / Z,  W = Z / Zq - 1 = sum_j c_j D_j / Zq
     g_j = p_j / q_j - 1 = (D_j - W d_j) Zq / (Z d_j),  h_j = g_j / (1 + g_j) = (D_j - W d_j) / f_j
     KL(q || p) = sum_j q_j (g_j - log(1 + g_j)), p_j where q_j = 0;  r_j = c_j / Z h_j.
+
+Z and Zq are sums of Qbar_t[:, x_t], and so the density's, too: it has rates for c, and Qbar_t for
+Qbar_s. As it depends on Z, r_{x_t} = -sum_j r_j f_j / Z.
 """
 
 from typing import Any, NamedTuple
@@ -82,7 +85,10 @@ def totals_of(
 
 @triton.jit
 def divergence_of(entries, totals):
-    """Return the sum of the terms of some classes, their r, and how f's error grows in them."""
+    """Return what some classes have of the sums, and their r.
+
+    The sums are of the terms, of how f's error grows in them, and of ``r_j f_j``.
+    """
     w, ratio = totals.change / totals.zq, totals.zq / totals.z
     possible = entries.c > 0.0
     had = possible & (entries.d > tiny(tl.float32))
@@ -99,10 +105,12 @@ def divergence_of(entries, totals):
     term = entries.c * tl.where(had, entries.d * per_zq * phi(g, y), entries.f * per_z)
     reach = entries.c * per_z
     grows = reach + entries.c * per_zq * tl.abs(tl.where(had, entries.d / f, 0.0))
+    r = tl.where(possible, reach * h, 0.0)
     return (
         tl.sum(tl.where(possible, term, 0.0), axis=1),
-        tl.where(possible, reach * h, 0.0),
+        r,
         tl.sum(tl.where(possible, grows, 0.0), axis=1),
+        tl.sum(r * f, axis=1),
     )
 
 
@@ -120,11 +128,20 @@ def diverge(
     a, steps, rows, softmax, totals, j, TILTED: tl.constexpr, PRECISION: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Return the term of the classes ``j [1, COLUMNS]``, r, how errors grow, and the mean pull."""
+    """Return what :func:`divergence_of` does of classes ``j [1, COLUMNS]``, and the mean pull."""
     carried = carry(a, steps, rows, softmax, j, True, TILTED, PRECISION, ROWS, COLUMNS, BLOCK)
     entries = entries_of(a, steps, rows, softmax, carried, j)
-    term, r, grows = divergence_of(entries, totals)
-    return term, r, grows, mean_pull_of(a, steps, rows, entries.rest, r)
+    term, r, grows, moved = divergence_of(entries, totals)
+    return term, r, grows, moved, mean_pull_of(a, steps, rows, entries.rest, r)
+
+
+@triton.jit
+def own_pull_of(a, steps, rows, totals, moved):
+    """Return r of x_t itself in a density, and its share in the mean pull."""
+    own = -moved / totals.z
+    zq = value_of(reach_of_anchor(a, steps, rows))
+    rest = (zq - load_common(a, steps, rows, rows.x_t)).to(tl.float32) + totals.change
+    return own, tl.where(is_centred(a, steps, rows), rest * own, 0.0)
 
 
 @triton.jit

@@ -19,7 +19,7 @@ from ...reductions import reduced
 from ..common.launch import launch
 from ..common.math import phi
 from .call import DenseCall, Weights, has_bound, store_results, weights_of
-from .divergence import diverge, is_sure, totals_of
+from .divergence import diverge, is_sure, own_pull_of, totals_of
 from .exact import (
     carry_row,
     cross_entropy_of,
@@ -65,17 +65,23 @@ def loss_of_tiles(
     if has_bound(w):
         totals = totals_of(a, steps, rows, softmax, False, ROWS, BLOCK)
         grows = tl.zeros([ROWS], tl.float32)
+        moved = tl.zeros([ROWS], tl.float32)
         for start in range(0, a.num_classes, COLUMNS):
             j = start + tl.arange(0, COLUMNS)
-            term, r, more, share = diverge(
+            term, r, more, part, share = diverge(
                 a, steps, rows, softmax, totals, j[None, :], False, PRECISION, ROWS, COLUMNS, BLOCK
             )
             divergence += term
             grows += more
+            moved += part
             mean += share
             if a.out is not None:
                 matrix = load_matrix(a, steps, rows, i, j[:, None])
                 pull = tl.dot(r, matrix, pull, input_precision=PRECISION)
+        if a.IS_DENSITY:
+            own, share = own_pull_of(a, steps, rows, totals, moved)
+            mean += share
+            pull += own[:, None] * load_matrix(a, steps, rows, i, rows.x_t[:, None])
         sure = is_sure(divergence, grows, totals, a.num_classes)
     store_loss(a, steps, rows, w, softmax.cross_entropy, divergence, sure)
     if a.out is not None:
@@ -101,14 +107,15 @@ def loss_of_blocks(
         softmax = softmax_of(a, steps, rows, TILTED, ROWS, BLOCK)
         totals = totals_of(a, steps, rows, softmax, TILTED, ROWS, BLOCK)
         j = block * COLUMNS + tl.arange(0, COLUMNS)[None, :]
-        term, r, grows, share = diverge(
+        term, r, grows, moved, share = diverge(
             a, steps, rows, softmax, totals, j, TILTED, PRECISION, ROWS, COLUMNS, BLOCK
         )
         store_between(a, between, rows, j, r)
-        at = between.sums + (rows.at * blocks + block) * 3
+        at = between.sums + (rows.at * blocks + block) * 4
         tl.store(at, term, mask=rows.inside)
         tl.store(at + 1, grows, mask=rows.inside)
         tl.store(at + 2, share, mask=rows.inside)
+        tl.store(at + 3, moved, mask=rows.inside)
 
 
 @triton.jit
@@ -128,11 +135,18 @@ def loss_of_sums(
         totals = totals_of(a, steps, rows, tilted, TILTED, ROWS, BLOCK)
         grows = tl.zeros([ROWS], tl.float32)
         mean = tl.zeros([ROWS], tl.float32)
+        moved = tl.zeros([ROWS], tl.float32)
         for block in range(blocks):
-            at = between.sums + (rows.at * blocks + block) * 3
+            at = between.sums + (rows.at * blocks + block) * 4
             divergence += tl.load(at, mask=rows.live, other=0.0)
             grows += tl.load(at + 1, mask=rows.live, other=0.0)
             mean += tl.load(at + 2, mask=rows.live, other=0.0)
+            moved += tl.load(at + 3, mask=rows.live, other=0.0)
+        if a.IS_DENSITY:
+            own, share = own_pull_of(a, steps, rows, totals, moved)
+            mean += share
+            at = between.rows + rows.at * a.num_classes + rows.x_t
+            tl.store(at, own, mask=rows.live)
         tl.store(between.mean + rows.at, mean, mask=rows.inside)
         sure = is_sure(divergence, grows, totals, a.num_classes)
     store_loss(a, steps, rows, w, plain.cross_entropy, divergence, sure)
@@ -194,23 +208,33 @@ def load_reach(a, steps, row):
 def diverge_exactly(a, steps, row, BLOCK: tl.constexpr):
     """Return a row's divergence; ``f - d`` gives way to ``p_j - q_j``.
 
-    Where p is within a factor of q, by the difference; else by the logarithms.
+    Where p is within a factor of q, by the difference; else by the logarithms. A density's q and p
+    are rates, of the other classes, and x_t has what takes their differences to 0.
     """
     log_z, leading = log_z_of(a, steps, row, BLOCK)
+    own = row.delta + row.x_t + tl.zeros([1], tl.int64)
+    if a.IS_DENSITY:
+        log_z = tl.load(row.log_f + row.x_t + tl.zeros([1], tl.int64))
     zq = load_reach(a, steps, row)
     log_zq = tl.log(zq)
     per_zq = 1.0 / zq
     ratio = tl.exp(log_zq - log_z)
     change = tl.zeros([1], tl.float64)
-    for start in range(0, a.num_classes, BLOCK):
-        j = start + tl.arange(0, BLOCK)
-        log_c, _ = load_log_joint(a, steps, row, j)
-        moved = tl.load(row.delta + j, mask=j < a.num_classes, other=0.0)
-        change += tl.sum(tl.exp(log_c) * moved, axis=0)
+    if a.IS_DENSITY:
+        change = tl.load(own)
+    else:
+        for start in range(0, a.num_classes, BLOCK):
+            j = start + tl.arange(0, BLOCK)
+            log_c, _ = load_log_joint(a, steps, row, j)
+            moved = tl.load(row.delta + j, mask=j < a.num_classes, other=0.0)
+            change += tl.sum(tl.exp(log_c) * moved, axis=0)
     w = change * per_zq
     truth = matrix_of(steps.q_bar, a, row.step) + row.anchor * a.num_classes
     total = tl.zeros([1], tl.float64)
+    balance = tl.zeros([1], tl.float64)
     alone = leading == 1  # nothing but x_t leads to it: the step stayed there
+    if a.IS_DENSITY:
+        alone = leading < 0
     for start in range(0, a.num_classes, BLOCK):
         j = start + tl.arange(0, BLOCK)
         inside = j < a.num_classes
@@ -230,14 +254,19 @@ def diverge_exactly(a, steps, row, BLOCK: tl.constexpr):
         term = tl.where(had, tl.where(near, q * phi_near, far), p)
         delta = tl.where(had, tl.where(near, q * g, p - q), p)
         total += tl.sum(tl.where(possible, term, 0.0), axis=0)
-        tl.store(row.delta + j, tl.where(possible, delta, 0.0), mask=inside)
+        delta = tl.where(possible, delta, 0.0)
+        balance -= tl.sum(delta, axis=0)
+        tl.store(row.delta + j, delta, mask=inside)
+    if a.IS_DENSITY:
+        tl.debug_barrier()
+        tl.store(own, balance)
     return total
 
 
 def loss(of: Loss[MatrixStep], reduction: str, late: bool | None = None) -> Any:
     """Return the loss, and with ``late`` its gradient, which a mean leaves undivided where True."""
     grad = None if late is None else torch.empty_like(of.logits)
-    logits, x0, mask, x_t, step, model, terms, _, with_terms = of
+    logits, x0, mask, x_t, step, model, terms, is_density, with_terms = of
     steps, which = step_tables(step)
     real = torch.float64 if logits.dtype == torch.float64 else torch.float32
     shape = *x0.shape, *((3,) if with_terms else ())
@@ -249,7 +278,7 @@ def loss(of: Loss[MatrixStep], reduction: str, late: bool | None = None) -> Any:
     a = DenseCall(
         logits, x0, x_t, mask, None, token_loss, grad,
         inexact if real == torch.float32 else None, x0.numel(), logits.shape[-1],
-        terms.tokens, tl.constexpr(with_terms),
+        terms.tokens, tl.constexpr(with_terms), tl.constexpr(is_density),
     )  # fmt: skip
     scale = 1 / max(x0.numel(), 1) if early and count is None else 1.0
     weights = Weights(terms.vb, terms.ce, scale, count if early else None)

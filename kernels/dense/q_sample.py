@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...chains.structures import DenseMarginal, MatrixStep
+from ...chains.structures import DenseMarginal
 from ...chains.tables import step_tables
 from ...records import Random
 from ..common.launch import launch
@@ -57,7 +57,7 @@ def q_sample_of_rows(
 def by_matrix(x0: Tensor, marginal: DenseMarginal, random: Random) -> Tensor:
     """Return a draw for each token; NONE where an index is bad."""
     t, num_tokens, num_classes = marginal.t, x0.numel(), marginal.chain.num_classes
-    steps, which = step_tables(MatrixStep(t, None, marginal.handle))
+    steps, which = step_tables(marginal.chain.step_record(t))
     out = torch.empty_like(x0)
     a = DenseCall(None, x0, x0, None, None, None, None, None, num_tokens, num_classes)
     tiles, num_tiles = tiles_of(which, len(steps.s), num_tokens, SPLIT.rows)

@@ -19,7 +19,7 @@ class Between(NamedTuple):
     """What lies between the kernels of one call."""
 
     rows: Any  # (N, K): f less what the rows of Qbar_s have in common, or r
-    sums: Any  # (N, blocks, 3): of the loss
+    sums: Any  # (N, blocks, 4): of the loss
     mean: Any  # (N,): what G is counted from
     others: Any  # (N, blocks): sums of the gradient without the anchor
 
@@ -100,7 +100,7 @@ def room_between(a: DenseCall) -> Between:
     """Return room for what lies between the kernels."""
     blocks = triton.cdiv(a.num_classes, split_shape(a.num_classes).columns)
     rows = torch.empty(a.num_tokens, a.num_classes, dtype=torch.float32, device=a.x_t.device)
-    sums = rows.new_empty(a.num_tokens, blocks, 3)
+    sums = rows.new_empty(a.num_tokens, blocks, 4)
     return Between(rows, sums, rows.new_zeros(a.num_tokens), rows.new_empty(sums.shape[:2]))
 
 

@@ -81,8 +81,9 @@ def true_density(chain, logits, x0, x_t, t, reverse="joint"):
     f, d = predicted @ matrix, matrix[x0]
     rows = torch.arange(len(x0))
     m, r = f / f[rows, x_t, None], d / d[rows, x_t, None]
-    rates = chain.rates(t)[x_t, None]
-    gain = (m / r.where(r > 0, 1)).where(r > 0, 1)
-    terms = torch.where(r > 0, r * (gain - 1 - gain.log()), m)
+    rates = chain.rates(t)
+    rates = rates[:, x_t].T if rates.ndim == 2 else rates[x_t, None]
+    gain = (m / r.where(r > 0, 1)).where(r > 0, 1).log()
+    terms = torch.where(r > 0, r * (gain.expm1() - gain), m)
     other = torch.arange(K) != x_t[:, None]
     return (rates * terms).where(other, 0).sum(-1)

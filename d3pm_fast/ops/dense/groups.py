@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..._checks import check_range
+from ..._checks import check_interval, check_range
 from ...chains.dense import DenseStep
 from ...chains.sparse import SparseStep
 from ...chains.structures import MatrixStep
@@ -16,7 +16,15 @@ from ..host import pointer
 CHUNK_BYTES = 1 << 19  # of each of three rooms, which stay in the second-level cache
 
 
-def grouped(keys: Tensor, mask: Tensor | None = None) -> Iterator[tuple[int, Tensor]]:
+def check_times_of(chain: Any, t: Tensor, first: int) -> None:
+    """Raise IndexError for a time that the chain does not have, 0 or above it from ``first`` on."""
+    if chain.has_steps:
+        check_range("t", t, first, chain.num_steps + 1)
+    else:
+        check_interval("t", t, includes_zero=first == 0)
+
+
+def grouped(keys: Tensor, mask: Tensor | None = None) -> Iterator[tuple[Any, Tensor]]:
     """Yield each of the keys ``(N,)`` that occurs where the mask is True, and its places."""
     places = None if mask is None else mask.flatten().nonzero().squeeze(-1)
     found, order = (keys if places is None else keys[places]).sort(stable=True)
@@ -29,8 +37,8 @@ class Chunk(NamedTuple):
     """Some tokens of one step, and what the kernels know of them and share about them."""
 
     tokens: Tensor
-    s: int
-    t: int
+    s: float
+    t: float
     step: DenseStep | SparseStep
     rows: tuple[Any, ...]
     v: Tensor
@@ -68,7 +76,7 @@ class StepGroups:
         self.t, self.s = step.t, step.t - 1 if step.s is None else step.s
         self.chain = step.chain
         self.inexact: list[Tensor] = []
-        check_range("t", self.t, 1, self.chain.num_steps + 1)
+        check_times_of(self.chain, self.t, 1)
         for name, tokens in (("x0", anchor), ("x_t", x_t))[anchor is x_t :]:
             check_range(name, tokens if mask is None else tokens.where(mask, 0), 0, num_classes)
 
@@ -119,11 +127,14 @@ class StepGroups:
         made = chunk.step.tables(self.of(self.x_t, chunk), anchor)
         return made
 
-    def _groups(self) -> Iterator[tuple[int, int, Tensor]]:
-        num_times = self.chain.num_steps + 1
-        key = spread(self.s * num_times + self.t, self.x_t.shape).flatten()
+    def _groups(self) -> Iterator[tuple[float, float, Tensor]]:
+        times, which = torch.stack([self.s, self.t]).unique(return_inverse=True)
+        s, t = which
+        key = spread(s * len(times) + t, self.x_t.shape).flatten()
+        times = times.tolist()
         for value, tokens in grouped(key, self.mask):
-            yield *divmod(value, num_times), tokens
+            s, t = divmod(value, len(times))
+            yield times[s], times[t], tokens
 
     def _rows(self, tokens: Tensor, step: DenseStep | SparseStep, sums: Tensor) -> tuple[Any, ...]:
         return (

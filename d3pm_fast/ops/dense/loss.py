@@ -19,7 +19,7 @@ from .recompute import Recompute
 def loss(of: Loss[MatrixStep], reduction: str, late: bool | None = None) -> Any:
     """Return the loss, and with ``late`` its gradient, which a mean leaves undivided where True."""
     grad = None if late is None else torch.empty_like(of.logits)
-    logits, x0, mask, x_t, step, model, weights, _, with_terms = of
+    logits, x0, mask, x_t, step, model, weights, is_density, with_terms = of
     width = 3 if with_terms else 1
     results = torch.zeros(*x0.shape, width, dtype=compute_dtype(logits.dtype), device="cpu")
     counts = of.counts
@@ -45,7 +45,7 @@ def loss(of: Loss[MatrixStep], reduction: str, late: bool | None = None) -> Any:
             tables = run.tables(chunk)
             inexact = chunk.inexact.data_ptr()
             at = map(pointer, tables)
-            call = rows, *at, f, weights.vb, form.error, width, loss_at, inexact
+            call = rows, is_density, *at, f, weights.vb, form.error, width, loss_at, inexact
             cpu.dense_loss(run.dtype, call, threads)
         if grad_at:
             if diverges:

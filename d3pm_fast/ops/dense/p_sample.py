@@ -65,5 +65,5 @@ def _are_led_to(again: Recompute, tokens: Tensor) -> Tensor:
     for u, (s, t, x_t) in enumerate(steps.T.tolist()):
         only = torch.tensor([x_t]) if again.chain.by_row else None
         columns = again.chain.log_columns(s, t, only)
-        found[u] = (columns[x_t if only is None else 0] > -torch.inf).any()
+        found[u] = (columns[int(x_t) if only is None else 0] > -torch.inf).any()
     return found[which]

@@ -1,6 +1,7 @@
 """Draws ``x_t ~ q(x_t | x_0)`` of chains of matrices on the CPU, time by time."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from ...chains.structures import DenseMarginal, SparseMarginal
 from ...records import Random
 from ...reference.logspace import spread
 from ..host import pointer, random_record
-from .groups import grouped
+from .groups import check_times_of, grouped
 
 
 def by_matrix(x0: Tensor, marginal: DenseMarginal, random: Random) -> Tensor:
@@ -37,7 +38,7 @@ def by_jumps(x0: Tensor, marginal: SparseMarginal, random: Random) -> Tensor:
     return out
 
 
-def _by_time(x0: Tensor, marginal: DenseMarginal | SparseMarginal) -> Iterator[tuple[int, Tensor]]:
-    check_range("t", marginal.t, 0, marginal.chain.num_steps + 1)
+def _by_time(x0: Tensor, marginal: DenseMarginal | SparseMarginal) -> Iterator[tuple[Any, Tensor]]:
+    check_times_of(marginal.chain, marginal.t, 0)
     check_range("x0", x0, 0, marginal.chain.num_classes)
     return grouped(spread(marginal.t, x0.shape).flatten())
