@@ -32,11 +32,11 @@ class ContinuousDenseTransition(InContinuousTime, DenseTransition):
 
     def exists(self, s: float, t: float) -> bool:
         """Return whether there is a step from t to s, or there are rates."""
-        return 0 <= s < t <= 1 or 0 < s == t < 1
+        return 0 <= s < t <= 1 or 0 < s == t <= 1
 
     def step_matrix(self, s: float, t: float) -> Tensor:
         """Return ``Q_{s->t}``; where s = t, the rates at t, and 0 on the diagonal."""
-        return self._matrices.rates(t).to(self.device) if s == t else self.product(s, t)
+        return self._rates(t) if s == t else self.product(s, t)
 
     def log_step_matrix(self, s: float, t: float) -> Tensor:
         """Return its logarithm, also of entries below float64's range."""
@@ -52,6 +52,9 @@ class ContinuousDenseTransition(InContinuousTime, DenseTransition):
         if s is not None:
             return self.step_record(t, s), False
         return self.step_record(t.where(t != 1, LAST)), True
+
+    def _rates(self, t: float) -> Tensor:
+        return self._matrices.rates(min(t, LAST)).to(self.device)
 
     def _q_between(self, s: float, t: float) -> Tensor:
         return self.product(s, t)
