@@ -1,5 +1,7 @@
 """Dense chains in continuous time: against explicit matrices, steps, and rank-one chains."""
 
+import math
+
 import mpmath
 import numpy as np
 import pytest
@@ -58,6 +60,20 @@ def test_every_entry_is_that_of_the_definition(family, schedule):
         rtol = 1e-13 if s == 0 else 1e-12 if t - s > 0.1 else 1e-6
         torch.testing.assert_close(found, truth, rtol=rtol, atol=0)
     assert torch.equal(chain.transition.q_bar_matrix(0.0), torch.eye(K).double())
+
+
+@pytest.mark.parametrize("family", ["random", "line"])
+def test_few_products_are_as_exact_as_many(family):
+    """Times of 40 binades; entries down to 1e-300."""
+    rate, _ = rate_of(family, 24)
+    chain = transitions.from_rate(rate, continuous.linear())
+    times = (10 ** torch.linspace(-11, 1.2, 60, dtype=torch.float64)).tolist()
+    for t in (-math.expm1(-time) for time in times):
+        exact = transitions.rate_exponential(rate, -math.log1p(-t))
+        found = chain.q_matrix(t)
+        assert torch.equal(found == 0, exact == 0)
+        torch.testing.assert_close(found, exact, rtol=1e-12, atol=1e-305)
+    assert any(key[0] == "whole" for key in chain._matrices.cache._entries)
 
 
 def test_the_end_of_a_schedule_that_keeps_nothing():

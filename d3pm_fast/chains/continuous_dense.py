@@ -7,6 +7,7 @@ from torch import Tensor
 
 from .._loadable import loadable
 from .dense import DenseTransition
+from .factored import Form, plain_form
 from .products import Matrices
 from .structures import MatrixStep
 from .time import LAST, InContinuousTime
@@ -16,6 +17,9 @@ __all__ = ["ContinuousDenseTransition"]
 
 class WithRates(Matrices, Protocol):
     """What such a chain asks; times are numbers in [0, 1]."""
+
+    def between(self, s: float, t: float, device: torch.device = ...) -> Tensor:
+        """Return ``Q_{s->t}``, made on a device."""
 
     def rates(self, t: float) -> Tensor:
         """Return the rates at t in (0, 1), and 0 on the diagonal, float64 ``(K, K)``."""
@@ -33,6 +37,10 @@ class ContinuousDenseTransition(InContinuousTime, DenseTransition):
     def exists(self, s: float, t: float) -> bool:
         """Return whether there is a step from t to s, or there are rates."""
         return 0 <= s < t <= 1 or 0 < s == t <= 1
+
+    def product(self, s: float, t: float) -> Tensor:
+        """Return ``Q_{s->t}``, float64 ``(K, K)``, 0 <= s <= t <= 1."""
+        return super().product(s, t) if s == t else self._matrices.between(s, t, self.device)
 
     def step_matrix(self, s: float, t: float) -> Tensor:
         """Return ``Q_{s->t}``; where s = t, the rates at t, and 0 on the diagonal."""
@@ -52,6 +60,10 @@ class ContinuousDenseTransition(InContinuousTime, DenseTransition):
         if s is not None:
             return self.step_record(t, s), False
         return self.step_record(t.where(t != 1, LAST)), True
+
+    def _form(self, q_bar: Tensor, dtype: torch.dtype) -> Form:
+        """Return the form that takes no search: few times occur twice."""
+        return plain_form(q_bar, dtype)
 
     def _rates(self, t: float) -> Tensor:
         return self._matrices.rates(min(t, LAST)).to(self.device)

@@ -111,11 +111,14 @@ class DenseTransition(MatrixTransition):
             q, q_bar = self.step_matrix(s, t), self.product(0, s)
             least = LEAST_COLUMN[dtype] * (q.amax(0) if s == t else 1)  # of rates, of the largest
             columns = q.where(q >= least, 0).T.to(dtype).contiguous()
-            form = best_form(q_bar, dtype)
+            form = self._form(q_bar, dtype)
             return DenseStep(columns, spans(columns), q_bar.to(form.dtype), form)
 
         found: DenseStep = self._remember(("step", s, t, dtype), make, lambda step: step.num_bytes)
         return found
+
+    def _form(self, q_bar: Tensor, dtype: torch.dtype) -> Form:
+        return best_form(q_bar, dtype)
 
     def log_columns(self, s: float, t: float, *_tokens: Tensor | None) -> Tensor:
         """Return ``log Q_{s->t}[:, x_t]`` in row x_t, float64 ``(K, K)``."""

@@ -6,6 +6,7 @@ Source: D3PM, appendix A.4.2.
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from .._loadable import loadable
 from .cache import ByteCache
 from .continuous_dense import ContinuousDenseTransition
 from .dense import DenseTransition
+from .ladder import Ladder
 from .limits import closure, stationary_law
 from .logs import LEAST, log_matmul
 from .time import Schedule
@@ -29,6 +31,7 @@ __all__ = [
     "rate_chain",
 ]
 
+_CPU = torch.device("cpu")
 _TERMS = 16  # of a Taylor series, a multiple of 4
 
 
@@ -139,11 +142,21 @@ class ScheduledExponentials(_OfRate):
         grid = torch.linspace(0, 1, 17, dtype=torch.float64, device="cpu")
         return self._rate, self.schedule.alpha(grid)
 
-    def between(self, s: float, t: float) -> Tensor:
-        """Return ``Q_{s->t}``."""
-        if self._limit is not None and self._time(s, t) == math.inf:
-            return self._limit.repeat(self.num_classes, 1)
-        return super().between(s, t)
+    def between(self, s: float, t: float, device: torch.device = _CPU) -> Tensor:
+        """Return ``Q_{s->t}``, made on a device."""
+
+        def make() -> Tensor:
+            time = self._time(s, t)
+            if time == math.inf and self._limit is not None:
+                return self._limit.to(device).repeat(self.num_classes, 1)
+            rate = self._rate.to(device)
+            whole = partial(exponential, rate, self._reach)
+            if time == 0:
+                return whole(time)
+            return Ladder(rate, self._reach, whole, self.cache).exponential(time)
+
+        found: Tensor = self.cache.get(("product", s, t, device), make, lambda made: made.nbytes)
+        return found
 
     def rates(self, t: float) -> Tensor:
         """Return the rates at t in (0, 1), and 0 on the diagonal."""

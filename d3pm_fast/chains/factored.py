@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Band", "Dense", "Form", "Identity", "LowRank", "best_form"]
+__all__ = ["Band", "Dense", "Form", "Identity", "LowRank", "best_form", "plain_form"]
 
 LEAST_CLASSES = 64  # below it one product is as fast as several
 BAND_BLOCK = 64
@@ -121,12 +121,17 @@ def best_form(q_bar: Tensor, dtype: torch.dtype) -> Form:
 
     The choice rests on counts alone, so that results do not depend on timings.
     """
-    k = len(q_bar)
-    if torch.equal(q_bar, torch.eye(k, dtype=q_bar.dtype, device=q_bar.device)):
+    plain = plain_form(q_bar, dtype)
+    if isinstance(plain, Identity) or len(q_bar) < LEAST_CLASSES:
+        return plain
+    return _low_rank(q_bar, dtype) or _band(plain) or plain
+
+
+def plain_form(q_bar: Tensor, dtype: torch.dtype) -> Identity | Dense:
+    """Return the matrix itself as a form."""
+    if torch.equal(q_bar, torch.eye(len(q_bar), dtype=q_bar.dtype, device=q_bar.device)):
         return Identity(dtype, least_factor(dtype))
-    if k < LEAST_CLASSES:
-        return _dense(q_bar, dtype)
-    return _low_rank(q_bar, dtype) or _band(q_bar, dtype) or _dense(q_bar, dtype)
+    return _dense(q_bar, dtype)
 
 
 def least_factor(dtype: torch.dtype) -> float:
@@ -150,11 +155,10 @@ def is_mixed(q_bar: Tensor) -> Tensor:
     return (q_bar.amax(0) <= MIXED * q_bar.amin(0)).all()
 
 
-def _band(q_bar: Tensor, dtype: torch.dtype) -> Band | None:
-    dense = _dense(q_bar, dtype)
+def _band(dense: Dense) -> Band | None:
     row, column = dense.matrix.nonzero(as_tuple=True)
     half_width = int((row - column).abs().max())
-    if 2 * half_width + BAND_BLOCK > 0.6 * len(q_bar):
+    if 2 * half_width + BAND_BLOCK > 0.6 * len(dense.matrix):
         return None
     return Band(dense.matrix, half_width, dense.error)
 
