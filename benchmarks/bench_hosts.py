@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import d3pm_fast as d3
+from d3pm_fast.functional import Score
+from d3pm_fast.predictions import Predicted
 
 from .bench_loss import distance
 from .cases import OURS, Case, Inputs, Operation, Provider, Run, as_pytest
@@ -25,6 +27,7 @@ CASES = [
     for row in (
         ("mdlm", 4, 128, 30_523),
         ("udlm", 4, 128, 30_522),
+        ("sedd", 1, 256, 50_258),
         ("cloneofsimo", 16, 3072, 8),
         ("llada", 1, 256, 126_464),
         ("md4", 32, 256, 28),
@@ -47,7 +50,7 @@ def gathered(rows: Tensor, x: Tensor) -> Tensor:
     return rows.gather(-1, x.unsqueeze(-1)).squeeze(-1)
 
 
-def loss_of(i: Inputs, logits: Tensor, **options: Any) -> Tensor:
+def loss_of(i: Inputs, logits: Predicted, **options: Any) -> Tensor:
     return d3.functional.loss(i.transition, logits, i.x0, i.x_t, i.t, **options)
 
 
@@ -88,6 +91,22 @@ def udlm(i: Inputs) -> Loss:
         ratio = data / data_z.unsqueeze(-1)
         logs = (ratio * (model_z.unsqueeze(-1) / model * ratio).log()).sum(-1)
         return (scale * (k / model_z - k / data_z + logs)).mean()
+
+    return loss
+
+
+def sedd(i: Inputs) -> Loss:
+    """Score entropy of the masked tokens of an absorbing chain, with its constant."""
+    sigma = -torch.log1p(-(1 - EPS) * i.t)
+    slope = each_time((1 - EPS) / (1 - (1 - EPS) * i.t)).expand(i.x0.shape)[is_mask(i)]
+    ratio = each_time(1 / sigma.expm1()).expand(i.x0.shape)[is_mask(i)]
+
+    def loss(scores: Tensor) -> Tensor:
+        rows = scores[is_mask(i)]
+        positive = rows[..., :-1].exp().sum(-1)
+        negative = ratio * gathered(rows, i.x0[is_mask(i)])
+        each = positive - negative + ratio * (ratio.log() - 1)
+        return (slope * each).sum() / i.x0.numel()
 
     return loss
 
@@ -341,6 +360,7 @@ WITHOUT_MASK = ("llada", "maskgit")  # by its network; theirs has the mask in it
 THEIRS: dict[str, Callable[[Inputs], Loss]] = {
     "mdlm": mdlm,
     "udlm": udlm,
+    "sedd": sedd,
     "cloneofsimo": matrices(0.001, 1.0),
     "llada": masked_entropy(lambda t: 1 / t),
     "md4": one_hot_entropy,
@@ -377,6 +397,8 @@ def fused(i: Inputs) -> Loss:
     options = OPTIONS.get(i.case.family, {})
     if i.case.family == "maskgit":
         options = {**CE, "mask": is_mask(i), "denominator": i.x0.numel()}
+    if i.case.family == "sedd":
+        return lambda scores: loss_of(i, Score(scores))
     return lambda logits: loss_of(i, logits, **options)
 
 

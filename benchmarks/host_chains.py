@@ -59,6 +59,7 @@ def _uniform(schedule: object) -> Callable[[int], Transition]:
 
 HOST_CHAINS: dict[str, Callable[[int], Transition]] = {
     "mdlm": _absorbing(_continuous.log_linear(EPS)),
+    "sedd": _absorbing(_continuous.log_linear(EPS)),
     "udlm": _uniform(_continuous.log_linear(EPS)),
     "cloneofsimo": _uniform(d3.schedules.cosine(1000, max_beta=0.999)),
     "llada": _absorbing(_continuous.linear()),
