@@ -2,7 +2,7 @@
 
 A time is split by its digits to the base 8, ``time = a 8^n + b 8^(n - 1) + ... + rest``. What the
 digits stand for is made once and for all, and a short series does the rest, so that a time that
-has not been seen yet takes four products in place of some 16. As in :mod:`.exponentials` nothing
+has not been seen yet takes three products in place of some 16. As in :mod:`.exponentials` nothing
 is ever subtracted.
 """
 
