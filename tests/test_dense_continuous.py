@@ -408,6 +408,10 @@ def test_what_is_refused():
     with pytest.raises(ValueError, match="exponential"):
         transitions.nearest_neighbor(torch.randn(6, 2), 2, continuous.linear(), method="sinkhorn")
     chain = transitions.from_rate(rate, continuous.linear())
+    with pytest.raises(ValueError, match="continuous time"):
+        transitions.mixture([chain, chain], [0.5, 0.5])
+    with pytest.raises(ValueError, match="continuous time"):
+        transitions.with_mask(chain, [0.1, 0.2])
     tokens, logits = torch.zeros(1, 2).long(), torch.randn(1, 2, K)
     for t, s, error in (
         (torch.tensor([1]), None, TypeError),

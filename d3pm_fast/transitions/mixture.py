@@ -27,8 +27,8 @@ def mixture(
         memory_budget: bytes that products of the chain may take.
 
     Raises:
-        ValueError: no chains, chains of unequal K or T, weights that are no law, or a ``Q_T``
-            that keeps several laws.
+        ValueError: no chains, chains of unequal K or T, or in continuous time, weights that are
+            no law, or a ``Q_T`` that keeps several laws.
     """
     if isinstance(transitions, Transition) or not transitions:
         raise ValueError("transitions must be a sequence of at least one chain")
@@ -40,6 +40,8 @@ def mixture(
         sizes = [getattr(chain, name) for chain in transitions]
         if len(set(sizes)) > 1:
             raise ValueError(f"transitions must have the same {name}, got {sizes}")
+    if not first.has_steps:
+        raise ValueError("transitions must be chains of T steps, got chains in continuous time")
     law = check_law("weights", weights, len(transitions))
     masks = {chain.mask_id for chain in transitions if chain.mask_id >= 0}
     steps = (partial(make, tuple(transitions), law) for make in (_mixture_step, _log_mixture_step))

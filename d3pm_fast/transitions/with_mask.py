@@ -29,8 +29,10 @@ def with_mask(
         memory_budget: bytes that products of the chain may take.
 
     Raises:
-        ValueError: betas outside [0, 1], or of another length.
+        ValueError: betas outside [0, 1], or of another length; a chain in continuous time.
     """
+    if not transition.has_steps:
+        raise ValueError("transition must be a chain of T steps, got one in continuous time")
     betas = check_probabilities("betas", betas)
     if len(betas) != transition.num_steps:
         raise ValueError(
