@@ -68,6 +68,7 @@ struct Loss {
   Model model;
   const void* logits;       // (N, L)
   int64_t num_logits;       // L, of K classes; of the first L where the last one is forbidden
+  int64_t class_stride;     // 1; for the CPU also P, where each item has P tokens, classes first
   const int64_t *x0, *x_t;  // (N,)
   const uint8_t* mask;      // (N,); null where every token counts
   Weights weights;

@@ -1,5 +1,6 @@
 // Across: the lanes of a vector are tokens. Vector j holds class j of as many tokens as it has
-// lanes, so that all sums over classes are sums of vectors.
+// lanes, so that all sums over classes are sums of vectors. Where the classes come first, it lies
+// in memory as it is, if the tokens do one behind the other.
 
 template <class Element, bool kGrad>
 class Across : LossLayout<Element> {
@@ -7,6 +8,7 @@ class Across : LossLayout<Element> {
   using Base::kWidth;
   using Base::pi_;
   using Base::row_;
+  using Base::stride_;
   using typename Base::M;
   using typename Base::Passes;
   using typename Base::Real;
@@ -23,25 +25,40 @@ class Across : LossLayout<Element> {
 
   void fetch(Tokens& tokens) {
     V top = splat<Real>(-INFINITY), tile[kWidth];
-    each_tile([&](int64_t first, int64_t count) D3PM_MEMBER {
-      for (unsigned i = 0; i < kWidth; ++i) {
-        const int64_t token = tokens.token[std::min(i, tokens.size - 1)];
-        tile[i] = row_.whole ? read(this->logits(token) + first)
-                             : row_.tail(this->logits(token), token, -INFINITY);
+    const auto take = [&](int64_t j, V l) D3PM_MEMBER {
+      if (j == row_.forbidden) l = splat<Real>(-INFINITY);
+      store(e_.data() + j * kWidth, l);
+      top = l > top ? l : top;
+    };
+    if (stride_ == 1) {
+      each_tile([&](int64_t first, int64_t count) D3PM_MEMBER {
+        for (unsigned i = 0; i < kWidth; ++i) {
+          const int64_t token = tokens.token[std::min(i, tokens.size - 1)];
+          tile[i] = row_.whole ? read(this->logits(token) + first)
+                               : row_.tail(this->logits(token), token, -INFINITY);
+        }
+        transpose<Real>(tile);
+        for (int64_t j = 0; j < count; ++j) take(first + j, tile[j]);
+      });
+    } else if (are_together(tokens)) {
+      const Element* const from = this->logits(tokens.token[0]);
+      for (int64_t j = 0; j < row_.classes; ++j) take(j, read(from + j * stride_));
+    } else {
+      const Element* from[kWidth];
+      for (unsigned i = 0; i < kWidth; ++i)
+        from[i] = this->logits(tokens.token[std::min(i, tokens.size - 1)]);
+      for (int64_t j = 0; j < row_.classes; ++j) {
+        Element of_class[kWidth];
+        for (unsigned i = 0; i < kWidth; ++i) of_class[i] = from[i][j * stride_];
+        take(j, read(of_class));
       }
-      transpose<Real>(tile);
-      for (int64_t j = 0; j < count; ++j) {
-        if (first + j == row_.forbidden) tile[j] = splat<Real>(-INFINITY);
-        store(e_.data() + (first + j) * kWidth, tile[j]);
-        top = tile[j] > top ? tile[j] : top;
-      }
-    });
+    }
     tokens.groups[0].top = top;
   }
 
   void exponentials(Tokens& tokens, const Tokens& next) {
     Group& group = tokens.groups[0];
-    const Ahead<Element, false> fetch{this->logits(first_row(tokens, next))};
+    const Ahead<Element, false> fetch{this->logits(first_row(tokens, next)), ahead()};
     group.e_rest = exponentiate(e_.data(), row_.classes, group.top, fetch);
   }
 
@@ -50,7 +67,7 @@ class Across : LossLayout<Element> {
     if (!is_any_curved(group)) return;
     const auto line = group.line(splat<Real>(this->weight_));
     const int64_t after = first_row(tokens, next);
-    const Ahead<Element, true> fetch{kGrad ? this->grad(after) : this->logits(after)};
+    const Ahead<Element, true> fetch{kGrad ? this->grad(after) : this->logits(after), ahead()};
     const auto sum = pi_ ? Passes::weighted_curvature(e_.data(), row_.classes, line, pi(), fetch)
                          : Passes::template curvature<kGrad>(e_.data(), row_.classes, line, fetch);
     group.sum_phi = sum.phi * splat<Real>(1 / this->weight_);
@@ -70,6 +87,7 @@ class Across : LossLayout<Element> {
   }
 
   void write(Tokens& tokens) {
+    if (stride_ != 1) return write_classes(tokens);
     V tile[kWidth] = {};
     each_tile([&](int64_t first, int64_t count) D3PM_MEMBER {
       for (int64_t j = 0; j < count; ++j) tile[j] = load<V>(e_.data() + (first + j) * kWidth);
@@ -81,8 +99,49 @@ class Across : LossLayout<Element> {
     });
   }
 
+  // Where the classes come first, many tokens at a time, whose places in memory are close.
+  void fill(int64_t token, Real value) {
+    if (stride_ == 1) return Base::fill(token, value);
+    if (num_filled_ == kMostFilled) flush();
+    Element of_value[kWidth];
+    write_all(of_value, splat<Real>(value));
+    filled_[num_filled_++] = {this->grad(token), of_value[0]};
+  }
+
+  void flush() {
+    for (int64_t j = 0; j < row_.classes && num_filled_ > 0; ++j)
+      for (unsigned i = 0; i < num_filled_; ++i) filled_[i].grad[j * stride_] = filled_[i].value;
+    num_filled_ = 0;
+  }
+
  private:
   using Group = typename Tokens::Group;
+
+  void write_classes(const Tokens& tokens) {
+    Element* to[kWidth];
+    for (unsigned i = 0; i < tokens.size; ++i) to[i] = this->grad(tokens.token[i]);
+    const bool together = are_together(tokens);
+    for (int64_t j = 0; j < row_.classes; ++j) {
+      const V of_class = load<V>(e_.data() + j * kWidth);
+      if (together) {
+        write_all(to[0] + j * stride_, of_class);
+      } else {
+        Element apart[kWidth];
+        write_all(apart, of_class);
+        for (unsigned i = 0; i < tokens.size; ++i) to[i][j * stride_] = apart[i];
+      }
+    }
+  }
+
+  // Whether the tokens are a vector's worth of neighbours in one item.
+  bool are_together(const Tokens& tokens) const {
+    const int64_t first = tokens.token[0];
+    return tokens.size == kWidth && tokens.token[kWidth - 1] - first == kWidth - 1 &&
+           first % stride_ + kWidth <= stride_;
+  }
+
+  // From a class to the next one of the rows that are fetched.
+  int64_t ahead() const { return stride_ == 1 ? kWidth : stride_; }
 
   // Where the rows begin that are fetched from memory during this block's passes: those of
   // `next`, taken to lie one behind the other.
@@ -107,5 +166,13 @@ class Across : LossLayout<Element> {
     if (row_.whole < row_.classes) body(row_.classes - kWidth, kWidth);
   }
 
+  struct Filled {
+    Element* grad;
+    Element value;
+  };
+
   const Scratch<Real> e_;
+  static constexpr unsigned kMostFilled = 4 * kWidth;
+  unsigned num_filled_ = 0;
+  Filled filled_[kMostFilled];
 };

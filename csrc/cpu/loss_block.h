@@ -77,6 +77,7 @@ class LossBlock {
   void flush() {
     compute(*ready_, *filling_);
     compute(*filling_, *ready_);
+    layout_.flush();
   }
 
  private:
@@ -248,9 +249,7 @@ class LossBlock {
   void settle_loss(int64_t token, Real value) {
     const int64_t width = call_.num_results();
     std::fill_n(static_cast<Real*>(call_.loss) + token * width, width, value);
-    if (call_.grad)
-      row_.write(static_cast<Element*>(call_.grad) + token * row_.classes,
-                 [=](int64_t) { return splat<Real>(value); });
+    if (call_.grad) layout_.fill(token, value);
   }
 
   void write_gradient(Tokens& tokens) {

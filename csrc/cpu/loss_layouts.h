@@ -56,17 +56,31 @@ class LossLayout {
       : row_(call.of.chain.num_tokens, call.of.num_logits, call.of.chain.forbidden - call.first),
         pi_(call.of.chain.pi ? static_cast<const Real*>(call.of.chain.pi) + call.first : nullptr),
         weight_(pi_ ? 1.0 : static_cast<double>(call.of.chain.num_classes)),
+        stride_(call.of.class_stride),
         logits_(static_cast<const Element*>(call.of.logits)),
         grad_(static_cast<Element*>(call.of.grad)) {}
 
-  const Element* logits(int64_t token) const { return logits_ + token * row_.classes; }
-  Element* grad(int64_t token) const { return grad_ + token * row_.classes; }
+  const Element* logits(int64_t token) const { return logits_ + start(token); }
+  Element* grad(int64_t token) const { return grad_ + start(token); }
 
   const RowReader<Element> row_;
   const Real* const pi_;  // of the shard's classes; null where all are 1 / weight_
   const double weight_;
+  const int64_t stride_;  // of the classes of a token
 
  private:
+  int64_t start(int64_t token) const {
+    if (stride_ == 1) return token * row_.classes;
+    return token / stride_ * stride_ * row_.classes + token % stride_;
+  }
+
   const Element* const logits_;
   Element* const grad_;
+
+ public:
+  // Writes one value for the whole gradient of a token, at the latest in flush().
+  void fill(int64_t token, Real value) {
+    row_.write(grad(token), [=](int64_t) { return splat<Real>(value); });
+  }
+  void flush() {}
 };

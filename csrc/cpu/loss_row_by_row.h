@@ -16,6 +16,7 @@ class RowByRow : LossLayout<Element> {
   static constexpr bool kInPlace = kGrad && std::is_same_v<Element, Real>;
 
  public:
+  using Base::fill, Base::flush;
   using Tokens = LossTokens<Real, kMost>;
   const unsigned capacity;
 

@@ -8,7 +8,7 @@
 template <class Element, bool kGrad>
 bool loss_in_best_layout(const LossStrokes& call, int64_t begin, int64_t end) {
   using Narrow = Across<Element, kGrad>;
-  return call.of.num_logits <= Narrow::kMostClasses
+  return call.of.num_logits <= Narrow::kMostClasses || call.of.class_stride != 1
              ? loss_of_tokens<Element, Narrow, Stroke::kAll>(call, begin, end)
              : loss_of_tokens<Element, RowByRow<Element, kGrad>, Stroke::kAll>(call, begin, end);
 }

@@ -12,9 +12,10 @@ constexpr int64_t kStretch = 1024;
 template <class Element, bool kToWrite>
 struct Ahead {
   const Element* row;
+  const int64_t stride = kLanes<typename Memory<Element>::Real>;
 
   D3PM_MEMBER void operator()(int64_t v) const {
-    __builtin_prefetch(row + v * kLanes<typename Memory<Element>::Real>, kToWrite, 2);
+    __builtin_prefetch(row + v * stride, kToWrite, 2);
   }
 };
 struct NothingAhead {

@@ -156,7 +156,7 @@ def loss(
     name = choose(impl, asked.name, transition, t, 1, counts, x0=x0, x_t=x_t)
     if (_environment.CHECK or name == "reference") and can_be_read(x0):
         check_data(x0 if counts is None else x0.where(counts, -1), transition.forbidden)
-    served = prediction.served_by(name)
+    served = prediction.served_by(name, asked.reads_classes_first(name, transition.structure))
     divisor = late = factors = None
     if denominator is not None:
         divisor = _divisor(denominator, reduction, x0.device)

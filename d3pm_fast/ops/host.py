@@ -42,6 +42,7 @@ def loss_record(
         of.model,
         of.logits.data_ptr(),
         of.logits.shape[-1],
+        1 if of.logits.is_contiguous() else of.logits.stride(-1),
         of.x0.data_ptr(),
         of.x_t.data_ptr(),
         pointer(of.mask),

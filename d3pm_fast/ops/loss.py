@@ -76,13 +76,13 @@ def by_tokens(
 
 
 loss.serve("reference", reference.loss, [RANK_ONE, DENSE, SPARSE])
-loss.serve("cpu", _on_cpu, [RANK_ONE])
+loss.serve("cpu", _on_cpu, [RANK_ONE], reads_classes_first=True)
 loss.serve("cuda", _on_cuda, [RANK_ONE])
 loss.serve("triton", triton_kernel("rank_one.loss.loss"), [RANK_ONE])
 loss.serve("cpu", dense.loss, [DENSE, SPARSE])
 loss.serve("triton", triton_kernel("dense.loss.loss"), [DENSE, SPARSE])
 
-loss_and_grad.serve("cpu", _on_cpu, [RANK_ONE])
+loss_and_grad.serve("cpu", _on_cpu, [RANK_ONE], reads_classes_first=True)
 loss_and_grad.serve("cuda", _on_cuda, [RANK_ONE])
 loss_and_grad.serve("triton", triton_kernel("rank_one.loss.loss"), [RANK_ONE])
 loss_and_grad.serve("cpu", dense.loss, [DENSE, SPARSE])

@@ -108,6 +108,7 @@ class Operation:
         self.name = name
         self._fake = fake
         self._serving: dict[tuple[str, str], Any] = {}
+        self._classes_first: set[tuple[str, str]] = set()
         OPERATIONS[name] = self
 
     def serve(
@@ -116,6 +117,7 @@ class Operation:
         kernel: Callable[..., Any],
         structures: Iterable[Structure | None] = (None,),
         is_registered: bool = True,
+        reads_classes_first: bool = False,
     ) -> None:
         """Let a kernel serve the chains of structures, registered once for all of them.
 
@@ -129,11 +131,18 @@ class Operation:
             entry = IMPLEMENTATIONS[implementation]
             served = Kernel(f"{entry.prefix}{name}", self._fake, records, kernel, entry.key)
         for structure in structures:
-            self._serving[structure.name if structure else "", implementation] = served
+            key = structure.name if structure else "", implementation
+            self._serving[key] = served
+            if reads_classes_first:
+                self._classes_first.add(key)
 
     def is_served(self, implementation: str, structure: str = "") -> bool:
         """Return whether an implementation has the operation, on chains of a structure if any."""
         return any((name, implementation) in self._serving for name in (structure, ""))
+
+    def reads_classes_first(self, implementation: str, structure: str) -> bool:
+        """Return whether logits may be ``(B, K, *S)`` in memory, not only ``(B, *S, K)``."""
+        return (structure, implementation) in self._classes_first
 
     def structures(self, implementation: str) -> list[str]:
         """Return the names of the structures whose chains an implementation serves."""

@@ -12,8 +12,8 @@ def scale_(grad: Tensor, factor: Tensor) -> Tensor:
     """Multiply a gradient in place, without a copy; factors of 1 cost no pass over it.
 
     Args:
-        grad: ``(*S, K)``, contiguous.
-        factor: one number, of no axes, or one for each token, ``(*S)``; float32 or float64, in
+        grad: ``(B, *S, K)``, contiguous, or so as ``(B, K, *S)``.
+        factor: one number, of no axes, or one for each token, ``(B, *S)``; float32 or float64, in
             which the product is made and then rounded to the gradient's dtype.
     """
     if grad.device.type == "cpu":
@@ -30,9 +30,10 @@ def _scale_on_cpu(grad: Tensor, factor: Tensor) -> Tensor:
         return grad if factor.item() == 1 else grad.mul_(factor)
     if bool((factor == 1).all()):
         return grad
-    num_classes = grad.shape[-1]
-    length = max(ENTRIES // num_classes, 1)
-    parts = grad.view(-1, num_classes).split(length), factor.reshape(-1, 1).split(length)
-    for part, factors in zip(*parts, strict=True):
-        part.mul_(factors)
+    items, factors = grad, factor
+    if grad.is_contiguous():
+        items, factors = grad.view(-1, grad.shape[-1]), factor.reshape(-1)
+    length = max(ENTRIES * len(items) // max(grad.numel(), 1), 1)
+    for part, by in zip(items.split(length), factors.split(length), strict=True):
+        part.mul_(by.unsqueeze(-1))
     return grad

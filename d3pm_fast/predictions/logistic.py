@@ -67,7 +67,7 @@ class LogisticPrediction(Prediction):
         """Return it in float64."""
         return self._with(*(x.double() for x in self.parameters))
 
-    def served_by(self, implementation: str) -> Prediction:
+    def served_by(self, implementation: str, _reads_classes_first: bool = False) -> Prediction:
         """Return it contiguous; where nothing makes its logits in chunks, the logits."""
         is_served = logistic_gradient.is_served(implementation)
         if not is_served or derivatives.are_asked(*self.parameters):

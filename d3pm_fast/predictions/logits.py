@@ -51,9 +51,13 @@ class LogitsPrediction(Prediction):
         """Return logits of all classes: a copy where the mask's are left out."""
         return self._of(whole(self.given, self.num_classes))
 
-    def served_by(self, _implementation: str) -> LogitsPrediction:
-        """Return them contiguous."""
+    def served_by(
+        self, _implementation: str, reads_classes_first: bool = False
+    ) -> LogitsPrediction:
+        """Return them contiguous, or so with the classes before the positions."""
         if self.given.is_contiguous():
+            return self
+        if reads_classes_first and self.given.movedim(-1, 1).is_contiguous():
             return self
         return self._of(self.given.contiguous())
 

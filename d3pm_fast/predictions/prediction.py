@@ -148,8 +148,11 @@ class Prediction(ABC):
         return self
 
     @abstractmethod
-    def served_by(self, implementation: str) -> Prediction:
-        """Return it contiguous, to be made into logits by an implementation."""
+    def served_by(self, implementation: str, reads_classes_first: bool = False) -> Prediction:
+        """Return it contiguous, to be made into logits by an implementation.
+
+        Logits may be so as ``(B, K, *S)`` where they can be read as these.
+        """
 
     @abstractmethod
     def masked(self, mask: Tensor) -> Prediction:

@@ -121,7 +121,9 @@ class ShapedPrediction(Prediction):
         made = self.given._replace(logits=whole(logits, self.num_classes), unconditional=other)
         return ShapedPrediction(made, self.classes)
 
-    def served_by(self, implementation: str) -> ShapedPrediction:
+    def served_by(
+        self, implementation: str, _reads_classes_first: bool = False
+    ) -> ShapedPrediction:
         """Return it, to be shaped by an implementation, or by plain PyTorch."""
         served = implementation if shaped_logits.is_served(implementation) else "reference"
         return ShapedPrediction(self.given, self.classes, served)
