@@ -54,7 +54,8 @@ class D3PM(nn.Module):
             or 1 for ``(B, K, *S)``, as a U-Net and ``F.cross_entropy`` have them. Posteriors then
             have them there, too. Wherever ``(B, *S, K)`` is said below, it is that shape. Such
             logits are read without a copy where the classes are next to each other in memory, as
-            in ``torch.channels_last``; else they are copied once.
+            in ``torch.channels_last``, and by the loss of a rank-one chain on a CPU; else they are
+            copied once.
     """
 
     def __init__(

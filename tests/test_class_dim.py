@@ -177,7 +177,7 @@ def test_a_compiled_step(cpu, layout):
 
 @pytest.mark.parametrize("shape", [(8, 512), (4, 32, 32)])
 @pytest.mark.parametrize("name", ["uniform", "discretized_gaussian"])
-def test_only_classes_that_are_apart_in_memory_cost_a_copy(cpu, name, shape):
+def test_no_copy_but_of_classes_that_are_apart_in_a_dense_chain(cpu, name, shape):
     """Bytes beside the logits: their gradient, and a copy; never a second copy of the gradient."""
     classes = 64
     chain = getattr(transitions, name)(classes, BETAS)
@@ -199,7 +199,35 @@ def test_only_classes_that_are_apart_in_memory_cost_a_copy(cpu, name, shape):
     if name == "uniform":
         assert last == pytest.approx(1, abs=0.05)
     assert copies(LAYOUTS["channels_last"](logits.clone()), 1) == pytest.approx(last, abs=0.01)
-    assert copies(LAYOUTS["contiguous"](logits), 1) == pytest.approx(last + 1, abs=0.01)
+    apart = last + (name != "uniform")
+    assert copies(LAYOUTS["contiguous"](logits), 1) == pytest.approx(apart, abs=0.01)
+
+
+@pytest.mark.parametrize("reduction", ["none", "sum"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(2, 37), (3, 4, 16), (2, 5, 5)])
+@pytest.mark.parametrize("classes", [5, 64, 300])
+def test_vectors_of_neighbours_and_tokens_that_have_none(cpu, classes, shape, dtype, reduction):
+    """Items longer than a vector, tokens without a loss, K - 1 logits, and gradients at once."""
+    chain = transitions.absorbing(classes, BETAS, classes - 1)
+    x0, t = torch.randint(classes - 1, shape), torch.tensor([1, T // 2, T])[: shape[0]]
+    x_t = functional.q_sample(chain, x0, t)
+    weights, mask = torch.rand(shape), torch.rand(shape) < 0.8
+    logits = (2 * torch.randn(*shape, classes - 1)).to(dtype)
+    upstream = 2.0 ** torch.randint(-1, 2, shape if reduction == "none" else ())
+    options = {"mask": mask, "weights": weights, "ce_weight": 0.3, "reduction": reduction}
+
+    def found(logits, class_dim, impl):
+        leaf = logits.requires_grad_()
+        loss = functional.loss(chain, leaf, x0, x_t, t, class_dim=class_dim, impl=impl, **options)
+        (gradient,) = torch.autograd.grad(loss, leaf, upstream.to(loss.dtype))
+        return loss.detach(), gradient.movedim(class_dim, -1)
+
+    truth, true_gradient = found(logits.double(), -1, "reference")
+    loss, gradient = found(LAYOUTS["contiguous"](logits), 1, cpu)
+    ulps = 4096 if dtype == torch.float64 else 64
+    assert_close(loss, truth, dtype, ulps=ulps, scale=truth.abs() + 0.1)
+    check_gradient(gradient, true_gradient, dtype, ulps=ulps, floor=0.1)
 
 
 def network(x_t, t):
