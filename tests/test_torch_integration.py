@@ -136,6 +136,41 @@ def test_a_compiled_step_takes_any_batch_and_an_annealed_weight(dynamic, as_tens
         assert_gradient_close(made, gradient_of.double(), torch.float32, ulps=16)
 
 
+CONTINUOUS = {
+    "uniform": d3.transitions.uniform(K, d3.schedules.continuous.linear()),
+    "absorbing": d3.transitions.absorbing(K, d3.schedules.continuous.log_linear(), K - 1),
+    "gidd": d3.transitions.gidd(K, K - 1, 0.2),
+    "masked_uniform": d3.transitions.masked_uniform(
+        K, d3.schedules.continuous.cosine(), d3.schedules.continuous.linear(), K - 1
+    ),
+}
+
+
+@pytest.mark.parametrize("family", CONTINUOUS)
+def test_a_step_in_continuous_time_compiles_for_any_batch(family, cpu):
+    diffusion = d3.D3PM(CONTINUOUS[family], impl=cpu)
+
+    def step(logits, x0, weights):
+        t = diffusion.sample_t(len(x0), low_discrepancy=True)
+        x_t = diffusion.q_sample(x0, t)
+        terms = diffusion.loss_terms(logits, x0, x_t, t, weights=weights)
+        drawn = diffusion.p_sample(logits.detach(), x_t, t, t / 2, seeds=torch.arange(len(x0)))
+        return terms.loss, terms.vb, terms.ce, drawn
+
+    torch._dynamo.reset()
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    for batch in (3, 4, 5):
+        x0, weights = torch.randint(K - 1, (batch, P)), torch.rand(batch)
+        leaf = torch.randn(batch, P, K, requires_grad=True)
+        results = []
+        for run in (step, compiled):
+            torch.manual_seed(batch)
+            loss, *others = run(leaf, x0, weights)
+            results.append((loss, *others, *torch.autograd.grad(loss, leaf)))
+        for one, other in zip(*results, strict=True):
+            torch.testing.assert_close(one, other)
+
+
 def test_skipped_steps_and_shapes_of_draws_compile_for_any_batch(cpu):
     def draw(logits, x_t, t, temperature):
         s, seeds = t // 2, torch.arange(len(t))
@@ -216,12 +251,30 @@ def test_opcheck_finds_nothing(family, op, kernels):
     torch.library.opcheck(getattr(torch.ops.d3pm_fast, name).default, op_arguments(family)[op])
 
 
+@pytest.mark.parametrize("family", CONTINUOUS)
+@pytest.mark.parametrize("op", ["loss", "loss_and_grad"])
+@pytest.mark.usefixtures("cpu")
+def test_opcheck_finds_nothing_in_continuous_time(family, op):
+    chain, t = CONTINUOUS[family], torch.rand(B, dtype=torch.float64)
+    x0, mask, factors = torch.randint(K - 1, (B, P)), torch.rand(B, P) < 0.7, torch.rand(B, P)
+    x_t = functional.q_sample(chain, x0, t)
+    step, is_density = chain.loss_record(t, None)
+    step = chain.of_tokens(step, x_t=x_t)
+    logits = torch.randn(B, P, K)
+    of = (logits, x0, mask, x_t, *step, False, False, 1.0, 0.1, factors, is_density, True)
+    how = ("none",) if op == "loss" else ("mean", False)
+    torch.library.opcheck(getattr(torch.ops.d3pm_fast, op).default, (*of, *how))
+
+
+@pytest.mark.parametrize("continuous", [False, True])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_autocast_logits_are_served_as_they_are(dtype, tokens, impl):
+def test_autocast_logits_are_served_as_they_are(dtype, continuous, tokens, impl):
     layer = torch.nn.Linear(4, K)
+    chain = CONTINUOUS["uniform"] if continuous else CHAIN
+    x0, x_t, t = tokens
     with torch.autocast("cpu", dtype):
         logits = layer(torch.randn(B, P, 4))
-        loss = functional.loss(CHAIN, logits, *tokens, impl=impl)
+        loss = functional.loss(chain, logits, x0, x_t, t / 8 if continuous else t, impl=impl)
     assert logits.dtype == dtype
     assert loss.dtype == torch.float32
     loss.backward()
