@@ -32,7 +32,7 @@ def with_mask(num_classes: int) -> Transition:
     """Return such a chain as matrices."""
     betas = d3.schedules.jsd(100)
     visible = d3.transitions.uniform(num_classes - 1, 0.1 * betas)
-    return d3.transitions.with_mask(visible, betas)
+    return d3.transitions.with_mask(visible, betas, data_has_mask=True)
 
 
 def substitution(num_classes: int) -> Transition:

@@ -139,7 +139,7 @@ def check_float(name: str, value: Tensor) -> None:
 
 
 def check_logits(
-    name: str, logits: Tensor, shape: torch.Size, classes: tuple[int, int, int]
+    name: str, logits: Tensor, shape: torch.Size, classes: tuple[int, int, int, bool]
 ) -> None:
     """Raise unless ``logits`` is a float tensor of shape (*shape, K).
 
@@ -147,7 +147,7 @@ def check_logits(
     is forbidden. The third one is the dimension that the caller had the classes in.
     """
     check_float(name, logits)
-    num_classes, forbidden, class_dim = classes
+    num_classes, forbidden, class_dim, _ = classes
     if forbidden == num_classes - 1 and logits.shape == (*shape, forbidden):
         return
     first, last = (*shape[:1], num_classes, *shape[1:]), (*shape, num_classes)

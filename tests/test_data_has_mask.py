@@ -3,6 +3,7 @@
 import pytest
 import torch
 from helpers.compare import assert_close, check_gradient, same_bits
+from helpers.masks import forbidden, problem
 
 import d3pm_fast as d3
 from d3pm_fast import functional, schedules, transitions
@@ -14,7 +15,6 @@ TIMES = {"steps": BETAS, "continuous": schedules.continuous.cosine()}
 REVERSE = ["joint", "posterior_mean"]
 FIRST_STEP = ["posterior", "logits"]
 PLACES = {"first": lambda k: 0, "middle": lambda k: k // 2, "last": lambda k: k - 1}
-JUNK = [60.0, float("nan"), float("inf"), -5.0]
 SIZES = [5, 33, 300]
 
 
@@ -22,30 +22,6 @@ def make(family, num_classes, times, mask_id, data_has_mask):
     if family == "absorbing":
         return transitions.absorbing(num_classes, TIMES[times], mask_id, data_has_mask)
     return transitions.mask_and_uniform(num_classes, TIMES[times], mask_id, 0.3, data_has_mask)
-
-
-def problem(chain, dtype=torch.float64):
-    """Data without a mask, x_t, t, s, and logits whose mask is junk, another in each item."""
-    k, mask_id = chain.num_classes, chain.mask_id
-    x0 = torch.randint(k, (len(JUNK), 3))
-    x0 = torch.where(x0 == mask_id, (mask_id + 1) % k, x0)
-    if chain.has_steps:
-        t, s = torch.tensor([1, 2, 3, 4]), None
-    else:
-        t = torch.tensor([0.1, 0.4, 0.7, 0.95], dtype=torch.float64)
-        s = 0.6 * t
-    x_t = functional.q_sample(chain, x0, t)
-    x_t[:, 0] = mask_id
-    logits = (2 * torch.randn(*x0.shape, k, dtype=torch.float64)).to(dtype)
-    logits[..., mask_id] = torch.tensor(JUNK)[:, None]
-    return logits, x0, x_t, t, s
-
-
-def forbidden(logits, chain):
-    """The logits as a user would forbid the mask."""
-    clean = logits.clone()
-    clean[..., chain.mask_id] = -torch.inf
-    return clean
 
 
 def cases():

@@ -69,7 +69,9 @@ FAMILIES = {
     "mixture": lambda betas: transitions.mixture(
         [transitions.uniform(K, betas), transitions.band(K, betas, 1)], [0.3, 0.7]
     ),
-    "with_mask": lambda betas: transitions.with_mask(transitions.band(K - 1, betas, 1), betas),
+    "with_mask": lambda betas: transitions.with_mask(
+        transitions.band(K - 1, betas, 1), betas, data_has_mask=True
+    ),
 }
 
 logits, loc = torch.randn(3, 2, K), torch.randn(3, 2)

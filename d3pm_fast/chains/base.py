@@ -28,6 +28,8 @@ class Transition(nn.Module):
         mask_id: the mask's class, or -1 where the family has none.
         data_has_mask: whether data may hold the mask. Where not, its logit counts as -inf, and
             its gradient is 0.
+        steps_forbid: whether steps tell kernels of the class that data never hold, so that its
+            logit is not read. If not, kernels get a copy of the logits with -inf there.
         fingerprint: a number that depends on the family, K, T and all probabilities; equal chains
             have it in common up to some 1e-12.
         needs_float64: whether its probabilities are too small for float32, so that whatever the
@@ -36,6 +38,7 @@ class Transition(nn.Module):
     """
 
     structure: str
+    steps_forbid = False
     fingerprint: float
     needs_float64 = False
     asks_tokens = False

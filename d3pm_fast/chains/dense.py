@@ -58,15 +58,21 @@ class DenseTransition(MatrixTransition):
         matrices: those of its steps, on the CPU; their cache serves all that is made of them.
         stationary: float64 ``(K,)``.
         mask_id: the mask's class, or -1.
+        data_has_mask: whether data may hold it.
     """
 
     structure = DENSE.name
     by_row = False
 
     def __init__(
-        self, family: str, matrices: Matrices, stationary: Tensor, mask_id: int = -1
+        self,
+        family: str,
+        matrices: Matrices,
+        stationary: Tensor,
+        mask_id: int = -1,
+        data_has_mask: bool = True,
     ) -> None:
-        super().__init__(family, matrices.num_classes, matrices.num_steps, mask_id)
+        super().__init__(family, matrices.num_classes, matrices.num_steps, mask_id, data_has_mask)
         self._matrices = matrices
         self._stationary = stationary
         self.memory_budget = matrices.memory_budget

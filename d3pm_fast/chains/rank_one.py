@@ -36,6 +36,7 @@ class RankOneChain(Transition):
     """
 
     structure = RANK_ONE.name
+    steps_forbid = True
     pi: Tensor | None
     pi_cdf: Tensor | None
 

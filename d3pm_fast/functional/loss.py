@@ -154,7 +154,8 @@ def loss(
     has_own_law = s is not None and not prediction.predicts_x0
     asked = prediction.operations.p_posterior if has_own_law else prediction.operations.loss
     name = choose(impl, asked.name, transition, t, 1, counts, x0=x0, x_t=x_t)
-    if (_environment.CHECK or name == "reference") and can_be_read(x0):
+    is_filled = prediction.classes.is_filled
+    if (_environment.CHECK or name == "reference" or is_filled) and can_be_read(x0):
         check_data(x0 if counts is None else x0.where(counts, -1), transition.forbidden)
     served = prediction.served_by(name, asked.reads_classes_first(name, transition.structure))
     divisor = late = factors = None
@@ -168,7 +169,10 @@ def loss(
         factors = _factors(weights, divisor, x0, compute_dtype(prediction.dtype))
     of = transition, name, model, terms, with_terms, served
     operation = _of_law(*of) if has_own_law else served.loss(_of_logits(*of))
-    items = contiguous(x0), mask, contiguous(x_t), contiguous_times(transition, t), s, factors
+    x0 = contiguous(x0)
+    if is_filled:
+        x0 = x0.masked_fill(x0 == transition.forbidden, -1)  # no class: the loss is NaN
+    items = x0, mask, contiguous(x_t), contiguous_times(transition, t), s, factors
     value = autograd.loss(operation, reduction, served.parameters, items)
     if late is not None:
         value = value / late.to(value.dtype)

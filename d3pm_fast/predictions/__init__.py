@@ -28,7 +28,9 @@ _KINDS: dict[type, Any] = {
 def as_prediction(given: Predicted, transition: Transition, class_dim: ClassDim = -1) -> Prediction:
     """Return what a denoiser gives as a prediction of the classes of a chain, unchecked."""
     dim = check_choice("class_dim", class_dim, CLASS_DIMS)
-    classes = Classes(transition.num_classes, transition.forbidden, dim)
+    forbidden = transition.forbidden
+    is_filled = forbidden >= 0 and not transition.steps_forbid
+    classes = Classes(transition.num_classes, forbidden, dim, is_filled)
     if dim != -1:
         given = _classes_last(given, dim)
     if isinstance(given, Tensor):

@@ -83,7 +83,8 @@ class LogisticPrediction(Prediction):
     def logits(self, *parameters: Tensor) -> Tensor:
         """Return the logits of some items."""
         make = logistic_logits.kernel(self._implementation)
-        return make(*_to_compute(*parameters), self.num_classes, self._is_edge_corrected)  # type: ignore[no-any-return]
+        made = make(*_to_compute(*parameters), self.num_classes, self._is_edge_corrected)
+        return self.classes.filled(made)
 
     def pull(self, parameters: tuple[Tensor, ...], grad: Tensor) -> tuple[Tensor, ...]:
         """Return the gradients of both parameters from that of the logits."""
@@ -94,7 +95,7 @@ class LogisticPrediction(Prediction):
         """Return the logits by plain PyTorch."""
         loc, log_scale = parameters
         options = self.num_classes, self._is_edge_corrected
-        return reference.logistic_logits(loc, log_scale, *options)
+        return self.classes.filled(reference.logistic_logits(loc, log_scale, *options))
 
     def row(self, token: tuple[int, ...]) -> Tensor:
         """Return the logits of a token."""

@@ -49,12 +49,19 @@ class LogitsPrediction(Prediction):
 
     def whole(self) -> LogitsPrediction:
         """Return logits of all classes: a copy where the mask's are left out."""
+        if self.classes.is_filled:
+            return self  # ``served_by`` makes the copy
         return self._of(whole(self.given, self.num_classes))
 
     def served_by(
         self, _implementation: str, reads_classes_first: bool = False
     ) -> LogitsPrediction:
-        """Return them contiguous, or so with the classes before the positions."""
+        """Return them contiguous, or so with the classes before the positions.
+
+        They are -inf at the class that kernels do not leave out by themselves.
+        """
+        if self.classes.is_filled:
+            return self._of(self.classes.filled(self.given).contiguous())
         if self.given.is_contiguous():
             return self
         if reads_classes_first and self.given.movedim(-1, 1).is_contiguous():
@@ -79,7 +86,7 @@ class LogitsPrediction(Prediction):
 
     def row(self, token: tuple[int, ...]) -> Tensor:
         """Return the logits of a token."""
-        return self.given[token]
+        return self.classes.filled(self.given[token])
 
     def applied(self, operation: Callable[..., Tensor], items: Items) -> Tensor:
         """Return an operation's result on all at a time."""

@@ -17,7 +17,7 @@ from ..chains import Transition
 from ..choices import ClassDim
 from ..derivatives import Differentiable, Inputs, Items, split
 from ..reductions import of_loss, reduced
-from ..reference.logspace import compute_dtype
+from ..reference.logspace import compute_dtype, whole, without
 from .chunks import chunks, in_chunks
 
 __all__ = ["Classes", "Prediction"]
@@ -32,11 +32,20 @@ class Classes(NamedTuple):
         number: K.
         forbidden: the class that data never hold, whatever a prediction says of it; -1 for none.
         dim: where the caller has the classes of logits, for errors: they are moved to the end.
+        is_filled: whether kernels need -inf at that class, for they do not leave it out.
     """
 
     number: int
     forbidden: int
     dim: ClassDim
+    is_filled: bool
+
+    def filled(self, logits: Tensor) -> Tensor:
+        """Return logits as kernels need them: the same, or a copy with -inf."""
+        if not self.is_filled:
+            return logits
+        is_whole = logits.shape[-1] == self.number
+        return without(logits, self.forbidden) if is_whole else whole(logits, self.number)
 
 
 class Operations(NamedTuple):

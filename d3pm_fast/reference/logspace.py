@@ -33,6 +33,12 @@ def whole(logits: Tensor, num_classes: int) -> Tensor:
     return logits if logits.shape[-1] == num_classes else pad(logits, (0, 1), value=-torch.inf)
 
 
+def without(logits: Tensor, forbidden: int) -> Tensor:
+    """Return logits of all classes, -inf for one of them."""
+    classes = torch.arange(logits.shape[-1], device=logits.device)
+    return logits.masked_fill(classes == forbidden, -torch.inf)
+
+
 def at(values: Tensor, index: Tensor) -> Tensor:
     """Return ``values[n, index[n]]`` for every token n, ``(B, *S, 1)``."""
     return values.gather(-1, index.unsqueeze(-1))

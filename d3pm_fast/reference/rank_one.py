@@ -11,7 +11,7 @@ from torch import Tensor
 from ..chains.structures import RankOneStep
 from ..records import Model
 from .draws import NONE, draw_base, draw_row
-from .logspace import at, log_add_exp, spread, whole
+from .logspace import at, log_add_exp, spread, whole, without
 
 
 @dataclass
@@ -50,9 +50,7 @@ class RankOneLogs:
         """Return logits of all classes, -inf for one that data never hold."""
         if self.forbidden < 0:
             return logits
-        num_classes = self.log_vector.shape[-1]
-        classes = torch.arange(num_classes, device=logits.device)
-        return whole(logits, num_classes).masked_fill(classes == self.forbidden, -torch.inf)
+        return without(whole(logits, self.log_vector.shape[-1]), self.forbidden)
 
     def log_q_column(self, x_t: Tensor) -> Tensor:
         """Return ``log Q[j, x_t]`` for every j, ``(B, *S, K)``."""

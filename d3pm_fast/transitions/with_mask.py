@@ -13,7 +13,11 @@ __all__ = ["with_mask"]
 
 
 def with_mask(
-    transition: Transition, betas: ArrayLike, *, memory_budget: int = MEMORY_BUDGET
+    transition: Transition,
+    betas: ArrayLike,
+    *,
+    memory_budget: int = MEMORY_BUDGET,
+    data_has_mask: bool = False,
 ) -> DenseTransition:
     """Return a chain of K + 1 classes, the last of them an absorbing mask.
 
@@ -27,6 +31,9 @@ def with_mask(
         transition: the chain of K classes.
         betas: ``(T,)``, as many as the chain has steps.
         memory_budget: bytes that products of the chain may take.
+        data_has_mask: whether x_0 may be the mask. Where not, a denoiser's logit of the mask counts
+            as -inf and has the gradient 0, whatever it is, and a denoiser may leave it out. Logits
+            are copied for that, which is little beside the products of a dense chain.
 
     Raises:
         ValueError: betas outside [0, 1], or of another length; a chain in continuous time.
@@ -43,7 +50,7 @@ def with_mask(
     limit[mask_id] = 1.0
     step, log_step = (partial(make, transition, betas) for make in (_masked_step, _log_masked_step))
     matrices = Products(step, mask_id + 1, len(betas), memory_budget, log_step)
-    return DenseTransition("with_mask", matrices, limit, mask_id)
+    return DenseTransition("with_mask", matrices, limit, mask_id, data_has_mask)
 
 
 @loadable

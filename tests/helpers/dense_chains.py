@@ -160,7 +160,8 @@ def make_dense_chain(family, num_classes, betas=None):
             matrices[t, :-1, :-1] = (1 - mask) * gaussian_matrix(k - 1, float(beta))
         matrices[t, :-1, -1] = mask
         matrices[t, -1, -1] = 1
-    return DenseChain(transitions.with_mask(inner, masking), matrices)
+    made = transitions.with_mask(inner, masking, data_has_mask=True)
+    return DenseChain(made, matrices)
 
 
 def one_way_chain(structure):
