@@ -54,7 +54,7 @@ class LinearPrediction(Prediction):
     def double(self):
         return self.with_given(*(x.double() for x in self.given))
 
-    def served_by(self, implementation):
+    def served_by(self, implementation, _reads_classes_first=False):
         if implementation == "reference" or derivatives.are_asked(*self.given):
             return LogitsPrediction(self.meaning(*self.given), self.classes)
         return self
