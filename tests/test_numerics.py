@@ -72,6 +72,19 @@ def test_so_do_losses_of_every_size(cpu):
         assert float(relative_errors(plain[here], truth[here]).max()) > PROMISED
 
 
+@pytest.mark.parametrize("num_classes", [40, 100, 300])
+def test_so_do_rows_of_many_classes(kernels, num_classes):
+    """Sums over classes also where p is close to q, and their terms cancel."""
+    chain = make_chain("uniform", num_classes, torch.linspace(1e-4, 0.02, 1000))
+    x0, x_t, t = likely_pairs(chain, [1, 100, 500, 1000], 12)
+    logits = random_logits(x0, num_classes, torch.Generator().manual_seed(0))
+    logits[::2] /= 10  # the others close to each other
+    logits.scatter_add_(1, x0[:, None], torch.arange(float(len(x0)))[:, None] % 12)
+    truth, _ = float32_results(chain, logits.double(), x0, x_t, t, "cpu")
+    loss, _ = float32_results(chain, logits, x0, x_t, t, kernels)
+    assert float(relative_errors(loss, truth).max()) < PROMISED
+
+
 @pytest.mark.parametrize("family", ["uniform", "marginal", "mask_and_uniform"])
 @pytest.mark.parametrize(("beta", "lift"), [(0.9, 0.0), (0.9, 14.0), (0.1, 14.0)])
 def test_so_does_a_gradient_late_in_a_chain_and_of_sure_tokens(kernels, family, beta, lift):

@@ -27,6 +27,7 @@ namespace d3pm::device {
 
 constexpr int kWarp = 32;
 constexpr int kMostThreads = 256;  // that share a row
+constexpr float kLn2 = 0.693147181f, kLog2e = 1.44269502f, kLog2eRest = 1.92596299e-8f;
 
 #include "../bits.h"
 #include "../phi.h"
@@ -72,6 +73,26 @@ struct alignas(16) Pack {
   Element values[kSize];
 };
 
+// One instruction each: 1 / x, 2^x and log2(x) to 1 to 2 units in the last place, the logarithm
+// near 1 to 2^-22. Numbers that are not normal count as 0.
+#if defined(__CUDACC__)
+__device__ inline float hardware_reciprocal(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+__device__ inline float hardware_exp2(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+__device__ inline float hardware_log2(float x) {
+  float y;
+  asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+#endif
+
 template <class Real>
 struct Math;
 
@@ -89,6 +110,7 @@ struct Math<float> {
   static __device__ V exp(V x) { return expf(x); }
   static __device__ V log(V x) { return logf(x); }
   static __device__ V log1p(V x) { return log1pf(x); }
+  static __device__ V reciprocal(V x) { return hardware_reciprocal(x); }
 
   static __device__ V phi(V x, V y) { return phi_in_float<Math>(x, y); }
   static __device__ Powers<V> powers(V x) { return powers_in_float<Math>(x); }
@@ -105,6 +127,7 @@ struct Math<double> {
   static __device__ V exp(V x) { return ::exp(x); }
   static __device__ V log(V x) { return ::log(x); }
   static __device__ V log1p(V x) { return ::log1p(x); }
+  static __device__ V reciprocal(V x) { return 1 / x; }
 
   static __device__ V phi(V x, V y) {
     if (x <= -0.1 || x >= 0.1) return x - ::log(y);
@@ -115,6 +138,29 @@ struct Math<double> {
   }
 };
 
+// The exponential and the logarithm of numbers of a row, as exact as the logits' type asks for.
+template <class Element>
+struct RowMath : Math<Element> {};
+
+template <>
+struct RowMath<float> : Math<float> {
+  static __device__ float exp(float x) {
+    const float high = x * kLog2e, low = fmaf(x, kLog2eRest, fmaf(x, kLog2e, -high));
+    const float power = hardware_exp2(high);
+    return fmaf(power, fmaxf(low * kLn2, -1), power);  // low is NaN where x is -inf
+  }
+};
+
+struct RoughMath : Math<float> {
+  static __device__ float exp(float x) { return hardware_exp2(x * kLog2e); }
+  static __device__ float log(float x) { return hardware_log2(x) * kLn2; }
+};
+
+template <>
+struct RowMath<BFloat16> : RoughMath {};
+template <>
+struct RowMath<Float16> : RoughMath {};
+
 struct Sum {
   template <class Real>
   __device__ Real operator()(Real a, Real b) const {
@@ -122,11 +168,11 @@ struct Sum {
   }
 };
 
+// Of a number and NaN, the number.
 struct Max {
-  template <class Real>
-  __device__ Real operator()(Real a, Real b) const {
-    return a > b || a != a ? a : b;  // NaN stays
-  }
+  __device__ float operator()(float a, float b) const { return fmaxf(a, b); }
+  __device__ double operator()(double a, double b) const { return fmax(a, b); }
+  __device__ int64_t operator()(int64_t a, int64_t b) const { return a > b ? a : b; }
 };
 
 // What `fold` makes of a number of each of the `threads` that share a row, all of a block where

@@ -9,9 +9,6 @@ namespace d3pm::device {
 
 #include "../loss_row.h"
 
-// A class that LossRow treats on its own has e = -1: it is in no sum.
-constexpr int kApart = -1;
-
 // A token, and its mathematics where it is not settled before its row is read.
 template <class Real>
 struct TokenRow : LossRow<Math<Real>> {
@@ -78,142 +75,235 @@ struct TokenRow : LossRow<Math<Real>> {
 };
 
 // The line of a token's rest. `pi` is null where all are the same.
-template <class Real>
+//
+// In y = ratio (1 + u) only u = lift e depends on the class, and h = (tilt + u) / (1 + u). So where
+// all pi are the same, the sum of phi over n classes is n phi(shift) + slope sum e - sum log(1 +
+// u), with a logarithm for four classes. That is used where it does not cancel.
+template <class Element>
 struct LossCurve {
-  using M = Math<Real>;
+  using Real = typename Memory<Element>::Real;
+  using M = RowMath<Element>;
   const Real* pi;
   Real weight;  // K where all are the same, and what sum_phi is divided by; else 1
-  LossLine<M> line;
+  LossLine<Math<Real>> line;
+  Real lift, tilt;
 
   __device__ LossCurve(const Loss& call, const TokenRow<Real>& token)
       : pi(static_cast<const Real*>(call.chain.pi)),
         weight(pi ? Real(1) : static_cast<Real>(call.chain.num_classes)),
-        line(token.line(weight)) {}
+        line(token.line(weight)),
+        lift(line.slope / line.ratio),
+        tilt(line.shift / line.ratio) {}
 
-  // Adds pi phi(g) and e h of a class, with 1 for pi where all are the same.
-  __device__ void add(Real e, int64_t j, Real& sum_phi, Real& sum_h) const {
+  // pi phi(g) of a class, with 1 for pi where all are the same.
+  __device__ Real phi(Real e, int j) const {
     const Real of = pi ? pi[j] : Real(1);
-    const LossPoint<M> at = point(e, j);
-    sum_phi += of > 0 ? of * M::phi(at.g, at.y) : line.slope * e;
-    sum_h += e * (at.g / at.y);
+    const auto at = point(e, j);
+    return of > 0 ? of * M::phi(at.g, at.y) : line.slope * e;
   }
 
-  __device__ Real h(Real e, int64_t j) const {
-    const LossPoint<M> at = point(e, j);
-    return at.g / at.y;
+  __device__ Real h(Real e, int j) const {
+    if (!pi) return h_of(lift * e);
+    const auto at = point(e, j);
+    return at.g * M::reciprocal(at.y);
+  }
+
+  __device__ Real h_of(Real u) const { return (tilt + u) * M::reciprocal(1 + u); }
+
+  // The sum of phi over so many classes, in `sum`, from those of e and of log(1 + u). False where
+  // too many digits cancel, or a product of four 1 + u may be out of range.
+  __device__ bool sum_phi(int count, Real sum_e, Real sum_log, Real& sum) const {
+    const Real of_shift = static_cast<Real>(count) * M::phi(line.shift, line.ratio);
+    const Real whole = of_shift + line.slope * sum_e;
+    sum = whole - sum_log;
+    return lift < Real(1e9) && sum > whole / 16 && sum > static_cast<Real>(count) / 128;
   }
 
  private:
-  __device__ LossPoint<M> point(Real e, int64_t j) const {
-    return pi ? LossPoint<M>(line, e, pi[j]) : LossPoint<M>(line, e);
+  __device__ LossPoint<Math<Real>> point(Real e, int j) const {
+    return pi ? LossPoint<Math<Real>>(line, e, pi[j]) : LossPoint<Math<Real>>(line, e);
   }
 };
 
-// A block's rows in registers. Rows longer than what the registers hold are read three times.
-template <class Element>
+// A block's rows in registers; longer ones than what the registers hold (`kWhole` is false) are
+// read three times. e of a class apart, or beyond the end, is 0.
+template <class Element, bool kWhole>
 struct LossOfRows {
   static constexpr int kNumbers = kMostNumbers<Element>;
   using BlockRows = Rows<Element, kNumbers>;
   using Real = typename BlockRows::Real;
-  using M = Math<Real>;
+  using M = RowMath<Element>;
 
   const Loss& call;
   const BlockRows& rows;
   TokenRow<Real> token;
   const Element* const row;
-  const int64_t num_logits;
-  Real e[kNumbers];
+  Element* const grad;
+  const int num_logits, mask, forbidden;
+  Real top = 0;
+  Real e[kNumbers], h[kNumbers];
 
   __device__ LossOfRows(const Loss& call, const BlockRows& rows)
       : call(call),
         rows(rows),
         token(call, rows.row()),
         row(static_cast<const Element*>(call.logits) + token.token * call.num_logits),
-        num_logits(call.num_logits) {}
+        grad(static_cast<Element*>(call.grad) + token.token * call.num_logits),
+        num_logits(static_cast<int>(call.num_logits)),
+        mask(static_cast<int>(call.chain.mask_id)),
+        forbidden(static_cast<int>(call.chain.forbidden)) {}
 
   __device__ void run() {
-    const bool is_whole = rows.is_whole();
-    Real top = -INFINITY;
-    rows.each_part([&](int64_t start) {
-      read(start);
-      for (int i = 0; i < kNumbers; ++i) top = Max()(top, e[i]);
-    });
-    top = rows.reduce(top, Max());
-    if (token.settled) top = 0;
-
-    Real e_rest = 0;
-    rows.each_part([&](int64_t start) {
-      exponentiate(start, top, is_whole);
-      for (int i = 0; i < kNumbers; ++i) e_rest += e[i] < 0 ? Real(0) : e[i];
-    });
-    e_rest = rows.reduce(e_rest, Sum());
-    if (!token.settled)
-      token.predict(top, e_rest, logit(token.x0), logit(token.x_t),
-                    logit(token.has_mask_apart ? call.chain.mask_id : token.x0));
-
-    const LossCurve<Real> curve(call, token);
-    Real sum_phi = 0, sum_h = 0;
-    if (!token.settled && token.is_curved()) {
-      rows.each_part([&](int64_t start) {
-        if (!is_whole) read(start), exponentiate(start, top, true);
-        rows.each_number(start, [&](int i, int64_t j) {
-          if (e[i] >= 0) curve.add(e[i], j, sum_phi, sum_h);
-        });
-      });
-    }
-    token.sum_phi = rows.reduce(sum_phi, Sum()) / curve.weight;
-    token.sum_h = rows.reduce(sum_h, Sum());
-    if (!token.settled) token.finish();
+    if (!rows.all(token.settled)) read_row();
     if (!token.inside) return;
     if (rows.is_first_thread()) token.write_loss(call);
-    if (call.grad) write_gradient(curve, top, is_whole);
+    if (call.grad) token.settled ? write_value() : write_gradient();
   }
 
  private:
-  __device__ Real logit(int64_t j) const {
-    return BlockRows::logit(row, j, num_logits, call.chain.forbidden);
-  }
-
-  __device__ void read(int64_t start) {
-    rows.read_logits(row, start, token.settled ? 0 : num_logits, call.chain.forbidden, e);
-  }
-
-  // Turns logits, read anew where they are not there any more, into exp(logit - top).
-  __device__ void exponentiate(int64_t start, Real top, bool are_there) {
-    if (!are_there) read(start);
-    const int64_t mask = call.chain.mask_id;
-    rows.each_number(start, [&](int i, int64_t j) {
-      const bool apart = j == token.x0 || j == token.x_t || j == mask || j >= num_logits;
-      e[i] = apart ? Real(kApart) : M::exp(e[i] - top);
+  // Finds out all that the row says of the token.
+  __device__ void read_row() {
+    const Real logit_x0 = logit(token.x0), logit_xt = logit(token.x_t);
+    const Real logit_mask = token.has_mask_apart ? logit(mask) : Real(-INFINITY);
+    Real largest = Max()(Max()(logit_x0, logit_xt), logit_mask);
+    rows.each_part([&](int start) {
+      read(start);
+      for (Real logit : e) largest = Max()(largest, logit);
     });
+    largest = rows.reduce(largest, Max());
+    if (!token.settled) top = largest;
+
+    Real e_rest = 0;
+    rows.each_part([&](int start) {
+      exponentiate(start);
+      for (Real mass : e) e_rest += mass;
+    });
+    e_rest = rows.reduce(e_rest, Sum());
+    if (!token.settled) token.predict(top, e_rest, logit_x0, logit_xt, logit_mask);
+    sum_over_rest();
+    if (!token.settled) token.finish();
   }
 
-  __device__ void write_gradient(const LossCurve<Real>& curve, Real top, bool is_whole) {
-    Element* const grad = static_cast<Element*>(call.grad) + token.token * num_logits;
-    const Real steep = token.steep * token.factor, flat = token.flat * token.factor;
-    rows.each_part([&](int64_t start) {
-      if (!is_whole) read(start), exponentiate(start, top, true);
-      rows.each_number(start, [&](int i, int64_t j) {
-        e[i] = token.settled || j >= num_logits
-                   ? token.value
-                   : special(j, e[i] * (steep * curve.h(e[i], j) + flat));
+  __device__ Real logit(int j) const {
+    return token.settled ? Real(0) : BlockRows::logit(row, j, num_logits, forbidden);
+  }
+
+  __device__ uint32_t apart(int start) const {
+    return rows.place(token.x0 - start) | rows.place(token.x_t - start) | rows.place(mask - start);
+  }
+
+  __device__ void read(int start) {
+    rows.read(row, start, token.settled ? 0 : num_logits, e);
+    BlockRows::hide(apart(start) | rows.place(forbidden - start), e);
+  }
+
+  // Turns logits, which are still there where the row is whole, into exp(logit - top).
+  __device__ void exponentiate(int start) {
+    if (!kWhole) read(start);
+    for (Real& number : e) number = M::exp(number - top);
+  }
+
+  __device__ void sum_over_rest() {
+    const LossCurve<Element> curve(call, token);
+    const bool is_curved = !token.settled && token.is_curved();
+    const bool by_products = kWhole && !curve.pi;
+    Real sum_phi = 0, sum_h = 0, sum_log = 0;
+    if (!is_curved) {
+      for (Real& value : h) value = 1;
+    } else if (by_products) {
+      sum_log = sum_of_logarithms(curve);
+    } else {
+      rows.each_part([&](int start) {
+        if (!kWhole) exponentiate(start);
+        find_h(curve, start);
+        sum_phi += sum_of_phi(curve, start);
+        for (int i = 0; i < kNumbers; ++i) sum_h += e[i] * h[i];
       });
+    }
+    if (by_products)
+      for (int i = 0; i < kNumbers; ++i) sum_h += e[i] * h[i];
+    token.sum_h = rows.reduce(sum_h, Sum());
+    if (by_products) {
+      sum_log = rows.reduce(sum_log, Sum());
+      const bool keeps = !is_curved || curve.sum_phi(num_rest(), token.e_rest, sum_log, sum_phi);
+      if (!rows.all(keeps)) {
+        const Real exact = rows.reduce(keeps ? Real(0) : sum_of_phi(curve, 0), Sum());
+        if (!keeps) sum_phi = exact;
+      }
+    } else {
+      sum_phi = rows.reduce(sum_phi, Sum());
+    }
+    token.sum_phi = sum_phi / curve.weight;
+  }
+
+  // Fills in h of a part.
+  __device__ void find_h(const LossCurve<Element>& curve, int start) {
+    rows.each_number(start, [&](int i, int j) { h[i] = j < num_logits ? curve.h(e[i], j) : 1; });
+  }
+
+  // Fills in h of the row, too.
+  __device__ Real sum_of_logarithms(const LossCurve<Element>& curve) {
+    Real sum = 0;
+#pragma unroll
+    for (int i = 0; i < kNumbers; i += 4) {
+      Real product = 1;
+#pragma unroll
+      for (int k = i; k < i + 4; ++k) {
+        const Real u = curve.lift * e[k];
+        h[k] = curve.h_of(u);
+        product *= 1 + u;
+      }
+      sum += M::log(product);
+    }
+    return sum;
+  }
+
+  __device__ Real sum_of_phi(const LossCurve<Element>& curve, int start) const {
+    const uint32_t apart = this->apart(start);
+    Real sum = 0;
+    rows.each_number(start, [&](int i, int j) {
+      if (!(apart >> i & 1) && j < num_logits) sum += curve.phi(e[i], j);
+    });
+    return sum;
+  }
+
+  __device__ int num_rest() const {
+    return num_logits - 1 - (token.x_t != token.x0 && token.x_t < num_logits) -
+           (token.has_mask_apart && mask < num_logits);
+  }
+
+  __device__ void write_value() {
+    for (Real& number : e) number = token.value;
+    rows.each_part([&](int start) { rows.write(grad, start, num_logits, e); });
+  }
+
+  __device__ void write_gradient() {
+    const Real steep = token.steep * token.factor, flat = token.flat * token.factor;
+    rows.each_part([&](int start) {
+      if (!kWhole) {
+        exponentiate(start);
+        if (token.is_curved()) find_h(LossCurve<Element>(call, token), start);
+      }
+      for (int i = 0; i < kNumbers; ++i) e[i] *= steep * h[i] + flat;
       rows.write(grad, start, num_logits, e);
+      // One may be another, the first of these.
+      put(mask, start, token.grad_mask);
+      put(token.x_t, start, token.grad_xt);
+      put(token.x0, start, token.grad_x0);
     });
   }
 
-  __device__ Real special(int64_t j, Real of_rest) const {
-    if (j == token.x0) return token.grad_x0 * token.factor;
-    if (j == token.x_t) return token.grad_xt * token.factor;
-    if (j == call.chain.mask_id) return token.grad_mask * token.factor;
-    return of_rest;
+  // By the thread that has written the class as one of the rest.
+  __device__ void put(int j, int start, Real value) const {
+    if (rows.place(j - start) && j < num_logits)
+      grad[j] = Memory<Element>::narrow(value * token.factor);
   }
 };
 
-template <class Element>
+template <class Element, bool kWhole>
 __global__ void __launch_bounds__(kMostThreads, 1)
-    loss_of_rows(const Loss call, const typename LossOfRows<Element>::BlockRows rows) {
-  LossOfRows<Element>(call, rows).run();
+    loss_of_rows(const Loss call, const typename LossOfRows<Element, kWhole>::BlockRows rows) {
+  LossOfRows<Element, kWhole>(call, rows).run();
 }
 
 // As many as fit 48 KiB of shared memory, what a block has without asking.
@@ -222,10 +312,13 @@ constexpr int kFewClasses = sizeof(Real) == 8 ? 32 : 64;
 constexpr int kRowsOfFew = 128;
 
 // A thread a row, in shared memory in steps of an odd number of words, free of bank conflicts.
+// `inverse` is 2^20 / K rounded up for an even K, else 0.
 template <class Element>
-__global__ void __launch_bounds__(kRowsOfFew, 1) loss_of_few_classes(const Loss call) {
+__global__ void __launch_bounds__(kRowsOfFew, 1)
+    loss_of_few_classes(const Loss call, const int inverse) {
   using Real = typename Memory<Element>::Real;
-  using M = Math<Real>;
+  using M = RowMath<Element>;
+  constexpr int kWidth = Pack<Element>::kSize;
   D3PM_DYNAMIC_SHARED(Real, shared);
   const int classes = static_cast<int>(call.num_logits), stride = classes | 1;
   const int64_t begin = int64_t{blockIdx.x} * kRowsOfFew;
@@ -233,16 +326,23 @@ __global__ void __launch_bounds__(kRowsOfFew, 1) loss_of_few_classes(const Loss 
   const int count = static_cast<int>(left < kRowsOfFew ? left : kRowsOfFew) * classes;
   const Element* const logits = static_cast<const Element*>(call.logits) + begin * classes;
 
-  const auto each_number = [&](const auto& body) {
-    int row = threadIdx.x / classes, j = threadIdx.x % classes;
-    for (int i = threadIdx.x; i < count; i += kRowsOfFew) {
-      body(i, row * stride + j);
-      row += kRowsOfFew / classes;
-      j += kRowsOfFew % classes;
-      if (j >= classes) j -= classes, ++row;
-    }
+  // Calls body(i) for the first numbers of vectors, and one(i) for what is left or not aligned.
+  const auto each_vector = [&](const void* from, const auto& body, const auto& one) {
+    const bool aligned = reinterpret_cast<uintptr_t>(from) % 16 == 0;
+    const int end = aligned ? count / kWidth * kWidth : 0;
+    for (int i = threadIdx.x * kWidth; i < end; i += kRowsOfFew * kWidth) body(i);
+    for (int i = end + threadIdx.x; i < count; i += kRowsOfFew) one(i);
   };
-  each_number([&](int i, int at) { shared[at] = Memory<Element>::widen(logits[i]); });
+  const auto at = [=](int i) -> Real& { return shared[i + (i * inverse >> 20)]; };
+  const auto read = [&](int i) { at(i) = Memory<Element>::widen(logits[i]); };
+  each_vector(
+      logits,
+      [&](int i) {
+        const auto pack = *reinterpret_cast<const Pack<Element>*>(logits + i);
+#pragma unroll
+        for (int k = 0; k < kWidth; ++k) at(i + k) = Memory<Element>::widen(pack.values[k]);
+      },
+      read);
   __syncthreads();
 
   TokenRow<Real> token(call, begin + threadIdx.x);
@@ -251,40 +351,70 @@ __global__ void __launch_bounds__(kRowsOfFew, 1) loss_of_few_classes(const Loss 
     for (int j = 0; j < classes; ++j) e[j] = token.value;
     token.write_loss(call);
   } else if (token.inside) {
-    const int64_t mask = call.chain.mask_id, forbidden = call.chain.forbidden;
+    const int x0 = token.x0, x_t = token.x_t, mask = static_cast<int>(call.chain.mask_id);
     const auto is_there = [=](int64_t j) { return j >= 0 && j < classes; };
-    const auto logit = [=](int64_t j) { return is_there(j) ? e[j] : Real(-INFINITY); };
-    if (is_there(forbidden)) e[forbidden] = -INFINITY;
+    const auto take = [=](int64_t j) {
+      const Real logit = is_there(j) ? e[j] : Real(-INFINITY);
+      return logit;
+    };
+    const auto put = [=](int64_t j, Real value) {
+      if (is_there(j)) e[j] = value;
+    };
+    put(call.chain.forbidden, -INFINITY);
+    const Real logit_x0 = take(x0), logit_xt = take(x_t), logit_mask = take(mask);
     Real top = -INFINITY;
     for (int j = 0; j < classes; ++j) top = Max()(top, e[j]);
-    const Real logit_x0 = logit(token.x0), logit_xt = logit(token.x_t), logit_mask = logit(mask);
-    if (is_there(mask)) e[mask] = kApart;
+    for (const int j : {x0, x_t, mask}) put(j, -INFINITY);
     Real e_rest = 0;
-    for (int j = 0; j < classes; ++j) {
-      const bool apart = j == token.x0 || j == token.x_t || j == mask;
-      e[j] = apart ? Real(kApart) : M::exp(e[j] - top);
-      e_rest += apart ? Real(0) : e[j];
-    }
+    for (int j = 0; j < classes; ++j) e_rest += e[j] = M::exp(e[j] - top);
     token.predict(top, e_rest, logit_x0, logit_xt, logit_mask);
-    const LossCurve<Real> curve(call, token);
-    Real sum_phi = 0, sum_h = 0;
-    if (token.is_curved())
-      for (int j = 0; j < classes; ++j)
-        if (e[j] >= 0) curve.add(e[j], j, sum_phi, sum_h);
+
+    const LossCurve<Element> curve(call, token);
+    Real sum_phi = 0, sum_h = 0, sum_log = 0;
+    if (token.is_curved()) {
+      for (int j = 0; j < classes; j += 4) {
+        Real product = 1;
+#pragma unroll
+        for (int k = j; k < j + 4; ++k) {
+          if (k >= classes) continue;
+          product *= 1 + curve.lift * e[k];
+          sum_h += e[k] * curve.h(e[k], k);
+        }
+        sum_log += M::log(product);
+      }
+      const int rest = classes - is_there(x0) - (x_t != x0 && is_there(x_t)) -
+                       (token.has_mask_apart && is_there(mask));
+      if (curve.pi || !curve.sum_phi(rest, e_rest, sum_log, sum_phi)) {
+        sum_phi = 0;
+        for (int j = 0; j < classes; ++j)
+          if (j != x0 && j != x_t && j != mask) sum_phi += curve.phi(e[j], j);
+      }
+    }
     token.sum_phi = sum_phi / curve.weight;
     token.sum_h = sum_h;
     token.finish();
     token.write_loss(call);
-    for (int j = 0; j < classes; ++j)
-      e[j] *= token.factor * (token.steep * curve.h(e[j], j) + token.flat);
-    if (is_there(mask)) e[mask] = token.grad_mask * token.factor;
-    if (is_there(token.x_t)) e[token.x_t] = token.grad_xt * token.factor;
-    if (is_there(token.x0)) e[token.x0] = token.grad_x0 * token.factor;
+    const Real steep = token.steep * token.factor, flat = token.flat * token.factor;
+    if (token.is_curved())
+      for (int j = 0; j < classes; ++j) e[j] *= steep * curve.h(e[j], j) + flat;
+    else
+      for (int j = 0; j < classes; ++j) e[j] *= steep + flat;
+    put(mask, token.grad_mask * token.factor);
+    put(x_t, token.grad_xt * token.factor);
+    put(x0, token.grad_x0 * token.factor);
   }
   if (!call.grad) return;
   __syncthreads();
   Element* const grad = static_cast<Element*>(call.grad) + begin * classes;
-  each_number([&](int i, int at) { grad[i] = Memory<Element>::narrow(shared[at]); });
+  each_vector(
+      grad,
+      [&](int i) {
+        Pack<Element> pack;
+#pragma unroll
+        for (int k = 0; k < kWidth; ++k) pack.values[k] = Memory<Element>::narrow(at(i + k));
+        *reinterpret_cast<Pack<Element>*>(grad + i) = pack;
+      },
+      [&](int i) { grad[i] = Memory<Element>::narrow(at(i)); });
 }
 
 // Starts the kernel for the number of classes.
@@ -296,11 +426,13 @@ const char* launch(const Loss& call, void* on) {
   if (classes <= kFewClasses<Real>) {
     const int64_t blocks = (tokens + kRowsOfFew - 1) / kRowsOfFew;
     const size_t bytes = kRowsOfFew * (static_cast<size_t>(classes) | 1) * sizeof(Real);
-    D3PM_LAUNCH((loss_of_few_classes<Element>), blocks, kRowsOfFew, bytes, stream, call);
+    const int inverse = classes % 2 ? 0 : (1 << 20) / static_cast<int>(classes) + 1;
+    D3PM_LAUNCH((loss_of_few_classes<Element>), blocks, kRowsOfFew, bytes, stream, call, inverse);
     return last_error();
   }
-  const typename LossOfRows<Element>::BlockRows rows(classes, {call.logits, call.grad});
-  D3PM_LAUNCH((loss_of_rows<Element>), rows.blocks(tokens), rows.block(), 0, stream, call, rows);
+  const Rows<Element, kMostNumbers<Element>> rows(classes, {call.logits, call.grad});
+  const auto kernel = rows.is_whole() ? loss_of_rows<Element, true> : loss_of_rows<Element, false>;
+  D3PM_LAUNCH(kernel, rows.blocks(tokens), rows.block(), 0, stream, call, rows);
   return last_error();
 }
 

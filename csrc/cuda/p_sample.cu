@@ -34,13 +34,13 @@ struct PSampleOfRows {
     if (inside) x_t = call.x_t[token];
     if (inside && call.chain.is_class(x_t)) look_up();
 
-    rows.each_part([&](int64_t start) {
+    rows.each_part([&](int start) {
       read(start);
       for (Real logit : e) top = Max()(top, logit);
     });
     top = rows.reduce(top, Max());
     double total = 0;
-    rows.each_part([&](int64_t start) {
+    rows.each_part([&](int start) {
       exponentiate(start);
       for (Real mass : e) total += mass;
     });
@@ -78,7 +78,7 @@ struct PSampleOfRows {
   __device__ int64_t draw_class(double target) {
     int64_t found = num_classes, last = 0;
     double before = 0;
-    rows.each_part([&](int64_t start) {
+    rows.each_part([&](int start) {
       exponentiate(start);
 #pragma unroll
       for (int v = 0; v < BlockRows::kVectors; ++v) {
@@ -88,7 +88,7 @@ struct PSampleOfRows {
         double running = before + sum_before(rows.threads, sum, of_vector);
         before += of_vector;
         for (int i = 0; i < BlockRows::kWidth; ++i) {
-          const int64_t j = rows.first(start, v) + i;
+          const int j = rows.first(start, v) + i;
           running += masses[i];
           if (masses[i] > 0) last = j;
           if (masses[i] > 0 && running > target && j < found) found = j;
@@ -100,14 +100,14 @@ struct PSampleOfRows {
     return found < num_classes ? found : last;
   }
 
-  __device__ void read(int64_t start) {
+  __device__ void read(int start) {
     rows.read_logits(row, start, reads ? num_classes : 0, call.chain.forbidden, e);
   }
 
   // Turns logits, which the first part still holds where there is no other, into masses.
-  __device__ void exponentiate(int64_t start) {
+  __device__ void exponentiate(int start) {
     read(start);
-    rows.each_number(start, [&](int i, int64_t j) {
+    rows.each_number(start, [&](int i, int j) {
       e[i] = reads && j < num_classes ? Math<Real>::exp(e[i] - top) : Real(0);
       if (j == x_t) e[i] *= tilt;
     });

@@ -38,13 +38,13 @@ struct PosteriorOfRows {
 
   // Calls body(i, j) for the classes of a part.
   template <class Body>
-  __device__ void each_class(int64_t start, const Body& body) const {
-    rows.each_number(start, [&](int i, int64_t j) {
+  __device__ void each_class(int start, const Body& body) const {
+    rows.each_number(start, [&](int i, int j) {
       if (good && j < num_classes) body(i, j);
     });
   }
 
-  __device__ void store(int64_t start) {
+  __device__ void store(int start) {
     if (!good)
       for (Real& value : values) value = NAN;
     rows.write(static_cast<Element*>(out) + token * num_classes, start, inside ? num_classes : 0,
@@ -71,10 +71,9 @@ struct QPosteriorOfRows : PosteriorOfRows<Element> {
   }
 
   __device__ void run() {
-    this->rows.each_part([&](int64_t start) {
-      this->each_class(start, [&](int i, int64_t j) {
-        this->values[i] = of.stays() ? of.fixed(j) : of.log_q(j);
-      });
+    this->rows.each_part([&](int start) {
+      this->each_class(
+          start, [&](int i, int j) { this->values[i] = of.stays() ? of.fixed(j) : of.log_q(j); });
       this->store(start);
     });
   }
@@ -109,15 +108,15 @@ struct PPosteriorOfRows : PosteriorOfRows<Element> {
 
  private:
   __device__ void predict() {
-    this->rows.each_part([&](int64_t start) {
+    this->rows.each_part([&](int start) {
       read_logits(start);
       for (Real logit : values) top = Max()(top, logit);
     });
     top = this->rows.reduce(top, Max());
     Real sum = 0;
-    this->rows.each_part([&](int64_t start) {
+    this->rows.each_part([&](int start) {
       read_logits(start);
-      this->each_class(start, [&](int i, int64_t j) { sum += weight(values[i], j); });
+      this->each_class(start, [&](int i, int j) { sum += weight(values[i], j); });
     });
     sum = this->rows.reduce(sum, Sum());
     if (this->good) of.predict(sum, weight(logit(of.x_t), of.x_t));
@@ -129,7 +128,7 @@ struct PPosteriorOfRows : PosteriorOfRows<Element> {
 
   __device__ int64_t end() const { return this->good ? this->num_classes : 0; }
 
-  __device__ void read_logits(int64_t start) {
+  __device__ void read_logits(int start) {
     this->rows.read_logits(row_of(call.logits), start, end(), call.chain.forbidden, values);
   }
 
@@ -144,9 +143,9 @@ struct PPosteriorOfRows : PosteriorOfRows<Element> {
 
   __device__ void write_log_p() {
     const LogP<M, Real> log_p(of);
-    this->rows.each_part([&](int64_t start) {
+    this->rows.each_part([&](int start) {
       read_logits(start);
-      this->each_class(start, [&](int i, int64_t j) {
+      this->each_class(start, [&](int i, int j) {
         values[i] = of.stays() ? of.fixed(j) : log_p(values[i] - top, weight(values[i], j), j);
       });
       this->store(start);
@@ -155,7 +154,7 @@ struct PPosteriorOfRows : PosteriorOfRows<Element> {
 
   __device__ void write_gradient() {
     Real total = 0, weighted = 0;
-    each_upstream([&](int, int64_t j, Real e, Real upstream) {
+    each_upstream([&](int, int j, Real e, Real upstream) {
       total += upstream;
       weighted += of.share(e, j) * upstream;
     });
@@ -163,28 +162,27 @@ struct PPosteriorOfRows : PosteriorOfRows<Element> {
     weighted = this->rows.reduce(weighted, Sum());
     const PosteriorGradient<M, Real> gradient(of, total, weighted);
     each_upstream(
-        [&](int i, int64_t j, Real e, Real upstream) {
+        [&](int i, int j, Real e, Real upstream) {
           values[i] = of.stays() ? Real(0) : gradient(upstream, e, j);
         },
-        [&](int64_t start) { this->store(start); });
+        [&](int start) { this->store(start); });
   }
 
   // Calls body(i, j, e_j, G_j) for all classes, and then(start) after every part.
   template <class Body, class Then>
   __device__ void each_upstream(const Body& body, const Then& then) {
-    this->rows.each_part([&](int64_t start) {
+    this->rows.each_part([&](int start) {
       Real upstream[kNumbers];
       this->rows.read(row_of(call.upstream), start, end(), upstream, 0);
       read_logits(start);
-      this->each_class(start,
-                       [&](int i, int64_t j) { body(i, j, weight(values[i], j), upstream[i]); });
+      this->each_class(start, [&](int i, int j) { body(i, j, weight(values[i], j), upstream[i]); });
       then(start);
     });
   }
 
   template <class Body>
   __device__ void each_upstream(const Body& body) {
-    each_upstream(body, [](int64_t) {});
+    each_upstream(body, [](int) {});
   }
 };
 

@@ -13,23 +13,25 @@ constexpr int kMostNumbers = sizeof(Element) == 8 ? 8 : 32;
 
 // The rows of a block. The threads that share a row, a power of two, take vectors of it in turn.
 // A row longer than what they hold is gone through part by part. How many they are is no template
-// parameter: four times the code would be built.
+// parameter: four times the code would be built. Where a row begins takes 64 bits; its classes are
+// less than 2^31.
 template <class Element, int kNumbers>
 struct Rows {
   using Real = typename Memory<Element>::Real;
   static constexpr int kWidth = Pack<Element>::kSize;
   static constexpr int kVectors = kNumbers / kWidth;
 
-  int threads;
-  int64_t num_classes;
+  int log2_threads, threads, num_classes;
   bool aligned;
 
   Rows(int64_t num_classes, std::initializer_list<const void*> starts)
-      : threads(num_classes <= 8 * kMostNumbers<Element>     ? 8
-                : num_classes <= 32 * kMostNumbers<Element>  ? 32
-                : num_classes <= 128 * kMostNumbers<Element> ? 128
-                                                             : kMostThreads),
-        num_classes(num_classes) {
+      : log2_threads(num_classes <= 8 * kMostNumbers<Element>     ? 3
+                     : num_classes <= 32 * kMostNumbers<Element>  ? 5
+                     : num_classes <= 128 * kMostNumbers<Element> ? 7
+                                                                  : 8),
+        threads(1 << log2_threads),
+        num_classes(static_cast<int>(num_classes)) {
+    static_assert(1 << 8 == kMostThreads);
     uintptr_t bits = static_cast<uintptr_t>(num_classes) * sizeof(Element);
     for (const void* start : starts) bits |= reinterpret_cast<uintptr_t>(start);
     aligned = bits % 16 == 0;
@@ -43,28 +45,28 @@ struct Rows {
   }
 
   __device__ int64_t row() const {
-    return int64_t{blockIdx.x} * (blockDim.x / threads) + threadIdx.x / threads;
+    return int64_t{blockIdx.x} * (blockDim.x >> log2_threads) + (threadIdx.x >> log2_threads);
   }
 
-  __device__ bool is_first_thread() const { return threadIdx.x % threads == 0; }
+  __device__ bool is_first_thread() const { return lane() == 0; }
 
-  __device__ bool is_whole() const { return num_classes <= part(); }
+  D3PM_HOST_DEVICE bool is_whole() const { return num_classes <= part(); }
 
   // The class of the first number of a thread's vector.
-  __device__ int64_t first(int64_t start, int vector) const {
-    return start + (static_cast<int64_t>(vector) * threads + threadIdx.x % threads) * kWidth;
+  __device__ int first(int start, int vector) const {
+    return start + (vector * threads + lane()) * kWidth;
   }
 
   template <class Body>
   __device__ void each_part(const Body& body) const {
-    for (int64_t start = 0; start < num_classes; start += part()) body(start);
+    for (int start = 0; start < num_classes; start += part()) body(start);
   }
 
   template <class Body>
-  __device__ void each_number(int64_t start, const Body& body) const {
+  __device__ void each_number(int start, const Body& body) const {
 #pragma unroll
     for (int v = 0; v < kVectors; ++v) {
-      const int64_t j = first(start, v);
+      const int j = first(start, v);
 #pragma unroll
       for (int i = 0; i < kWidth; ++i) body(v * kWidth + i, j + i);
     }
@@ -75,12 +77,15 @@ struct Rows {
     return device::reduce(threads, value, fold);
   }
 
-  __device__ void read(const Element* row, int64_t start, int64_t end, Real* to,
+  // Whether something holds for all rows of a warp.
+  __device__ static bool all(bool holds) { return __all_sync(0xffffffff, holds); }
+
+  __device__ void read(const Element* row, int start, int end, Real* to,
                        Real fill = -INFINITY) const {
     Pack<Element> packs[kVectors];
 #pragma unroll
     for (int v = 0; v < kVectors; ++v) {
-      const int64_t j = first(start, v);
+      const int j = first(start, v);
       if (aligned && j < end) {
         packs[v] = *reinterpret_cast<const Pack<Element>*>(row + j);
       } else {
@@ -97,24 +102,36 @@ struct Rows {
   }
 
   // Reads a row of so many logits, -inf in place of that of the class `forbidden`.
-  __device__ void read_logits(const Element* row, int64_t start, int64_t end, int64_t forbidden,
+  __device__ void read_logits(const Element* row, int start, int end, int forbidden,
                               Real* to) const {
     read(row, start, end, to);
-    const int at = place(forbidden - start);
+    hide(place(forbidden - start), to);
+  }
+
+  // The place of a class of a part among the numbers of a thread, as a bit; 0 where it is another's
+  // or none is negative.
+  __device__ uint32_t place(int j) const {
+    const uint32_t vector = static_cast<uint32_t>(j) / kWidth;
+    const uint32_t number = (vector >> log2_threads) * kWidth + static_cast<uint32_t>(j) % kWidth;
+    return lane() == (vector & (threads - 1)) && number < kNumbers ? 1u << number : 0;
+  }
+
+  // Puts -inf in some places.
+  __device__ static void hide(uint32_t places, Real* numbers) {
 #pragma unroll
     for (int i = 0; i < kNumbers; ++i)
-      if (i == at) to[i] = -INFINITY;
+      if (places >> i & 1) numbers[i] = -INFINITY;
   }
 
   // One of them.
-  __device__ static Real logit(const Element* row, int64_t j, int64_t end, int64_t forbidden) {
+  __device__ static Real logit(const Element* row, int j, int end, int forbidden) {
     return j < end && j != forbidden ? Memory<Element>::widen(row[j]) : Real(-INFINITY);
   }
 
-  __device__ void write(Element* row, int64_t start, int64_t end, const Real* from) const {
+  __device__ void write(Element* row, int start, int end, const Real* from) const {
 #pragma unroll
     for (int v = 0; v < kVectors; ++v) {
-      const int64_t j = first(start, v);
+      const int j = first(start, v);
       Pack<Element> pack;
 #pragma unroll
       for (int i = 0; i < kWidth; ++i)
@@ -130,14 +147,9 @@ struct Rows {
   }
 
  private:
-  // Which of its numbers a thread has for a class of a part; negative where it is another's.
-  __device__ int place(int64_t j) const {
-    if (j < 0 || j >= part()) return -1;
-    const int vector = static_cast<int>(j) / kWidth, lane = threadIdx.x % threads;
-    return vector % threads == lane ? vector / threads * kWidth + static_cast<int>(j) % kWidth : -1;
-  }
+  __device__ unsigned lane() const { return threadIdx.x & (threads - 1); }
 
-  __device__ int64_t part() const { return int64_t{threads} * kNumbers; }
+  D3PM_HOST_DEVICE int part() const { return threads * kNumbers; }
 };
 
 }  // namespace d3pm::device

@@ -39,10 +39,10 @@ __global__ void __launch_bounds__(kMostThreads)
   const Real factor = reads ? of.slope * loss.factor<Real>() : Real(0);
 
   Real sum = 0;
-  rows.each_part([&](int64_t start) {
+  rows.each_part([&](int start) {
     Real y[kScores<Element>];
     rows.read(from, start, reads ? num_classes : 0, y);
-    rows.each_number(start, [&](int i, int64_t j) {
+    rows.each_number(start, [&](int i, int j) {
       const Real score = y[i];
       y[i] = reads ? Real(0) : of.value;
       if (!reads || j >= num_classes || j == of.x_t || (j == of.apart && !of.has_mask)) return;

@@ -11,6 +11,7 @@
 #include <ucontext.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <functional>
@@ -284,6 +285,12 @@ T __shfl_xor_sync(uint32_t lanes, T value, unsigned mask) {
   return block.exchange(lanes, value, block.thread % simt::kWarp ^ mask, "__shfl_xor_sync");
 }
 
+inline bool __all_sync(uint32_t lanes, bool value) {
+  for (unsigned other = simt::kWarp / 2; other > 0; other /= 2)
+    value &= __shfl_xor_sync(lanes, value, other);
+  return value;
+}
+
 template <class T>
 T __shfl_up_sync(uint32_t lanes, T value, unsigned delta, unsigned width) {
   simt::Block& block = simt::Block::current();
@@ -298,6 +305,10 @@ T __shfl_sync(uint32_t lanes, T value, unsigned from, unsigned width) {
   return block.exchange(lanes, value, block.thread % simt::kWarp / width * width + from,
                         "__shfl_sync");
 }
+
+inline float hardware_reciprocal(float x) { return 1 / x; }
+inline float hardware_exp2(float x) { return exp2f(x); }
+inline float hardware_log2(float x) { return log2f(x); }
 
 #define D3PM_LAUNCH(kernel, num_blocks, num_threads, shared_bytes, stream, ...) \
   (void)(stream), simt::launch(num_blocks, num_threads, shared_bytes, [&] { kernel(__VA_ARGS__); })
