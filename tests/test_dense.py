@@ -31,7 +31,7 @@ from d3pm_fast import D3PM, functional, schedules, transitions
 from d3pm_fast.reference.philox import uniforms
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
-SIZES = [3, 16, 17, 27, 64, 65, 100, 256, 257]
+SIZES = [3, 16, 17, 27, 64, 65, 100, pytest.param(256, marks=pytest.mark.exhaustive), 257]
 
 
 def loss_and_gradient(chain, logits, x0, x_t, t, impl, **options):
