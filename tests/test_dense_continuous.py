@@ -139,8 +139,10 @@ def test_rates_of_rank_one_give_the_chain_of_rank_one(impl, law, schedule, rever
         if law == "marginal"
         else transitions.uniform(K, schedule)
     )
-    x0, t = torch.randint(K, (7, 6)), torch.tensor([1e-9, 1e-3, 0.2, 0.6, 0.9, 0.999, 1.0]).double()
-    x_t, logits = functional.q_sample(single, x0, t), torch.randn(7, 6, K, dtype=torch.float64)
+    t = torch.tensor([1e-9, 1e-3, 0.2, 0.6, 0.9, 0.999, 1.0], dtype=torch.float64)
+    t = t[::3] if impl == "triton" else t  # its interpreter is slow
+    x0 = torch.randint(K, (len(t), 6))
+    x_t, logits = functional.q_sample(single, x0, t), torch.randn(len(t), 6, K, dtype=torch.float64)
     torch.testing.assert_close(dense.stationary(), single.stationary(), rtol=1e-14, atol=0)
     options = {"reverse": reverse}
     for s in (None, 0.6 * t, torch.zeros_like(t)):
