@@ -64,11 +64,7 @@ def pytest_collection_modifyitems(config, items):
     """Leave out what ``make test-all`` is for, unless a test is asked for by its name."""
     if config.option.all or any("::" in argument for argument in config.args):
         return
-    quick = [
-        item
-        for item in items
-        if not item.get_closest_marker("exhaustive") and why_unserved(item) is None
-    ]
+    quick = [item for item in items if not is_exhaustive(item) and why_unserved(item) is None]
     chosen = covering.part(quick)
     kept = set(chosen)
     config.hook.pytest_deselected(items=[item for item in items if item not in kept])
@@ -78,6 +74,14 @@ def pytest_collection_modifyitems(config, items):
 def pytest_runtest_setup(item):
     if reason := why_unserved(item):
         pytest.skip(reason)
+
+
+def is_exhaustive(item):
+    """Whether the mark ``exhaustive`` is on the test, or where it says so of its parameters."""
+    return any(
+        "where" not in mark.kwargs or mark.kwargs["where"](**item.callspec.params)
+        for mark in item.iter_markers("exhaustive")
+    )
 
 
 def why_unserved(item):
