@@ -7,6 +7,7 @@
 #include <cstring>
 
 #if defined(__CUDACC__)
+#include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #define D3PM_LAUNCH(kernel, num_blocks, num_threads, shared_bytes, stream, ...) \
   kernel<<<num_blocks, num_threads, shared_bytes, stream>>>(__VA_ARGS__)
@@ -47,7 +48,11 @@ struct Memory<BFloat16> {
     return bit_cast<float>(static_cast<uint32_t>(value.bits) << 16);
   }
   static __device__ BFloat16 narrow(float value) {
+#if defined(__CUDACC__)
+    return bit_cast<BFloat16>(__float2bfloat16_rn(value));
+#else
     return {static_cast<uint16_t>(bfloat16_bits<uint32_t>(value))};
+#endif
   }
 };
 

@@ -74,6 +74,24 @@ struct TokenRow : LossRow<Math<Real>> {
   }
 };
 
+// The sum of phi(g) of four, given y = 1 + g: with G = y y y y - 1 it is phi(G) less G - sum g.
+__device__ inline float phi_of_four(const float (&g)[4], const float (&y)[4]) {
+  const float sum_01 = g[0] + g[1], sum_23 = g[2] + g[3];
+  const float cross_01 = g[0] * g[1], cross_23 = g[2] * g[3];
+  const float g_01 = sum_01 + cross_01, g_23 = sum_23 + cross_23, cross = g_01 * g_23;
+  const float all = (g_01 + g_23) + cross, product = (y[0] * y[1]) * (y[2] * y[3]);
+  const auto s = split_log<Math<float>>(all, all > -0.5f ? 1 + all : product);
+  const float beyond = (cross_01 + cross_23) + cross;
+  const float less = s.exponent == 0 ? -beyond : (sum_01 + sum_23) - s.x;
+  return (less - s.exponent * kLn2Low) - s.exponent * kLn2High + s.curve;
+}
+
+__device__ inline double phi_of_four(const double (&g)[4], const double (&y)[4]) {
+  double sum = 0;
+  for (int k = 0; k < 4; ++k) sum += Math<double>::phi(g[k], y[k]);
+  return sum;
+}
+
 // The line of a token's rest. `pi` is null where all are the same.
 //
 // In y = ratio (1 + u) only u = lift e depends on the class, and h = (tilt + u) / (1 + u). So where
@@ -116,7 +134,26 @@ struct LossCurve {
     const Real of_shift = static_cast<Real>(count) * M::phi(line.shift, line.ratio);
     const Real whole = of_shift + line.slope * sum_e;
     sum = whole - sum_log;
-    return lift < Real(1e9) && sum > whole / 16 && sum > static_cast<Real>(count) / 128;
+    return has_products() && sum > whole / 16 && sum > static_cast<Real>(count) / 128;
+  }
+
+  // Whether all pi are the same, and a product of four y or of four 1 + u is in range.
+  __device__ bool has_products() const {
+    const Real high = Real(1e9);
+    return !pi && lift < high && line.ratio * high > 1 && line.ratio + line.slope < high;
+  }
+
+  // The sum of phi over those of four classes that count; for has_products().
+  template <class Counts>
+  __device__ Real phi_of_four(const Real* e, const Counts& counts) const {
+    Real g[4], y[4];
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+      const LossPoint<Math<Real>> at(line, counts(k) ? e[k] : Real(0));
+      g[k] = counts(k) ? at.g : Real(0);
+      y[k] = counts(k) ? at.y : Real(1);
+    }
+    return device::phi_of_four(g, y);
   }
 
  private:
@@ -227,7 +264,9 @@ struct LossOfRows {
       sum_log = rows.reduce(sum_log, Sum());
       const bool keeps = !is_curved || curve.sum_phi(num_rest(), token.e_rest, sum_log, sum_phi);
       if (!rows.all(keeps)) {
-        const Real exact = rows.reduce(keeps ? Real(0) : sum_of_phi(curve, 0), Sum());
+        Real exact = 0;
+        if (!keeps) exact = curve.has_products() ? sum_by_fours(curve) : sum_of_phi(curve, 0);
+        exact = rows.reduce(exact, Sum());
         if (!keeps) sum_phi = exact;
       }
     } else {
@@ -264,6 +303,18 @@ struct LossOfRows {
     rows.each_number(start, [&](int i, int j) {
       if (!(apart >> i & 1) && j < num_logits) sum += curve.phi(e[i], j);
     });
+    return sum;
+  }
+
+  __device__ Real sum_by_fours(const LossCurve<Element>& curve) const {
+    const uint32_t apart = this->apart(0);
+    Real sum = 0;
+#pragma unroll
+    for (int i = 0; i < kNumbers; i += 4) {
+      const int j = rows.first(0, i / BlockRows::kWidth) + i % BlockRows::kWidth;
+      sum += curve.phi_of_four(
+          e + i, [&](int k) { return !(apart >> (i + k) & 1) && j + k < num_logits; });
+    }
     return sum;
   }
 
@@ -384,10 +435,14 @@ __global__ void __launch_bounds__(kRowsOfFew, 1)
       }
       const int rest = classes - is_there(x0) - (x_t != x0 && is_there(x_t)) -
                        (token.has_mask_apart && is_there(mask));
-      if (curve.pi || !curve.sum_phi(rest, e_rest, sum_log, sum_phi)) {
+      const auto counts = [=](int j) { return j != x0 && j != x_t && j != mask && j < classes; };
+      if (!curve.sum_phi(rest, e_rest, sum_log, sum_phi)) {
         sum_phi = 0;
-        for (int j = 0; j < classes; ++j)
-          if (j != x0 && j != x_t && j != mask) sum_phi += curve.phi(e[j], j);
+        const bool by_fours = curve.has_products();
+        for (int j = 0; j < classes && by_fours; j += 4)
+          sum_phi += curve.phi_of_four(e + j, [=](int k) { return counts(j + k); });
+        for (int j = 0; j < classes && !by_fours; ++j)
+          if (counts(j)) sum_phi += curve.phi(e[j], j);
       }
     }
     token.sum_phi = sum_phi / curve.weight;
