@@ -4,8 +4,10 @@ Bytes are those of every input read once and every output written once, as the o
 defined. The floor is the larger of the two times at the chip's datasheet rates, and says nothing of
 what a launch, or a step that waits for the one before, takes. Operations, a multiply-add as two:
 
-- of rank-one chains: all of the compiled Triton kernel, at the rate of float32. It is what this way
-  of computing takes, not what the mathematics would need at least;
+- of rank-one chains: clocks that the Triton kernel keeps the busiest pipe of a multiprocessor, from
+  ``issue_slots.csv``. It is what this way of computing takes, not what the mathematics would need
+  at least. Floating-point operations alone, at their datasheet rate, would give a fifth to a third
+  of this time: loads, comparisons, selections and conversions take issue slots just as well;
 - of chains of matrices: those of products of rows with ``Qbar_s`` alone, ``2 K^2`` each and three
   times that as three products of tf32, at the rate of tf32. Matrices are not among the bytes: those
   that one distinct step reads, in float64 and once however many its tokens are, stream from the
@@ -15,42 +17,23 @@ what a launch, or a step that waits for the one before, takes. Operations, a mul
 
 import argparse
 import csv
-import re
-import subprocess
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import triton
-
 from d3pm_fast._files import replaced
 
 from .arguments import new_file
-from .triton_calls import DTYPES, calls
-from .triton_resources import compiled
+from .chips import CHIPS
+from .slot_table import Row, read
+from .triton_calls import DTYPES
 
 TABLE = Path(__file__).parent / "results" / "floors.csv"
-SIZES = [32, 256, 1024]
 DENSE_SIZES = [32, 256]
 PRODUCTS_SIZES = [32, 64]
 TOKENS, STEPS = 1_000_000, 1000
 
 
-class Chip(NamedTuple):
-    """Bytes and operations a second, of an SXM board's datasheet, without sparsity."""
-
-    bandwidth: float
-    float32: float
-    float64: float
-    tf32: float
-
-
-CHIPS = {
-    "A100 80GB": Chip(2.039e12, 19.5e12, 9.7e12, 156e12),
-    "H100": Chip(3.35e12, 66.9e12, 33.5e12, 494.7e12),
-    "H200": Chip(4.8e12, 66.9e12, 33.5e12, 494.7e12),
-}
 # Rows of numbers and tokens of 8 bytes that an operation reads or writes.
 TRAFFIC = {
     "loss": (1, 2),
@@ -74,7 +57,7 @@ CHAIN = {
 # Tables (T, K, K) that are read or written, and products of two matrices for each of their steps.
 SCAN = {"products": (2, 1), "products gradient": (4, 2)}
 TF32_PRODUCTS = 3
-OPERATIONS = {"FFMA": 2, "FMUL": 1, "FADD": 1, "MUFU": 1, "DFMA": 2, "DMUL": 1, "DADD": 1}
+COUNTED = "sm_90"  # for this target; on A100 and B200 the counts are within a few percent
 
 
 class Work(NamedTuple):
@@ -85,7 +68,7 @@ class Work(NamedTuple):
     dtype: str
     count: int
     bytes_each: int
-    operations_each: int
+    operations_each: float
     rate: str  # which of the chip's it is done at
     matrix_bytes_per_step: int = 0
 
@@ -142,38 +125,20 @@ def work_of_products(operation: str, num_classes: int, dtype: str, count: int = 
     )
 
 
-def work_of_rank_one(operation: str, num_classes: int, dtype: str) -> Work:
-    """Return the work of tokens of a rank-one chain, counted in the compiled kernel."""
-    from d3pm_fast.kernels.common.tile import tile_of
-
-    kind = DTYPES[dtype]
-    (program,) = compiled("sm_90", calls(num_classes, kind)[operation]).values()
-    copies = {"p_sample": 4, "loss": 1, "loss and gradient": 1}.get(operation, 2)
-    rows = tile_of(num_classes, kind, copies).rows
-    moved = bytes_of_token(operation, num_classes, dtype)
-    work = operations_per_token(program, rows)
-    return Work(operation, num_classes, dtype, TOKENS, moved, work, "float32")
-
-
-def operations_per_token(program: Any, rows: int) -> int:
-    """Return the floating-point operations that all threads do for one row."""
-    tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(program.asm["cubin"])
-        file.flush()
-        command = [tools / "nvdisasm", "-c", file.name]
-        listing = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    names = re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?\w+ )?([A-Z]\w*)", listing)
-    threads = 32 * program.metadata.num_warps
-    return round(sum(OPERATIONS.get(name, 0) for name in names) * threads / rows)
-
-
 def rank_one() -> Iterator[Work]:
-    """Yield the works that take a compiler to count."""
-    for operation in TRAFFIC:
-        for size in SIZES if operation != "q_sample" else []:
-            for dtype in ("float32", "bfloat16"):
-                yield work_of_rank_one(operation, size, dtype)
+    """Yield the works that are counted in programs, for the targets of the table."""
+    for row in read().values():
+        if row.implementation == "triton" and row.target == COUNTED and row.operation in TRAFFIC:
+            yield work_of_rank_one(row)
+
+
+def work_of_rank_one(row: Row) -> Work:
+    """Return the work of tokens of a rank-one chain."""
+    name = f"{row.operation}, {row.chain}"
+    elements = 1 if row.operation == "q_sample" else row.num_classes
+    moved = bytes_of_token(row.operation, row.num_classes, row.dtype)
+    clocks = round(row.clocks * elements / 1000, 2)
+    return Work(name, row.num_classes, row.dtype, TOKENS, moved, clocks, "clocks")
 
 
 def written_down() -> Iterator[Work]:
@@ -192,7 +157,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Write the table."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.floors",
-        description="Count the least time of every operation on a GPU; compiles for some minutes.",
+        description="Write the least time of every operation on a GPU, from the counted slots.",
     )
     parser.add_argument("--out", type=new_file, default=TABLE, help="the table (%(default)s)")
     options = parser.parse_args(arguments)

@@ -9,9 +9,7 @@ What a program is compiled for is what the library's own calls ask for.
 import argparse
 import csv
 import re
-import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +22,7 @@ from triton.runtime.jit import JITFunction
 from d3pm_fast._files import replaced
 
 from .arguments import new_file, whole
+from .sass import tool
 from .triton_calls import DTYPES, REVIEWED, SIZES, Call, every_call, reviewed_calls
 
 TABLE = Path(__file__).parent / "results" / "triton.csv"
@@ -69,8 +68,20 @@ class NoDevice:
         return self._target
 
 
+class Started(NamedTuple):
+    """A compiled kernel, and how many programs of it a call would start."""
+
+    program: Any
+    count: int
+
+
 def compiled(target: str, run: Callable[[], Any]) -> dict[str, Any]:
-    """Return the programs that a call would start, by their kernels' names."""
+    """Return the compiled kernels that a call would start, by their names."""
+    return {name: of.program for name, of in started(target, run).items()}
+
+
+def started(target: str, run: Callable[[], Any]) -> dict[str, Started]:
+    """Return what a call would start, by the names of the kernels."""
     programs = {}
     start = JITFunction.run
 
@@ -78,7 +89,8 @@ def compiled(target: str, run: Callable[[], Any]) -> dict[str, Any]:
         if TARGETS[target].backend == "hip":
             del options["maxnreg"]
             args = tuple("ieee" if isinstance(value, str) else value for value in args)
-        programs[self.fn.__name__] = start(self, *args, grid=grid, warmup=True, **options)
+        program = start(self, *args, grid=grid, warmup=True, **options)
+        programs[self.fn.__name__] = Started(program, grid[0])
 
     driver.set_active(NoDevice(target))
     JITFunction.run = compile_only
@@ -92,23 +104,13 @@ def compiled(target: str, run: Callable[[], Any]) -> dict[str, Any]:
 def usage(program: Any) -> tuple[int, int]:
     """Return a program's registers, and the bytes that a thread keeps outside of them."""
     if "cubin" in program.asm:
-        told = _output("cuobjdump", "-res-usage", program.asm["cubin"])
+        told = tool("cuobjdump", "-res-usage", program.asm["cubin"])
         names = r"REG:(\d+)", r"STACK:(\d+)", r"LOCAL:(\d+)"
     else:
         told = program.asm["amdgcn"]
         names = r"\.vgpr_count:\s+(\d+)", r"\.private_segment_fixed_size:\s+(\d+)"
     registers, *outside = (int(re.search(name, told)[1]) for name in names)
     return registers, sum(outside)
-
-
-def _output(tool: str, option: str, cubin: bytes) -> str:
-    """Return what a tool that Triton brings tells of a binary."""
-    path = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / tool
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        command = [path, option, file.name]
-        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
 def widest_load(program: Any) -> int:

@@ -30,7 +30,7 @@ def programs():
 
 
 PROGRAMS = programs()
-NEEDS_TRITON = "benchmarks.floors", "benchmarks.triton_resources"
+NEEDS_TRITON = "benchmarks.issue_slots", "benchmarks.triton_resources"
 
 
 def content():
@@ -107,11 +107,12 @@ def test_bad_arguments_are_refused_with_a_sentence(main, arguments, said, capsys
 
 def test_bad_arguments_of_what_compiles_are_refused(capsys):
     pytest.importorskip("triton")
-    from benchmarks import floors, triton_resources
+    from benchmarks import floors, issue_slots, triton_resources
 
     for main, arguments, said in [
         (floors.main, ["--out", "no/such/folder.csv"], "--out: must be a file in a folder that is"),
         (floors.main, ["now"], "unrecognized arguments: now"),
+        (issue_slots.main, ["--target", "abacus"], "invalid choice: 'abacus'"),
         (triton_resources.main, ["--sizes", "1"], "--sizes: must be a whole number of at least 2"),
         (triton_resources.main, ["--targets", "abacus"], "invalid choice: 'abacus'"),
         (triton_resources.main, ["--sizes", "27"], "--targets and --sizes are for --check"),
@@ -144,7 +145,7 @@ def stopped(first):
 
 def test_a_table_that_is_stopped_half_way_stays_as_it_was(tmp_path, monkeypatch):
     pytest.importorskip("triton")
-    from benchmarks import floors, triton_resources
+    from benchmarks import floors, issue_slots, triton_resources
 
     path = tmp_path / "table.csv"
     path.write_text("old")
@@ -156,6 +157,11 @@ def test_a_table_that_is_stopped_half_way_stays_as_it_was(tmp_path, monkeypatch)
     monkeypatch.setattr(triton_resources, "resources", lambda: None)
     with pytest.raises(KeyboardInterrupt):
         triton_resources.main(["--out", str(path)])
+    row = next(iter(issue_slots.read().values()))
+    monkeypatch.setattr(issue_slots, "read", lambda _: {})
+    monkeypatch.setattr(issue_slots, "counted", lambda _: stopped(row))
+    with pytest.raises(KeyboardInterrupt):
+        issue_slots.main(["--out", str(path)])
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
 

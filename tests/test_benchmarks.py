@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import program
+from benchmarks import floors, program, slot_table
 from benchmarks.__main__ import parse
 from benchmarks.bench_hosts import COMPOSED
 from benchmarks.bench_loss import LOSS
@@ -214,7 +214,6 @@ def test_pytest_benchmark_finds_the_cases():
 
 
 def test_a_dense_floor_is_that_of_two_products_of_tf32():
-    floors = pytest.importorskip("benchmarks.floors")
     work = floors.work_of_chain("loss and gradient", 256, "float32")
     assert work.bytes_each == 2 * 1024 + 16  # logits and gradient; x_0 and x_t
     assert work.operations_each == 3 * 2 * (2 * 256**2)
@@ -227,14 +226,23 @@ def test_a_dense_floor_is_that_of_two_products_of_tf32():
     assert small.floor_us == pytest.approx(1e6 * 144 / 3.35e12 * 1e6, rel=1e-3)
 
 
-def test_the_table_of_floors_has_what_is_counted_without_a_compiler():
-    floors = pytest.importorskip("benchmarks.floors")
+def test_the_table_of_floors_is_made_from_that_of_issue_slots():
     head, *rows = csv.reader(floors.TABLE.read_text().splitlines())
     assert tuple(head) == floors.HEAD
-    counted = [floors.floor_of(work, c).row for work in floors.written_down() for c in floors.CHIPS]
-    assert rows[-len(counted) :] == [list(map(str, row)) for row in counted]
-    compiled = 6 * len(floors.SIZES) * 2 * len(floors.CHIPS)  # in both dtypes
-    assert len(rows) == compiled + len(counted)
+    works = [*floors.rank_one(), *floors.written_down()]
+    counted = [floors.floor_of(work, chip).row for work in works for chip in floors.CHIPS]
+    assert rows == [list(map(str, row)) for row in counted]
+    assert {work.operation for work in floors.rank_one()} >= {"loss and gradient, absorbing"}
+
+
+def test_a_floor_of_a_rank_one_chain_is_the_busiest_pipes():
+    key = "triton", "loss and gradient", "uniform", "full", 256, "bfloat16", "sm_90"
+    row = slot_table.Row(*key, 128.0, "issue", 1000.0, 128, 16, 8192, {})
+    work = floors.work_of_rank_one(row)
+    assert work.operations_each == 256  # a clock for each of the classes
+    floor = floors.floor_of(work, "H100")
+    assert floor.bound_by == "arithmetic"
+    assert floor.floor_us == pytest.approx(1e6 * 256 / (132 * 1.755e9) * 1e6, rel=1e-3)
 
 
 @pytest.mark.parametrize("family", ["uniform", "gaussian"])

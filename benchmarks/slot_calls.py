@@ -1,0 +1,179 @@
+"""The programs whose issue slots are counted: which there are, and how each is compiled."""
+
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from itertools import product
+from pathlib import Path as File
+from typing import Any, NamedTuple
+
+import torch
+
+from d3pm_fast.chains.structures import RankOneMarginal, RankOneStep
+from d3pm_fast.records import Loss, Model, Random, Weights
+
+from .anchors import anchors
+from .sass import Program, programs, resources
+from .slot_table import Key
+from .triton_calls import DTYPES, TOKENS, empty
+from .triton_resources import started
+
+SIZES = [27, 256, 1024, 8192]
+SHORT_LOOP = 32  # instructions
+CUDA_SIZES = SIZES[1:]  # loops over fewer have no fixed number of trips
+OF_EVERY_TARGET = 256, "bfloat16"  # others are counted for sm_90 alone
+TARGETS = ["sm_90", "sm_80", "sm_100"]
+# Operations, their chains, and the ways through their programs.
+WAYS = [
+    ("loss and gradient", "uniform", "full"),
+    ("loss and gradient", "absorbing", "fast"),
+    ("loss and gradient", "marginal", "full"),
+    ("p_posterior", "uniform", "full"),
+    ("p_posterior_grad", "uniform", "full"),
+    ("p_sample", "uniform", "full"),
+    ("q_sample", "uniform", "full"),
+]
+ANCHORS = ["copy", "softmax", "cross_entropy"]
+CSRC = File(__file__).parents[1] / "csrc"
+ELEMENTS = {"float32": "float", "bfloat16": "d3pm::BFloat16"}
+# Those of CUDA C++: one program serves every chain, and posteriors and their gradient.
+CUDA_WAYS = [
+    ("loss and gradient", "any", "full"),
+    ("loss and gradient", "any", "fast"),
+    ("p_posterior_grad", "any", "full"),
+    ("p_sample", "any", "full"),
+]
+# Where their kernels are, and a word of the names.
+CUDA = {
+    "loss and gradient": ("loss.cu", "loss_of_rows"),
+    "p_posterior_grad": ("posterior.cu", "PPosterior"),
+    "p_sample": ("p_sample.cu", "p_sample_of_rows"),
+}
+
+
+class Kernel(NamedTuple):
+    """A compiled kernel and how it is started for elements of some number."""
+
+    program: Program
+    trips: Callable[[int], int]  # of a loop, by its branch back
+    warps: int  # of a block
+    registers: int  # of a thread
+    shared: int  # of a block, bytes
+    warps_per_element: float
+
+
+def every_key() -> Iterator[Key]:
+    """Yield the rows of the table, in its order."""
+    for operation in ANCHORS:
+        for dtype in ELEMENTS:
+            yield Key("anchor", operation, "", "full", 1024, dtype, "sm_90")
+    for (operation, chain, path), size, dtype in product(WAYS, SIZES, ELEMENTS):
+        if operation != "q_sample" or (size, dtype) == OF_EVERY_TARGET:
+            for target in TARGETS if (size, dtype) == OF_EVERY_TARGET else TARGETS[:1]:
+                yield Key("triton", operation, chain, path, size, dtype, target)
+    for (operation, chain, path), size, dtype in product(CUDA_WAYS, CUDA_SIZES, ELEMENTS):
+        yield Key("cuda", operation, chain, path, size, dtype, TARGETS[0])
+
+
+def kernels(key: Key) -> list[Kernel]:
+    """Compile what a row is about."""
+    if key.implementation == "cuda":
+        return [_cuda_kernel(key)]
+    kind = DTYPES[key.dtype]
+    if key.implementation == "anchor":
+        run = anchors(key.num_classes, kind)[key.operation]
+    else:
+        run = _call(key.operation, key.chain, key.num_classes, kind)
+    elements = TOKENS * (1 if key.operation == "q_sample" else key.num_classes)
+    return [
+        _triton_kernel(of.program, of.count, key.num_classes, elements)
+        for of in started(key.target, run).values()
+    ]
+
+
+def _call(operation: str, chain: str, num_classes: int, dtype: torch.dtype) -> Callable[[], Any]:
+    """Return a call of the library's own."""
+    from d3pm_fast.kernels.rank_one import loss, p_sample, posterior, q_sample
+
+    logits, tokens, runs = empty(TOKENS, num_classes, dtype=dtype), empty(TOKENS), TOKENS // 1024
+    rows, table = empty(runs), empty(1001, 7, dtype=torch.float64)
+    pi = empty(num_classes, dtype=torch.float64) if chain == "marginal" else None
+    mask = num_classes - 1 if chain == "absorbing" else -1
+    step = RankOneStep(rows, table, pi, pi, mask, num_classes, mask)
+    model, draw = Model(False, True), Random(empty(runs), 3)
+    of_loss = Loss(logits, tokens, None, tokens, step, model, Weights(1.0, 0.01))
+    base = RankOneMarginal(rows, empty(1001, 3, dtype=torch.float64), pi, mask, num_classes)
+    return {
+        "loss and gradient": lambda: loss.loss(of_loss, "mean", False),
+        "p_posterior": lambda: posterior.p_posterior(logits, tokens, step, model),
+        "p_posterior_grad": lambda: posterior.p_posterior(logits, tokens, step, model, logits),
+        "p_sample": lambda: p_sample.p_sample(logits, tokens, step, model, draw),
+        "q_sample": lambda: q_sample.q_sample(tokens, base, draw),
+    }[operation]
+
+
+def _triton_kernel(compiled: Any, count: int, num_classes: int, elements: int) -> Kernel:
+    """Loops over classes run as often as their step says; shorter loops are unrolled."""
+    (name, program), *_ = programs(compiled.asm["cubin"]).items()
+    steps = set(map(int, re.findall(r"scf\.for .* step %c(\d+)_i32", compiled.asm["ttgir"]))) - {1}
+    if len(steps) > 1:
+        raise ValueError(f"loops of {name} have different steps: {sorted(steps)}")
+    trips = -(-num_classes // steps.pop()) if steps else 1
+    warps = compiled.metadata.num_warps
+    registers, _ = resources(compiled.asm["cubin"])[name]
+    shared = compiled.metadata.shared
+    return Kernel(program, lambda _: trips, warps, registers, shared, count * warps / elements)
+
+
+def has_nvcc() -> bool:
+    """Return whether CUDA C++ can be compiled."""
+    return shutil.which("nvcc") is not None
+
+
+def _cuda_kernel(key: Key) -> Kernel:
+    """Threads share rows as csrc/cuda/rows.h says: they go over parts of them, and add up lanes."""
+    source, word = CUDA[key.operation]
+    cubin = _nvcc(source, key.dtype, key.target)
+    found = {name: program for name, program in programs(cubin).items() if word in name}
+    if len(found) != 1:
+        raise ValueError(f"{source} has {len(found)} kernels with {word} in their names")
+    ((name, program),) = found.items()
+    registers, shared = resources(cubin)[name]
+    threads = next((n for n in (8, 32, 128) if key.num_classes <= 32 * n), 256)
+    of_warp = 32 * key.num_classes // threads
+    parts = -(-of_warp // _held(program, DTYPES[key.dtype].itemsize))
+
+    def trips(at: int) -> int:
+        body = program.body(at)
+        if any(each.moves_global(16) for each in body):
+            return parts
+        adds = len(body) < SHORT_LOOP and any(each.base == "SHFL" for each in body)
+        return min(threads, 32).bit_length() - 1 if adds else 1
+
+    return Kernel(program, trips, max(threads, 128) // 32, registers, shared, 1 / of_warp)
+
+
+def _held(program: Program, itemsize: int) -> int:
+    """Return how many numbers of its rows a warp holds: what it writes, or reads, in one trip."""
+    moved = [
+        sum(each.base == base and each.bytes == 16 for each in program.body(at))
+        for base in ("STG", "LDG")
+        for at in program.loops()
+    ]
+    return next(count for count in moved if count) * 32 * 16 // itemsize
+
+
+def _nvcc(source: str, dtype: str, target: str) -> bytes:
+    """Compile a file as setup.py does."""
+    with tempfile.TemporaryDirectory() as folder:
+        made = File(folder, "made.cubin")
+        options = ["-std=c++17", "-O3", f"-arch={target}", "-cubin", f"-I{CSRC}"]
+        options += [
+            "-DD3PM_MODULE=_cuda",
+            '-DD3PM_DEVICE="cuda"',
+            f"-DD3PM_ELEMENT={ELEMENTS[dtype]}",
+        ]
+        subprocess.run(["nvcc", *options, CSRC / "cuda" / source, "-o", made], check=True)
+        return made.read_bytes()
