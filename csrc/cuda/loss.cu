@@ -377,23 +377,34 @@ __global__ void __launch_bounds__(kRowsOfFew, 1)
   const int count = static_cast<int>(left < kRowsOfFew ? left : kRowsOfFew) * classes;
   const Element* const logits = static_cast<const Element*>(call.logits) + begin * classes;
 
-  // Calls body(i) for the first numbers of vectors, and one(i) for what is left or not aligned.
-  const auto each_vector = [&](const void* from, const auto& body, const auto& one) {
-    const bool aligned = reinterpret_cast<uintptr_t>(from) % 16 == 0;
+  const auto at = [=](int i) -> Real& { return shared[i + (i * inverse >> 20)]; };
+  const bool in_row = inverse == 0 || classes % kWidth == 0;
+  // Calls body(k, place) for the numbers of the vector that begins with number i.
+  const auto each_of_vector = [&](int i, const auto& body) {
+    if (in_row) {
+      Real* const first = &at(i);
+#pragma unroll
+      for (int k = 0; k < kWidth; ++k) body(k, first[k]);
+    } else {
+#pragma unroll
+      for (int k = 0; k < kWidth; ++k) body(k, at(i + k));
+    }
+  };
+  // Calls vector(i) for the vectors of aligned rows, and one(i) for what is left.
+  const auto each_vector = [&](const Element* rows, const auto& vector, const auto& one) {
+    const bool aligned = reinterpret_cast<uintptr_t>(rows) % 16 == 0;
     const int end = aligned ? count / kWidth * kWidth : 0;
-    for (int i = threadIdx.x * kWidth; i < end; i += kRowsOfFew * kWidth) body(i);
+    for (int i = threadIdx.x * kWidth; i < end; i += kRowsOfFew * kWidth) vector(i);
     for (int i = end + threadIdx.x; i < count; i += kRowsOfFew) one(i);
   };
-  const auto at = [=](int i) -> Real& { return shared[i + (i * inverse >> 20)]; };
-  const auto read = [&](int i) { at(i) = Memory<Element>::widen(logits[i]); };
   each_vector(
       logits,
       [&](int i) {
         const auto pack = *reinterpret_cast<const Pack<Element>*>(logits + i);
-#pragma unroll
-        for (int k = 0; k < kWidth; ++k) at(i + k) = Memory<Element>::widen(pack.values[k]);
+        each_of_vector(i,
+                       [&](int k, Real& place) { place = Memory<Element>::widen(pack.values[k]); });
       },
-      read);
+      [&](int i) { at(i) = Memory<Element>::widen(logits[i]); });
   __syncthreads();
 
   TokenRow<Real> token(call, begin + threadIdx.x);
@@ -404,10 +415,7 @@ __global__ void __launch_bounds__(kRowsOfFew, 1)
   } else if (token.inside) {
     const int x0 = token.x0, x_t = token.x_t, mask = static_cast<int>(call.chain.mask_id);
     const auto is_there = [=](int64_t j) { return j >= 0 && j < classes; };
-    const auto take = [=](int64_t j) {
-      const Real logit = is_there(j) ? e[j] : Real(-INFINITY);
-      return logit;
-    };
+    const auto take = [=](int64_t j) { return is_there(j) ? e[j] : Real(-INFINITY); };
     const auto put = [=](int64_t j, Real value) {
       if (is_there(j)) e[j] = value;
     };
@@ -423,13 +431,15 @@ __global__ void __launch_bounds__(kRowsOfFew, 1)
     const LossCurve<Element> curve(call, token);
     Real sum_phi = 0, sum_h = 0, sum_log = 0;
     if (token.is_curved()) {
-      for (int j = 0; j < classes; j += 4) {
+      for (int j = 0; j < classes && curve.pi; ++j) sum_h += e[j] * curve.h(e[j], j);
+      for (int j = 0; j < classes && !curve.pi; j += 4) {
         Real product = 1;
 #pragma unroll
         for (int k = j; k < j + 4; ++k) {
           if (k >= classes) continue;
-          product *= 1 + curve.lift * e[k];
-          sum_h += e[k] * curve.h(e[k], k);
+          const Real u = curve.lift * e[k];
+          sum_h += e[k] * curve.h_of(u);
+          product *= 1 + u;
         }
         sum_log += M::log(product);
       }
@@ -450,10 +460,15 @@ __global__ void __launch_bounds__(kRowsOfFew, 1)
     token.finish();
     token.write_loss(call);
     const Real steep = token.steep * token.factor, flat = token.flat * token.factor;
-    if (token.is_curved())
-      for (int j = 0; j < classes; ++j) e[j] *= steep * curve.h(e[j], j) + flat;
+    const auto scale = [=](const auto& slope) {
+      for (int j = 0; j < classes; ++j) e[j] *= slope(j);
+    };
+    if (!token.is_curved())
+      scale([=](int) { return steep + flat; });
+    else if (curve.pi)
+      scale([&](int j) { return steep * curve.h(e[j], j) + flat; });
     else
-      for (int j = 0; j < classes; ++j) e[j] *= steep + flat;
+      scale([&](int j) { return steep * curve.h_of(curve.lift * e[j]) + flat; });
     put(mask, token.grad_mask * token.factor);
     put(x_t, token.grad_xt * token.factor);
     put(x0, token.grad_x0 * token.factor);
@@ -465,8 +480,8 @@ __global__ void __launch_bounds__(kRowsOfFew, 1)
       grad,
       [&](int i) {
         Pack<Element> pack;
-#pragma unroll
-        for (int k = 0; k < kWidth; ++k) pack.values[k] = Memory<Element>::narrow(at(i + k));
+        each_of_vector(
+            i, [&](int k, Real& place) { pack.values[k] = Memory<Element>::narrow(place); });
         *reinterpret_cast<Pack<Element>*>(grad + i) = pack;
       },
       [&](int i) { grad[i] = Memory<Element>::narrow(at(i)); });
