@@ -162,11 +162,13 @@ struct LossCurve {
   }
 };
 
-// A block's rows in registers; longer ones than what the registers hold (`kWhole` is false) are
-// read three times. e of a class apart, or beyond the end, is 0.
+// A block's rows; e of a class apart, or beyond the end, is 0. Where `kWhole`, all pi are the same
+// and the row stays in registers: the more of it a thread holds, the fewer do the mathematics of
+// its token. Other rows are read three times.
 template <class Element, bool kWhole>
 struct LossOfRows {
-  static constexpr int kNumbers = kMostNumbers<Element>;
+  static constexpr int kTimes = kWhole && sizeof(Element) < 8 ? 2 : 1;
+  static constexpr int kNumbers = kTimes * kMostNumbers<Element>;
   using BlockRows = Rows<Element, kNumbers>;
   using Real = typename BlockRows::Real;
   using M = RowMath<Element>;
@@ -178,7 +180,7 @@ struct LossOfRows {
   Element* const grad;
   const int num_logits, mask, forbidden;
   Real top = 0;
-  Real e[kNumbers], h[kNumbers];
+  Real e[kNumbers];
 
   __device__ LossOfRows(const Loss& call, const BlockRows& rows)
       : call(call),
@@ -205,7 +207,8 @@ struct LossOfRows {
     Real largest = Max()(Max()(logit_x0, logit_xt), logit_mask);
     rows.each_part([&](int start) {
       read(start);
-      for (Real logit : e) largest = Max()(largest, logit);
+#pragma unroll
+      for (int i = 0; i < kNumbers; ++i) largest = Max()(largest, e[i]);
     });
     largest = rows.reduce(largest, Max());
     if (!token.settled) top = largest;
@@ -213,7 +216,8 @@ struct LossOfRows {
     Real e_rest = 0;
     rows.each_part([&](int start) {
       exponentiate(start);
-      for (Real mass : e) e_rest += mass;
+#pragma unroll
+      for (int i = 0; i < kNumbers; ++i) e_rest += e[i];
     });
     e_rest = rows.reduce(e_rest, Sum());
     if (!token.settled) token.predict(top, e_rest, logit_x0, logit_xt, logit_mask);
@@ -225,7 +229,7 @@ struct LossOfRows {
     return token.settled ? Real(0) : BlockRows::logit(row, j, num_logits, forbidden);
   }
 
-  __device__ uint32_t apart(int start) const {
+  __device__ uint64_t apart(int start) const {
     return rows.place(token.x0 - start) | rows.place(token.x_t - start) | rows.place(mask - start);
   }
 
@@ -237,35 +241,33 @@ struct LossOfRows {
   // Turns logits, which are still there where the row is whole, into exp(logit - top).
   __device__ void exponentiate(int start) {
     if (!kWhole) read(start);
-    for (Real& number : e) number = M::exp(number - top);
+#pragma unroll
+    for (int i = 0; i < kNumbers; ++i) e[i] = M::exp(e[i] - top);
   }
 
   __device__ void sum_over_rest() {
     const LossCurve<Element> curve(call, token);
     const bool is_curved = !token.settled && token.is_curved();
-    const bool by_products = kWhole && !curve.pi;
     Real sum_phi = 0, sum_h = 0, sum_log = 0;
-    if (!is_curved) {
-      for (Real& value : h) value = 1;
-    } else if (by_products) {
-      sum_log = sum_of_logarithms(curve);
-    } else {
+    if (is_curved && kWhole) add_by_products(curve, sum_h, sum_log);
+    if (is_curved && !kWhole) {
       rows.each_part([&](int start) {
-        if (!kWhole) exponentiate(start);
-        find_h(curve, start);
-        sum_phi += sum_of_phi(curve, start);
-        for (int i = 0; i < kNumbers; ++i) sum_h += e[i] * h[i];
+        exponentiate(start);
+        const uint64_t apart = this->apart(start);
+        rows.each_number(start, [&](int i, int j) {
+          if (j >= num_logits) return;
+          sum_h += e[i] * curve.h(e[i], j);
+          if (!(apart >> i & 1)) sum_phi += curve.phi(e[i], j);
+        });
       });
     }
-    if (by_products)
-      for (int i = 0; i < kNumbers; ++i) sum_h += e[i] * h[i];
     token.sum_h = rows.reduce(sum_h, Sum());
-    if (by_products) {
+    if (kWhole) {
       sum_log = rows.reduce(sum_log, Sum());
       const bool keeps = !is_curved || curve.sum_phi(num_rest(), token.e_rest, sum_log, sum_phi);
       if (!rows.all(keeps)) {
         Real exact = 0;
-        if (!keeps) exact = curve.has_products() ? sum_by_fours(curve) : sum_of_phi(curve, 0);
+        if (!keeps) exact = curve.has_products() ? sum_by_fours(curve) : sum_of_phi(curve);
         exact = rows.reduce(exact, Sum());
         if (!keeps) sum_phi = exact;
       }
@@ -275,39 +277,32 @@ struct LossOfRows {
     token.sum_phi = sum_phi / curve.weight;
   }
 
-  // Fills in h of a part.
-  __device__ void find_h(const LossCurve<Element>& curve, int start) {
-    rows.each_number(start, [&](int i, int j) { h[i] = j < num_logits ? curve.h(e[i], j) : 1; });
-  }
-
-  // Fills in h of the row, too.
-  __device__ Real sum_of_logarithms(const LossCurve<Element>& curve) {
-    Real sum = 0;
+  // Adds e h and log(1 + u) of the row.
+  __device__ void add_by_products(const LossCurve<Element>& curve, Real& sum_h,
+                                  Real& sum_log) const {
 #pragma unroll
     for (int i = 0; i < kNumbers; i += 4) {
       Real product = 1;
 #pragma unroll
       for (int k = i; k < i + 4; ++k) {
         const Real u = curve.lift * e[k];
-        h[k] = curve.h_of(u);
+        sum_h += e[k] * curve.h_of(u);
         product *= 1 + u;
       }
-      sum += M::log(product);
+      sum_log += M::log(product);
     }
-    return sum;
   }
 
-  __device__ Real sum_of_phi(const LossCurve<Element>& curve, int start) const {
-    const uint32_t apart = this->apart(start);
+  // Class by class, of which a thread has every so many.
+  __device__ Real sum_of_phi(const LossCurve<Element>& curve) const {
     Real sum = 0;
-    rows.each_number(start, [&](int i, int j) {
-      if (!(apart >> i & 1) && j < num_logits) sum += curve.phi(e[i], j);
-    });
+    for (int j = threadIdx.x & (rows.threads - 1); j < num_logits; j += rows.threads)
+      if (j != token.x0 && j != token.x_t && j != mask) sum += curve.phi(M::exp(logit(j) - top), j);
     return sum;
   }
 
   __device__ Real sum_by_fours(const LossCurve<Element>& curve) const {
-    const uint32_t apart = this->apart(0);
+    const uint64_t apart = this->apart(0);
     Real sum = 0;
 #pragma unroll
     for (int i = 0; i < kNumbers; i += 4) {
@@ -324,18 +319,28 @@ struct LossOfRows {
   }
 
   __device__ void write_value() {
-    for (Real& number : e) number = token.value;
+#pragma unroll
+    for (int i = 0; i < kNumbers; ++i) e[i] = token.value;
     rows.each_part([&](int start) { rows.write(grad, start, num_logits, e); });
   }
 
   __device__ void write_gradient() {
     const Real steep = token.steep * token.factor, flat = token.flat * token.factor;
+    const LossCurve<Element> curve(call, token);
     rows.each_part([&](int start) {
-      if (!kWhole) {
-        exponentiate(start);
-        if (token.is_curved()) find_h(LossCurve<Element>(call, token), start);
+      if (!kWhole) exponentiate(start);
+      if (token.is_curved()) {
+        rows.each_number(start, [&](int i, int j) {
+          const bool is_there = kWhole || j < num_logits;
+          const Real h = kWhole     ? curve.h_of(curve.lift * e[i])
+                         : is_there ? curve.h(e[i], j)
+                                    : Real(0);
+          e[i] *= steep * h + flat;
+        });
+      } else {
+#pragma unroll
+        for (int i = 0; i < kNumbers; ++i) e[i] *= steep + flat;
       }
-      for (int i = 0; i < kNumbers; ++i) e[i] *= steep * h[i] + flat;
       rows.write(grad, start, num_logits, e);
       // One may be another, the first of these.
       put(mask, start, token.grad_mask);
@@ -500,10 +505,14 @@ const char* launch(const Loss& call, void* on) {
     D3PM_LAUNCH((loss_of_few_classes<Element>), blocks, kRowsOfFew, bytes, stream, call, inverse);
     return last_error();
   }
-  const Rows<Element, kMostNumbers<Element>> rows(classes, {call.logits, call.grad});
-  const auto kernel = rows.is_whole() ? loss_of_rows<Element, true> : loss_of_rows<Element, false>;
-  D3PM_LAUNCH(kernel, rows.blocks(tokens), rows.block(), 0, stream, call, rows);
-  return last_error();
+  const auto start = [&](auto kernel, const auto& rows) {
+    D3PM_LAUNCH(kernel, rows.blocks(tokens), rows.block(), 0, stream, call, rows);
+    return last_error();
+  };
+  const typename LossOfRows<Element, true>::BlockRows whole(classes, {call.logits, call.grad});
+  if (!call.chain.pi && whole.is_whole()) return start(loss_of_rows<Element, true>, whole);
+  const typename LossOfRows<Element, false>::BlockRows rows(classes, {call.logits, call.grad});
+  return start(loss_of_rows<Element, false>, rows);
 }
 
 template const char* launch<D3PM_ELEMENT>(const Loss&, void*);

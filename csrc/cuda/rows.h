@@ -21,14 +21,19 @@ struct Rows {
   static constexpr int kWidth = Pack<Element>::kSize;
   static constexpr int kVectors = kNumbers / kWidth;
 
+  // Where a thread holds twice as many, half as many share a short row.
+  static constexpr bool kTwice = kNumbers > kMostNumbers<Element>;
+  static constexpr int kHeld = (kTwice ? 2 : 1) * kMostNumbers<Element>, kFewest = kTwice ? 2 : 3;
+  static_assert(kNumbers <= kHeld && kHeld <= 64);
+
   int log2_threads, threads, num_classes;
   bool aligned;
 
   Rows(int64_t num_classes, std::initializer_list<const void*> starts)
-      : log2_threads(num_classes <= 8 * kMostNumbers<Element>     ? 3
-                     : num_classes <= 32 * kMostNumbers<Element>  ? 5
-                     : num_classes <= 128 * kMostNumbers<Element> ? 7
-                                                                  : 8),
+      : log2_threads(num_classes <= 8 * kMostNumbers<Element>    ? kFewest
+                     : num_classes <= 32 * kMostNumbers<Element> ? kFewest + 2
+                     : num_classes <= 128 * kHeld                ? 7
+                                                                 : 8),
         threads(1 << log2_threads),
         num_classes(static_cast<int>(num_classes)) {
     static_assert(1 << 8 == kMostThreads);
@@ -110,14 +115,14 @@ struct Rows {
 
   // The place of a class of a part among the numbers of a thread, as a bit; 0 where it is another's
   // or none is negative.
-  __device__ uint32_t place(int j) const {
+  __device__ uint64_t place(int j) const {
     const uint32_t vector = static_cast<uint32_t>(j) / kWidth;
     const uint32_t number = (vector >> log2_threads) * kWidth + static_cast<uint32_t>(j) % kWidth;
-    return lane() == (vector & (threads - 1)) && number < kNumbers ? 1u << number : 0;
+    return lane() == (vector & (threads - 1)) && number < kNumbers ? uint64_t{1} << number : 0;
   }
 
   // Puts -inf in some places.
-  __device__ static void hide(uint32_t places, Real* numbers) {
+  __device__ static void hide(uint64_t places, Real* numbers) {
 #pragma unroll
     for (int i = 0; i < kNumbers; ++i)
       if (places >> i & 1) numbers[i] = -INFINITY;
