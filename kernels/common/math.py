@@ -8,6 +8,7 @@ import triton.language as tl
 
 LN2_HIGH = tl.constexpr(0.693359375)
 LN2_LOW = tl.constexpr(-2.12194440e-4)
+LOG2E = tl.constexpr(1.44269504088896341)
 
 
 @triton.jit
@@ -24,6 +25,12 @@ def exp(x):
     else:
         rest, curve, scale = _split_exp(x)
         return tl.where(x < -87.3, 0.0, scale * (curve + rest) + scale)
+
+
+@triton.jit
+def fast_exp(x):
+    """For float32 x, within 2e-7 + 1e-7 |x| of the truth: as the hardware has powers of two."""
+    return tl.exp2(x * LOG2E)
 
 
 @triton.jit
@@ -72,7 +79,7 @@ def _split_exp(x):
 
     For |x| < 87.3.
     """
-    shifted = x * 1.44269504088896341 + 12582912.0  # its low bits are round(x / ln 2)
+    shifted = x * LOG2E + 12582912.0  # its low bits are round(x / ln 2)
     n = shifted - 12582912.0
     r = (x - n * LN2_HIGH) - n * LN2_LOW
     p = r * 1.9875691500e-4 + 1.3981999507e-3

@@ -21,7 +21,8 @@ from .loss_rest import (
     exponentials,
     gradient_of_row,
     line_of,
-    load_logits,
+    highest,
+    load_rest,
     statistics_of_row,
     store_gradient,
     sums_of_row,
@@ -46,15 +47,16 @@ def loss_of_whole_rows(
     """For rows that a tile holds whole."""
     tokens, token = load_tokens(a, chain, vb_weight, ce_weight, model, REAL, ROWS)
     classes = classes_from(a, 0, ROWS, HIGH, LOW)
-    logits = load_logits(a, chain, tokens, classes, REAL)
-    top = tl.where(tokens.settled, 0.0, row_max(logits))
-    e = exponentials(a, chain, tokens, classes, logits, top)
-    row = row_of(top, row_sum(tl.where(e < 0.0, 0.0, e)), *load_special(a, chain, tokens, REAL))
+    logits = load_rest(a, chain, tokens, classes, REAL)
+    special = load_special(a, chain, tokens, REAL)
+    top = highest(tokens, row_max(logits), special)
+    e = exponentials(a, logits, top)
+    row = row_of(top, row_sum(e), special)
     solved = solve(token, row, REAL)
     line = line_of(chain, solved, REAL)
     sum_phi, sum_h = tl.zeros([ROWS], REAL), tl.zeros([ROWS], REAL)
     if tl.max(solved.curved.to(tl.int32), axis=0) > 0:
-        sum_phi, sum_h = curvature(chain, classes, e, line)
+        sum_phi, sum_h = curvature(a, chain, tokens, classes, e, line)
     result = finish(token, row, solved, sum_phi, sum_h, REAL)
     store_loss(a, tokens, token, solved, result)
     if a.grad is not None:
@@ -72,8 +74,9 @@ def loss_of_long_rows(
 ):  # fmt: skip
     """A row a program, a tile of classes at a time."""
     tokens, token = load_tokens(a, chain, vb_weight, ce_weight, model, REAL, 1)
-    top, e_rest = statistics_of_row(a, chain, tokens, REAL, HIGH, LOW)
-    row = row_of(top, e_rest, *load_special(a, chain, tokens, REAL))
+    special = load_special(a, chain, tokens, REAL)
+    top, e_rest = statistics_of_row(a, chain, tokens, special, REAL, HIGH, LOW)
+    row = row_of(top, e_rest, special)
     solved = solve(token, row, REAL)
     line = line_of(chain, solved, REAL)
     sum_phi, sum_h = tl.zeros([1], REAL), tl.zeros([1], REAL)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from ..common.math import exp, phi
+from ..common.math import exp, fast_exp, phi
 from ..common.tile import (
     classes_from,
     load_tile,
@@ -34,20 +34,36 @@ class Line(NamedTuple):
 
 
 @triton.jit
-def load_logits(a, chain, tokens, classes, REAL: tl.constexpr):
-    """Return the logits of some classes, -inf for what is not read or forbidden."""
-    reads = on_flat(tokens.settled == 0, classes.j.shape[0]) & classes.there
-    logits = load_tile(a.logits, classes, reads, float("-inf")).to(REAL)
-    return tl.where(classes.j == chain.forbidden, float("-inf"), logits)
+def is_apart(chain, tokens, classes):
+    """Return which classes of a tile are x_0, x_t or the mask."""
+    j = classes.j
+    return (j == on_tile(tokens.x0)) | (j == on_tile(tokens.x_t)) | (j == chain.mask_id)
 
 
 @triton.jit
-def exponentials(a, chain, tokens, classes, logits, top):
-    """Return exp(logit - top) of the rest, -1 for what is not of it."""
-    j = classes.j
-    apart = (j == on_tile(tokens.x0)) | (j == on_tile(tokens.x_t))
-    apart |= (j == chain.mask_id) | (j >= a.num_classes)
-    return tl.where(apart, -1.0, exp(logits - on_tile(top)))
+def load_rest(a, chain, tokens, classes, REAL: tl.constexpr):
+    """Return the logits of the rest; -inf for what is not of it, and for what is not read."""
+    reads = on_flat(tokens.settled == 0, classes.j.shape[0]) & classes.there
+    logits = load_tile(a.logits, classes, reads, float("-inf")).to(REAL)
+    return tl.where(is_apart(chain, tokens, classes), float("-inf"), logits)
+
+
+@triton.jit
+def highest(tokens, of_rest, special):
+    """Return the largest logit of a row, of that of the rest and those of the special classes."""
+    logit_x0, logit_xt, logit_mask = special
+    top = tl.maximum(tl.maximum(of_rest, logit_x0), tl.maximum(logit_xt, logit_mask))
+    return tl.where(tokens.settled, 0.0, top)
+
+
+@triton.jit
+def exponentials(a, logits, top):
+    """Return exp(logit - top); of logits of 16 bits by the hardware, see ``fast_exp``."""
+    x = logits - on_tile(top)
+    if a.logits.dtype.element_ty.primitive_bitwidth == 16:
+        return fast_exp(x)
+    else:
+        return exp(x)
 
 
 @triton.jit
@@ -76,17 +92,16 @@ def curve(chain, classes, e, line):
 
 
 @triton.jit
-def curvature(chain, classes, e, line):
+def curvature(a, chain, tokens, classes, e, line):
     """Return the sums of pi phi(g) and e h over classes of the rest."""
     g, y = curve(chain, classes, e, line)
-    sum_h = row_sum(tl.where(e < 0.0, 0.0, e * (g / y)))
     if chain.pi is None:
-        count = chain.num_classes.to(e.dtype)
-        return row_sum(tl.where(e < 0.0, 0.0, phi(g, y))) / count, sum_h
+        terms = phi(g, y) / chain.num_classes.to(e.dtype)
     else:
         pi = pi_of(chain, classes)
         terms = tl.where(pi > 0.0, pi * phi(g, y), line.slope * e)
-        return row_sum(tl.where(e < 0.0, 0.0, terms)), sum_h
+    excluded = is_apart(chain, tokens, classes) | (classes.j >= a.num_classes)
+    return row_sum(tl.where(excluded, 0.0, terms)), row_sum(e * (g / y))
 
 
 @triton.jit
@@ -98,16 +113,18 @@ def store_gradient(a, tokens, classes, e, h, result, factor):
 
 
 @triton.jit
-def statistics_of_row(a, chain, tokens, REAL: tl.constexpr, HIGH: tl.constexpr, LOW: tl.constexpr):
+def statistics_of_row(
+    a, chain, tokens, special, REAL: tl.constexpr, HIGH: tl.constexpr, LOW: tl.constexpr
+):
     """Return the largest logit of a row, and the sum of the exponentials of the rest."""
-    top = tl.full([1], float("-inf"), REAL)
+    top = highest(tokens, tl.full([1], float("-inf"), REAL), special)
     e_rest = tl.zeros([1], REAL)
     for start in range(0, a.num_classes, HIGH * LOW):
         classes = classes_from(a, start, 1, HIGH, LOW)
-        logits = load_logits(a, chain, tokens, classes, REAL)
-        higher = tl.where(tokens.settled, 0.0, tl.maximum(top, row_max(logits)))
-        e = exponentials(a, chain, tokens, classes, logits, higher)
-        e = tl.where((e < 0.0) | (logits == float("-inf")), 0.0, e)
+        logits = load_rest(a, chain, tokens, classes, REAL)
+        higher = tl.maximum(top, row_max(logits))
+        e = exponentials(a, logits, higher)
+        e = tl.where(logits == float("-inf"), 0.0, e)
         e_rest = tl.where(top == higher, e_rest, e_rest * exp(top - higher)) + row_sum(e)
         top = higher
     return top, e_rest
@@ -121,9 +138,8 @@ def sums_of_row(
     sum_phi, sum_h = tl.zeros([1], REAL), tl.zeros([1], REAL)
     for start in range(0, a.num_classes, HIGH * LOW):
         classes = classes_from(a, start, 1, HIGH, LOW)
-        logits = load_logits(a, chain, tokens, classes, REAL)
-        e = exponentials(a, chain, tokens, classes, logits, top)
-        more_phi, more_h = curvature(chain, classes, e, line)
+        e = exponentials(a, load_rest(a, chain, tokens, classes, REAL), top)
+        more_phi, more_h = curvature(a, chain, tokens, classes, e, line)
         sum_phi += more_phi
         sum_h += more_h
     return sum_phi, sum_h
@@ -137,8 +153,7 @@ def gradient_of_row(
     """Write the gradient of a row."""
     for start in range(0, a.num_classes, HIGH * LOW):
         classes = classes_from(a, start, 1, HIGH, LOW)
-        logits = load_logits(a, chain, tokens, classes, REAL)
-        e = exponentials(a, chain, tokens, classes, logits, top)
+        e = exponentials(a, load_rest(a, chain, tokens, classes, REAL), top)
         g, y = curve(chain, classes, e, line)
         store_gradient(a, tokens, classes, e, g / y, result, factor)
     store_special(a, chain, tokens, result, factor)

@@ -83,8 +83,9 @@ class Result(NamedTuple):
 
 
 @triton.jit
-def row_of(top, e_rest, logit_x0, logit_xt, logit_mask):
+def row_of(top, e_rest, special):
     """Return what the mathematics of a token needs of its row."""
+    logit_x0, logit_xt, logit_mask = special
     e_x0, e_xt, e_mask = exp(logit_x0 - top), exp(logit_xt - top), exp(logit_mask - top)
     return Row(e_x0, e_xt, e_mask, e_rest, top - logit_x0)
 

@@ -38,15 +38,12 @@ def in_shard(tokens, first):
 
 @triton.jit
 def load_statistics(tokens, strokes):
-    """Return the five statistics; of logits -inf below a largest 0 for a settled row."""
+    """Return the largest logit, the sum of the rest, and the logits of the special classes.
+
+    Of a settled row, logits -inf below a largest 0.
+    """
     at = strokes.statistics + tokens.at * 5
-    return (
-        tl.load(at),
-        tl.load(at + 1),
-        tl.load(at + 2),
-        tl.load(at + 3),
-        tl.load(at + 4),
-    )
+    return tl.load(at), tl.load(at + 1), (tl.load(at + 2), tl.load(at + 3), tl.load(at + 4))
 
 
 @triton.jit
@@ -57,8 +54,9 @@ def statistics_stroke(
     """The first stroke."""
     tokens, _ = load_tokens(a, chain, vb_weight, ce_weight, model, REAL, 1)
     tokens = in_shard(tokens, strokes.first)
-    top, e_rest = statistics_of_row(a, shard, tokens, REAL, HIGH, LOW)
-    logit_x0, logit_xt, logit_mask = load_special(a, shard, tokens, REAL)
+    special = load_special(a, shard, tokens, REAL)
+    top, e_rest = statistics_of_row(a, shard, tokens, special, REAL, HIGH, LOW)
+    logit_x0, logit_xt, logit_mask = special
     to = strokes.statistics + tokens.at * 5
     tl.store(to, top)
     tl.store(to + 1, e_rest)
