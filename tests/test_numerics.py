@@ -4,8 +4,8 @@ import functools
 
 import pytest
 import torch
-from helpers.chains import FAMILIES, likely_pairs, make_chain, true_loss
-from helpers.compare import unit
+from helpers.chains import FAMILIES, gradient_terms, likely_pairs, make_chain, true_loss
+from helpers.compare import storage_error, unit
 from helpers.exact import exact_loss
 
 from d3pm_fast import functional
@@ -13,6 +13,7 @@ from d3pm_fast import functional
 PROMISED = 64 * unit(torch.float32)  # of a loss above LEAST, and of a gradient's terms
 LEAST = 1e-30
 OPTIONS = {"first_step": "posterior"}
+PROMISED_OF_16_BITS = 1e-5  # of a loss; of a gradient a quarter of a unit
 
 
 def random_logits(x0, num_classes, generator):
@@ -100,3 +101,30 @@ def test_so_does_a_gradient_late_in_a_chain_and_of_sure_tokens(kernels, family, 
         return float((wrong / truth.norm(dim=1)).max())
 
     assert error(kernels) < PROMISED < error("reference")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("family", ["uniform", "absorbing_last", "mask_and_uniform", "marginal"])
+@pytest.mark.parametrize("num_classes", [27, 64])
+def test_a_loss_by_triton_keeps_the_digits_of_its_logits(triton, family, num_classes, dtype):
+    """Where the sum of phi is by products, and where these cancel."""
+    chain = make_chain(family, num_classes, torch.linspace(1e-4, 0.9, 12, dtype=torch.float64))
+    times, count = [1, 2, 4, 8, 12], 48
+    x0, x_t, t = likely_pairs(chain, times, count)
+    logits = random_logits(x0, num_classes, torch.Generator().manual_seed(num_classes)).to(dtype)
+    truth, true_gradient = float32_results(chain, logits.double(), x0, x_t, t, "cpu")
+    loss, gradient = float32_results(chain, logits, x0, x_t, t, triton)
+    of_16_bits = dtype != torch.float32
+    promised = PROMISED_OF_16_BITS if of_16_bits else PROMISED
+    assert float(relative_errors(loss, truth).max()) < promised
+    parts = zip(*(values.split(count) for values in (logits.double(), x0, x_t)), strict=True)
+    terms = [
+        gradient_terms(chain, *part, time, **OPTIONS)
+        for part, time in zip(parts, times, strict=True)
+    ]
+    scale = true_gradient.norm(dim=1).maximum(torch.cat(terms)) + LEAST
+    promised = torch.finfo(dtype).eps / 4 if of_16_bits else PROMISED
+    allowed = (promised + storage_error(dtype)) * scale
+    if dtype == torch.float16:
+        allowed += torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps * num_classes**0.5
+    assert bool(((gradient - true_gradient).norm(dim=1) < allowed).all())

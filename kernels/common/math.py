@@ -8,6 +8,7 @@ import triton.language as tl
 
 LN2_HIGH = tl.constexpr(0.693359375)
 LN2_LOW = tl.constexpr(-2.12194440e-4)
+LN2 = tl.constexpr(0.693147180559945309)
 LOG2E = tl.constexpr(1.44269504088896341)
 
 
@@ -175,6 +176,16 @@ def _near_phi(x):
     p = p * z2 + 1.0 / 5.0
     p = p * z2 + 1.0 / 3.0
     return z * (x - 2.0 * z2 * p)
+
+
+@triton.jit
+def reciprocal(y):
+    """Return 1 / y for y >= 1 or NaN, within 4e-7 of itself: 0 where it is not a normal number."""
+    if y.dtype == tl.float64:
+        return 1.0 / y
+    else:
+        root = tl.rsqrt(y)
+        return root * root
 
 
 @triton.jit

@@ -35,10 +35,13 @@ LONGEST = {torch.float32: 8192, torch.float64: 512}
 LONG_ROW_WARPS = {torch.float32: 8, torch.float64: 4}
 
 
-def tile_of(num_classes: int, dtype: torch.dtype, copies: int = 1) -> Tile:
+def tile_of(
+    num_classes: int, dtype: torch.dtype, copies: int = 1, in_vectors: int | None = None
+) -> Tile:
     """Return the tile for rows of so many numbers of a floating point type.
 
-    ``copies`` says how much a program keeps beside them, 1 for nothing.
+    ``copies`` says how much a program keeps beside them, 1 for nothing; ``in_vectors`` how many
+    numbers a thread has at most where it reads them in vectors, None for what any program may.
     """
     real = torch.float64 if dtype == torch.float64 else torch.float32
     vector = 16 // dtype.itemsize
@@ -48,7 +51,7 @@ def tile_of(num_classes: int, dtype: torch.dtype, copies: int = 1) -> Tile:
         return Tile(1, 1, num_warps * 32 * vector, num_warps)
     numbers = NUMBERS[real] // copies
     if num_classes % vector == 0:
-        high = max(min(numbers, whole) // vector, 1)
+        high = max(min(in_vectors or numbers, whole) // vector, 1)
         threads = max(whole // (high * vector), 1)
     else:  # read number by number
         high = min(numbers, max(whole // 2, 1))
@@ -60,10 +63,13 @@ def tile_of(num_classes: int, dtype: torch.dtype, copies: int = 1) -> Tile:
 class Classes(NamedTuple):
     """The classes of a tile, the same in all rows, and where they are in a tensor (N, K)."""
 
-    j: Any  # (HIGH, ROWS, LOW)
-    flat: Any  # the same as (HIGH * ROWS, LOW)
+    j: Any  # (HIGH, ROWS, LOW), the sum of the next two
+    high: Any  # (HIGH, 1, 1)
+    low: Any  # (1, 1, LOW)
+    flat: Any  # j as (HIGH * ROWS, LOW)
     first: Any  # where the program's rows begin
-    at: Any  # (HIGH * ROWS, LOW), int32: where the classes are from there on
+    at: Any  # (HIGH * ROWS, LOW), int32: where the classes with high = 0 are from there on
+    on: Any  # (HIGH * ROWS, 1), and how much further those of the line are
     there: Any  # (HIGH * ROWS, LOW), whether they are
 
 
@@ -75,8 +81,12 @@ def classes_from(a, start, ROWS: tl.constexpr, HIGH: tl.constexpr, LOW: tl.const
     flat = start + (line // ROWS * LOW)[:, None] + tl.arange(0, LOW)[None, :]
     before = tl.program_id(0).to(tl.int64) * ROWS
     there = (row < a.num_tokens - before)[:, None] & (flat < a.num_classes)
-    at = (row * a.num_classes)[:, None] + flat
-    return Classes(tl.reshape(flat, [HIGH, ROWS, LOW]), flat, before * a.num_classes, at, there)
+    at = (row * a.num_classes)[:, None] + tl.arange(0, LOW)[None, :]
+    on = start + (line // ROWS * LOW)[:, None]
+    high = start + tl.arange(0, HIGH)[:, None, None] * LOW
+    low = tl.arange(0, LOW)[None, None, :]
+    j = tl.reshape(flat, [HIGH, ROWS, LOW])
+    return Classes(j, high, low, flat, before * a.num_classes, at, on, there)
 
 
 @triton.jit
@@ -89,7 +99,7 @@ def on_flat(x, HIGH: tl.constexpr):
 @triton.jit
 def load_tile(pointer, classes, mask, other):
     """Return the numbers of a tile."""
-    x = tl.load(pointer + classes.first + classes.at, mask=mask, other=other)
+    x = tl.load(pointer + classes.first + classes.at + classes.on, mask=mask, other=other)
     return tl.reshape(x, classes.j.shape)
 
 
@@ -104,8 +114,14 @@ def load_classes(pointer, classes):
 @triton.jit
 def store_tile(pointer, classes, values):
     """Write the numbers of a tile."""
-    values = tl.reshape(values.to(pointer.dtype.element_ty), classes.flat.shape)
-    tl.store(pointer + classes.first + classes.at, values, mask=classes.there)
+    store_flat(pointer, classes, tl.reshape(values, classes.flat.shape))
+
+
+@triton.jit
+def store_flat(pointer, classes, values):
+    """Write numbers as they are in memory, (HIGH * ROWS, LOW) or broadcast to it."""
+    values = tl.broadcast_to(values.to(pointer.dtype.element_ty), classes.flat.shape)
+    tl.store(pointer + classes.first + classes.at + classes.on, values, mask=classes.there)
 
 
 @triton.jit

@@ -103,7 +103,7 @@ def mixed(a, rows, first, at, inside):
 def mixed_tile(a, rows, classes):
     """Return guided logits of a tile, -inf for one that is forbidden."""
     reads = rows.reads & classes.there
-    x = tl.reshape(mixed(a, rows, classes.first, classes.at, reads), classes.j.shape)
+    x = tl.reshape(mixed(a, rows, classes.first, classes.at + classes.on, reads), classes.j.shape)
     return tl.where(classes.j == a.forbidden, float("-inf"), x)
 
 

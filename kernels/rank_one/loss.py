@@ -14,14 +14,14 @@ from ...chains.structures import RankOneStep
 from ...records import Loss
 from ...reductions import reduced
 from ..common.launch import constant, launch, triton_type
-from ..common.tile import classes_from, row_max, row_sum, tile_of
+from ..common.tile import Tile, classes_from, on_flat, row_max, row_sum, store_flat, tile_of
 from .loss_rest import (
     curvature,
     curve,
     exponentials,
     gradient_of_row,
-    line_of,
     highest,
+    line_of,
     load_rest,
     statistics_of_row,
     store_gradient,
@@ -35,7 +35,9 @@ from .loss_tokens import (
     load_tokens,
     store_loss,
     store_special,
+    store_value,
 )
+from .loss_whole import bend_of, curvature_of_whole, store_gradient_of_whole
 from .step import Chain, chain_of
 
 
@@ -47,17 +49,51 @@ def loss_of_whole_rows(
     """For rows that a tile holds whole."""
     tokens, token = load_tokens(a, chain, vb_weight, ce_weight, model, REAL, ROWS)
     classes = classes_from(a, 0, ROWS, HIGH, LOW)
-    logits = load_rest(a, chain, tokens, classes, REAL)
-    special = load_special(a, chain, tokens, REAL)
-    top = highest(tokens, row_max(logits), special)
-    e = exponentials(a, logits, top)
-    row = row_of(top, row_sum(e), special)
+    if tl.min(tokens.settled.to(tl.int32), axis=0) > 0:
+        store_value(a, tokens)
+        if a.grad is not None:
+            store_flat(a.grad, classes, on_flat(tokens.value, HIGH))
+    else:
+        logits = load_rest(a, chain, tokens, classes, REAL)
+        special = load_special(a, chain, tokens, REAL)
+        top = highest(tokens, row_max(logits), special)
+        e = exponentials(a, logits, top)
+        row = row_of(a, top, row_sum(e), special)
+        if chain.pi is None:
+            loss_without_pi(a, chain, tokens, token, classes, e, top, row, grad_scale, REAL)
+        else:
+            loss_with_pi(a, chain, tokens, token, classes, e, row, grad_scale, REAL)
+
+
+@triton.jit
+def loss_without_pi(a, chain, tokens, token, classes, e, top, row, grad_scale, REAL: tl.constexpr):
+    """Write the loss and the gradient of rows whose classes all have the pi 1/K."""
     solved = solve(token, row, REAL)
     line = line_of(chain, solved, REAL)
-    sum_phi, sum_h = tl.zeros([ROWS], REAL), tl.zeros([ROWS], REAL)
+    bend = bend_of(line)
+    m = e
+    sum_phi, sum_h = tl.zeros_like(row.e_rest), tl.zeros_like(row.e_rest)
+    if tl.max(solved.curved.to(tl.int32), axis=0) > 0:
+        m, sum_phi, sum_h = curvature_of_whole(
+            a, chain, tokens, classes, e, row, top, solved, line, bend
+        )
+    result = finish(a, token, row, solved, sum_phi, sum_h, REAL)
+    store_loss(a, tokens, token, solved, result)
+    if a.grad is not None:
+        factor = gradient_factor(a, grad_scale, REAL)
+        store_gradient_of_whole(a, tokens, classes, e, m, bend, result, factor)
+        store_special(a, chain, tokens, result, factor)
+
+
+@triton.jit
+def loss_with_pi(a, chain, tokens, token, classes, e, row, grad_scale, REAL: tl.constexpr):
+    """Write the loss and the gradient of rows whose classes have a pi each."""
+    solved = solve(token, row, REAL)
+    line = line_of(chain, solved, REAL)
+    sum_phi, sum_h = tl.zeros_like(row.e_rest), tl.zeros_like(row.e_rest)
     if tl.max(solved.curved.to(tl.int32), axis=0) > 0:
         sum_phi, sum_h = curvature(a, chain, tokens, classes, e, line)
-    result = finish(token, row, solved, sum_phi, sum_h, REAL)
+    result = finish(a, token, row, solved, sum_phi, sum_h, REAL)
     store_loss(a, tokens, token, solved, result)
     if a.grad is not None:
         factor = gradient_factor(a, grad_scale, REAL)
@@ -76,13 +112,13 @@ def loss_of_long_rows(
     tokens, token = load_tokens(a, chain, vb_weight, ce_weight, model, REAL, 1)
     special = load_special(a, chain, tokens, REAL)
     top, e_rest = statistics_of_row(a, chain, tokens, special, REAL, HIGH, LOW)
-    row = row_of(top, e_rest, special)
+    row = row_of(a, top, e_rest, special)
     solved = solve(token, row, REAL)
     line = line_of(chain, solved, REAL)
     sum_phi, sum_h = tl.zeros([1], REAL), tl.zeros([1], REAL)
     if tl.max(solved.curved.to(tl.int32), axis=0) > 0:
         sum_phi, sum_h = sums_of_row(a, chain, tokens, line, top, REAL, HIGH, LOW)
-    result = finish(token, row, solved, sum_phi, sum_h, REAL)
+    result = finish(a, token, row, solved, sum_phi, sum_h, REAL)
     store_loss(a, tokens, token, solved, result)
     if a.grad is not None:
         factor = gradient_factor(a, grad_scale, REAL)
@@ -128,9 +164,18 @@ def prepared(of: Loss[RankOneStep], reduction: str, late: bool | None) -> Prepar
         num_classes,
         int(is_density),
         tl.constexpr(with_terms),
+        tl.constexpr(step.mask_id >= 0),
     )
     scale = 1 / max(num_tokens, 1) if early and count is None else 1.0
     return Prepared(arguments, chain_of(num_tokens, step, real), scale, real, count)
+
+
+def tile_for(num_classes: int, dtype: torch.dtype, has_pi: bool, has_grad: bool) -> Tile:
+    """Return the tile of a loss: many numbers a thread, as all repeat the mathematics of a row."""
+    copies = 2 if has_pi or has_grad else 1
+    if has_pi or dtype == torch.float64:
+        return tile_of(num_classes, dtype, copies)
+    return tile_of(num_classes, dtype, copies, 32)
 
 
 def loss(of: Loss[RankOneStep], reduction: str, late: bool | None = None) -> Any:
@@ -138,9 +183,7 @@ def loss(of: Loss[RankOneStep], reduction: str, late: bool | None = None) -> Any
     made = prepared(of, reduction, late)
     call, chain, scale, real, _ = made
     num_classes = call.num_classes
-    # Beside the logits, what the gradient needs of them.
-    copies = 1 if chain.pi is None and call.grad is None else 2
-    tile = tile_of(num_classes, of.logits.dtype, copies)
+    tile = tile_for(num_classes, of.logits.dtype, chain.pi is not None, call.grad is not None)
     if tile.num_classes < num_classes:
         kernel, shape = loss_of_long_rows, (tile.high, tile.low)
     else:

@@ -34,10 +34,20 @@ class Line(NamedTuple):
 
 
 @triton.jit
-def is_apart(chain, tokens, classes):
+def is_apart(a, chain, tokens, classes):
     """Return which classes of a tile are x_0, x_t or the mask."""
-    j = classes.j
-    return (j == on_tile(tokens.x0)) | (j == on_tile(tokens.x_t)) | (j == chain.mask_id)
+    # A thread has many classes of few `low`: these are taken off first, once for all of them.
+    x0, x_t = on_tile(tokens.x0) - classes.low, on_tile(tokens.x_t) - classes.low
+    apart = (classes.high == x0) | (classes.high == x_t)
+    if a.HAS_MASK:
+        apart |= classes.high == chain.mask_id - classes.low
+    return apart
+
+
+@triton.jit
+def is_excluded(a, chain, tokens, classes):
+    """Return which classes of a tile are not of the rest."""
+    return is_apart(a, chain, tokens, classes) | (classes.j >= a.num_classes)
 
 
 @triton.jit
@@ -45,7 +55,7 @@ def load_rest(a, chain, tokens, classes, REAL: tl.constexpr):
     """Return the logits of the rest; -inf for what is not of it, and for what is not read."""
     reads = on_flat(tokens.settled == 0, classes.j.shape[0]) & classes.there
     logits = load_tile(a.logits, classes, reads, float("-inf")).to(REAL)
-    return tl.where(is_apart(chain, tokens, classes), float("-inf"), logits)
+    return tl.where(is_apart(a, chain, tokens, classes), float("-inf"), logits)
 
 
 @triton.jit
@@ -100,7 +110,7 @@ def curvature(a, chain, tokens, classes, e, line):
     else:
         pi = pi_of(chain, classes)
         terms = tl.where(pi > 0.0, pi * phi(g, y), line.slope * e)
-    excluded = is_apart(chain, tokens, classes) | (classes.j >= a.num_classes)
+    excluded = is_excluded(a, chain, tokens, classes)
     return row_sum(tl.where(excluded, 0.0, terms)), row_sum(e * (g / y))
 
 

@@ -83,11 +83,13 @@ class Result(NamedTuple):
 
 
 @triton.jit
-def row_of(top, e_rest, special):
+def row_of(a, top, e_rest, special):
     """Return what the mathematics of a token needs of its row."""
     logit_x0, logit_xt, logit_mask = special
-    e_x0, e_xt, e_mask = exp(logit_x0 - top), exp(logit_xt - top), exp(logit_mask - top)
-    return Row(e_x0, e_xt, e_mask, e_rest, top - logit_x0)
+    e_mask = tl.zeros_like(e_rest)
+    if a.HAS_MASK:
+        e_mask = exp(logit_mask - top)
+    return Row(exp(logit_x0 - top), exp(logit_xt - top), e_mask, e_rest, top - logit_x0)
 
 
 @triton.jit
@@ -155,7 +157,7 @@ def solve(token, row, REAL: tl.constexpr):
 
 
 @triton.jit
-def finish(token, row, solved, sum_phi, sum_h, REAL: tl.constexpr):
+def finish(a, token, row, solved, sum_phi, sum_h, REAL: tl.constexpr):
     """Return the result, from sums of pi_j phi(g_j) and e_j h_j over the rest."""
     least = tiny(REAL)
     ratio = solved.ratio
@@ -188,13 +190,15 @@ def finish(token, row, solved, sum_phi, sum_h, REAL: tl.constexpr):
     pull_xt = stay / z * token.bar_keep * solved.s_xt * h_xt
 
     # The mask, where it is neither.
-    has_mask = token.bar_mask > least
-    lift = ratio * token.bar_keep * solved.s_mask / token.bar_mask
-    r_mask = ratio + lift
-    h_mask = tl.where(has_mask, (solved.shift + lift) / r_mask, 1.0)
-    near_mask = token.spread / zq * token.bar_mask * phi(solved.shift + lift, r_mask)
-    term_mask = tl.where(has_mask, near_mask, token.spread / z * token.bar_keep * solved.s_mask)
-    pull_mask = token.spread / z * token.bar_keep * solved.s_mask * h_mask
+    term_mask, pull_mask = tl.zeros_like(ratio), tl.zeros_like(ratio)
+    if a.HAS_MASK:
+        has_mask = token.bar_mask > least
+        lift = ratio * token.bar_keep * solved.s_mask / token.bar_mask
+        r_mask = ratio + lift
+        h_mask = tl.where(has_mask, (solved.shift + lift) / r_mask, 1.0)
+        near_mask = token.spread / zq * token.bar_mask * phi(solved.shift + lift, r_mask)
+        term_mask = tl.where(has_mask, near_mask, token.spread / z * token.bar_keep * solved.s_mask)
+        pull_mask = token.spread / z * token.bar_keep * solved.s_mask * h_mask
 
     has_base = token.bar_base > least
     near_rest = token.spread / zq * token.bar_base * sum_phi

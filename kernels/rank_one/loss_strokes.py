@@ -72,7 +72,7 @@ def solve_stroke(
 ):  # fmt: skip
     """The second stroke."""
     tokens, token = load_tokens(a, chain, vb_weight, ce_weight, model, REAL, 1)
-    solved = solve(token, row_of(*load_statistics(tokens, strokes)), REAL)
+    solved = solve(token, row_of(a, *load_statistics(tokens, strokes)), REAL)
     to = strokes.line + tokens.at * 3
     tl.store(to, tl.where(solved.curved, solved.ratio, 1.0))
     tl.store(to + 1, tl.where(solved.curved, solved.shift, 1.0))
@@ -109,11 +109,11 @@ def gradient_stroke(
     """The fourth stroke, and the loss."""
     tokens, token = load_tokens(a, chain, vb_weight, ce_weight, model, REAL, 1)
     statistics = load_statistics(tokens, strokes)
-    row = row_of(*statistics)
+    row = row_of(a, *statistics)
     solved = solve(token, row, REAL)
     line = line_of(chain, solved, REAL)
     at = strokes.sums + tokens.at * 2
-    result = finish(token, row, solved, tl.load(at), tl.load(at + 1), REAL)
+    result = finish(a, token, row, solved, tl.load(at), tl.load(at + 1), REAL)
     store_loss(a, tokens, token, solved, result)
     tokens = in_shard(tokens, strokes.first)
     factor = tl.full([1], 1.0, REAL)
@@ -169,7 +169,7 @@ def _run(
     real, num_tokens, num_logits = strokes.statistics.dtype, x0.numel(), logits.shape[-1]
     a = LossCall(
         logits, x0, x_t, mask, weights.tokens, loss, grad, None, num_tokens, num_logits,
-        int(is_density), tl.constexpr(with_terms),
+        int(is_density), tl.constexpr(with_terms), tl.constexpr(step.mask_id >= 0),
     )  # fmt: skip
     chain = chain_of(num_tokens, step, real)
     pi = None if chain.pi is None else chain.pi[shard.first : shard.first + num_logits]

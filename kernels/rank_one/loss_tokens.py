@@ -27,6 +27,7 @@ class LossCall(NamedTuple):
     num_classes: Any  # of a row of logits
     is_density: Any  # 1 where steps have rates, and the loss is the bound's density; else 0
     WITH_TERMS: Any
+    HAS_MASK: Any  # whether the chain has a mask
 
 
 class Tokens(NamedTuple):
@@ -133,10 +134,22 @@ def load_special(a, chain, tokens, REAL: tl.constexpr):
     has_x0, has_xt = is_class_of(a, tokens.x0), is_class_of(a, tokens.x_t)
     logit_x0 = tl.load(rows + tokens.x0, mask=reads & has_x0, other=never).to(REAL)
     logit_xt = tl.load(rows + tokens.x_t, mask=reads & has_xt, other=never).to(REAL)
-    logit_mask = tl.load(rows + mask_id, mask=reads & apart, other=never).to(REAL)
-    logit_xt = tl.where(tokens.x_t == chain.forbidden, never, logit_xt)
-    logit_mask = tl.where(mask_id == chain.forbidden, never, logit_mask)
+    logit_mask = tl.full([tokens.x0.shape[0]], never, REAL)
+    if a.HAS_MASK:
+        logit_mask = tl.load(rows + mask_id, mask=reads & apart, other=never).to(REAL)
+        logit_mask = tl.where(mask_id == chain.forbidden, never, logit_mask)
+        logit_xt = tl.where(tokens.x_t == chain.forbidden, never, logit_xt)
     return logit_x0, logit_xt, logit_mask
+
+
+@triton.jit
+def count_special(a, chain, tokens):
+    """Return how many of a row's logits are those of x_0, of x_t and of the mask."""
+    mask_id = tl.full([1], chain.mask_id, tl.int32)
+    has_xt = is_class_of(a, tokens.x_t) & (tokens.x_t != tokens.x0)
+    has_mask = is_class_of(a, mask_id) & (mask_id != tokens.x0) & (mask_id != tokens.x_t)
+    of_x0 = is_class_of(a, tokens.x0).to(tl.int32)
+    return of_x0 + has_xt.to(tl.int32) + has_mask.to(tl.int32)
 
 
 @triton.jit
@@ -152,7 +165,8 @@ def store_special(a, chain, tokens, result, factor):
     other = writes & has_xt & (tokens.x_t != tokens.x0)
     tl.store(rows + tokens.x0, (result.grad_x0 * factor).to(kind), mask=writes & has_x0)
     tl.store(rows + tokens.x_t, (result.grad_xt * factor).to(kind), mask=other)
-    tl.store(rows + mask_id, (result.grad_mask * factor).to(kind), mask=writes & apart)
+    if a.HAS_MASK:
+        tl.store(rows + mask_id, (result.grad_mask * factor).to(kind), mask=writes & apart)
 
 
 @triton.jit
@@ -169,6 +183,16 @@ def store_loss(a, tokens, token, solved, result):
         tl.store(to + 2, tl.where(tokens.settled, tokens.value, cross_entropy), mask=tokens.inside)
     else:
         tl.store(a.loss + tokens.at, loss, mask=tokens.inside)
+
+
+@triton.jit
+def store_value(a, tokens):
+    """Write the loss of tokens that are all settled, and its terms."""
+    if a.WITH_TERMS:
+        for term in tl.static_range(3):
+            tl.store(a.loss + tokens.at * 3 + term, tokens.value, mask=tokens.inside)
+    else:
+        tl.store(a.loss + tokens.at, tokens.value, mask=tokens.inside)
 
 
 @triton.jit
