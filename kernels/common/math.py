@@ -149,9 +149,7 @@ def _split(x, y):
 
     x is the exact y - 1, used where n = 0; y is positive and normal.
     """
-    bits = y.to(tl.int32, bitcast=True)
-    power = (bits - 0x3F3504F3) >> 23
-    mantissa = (bits - (power << 23)).to(tl.float32, bitcast=True)
+    power, mantissa = power_and_mantissa(y)
     r = tl.where(power == 0, x, mantissa - 1.0)
     p = r * 7.0376836292e-2 - 1.1514610310e-1
     p = p * r + 1.1676998740e-1
@@ -162,6 +160,14 @@ def _split(x, y):
     p = p * r - 2.4999993993e-1
     p = p * r + 3.3333331174e-1
     return power.to(tl.float32), r, r * r * (0.5 - r * p)
+
+
+@triton.jit
+def power_and_mantissa(y):
+    """Return n and z of y = 2^n z with z in [sqrt(1/2), sqrt(2)), for a normal float32 y > 0."""
+    bits = y.to(tl.int32, bitcast=True)
+    power = (bits - 0x3F3504F3) >> 23
+    return power, (bits - (power << 23)).to(tl.float32, bitcast=True)
 
 
 @triton.jit

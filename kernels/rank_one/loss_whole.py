@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from ..common.math import LN2, log, phi, reciprocal
+from ..common.math import LN2, log, phi, power_and_mantissa, reciprocal
 from ..common.tile import classes_from, on_tile, row_sum, store_tile
 from .loss_rest import curve, exponentials, is_excluded, load_rest
 from .loss_tokens import count_special
@@ -83,22 +83,14 @@ def sum_of_logs(y):
         FOUR: tl.constexpr = 4 if HIGH > 4 else HIGH
         VECTOR: tl.constexpr = 8 if LOW > 8 else LOW
         of_four = tl.reduce(tl.reshape(y, [HIGH // FOUR, FOUR, ROWS, LOW]), 1, product)
-        powers, mantissas = split(of_four)
+        powers, mantissas = power_and_mantissa(of_four)
         powers, mantissas = tl.reduce((powers, mantissas), 0, sum_and_product)
         shape: tl.constexpr = [ROWS, LOW // VECTOR, VECTOR]
         of_thread = tl.reshape(powers, shape), tl.reshape(mantissas, shape)
         powers, mantissas = tl.reduce(of_thread, 2, sum_and_product)
-        more, mantissas = split(mantissas)
+        more, mantissas = power_and_mantissa(mantissas)
         powers, mantissas = tl.reduce((powers + more, mantissas), 1, sum_and_product)
         return log(mantissas) + powers.to(tl.float32) * LN2
-
-
-@triton.jit
-def split(y):
-    """Return n and x of y = 2^n x with x in [sqrt(1/2), sqrt(2)), for a normal float32 y > 0."""
-    bits = y.to(tl.int32, bitcast=True)
-    power = (bits - 0x3F3504F3) >> 23
-    return power, (bits - (power << 23)).to(tl.float32, bitcast=True)
 
 
 @triton.jit
