@@ -11,9 +11,9 @@ busiest pipe allows, what the reads in flight allow (Little's law, the most that
 a time by the warps that registers and shared memory let a multiprocessor hold), and 1: an upper
 bound, which waits and an uneven schedule lower.
 
-CUDA C++ has one program for every chain. Where arguments decide, such as whether there is a vector
-pi, the straight way is counted, which is the longest: for uniform chains an upper bound. It is not
-counted for 27 classes, whose loops have no fixed number of trips.
+CUDA C++ has one program for every chain. Where arguments or data decide, such as whether there is a
+vector pi, or whether sums cancel, the longest way is counted: an upper bound. It is not counted for
+27 classes, whose loops have no fixed number of trips.
 """
 
 import argparse

@@ -8,6 +8,7 @@
   call: that is the slow path of a division.
 - Where one of two ways moves 16 bytes a lane and the other only less, the first is taken: the
   other is for rows that are not aligned.
+- Where arguments decide whether rows are read, outside of a loop, they are not: they are held.
 - A branch that depends on data, and on which 64 instructions or more hang, is a choice.
   :class:`Path` says which of its two ways is taken.
 - Every other forward branch is not taken: loops are entered, indices are good, tokens are there.
@@ -231,8 +232,11 @@ def _is_taken(program: Program, at: int, to: int, path: Path) -> bool:
         wide = [any(each.moves_global(16) for each in way) for way in (passed, other)]
         if wide[0] != wide[1]:
             return wide[1]
+    if not program.depends_on_data(at):
+        reads = any(each.base == "LDG" and each.bytes == 16 for each in passed)
+        return reads and not any(at < back < to for back in program.loops())
     longer, shorter = (passed, other) if len(passed) >= len(other) else (other, passed)
-    if len(longer) < LEAST_CHOICE or not program.depends_on_data(at):
+    if len(longer) < LEAST_CHOICE:
         return False
     writes = [sum(each.base == "STG" for each in way) for way in (longer, shorter)]
     skips = path is Path.SETTLED or (path is Path.FAST and writes[0] <= writes[1])

@@ -41,13 +41,12 @@ ELEMENTS = {"float32": "float", "bfloat16": "d3pm::BFloat16"}
 # Those of CUDA C++: one program serves every chain, and posteriors and their gradient.
 CUDA_WAYS = [
     ("loss and gradient", "any", "full"),
-    ("loss and gradient", "any", "fast"),
     ("p_posterior_grad", "any", "full"),
     ("p_sample", "any", "full"),
 ]
-# Where their kernels are, and a word of the names.
+# Where their kernels are, and a pattern of the names, which have true as Lb1.
 CUDA = {
-    "loss and gradient": ("loss.cu", "loss_of_rows"),
+    "loss and gradient": ("loss.cu", "loss_of_rows.*Lb1E"),
     "p_posterior_grad": ("posterior.cu", "PPosterior"),
     "p_sample": ("p_sample.cu", "p_sample_of_rows"),
 }
@@ -134,11 +133,11 @@ def has_nvcc() -> bool:
 
 def _cuda_kernel(key: Key) -> Kernel:
     """Threads share rows as csrc/cuda/rows.h says: they go over parts of them, and add up lanes."""
-    source, word = CUDA[key.operation]
+    source, pattern = CUDA[key.operation]
     cubin = _nvcc(source, key.dtype, key.target)
-    found = {name: program for name, program in programs(cubin).items() if word in name}
+    found = {name: of for name, of in programs(cubin).items() if re.search(pattern, name)}
     if len(found) != 1:
-        raise ValueError(f"{source} has {len(found)} kernels with {word} in their names")
+        raise ValueError(f"{source} has {len(found)} kernels of the name {pattern}")
     ((name, program),) = found.items()
     registers, shared = resources(cubin)[name]
     threads = next((n for n in (8, 32, 128) if key.num_classes <= 32 * n), 256)

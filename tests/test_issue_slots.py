@@ -106,6 +106,13 @@ def test_aligned_rows_go_the_wide_way():
         assert slots(program("@P3 BRA `(.L_0)", *ways)) == expected
 
 
+@pytest.mark.parametrize(("behind", "expected"), [([], 4), (["@P4 BRA `(.L_2)"], 7)])
+def test_rows_that_are_held_are_not_read_again(behind, expected):
+    read = ".L_2:", "LDG.E.128 R8, desc[UR4][R2.64]", "FADD R1, R8, R9", *behind
+    made = ARGUMENT, "ISETP.GE.AND P3, PT, R6, 0x1, PT"
+    assert slots(program(*made, "@!P3 BRA `(.L_0)", *read, ".L_0:", "EXIT")) == expected
+
+
 def test_reads_in_flight_are_those_before_the_first_wait():
     row = "LDG.E.128 R{}, desc[UR4][R2.64]"
     of = program(
