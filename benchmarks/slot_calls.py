@@ -140,7 +140,9 @@ def _cuda_kernel(key: Key) -> Kernel:
         raise ValueError(f"{source} has {len(found)} kernels of the name {pattern}")
     ((name, program),) = found.items()
     registers, shared = resources(cubin)[name]
-    threads = next((n for n in (8, 32, 128) if key.num_classes <= 32 * n), 256)
+    held = 64 if key.operation == "loss and gradient" else 32  # of a row, by a thread
+    shares = 256 // held, 1024 // held, 128
+    threads = next((n for n in shares if key.num_classes <= held * n), 256)
     of_warp = 32 * key.num_classes // threads
     parts = -(-of_warp // _held(program, DTYPES[key.dtype].itemsize))
 
