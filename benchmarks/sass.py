@@ -4,8 +4,8 @@
 
 - An instruction with a predicate counts: it takes its issue slot even where the predicate is false.
 - A loop runs as many trips as it is given; a subroutine counts where it is called.
-- A forward branch around a call of a subroutine is taken where nothing else is decided before the
-  call: that is the slow path of a division.
+- A short forward branch around a call of a subroutine is taken where nothing else is decided before
+  the call: that is the slow path of a division.
 - Where one of two ways moves 16 bytes a lane and the other only less, the first is taken: the
   other is for rows that are not aligned.
 - Where arguments decide whether rows are read, outside of a loop, they are not: they are held.
@@ -30,6 +30,7 @@ import triton
 
 TOOLS = File(triton.__file__).parent / "backends" / "nvidia" / "bin"
 LEAST_CHOICE = 64  # instructions
+LONGEST_CALL = 32
 DATA = {"LDG", "LD", "LDS", "LDSM", "SHFL", "REDUX", "CREDUX", "VOTE", "ATOMS", "ATOMG", "MATCH"}
 NO_RESULT = {"STG", "ST", "STS", "STSM", "STL", "BRA", "EXIT", "BAR", "BSSY", "BSYNC", "RED"}
 LINE = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?:@(!?U?P[\dT]+)\s+)?([A-Z][\w.]*)\s*([^;]*);")
@@ -40,7 +41,8 @@ class Path(Enum):
     """Which way is taken where data decide."""
 
     FULL = "full"  # always the longer
-    FAST = "fast"  # the shorter, unless rows of results are written on the longer alone
+    FAST = "fast"  # the longer, but the shorter of a choice that has no other within
+    FLAT = "flat"  # the shorter, unless results are written on the longer alone
     SETTLED = "settled"  # always the shorter
 
 
@@ -140,6 +142,11 @@ class Program(NamedTuple):
         """Return the instructions of a loop, by its branch back."""
         return self.code[self.target(at) : at]
 
+    def is_choice(self, at: int) -> bool:
+        """Return whether a forward branch depends on data and passes over much."""
+        to = self.target(at) if _branches(self.code[at]) else None
+        return to is not None and to - at > LEAST_CHOICE and self.depends_on_data(at)
+
     def depends_on_data(self, at: int) -> bool:
         """Return whether the condition of a branch does."""
         sought = self.code[at].reads()
@@ -223,12 +230,17 @@ def _is_taken(program: Program, at: int, to: int, path: Path) -> bool:
     if ".DIV" in code[at].name:
         return False
     passed, last = code[at + 1 : to], code[to - 1]
-    first = next((each for each in passed if each.base == "CALL" or _branches(each)), None)
+    short = passed if len(passed) <= LONGEST_CALL else []
+    first = next((each for each in short if each.base == "CALL" or _branches(each)), None)
     if first is not None and first.base == "CALL":
         return True
-    joined = program.target(to - 1) if last.base == "BRA" and not last.is_conditional else None
+    joined = None
+    if last.base == "BRA" and not last.is_conditional:
+        joined = program.target(to - 1)
+    elif last.base == "EXIT" and not last.predicate:
+        joined = len(code)
     other = code[to:joined] if joined is not None and joined > to else []
-    if other and any(each.moves_global() for each in passed):
+    if all(any(each.moves_global() for each in way) for way in (passed, other)):
         wide = [any(each.moves_global(16) for each in way) for way in (passed, other)]
         if wide[0] != wide[1]:
             return wide[1]
@@ -239,7 +251,13 @@ def _is_taken(program: Program, at: int, to: int, path: Path) -> bool:
     if len(longer) < LEAST_CHOICE:
         return False
     writes = [sum(each.base == "STG" for each in way) for way in (longer, shorter)]
-    skips = path is Path.SETTLED or (path is Path.FAST and writes[0] <= writes[1])
+    if writes[0] > writes[1]:
+        skips = path is Path.SETTLED
+    elif path is Path.FAST:
+        begin = at + 1 if longer is passed else to
+        skips = not any(map(program.is_choice, range(begin, begin + len(longer))))
+    else:
+        skips = path is not Path.FULL
     return skips == (longer is passed)
 
 

@@ -59,6 +59,11 @@ def test_a_slow_path_is_passed_over_and_a_subroutine_counts():
     assert slots(called) == 1 + 4 + 1
 
 
+def test_a_long_way_that_calls_a_subroutine_is_no_slow_path():
+    called = "CALL.REL.NOINC `($divide)", "40*FADD R1, R1, R1", ".L_0:", "EXIT", "$divide:", "RET"
+    assert slots(program("@P0 BRA `(.L_0)", *called)) == 1 + 2 + 40 + 1
+
+
 def test_a_division_inside_of_a_branch_is_no_slow_path():
     of = program(
         "@P1 BRA `(.L_1)", "MUFU.RCP R1, R2", "@P0 BRA `(.L_0)", "CALL.REL.NOINC `($divide)",
@@ -74,10 +79,10 @@ BETWEEN = "P2R R7, PR, RZ, 0x2", "ISETP.NE.AND P3, PT, R7, RZ, PT"
 @pytest.mark.parametrize(
     ("source", "skipped", "expected"),
     [
-        (DATA, "70*FADD R1, R1, R1", [76, 6, 6]),
-        (DATA, "60*FADD R1, R1, R1", [66, 66, 66]),  # too little hangs on it
-        (DATA, "70*STG.E.128 desc[UR4][R2.64], R8", [76, 76, 6]),  # results
-        (ARGUMENT, "70*FADD R1, R1, R1", [76, 76, 76]),  # no choice: a loop that is entered
+        (DATA, "70*FADD R1, R1, R1", [76, 6, 6, 6]),
+        (DATA, "60*FADD R1, R1, R1", [66, 66, 66, 66]),  # too little hangs on it
+        (DATA, "70*STG.E.128 desc[UR4][R2.64], R8", [76, 76, 76, 6]),  # results
+        (ARGUMENT, "70*FADD R1, R1, R1", [76, 76, 76, 76]),  # no choice: a loop that is entered
     ],
 )
 def test_choices(source, skipped, expected):
@@ -96,7 +101,14 @@ def test_of_two_ways_the_longer_and_the_shorter_are_found(first):
         sum(count for each, count in walk(of, path, lambda _: 1).items() if each.base[0] == "F")
         for path in Path
     ]
-    assert arithmetic == [70, 9, 9]
+    assert arithmetic == [70, 9, 9, 9]
+
+
+def test_the_fast_way_passes_over_the_innermost_choice():
+    made = DATA, "ISETP.GE.AND P3, PT, R6, 0x1, PT"
+    inner = "@!P3 BRA `(.L_1)", "70*FADD R1, R1, R1", ".L_1:"
+    of = program(*made, "@!P3 BRA `(.L_0)", "9*FADD R1, R1, R1", *inner, ".L_0:", "EXIT")
+    assert [slots(of, path) for path in Path] == [84, 14, 4, 4]
 
 
 def test_aligned_rows_go_the_wide_way():
@@ -156,6 +168,10 @@ def test_shares_of_a_copy():
 
 def test_the_table_has_every_row_in_order():
     assert list(slot_table.read()) == list(every_key())
+
+
+def test_no_way_misses_the_rows():
+    assert [row.key for row in slot_table.read().values() if row.in_flight == 0] == []
 
 
 def test_a_table_is_read_as_it_was_written(tmp_path):
