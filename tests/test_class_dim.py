@@ -94,6 +94,7 @@ def test_posteriors_have_the_layout_of_the_logits(impl, name, shape, layout):
     check_gradient(gradient.movedim(1, -1), true_gradient, torch.float64, ulps=4096, floor=0.1)
 
 
+@pytest.mark.exhaustive(where=lambda impl, name: impl == "triton" and name in DENSE)
 @pytest.mark.parametrize("name", CHAINS)
 def test_a_draw_is_that_of_classes_last(impl, name):
     chain = CHAINS[name]
@@ -117,6 +118,7 @@ def test_logits_without_the_mask(impl):
     assert same_bits(found, functional.loss(chain, part, x0, x_t, t, impl=impl))
 
 
+@pytest.mark.exhaustive(where=lambda impl, name: impl == "triton" and name in DENSE)
 @pytest.mark.parametrize("name", ["uniform", "discretized_gaussian"])
 def test_parameters_of_a_logistic_have_no_axis_of_classes(impl, name):
     chain = CHAINS[name]

@@ -29,8 +29,12 @@ def made_of(rows):
     return rows, rows[..., :-1].contiguous()
 
 
+in_full = pytest.mark.exhaustive(where=lambda impl, k, **_: impl == "triton" and k > 5)
+
+
 @pytest.mark.parametrize("first_step", FIRST_STEP)
 @pytest.mark.parametrize("reverse", REVERSE)
+@in_full
 @pytest.mark.parametrize("k", SIZES)
 def test_a_loss_is_that_of_forbidden_logits(impl, k, reverse, first_step):
     chain = make(k)
@@ -72,6 +76,7 @@ def test_every_dtype_leaves_the_mask_out(impl, dtype):
 
 @pytest.mark.parametrize("first_step", FIRST_STEP)
 @pytest.mark.parametrize("reverse", REVERSE)
+@in_full
 @pytest.mark.parametrize("k", SIZES)
 def test_a_posterior_is_that_of_forbidden_logits(impl, k, reverse, first_step):
     chain = make(k)
@@ -93,6 +98,7 @@ def test_a_posterior_is_that_of_forbidden_logits(impl, k, reverse, first_step):
 
 
 @pytest.mark.parametrize("shaping", [None, {"temperature": 0.7, "top_k": 3, "top_p": 0.9}])
+@in_full
 @pytest.mark.parametrize("k", SIZES)
 def test_draws_are_those_of_forbidden_logits(impl, k, shaping):
     chain = make(k)

@@ -108,6 +108,9 @@ def test_a_step_that_skips_times_agrees_with_explicit_matrices(impl, family, rev
         check_gradient(gradient, true_gradient, torch.float64, ulps=64, floor=0.1)
 
 
+@pytest.mark.exhaustive(
+    where=lambda impl, num_classes, **_: impl == "triton" and num_classes > 9000
+)
 @pytest.mark.parametrize("num_classes", SIZES)
 @pytest.mark.parametrize("reverse", REVERSE)
 @pytest.mark.parametrize("family", ["uniform", "absorbing_last", "marginal", "mask_and_uniform"])

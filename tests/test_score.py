@@ -313,6 +313,7 @@ def test_what_has_no_meaning_is_refused():
         functional.p_posterior(masked, Score(y), tokens[1], t, t / 2)
 
 
+@pytest.mark.exhaustive(where=lambda impl, family: impl == "triton" and family != "absorbing")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of PyTorch itself
 @pytest.mark.parametrize("family", ["absorbing", "uniform", "marginal"])
 def test_derivatives_of_a_gradient(impl, family):
