@@ -12,6 +12,7 @@ from d3pm_fast.functional import Logistic, Score, Shaped
 ALSO_BY = ("triton", "cuda")  # the fixture impl; see conftest.py
 K, T = 7, 5
 BETAS = torch.linspace(0.1, 0.5, T, dtype=torch.float64)
+POINTS = torch.arange(K, dtype=torch.float64)[:, None] ** 1.1  # on a line: all are linked
 RANK_ONE = {
     "uniform": transitions.uniform(K, BETAS),
     "absorbing": transitions.absorbing(K, BETAS, 2),
@@ -20,7 +21,7 @@ RANK_ONE = {
 }
 DENSE = {
     "discretized_gaussian": transitions.discretized_gaussian(K, BETAS),
-    "sparse": transitions.nearest_neighbor(torch.randn(K, 3), 2, BETAS.cumsum(0), memory_budget=1),
+    "sparse": transitions.nearest_neighbor(POINTS, 2, BETAS.cumsum(0), memory_budget=1),
 }
 CHAINS = RANK_ONE | DENSE
 SHAPES = [(3,), (3, 4), (3, 2, 4), (2, 2, 1, 3)]
