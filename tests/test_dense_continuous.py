@@ -458,3 +458,15 @@ def test_a_chain_can_be_moved_saved_and_told_apart(tmp_path):
     with pytest.warns(UserWarning, match="other transition probabilities"):
         d3.D3PM(make("random", "cosine").transition).load_state_dict(diffusion.state_dict())
     assert diffusion.to("meta").transition.device.type == "meta"
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (2, 0)])
+def test_an_empty_batch_has_a_gradient(impl, shape):
+    chain = transitions.from_rate(rate_of("random")[0], continuous.linear())
+    leaf, tokens = torch.zeros(*shape, K, requires_grad=True), torch.zeros(shape).long()
+    loss = functional.loss(
+        chain, leaf, tokens, tokens, torch.full(shape[:1], 0.5), reduction="sum", impl=impl
+    )
+    (gradient,) = torch.autograd.grad(loss, leaf)
+    assert loss == 0
+    assert gradient.shape == leaf.shape

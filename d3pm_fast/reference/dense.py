@@ -86,7 +86,7 @@ class MatrixLogs:
 
     def log_predicted(self, log_x0: Tensor) -> Tensor:
         """Return ``log f``, ``f = s Qbar_s``, for a predicted ``log s``, ``(B, *S, K)``."""
-        log_f = torch.empty_like(log_x0)
+        log_f = log_x0  # all of it is replaced; of an empty batch there is nothing to replace
         for u, log_q_bar in enumerate(self.log_q_bar):
             here = self.which == u
             terms = log_x0[here].unsqueeze(-1) + log_q_bar.to(self.dtype)
