@@ -6,15 +6,16 @@ import triton
 import triton.language as tl
 
 from ...records import Random
+from .runs import run_of, runs_of
 
 NONE = tl.constexpr(-1)  # the class of a draw from what is no law: out of range wherever it goes
 
 
 class Counter(NamedTuple):
-    """One seed for every ``positions`` tokens, and the counter of the step in two halves."""
+    """The seeds, and the counter of the step in two halves."""
 
-    seeds: Any  # int64 (num_tokens / positions,)
-    positions: Any
+    seeds: Any  # int64, of each run
+    runs: Any
     step_low: Any
     step_high: Any
 
@@ -22,7 +23,7 @@ class Counter(NamedTuple):
 def random_of(random: Random, num_tokens: int) -> Counter:
     """Return what a kernel takes for its random numbers."""
     seeds, step = random
-    return Counter(seeds, num_tokens // max(len(seeds), 1), step & 0xFFFFFFFF, step >> 32)
+    return Counter(seeds, runs_of(num_tokens, len(seeds)), step & 0xFFFFFFFF, step >> 32)
 
 
 @triton.jit
@@ -31,8 +32,9 @@ def uniforms(random, tokens, inside, pair=0):
 
     A token has more than one pair where it jumps more than once.
     """
-    seed = tl.load(random.seeds + tokens // random.positions, mask=inside, other=0)
-    position = tokens % random.positions
+    run = run_of(tokens, random.runs)
+    seed = tl.load(random.seeds + run, mask=inside, other=0)
+    position = tokens - run.to(tl.int64) * random.runs.length
     position = (position + ((tl.zeros_like(position) + pair) << 40)).to(tl.uint64)
     zero = tl.zeros_like(position)
     low, high = zero + random.step_low, zero + random.step_high

@@ -11,6 +11,7 @@ from ...chains.structures import RankOneMarginal
 from ...records import Random
 from ..common.launch import launch
 from ..common.random import NONE, draw_base, random_of, uniforms
+from ..common.runs import run_of, runs_of
 
 BLOCK = 256
 
@@ -18,8 +19,8 @@ BLOCK = 256
 class Marginal(NamedTuple):
     """The rows of a table of times that runs of tokens have, and the chain's vector."""
 
-    rows: Any  # (num_tokens / run_length,)
-    run_length: Any
+    rows: Any  # of each run
+    runs: Any
     table: Any  # (table_size, 3) float64, see RankOneTransition.product_coefficients
     table_size: Any
     cdf: Any  # of pi; None where all are 1/K
@@ -34,7 +35,7 @@ def q_sample_of_tokens(x_at, out, num_tokens, marginal, random, BLOCK: tl.conste
     tokens = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = tokens < num_tokens
     x = tl.load(x_at + tokens, mask=inside, other=0)
-    row = tl.load(marginal.rows + tokens // marginal.run_length, mask=inside, other=-1)
+    row = tl.load(marginal.rows + run_of(tokens, marginal.runs), mask=inside, other=-1)
     good = (row >= 0) & (row < marginal.table_size) & (x >= 0) & (x < marginal.num_classes)
     at = marginal.table + 3 * row
     keep = tl.load(at, mask=good, other=1.0)
@@ -51,11 +52,11 @@ def q_sample(x0: Tensor, marginal: RankOneMarginal, random: Random) -> Tensor:
     """Return a draw for each token; NONE where an index is bad."""
     out, num_tokens = torch.empty_like(x0), x0.numel()
     rows, table, cdf, mask_id, num_classes = marginal
-    run_length = num_tokens // max(rows.numel(), 1)
+    runs = runs_of(num_tokens, rows.numel())
     steps = tl.constexpr(num_classes.bit_length())
     launch(
         q_sample_of_tokens, triton.cdiv(num_tokens, BLOCK), x0, x0, out, num_tokens,
-        Marginal(rows, run_length, table, len(table), cdf, num_classes, steps, mask_id),
+        Marginal(rows, runs, table, len(table), cdf, num_classes, steps, mask_id),
         random_of(random, num_tokens), BLOCK, num_warps=4,
     )  # fmt: skip
     return out

@@ -8,14 +8,15 @@ import triton.language as tl
 
 from ...chains.structures import RankOneStep
 from ..common.math import log_of_double
+from ..common.runs import run_of, runs_of
 from ..common.tile import load_classes
 
 
 class Chain(NamedTuple):
     """The rows of a table of steps that runs of tokens have, and the chain's vector."""
 
-    rows: Any  # (num_tokens / run_length,)
-    run_length: Any
+    rows: Any  # of each run
+    runs: Any
     table: Any  # (table_size, 7) float64, see RankOneTransition.step_coefficients
     table_size: Any
     pi: Any  # (K,) in the type of the calculation; None where all are 1/K
@@ -57,14 +58,14 @@ def chain_of(num_tokens: int, step: RankOneStep, dtype: torch.dtype) -> Chain:
     """Return what a kernel takes for a step's record, pi in a dtype."""
     rows, table, pi = step.rows, step.table, step.pi
     pi = None if pi is None else pi.to(dtype)
-    runs = rows, num_tokens // max(rows.numel(), 1), table, len(table)
-    return Chain(*runs, pi, step.mask_id, step.num_classes, step.forbidden)
+    runs = runs_of(num_tokens, rows.numel())
+    return Chain(rows, runs, table, len(table), pi, step.mask_id, step.num_classes, step.forbidden)
 
 
 @triton.jit
 def load_coefficients(chain, tokens, num_tokens):
     """Return the coefficients of tokens' steps; those beyond the last one have none."""
-    row = tl.load(chain.rows + tokens // chain.run_length, mask=tokens < num_tokens, other=-1)
+    row = tl.load(chain.rows + run_of(tokens, chain.runs), mask=tokens < num_tokens, other=-1)
     inside = (row >= 0) & (row < chain.table_size)
     at = chain.table + tl.where(inside, row, 0) * 7
     keep = tl.load(at, mask=inside, other=float("nan"))
