@@ -5,11 +5,30 @@ float32 goes by polynomials (Cephes), float64 by the device's library.
 
 import triton
 import triton.language as tl
+from triton.runtime import driver
 
+from ..._environment import INTERPRET
+
+constexpr_function = getattr(triton, "constexpr_function", None) or tl.core.constexpr_function
+INTERPRETED = tl.constexpr(INTERPRET)
 LN2_HIGH = tl.constexpr(0.693359375)
 LN2_LOW = tl.constexpr(-2.12194440e-4)
 LN2 = tl.constexpr(0.693147180559945309)
+LN2_OF_BITS = tl.constexpr(0.693147180559945309 / (1 << 23))
 LOG2E = tl.constexpr(1.44269504088896341)
+
+
+def _backend():
+    return driver.active.get_current_target().backend
+
+
+_backend.__triton_builtin__ = True  # its source is none of a kernel's
+
+
+@constexpr_function
+def has_ptx():
+    """Whether a kernel is compiled for a GPU of NVIDIA."""
+    return _backend() == "cuda"
 
 
 @triton.jit
@@ -32,6 +51,24 @@ def exp(x):
 def fast_exp(x):
     """For float32 x, within 2e-7 + 1e-7 |x| of the truth: as the hardware has powers of two."""
     return tl.exp2(x * LOG2E)
+
+
+@triton.jit
+def short_exp(x):
+    """For x <= 0 or NaN, within 1e-7 (1 + |x|) of itself; below the least normal number, 0."""
+    if x.dtype == tl.float64:
+        return tl.exp(x)
+    else:
+        x = tl.maximum(x, -88.03, propagate_nan=tl.PropagateNan.ALL)
+        shifted = x * LOG2E + 12582912.0  # its low bits are round(x / ln 2), -127 at least
+        r = x * LOG2E - (shifted - 12582912.0)
+        p = r * 1.535336188e-4 + 1.339887440e-3
+        p = p * r + 9.618437357e-3
+        p = p * r + 5.550332471e-2
+        p = p * r + 2.402264791e-1
+        p = p * r + 6.931472028e-1
+        power = (shifted.to(tl.int32, bitcast=True) << 23) + 0x3F800000  # of 2; of -127 zero
+        return (p * r + 1.0) * power.to(tl.float32, bitcast=True)
 
 
 @triton.jit
@@ -151,6 +188,18 @@ def _split(x, y):
     """
     power, mantissa = power_and_mantissa(y)
     r = tl.where(power == 0, x, mantissa - 1.0)
+    return power.to(tl.float32), r, r * r * (0.5 - r * _near_curve(r))
+
+
+@triton.jit
+def _mean_slope(r):
+    """Return log(1 + r) / r for 1 + r in [sqrt(1/2), sqrt(2))."""
+    return (_near_curve(r) * r - 0.5) * r + 1.0
+
+
+@triton.jit
+def _near_curve(r):
+    """Return (log(1 + r) - r + r^2 / 2) / r^3 for 1 + r in [sqrt(1/2), sqrt(2))."""
     p = r * 7.0376836292e-2 - 1.1514610310e-1
     p = p * r + 1.1676998740e-1
     p = p * r - 1.2420140846e-1
@@ -158,8 +207,7 @@ def _split(x, y):
     p = p * r - 1.6668057665e-1
     p = p * r + 2.0000714765e-1
     p = p * r - 2.4999993993e-1
-    p = p * r + 3.3333331174e-1
-    return power.to(tl.float32), r, r * r * (0.5 - r * p)
+    return p * r + 3.3333331174e-1
 
 
 @triton.jit
@@ -210,3 +258,27 @@ def rounded_to(x, KIND: tl.constexpr):
         return x
     else:
         return x.to(tl.float32).to(KIND)
+
+
+@triton.jit
+def plus_log(x, y):
+    """Return x + log(y) for a normal y > 0."""
+    if y.dtype == tl.float64:
+        return x + tl.log(y)
+    else:
+        bits = y.to(tl.int32, bitcast=True)
+        power = (bits - 0x3F3504F3) & -0x800000  # of 2, times 2^23
+        r = (bits - power).to(tl.float32, bitcast=True) - 1.0
+        return (x + power.to(tl.float32) * LN2_OF_BITS) + r * _mean_slope(r)
+
+
+@triton.jit
+def fast_log(y):
+    """For float32 y, within 2e-7 + 1e-7 |log y| of the truth: by the hardware, if it has one."""
+    if INTERPRETED or not has_ptx():
+        return tl.log2(y) * LN2
+    else:
+        log2 = tl.inline_asm_elementwise(
+            "lg2.approx.ftz.f32 $0, $1;", "=f,f", [y], tl.float32, is_pure=True, pack=1
+        )
+        return log2 * LN2

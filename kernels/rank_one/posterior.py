@@ -1,10 +1,9 @@
 """Log-probabilities of a step of rank-one chains, and their gradient.
 
     log q_j = log(u + a [j = x_t]) + log d_j - log Zq
-    log p_j = log(u + a [j = x_t]) + log f_j - log Z
 
-For G = dL/dlog p:  dL/dlogit_i = w_i G_i - s_i (c_i A / Z sum(G) + D), with c_i =
-u + a [i = x_t], w_i = A s_i / f_i (1 where ub_i = 0) and D what makes the sum over i zero.
+``posterior_row.py`` has log p and its gradient. A row that fits is held by one program, many of
+them where classes are few; a longer one is read again for each pass, out of the cache.
 """
 
 from typing import Any, NamedTuple
@@ -17,63 +16,54 @@ from torch import Tensor
 from ...chains.structures import RankOneStep
 from ...records import Model
 from ..common.launch import constant, launch, triton_type
-from ..common.math import exp, log, tiny
+from ..common.math import log, reciprocal, tiny
 from ..common.tile import (
     classes_from,
     load_tile,
+    on_flat,
     on_tile,
     row_max,
     row_sum,
     store_tile,
     tile_of,
 )
-from .step import (
-    Step,
-    chain_of,
-    load_class,
-    load_step,
-    never_stays,
-    pi_at,
-    pi_of,
-    posterior_mean_tilt,
-    spread_at,
+from .posterior_row import (
+    PosteriorCall,
+    bend_of,
+    exp_of,
+    highest,
+    load_reverse,
+    load_special_logits,
+    log_line_of,
+    pull_of,
+    row_of,
+    store_special_gradient,
+    store_special_logs,
+    with_log,
+    z_of,
 )
-
-
-class PosteriorCall(NamedTuple):
-    """The tensors of all tokens."""
-
-    logits: Any  # (N, K); None for q
-    upstream: Any  # (N, K); None where log-probabilities are wanted, not their gradient
-    x0: Any  # None for p
-    x_t: Any
-    out: Any  # (N, K)
-    num_tokens: Any
-    num_classes: Any
+from .step import chain_of, load_class, load_step, never_stays, pi_at, pi_of, spread_at
 
 
 class Rows(NamedTuple):
     """The tokens of a program, and their classes."""
 
     at: Any
-    x0: Any  # x_t for p
+    x0: Any
     x_t: Any
     inside: Any
     good: Any  # whether the indices are in their ranges
 
 
 @triton.jit
-def load_rows(a, chain, DIRECT: tl.constexpr, REAL: tl.constexpr, ROWS: tl.constexpr):
-    """Return the program's tokens and their steps; one that is s itself jumps from anywhere."""
+def load_rows(a, chain, REAL: tl.constexpr, ROWS: tl.constexpr):
+    """Return the program's tokens and their steps."""
     at = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    step = load_step(chain, at, a.num_tokens, DIRECT, REAL)
+    step = load_step(chain, at, a.num_tokens, False, REAL)
     x_t, is_class = load_class(a.x_t, at, a.num_tokens, a.num_classes)
-    x0, x0_is_class = x_t, is_class
-    if a.x0 is not None:
-        x0, x0_is_class = load_class(a.x0, at, a.num_tokens, a.num_classes)
+    x0, x0_is_class = load_class(a.x0, at, a.num_tokens, a.num_classes)
     good = step.exists & is_class & x0_is_class
-    inside = at < a.num_tokens
-    return Rows(at, x0.to(tl.int32), x_t.to(tl.int32), inside, good), step
+    return Rows(at, x0.to(tl.int32), x_t.to(tl.int32), at < a.num_tokens, good), step
 
 
 @triton.jit
@@ -99,7 +89,7 @@ def q_posterior_of_tokens(
     a, chain, REAL: tl.constexpr, ROWS: tl.constexpr, HIGH: tl.constexpr, LOW: tl.constexpr
 ):  # fmt: skip
     """Write log q(x_s | x_t, x_0)."""
-    rows, step = load_rows(a, chain, False, REAL, ROWS)
+    rows, step = load_rows(a, chain, REAL, ROWS)
     u = spread_at(chain, step.base, step.to_mask, rows.x_t, REAL)
     bar_xt = spread_at(chain, step.bar_base, step.bar_to_mask, rows.x_t, REAL)
     same = rows.x0 == rows.x_t
@@ -120,159 +110,143 @@ def q_posterior_of_tokens(
         store(a, rows, classes, tl.where(stays, fixed, log_q))
 
 
-class Predicted(NamedTuple):
-    """The step to take and s = weight exp(logit - top) of each token."""
-
-    step: Any
-    u: Any
-    top: Any
-    log_tilt: Any
-    sum: Any  # of the weights
-    s_xt: Any
-    z: Any
+@triton.jit
+def is_apart(a, chain, tokens, classes):
+    """Return which classes of a tile are x_t or the mask."""
+    apart = classes.high == on_tile(tokens.x_t) - classes.low
+    if a.HAS_MASK:
+        apart |= classes.high == chain.mask_id - classes.low
+    return apart
 
 
 @triton.jit
-def load_logits(a, chain, classes, REAL: tl.constexpr):
-    """Return the logits of some classes, -inf for one that is forbidden."""
-    logits = load_tile(a.logits, classes, classes.there, float("-inf")).to(REAL)
-    return tl.where(classes.j == chain.forbidden, float("-inf"), logits)
+def load_entries(tokens, classes, pointer, other, REAL: tl.constexpr):
+    """Return the entries of rows; another number for what is not read."""
+    reads = on_flat(tokens.settled == 0, classes.j.shape[0]) & classes.there
+    return load_tile(pointer, classes, reads, other).to(REAL)
 
 
 @triton.jit
-def load_exponents(a, chain, rows, top, log_tilt, classes, REAL: tl.constexpr):
-    """Return the logarithm of s of some classes plus a number a row."""
-    logits = load_logits(a, chain, classes, REAL)
-    tilt = tl.where(classes.j == on_tile(rows.x_t), on_tile(log_tilt), 0.0)
-    return (logits - on_tile(top)) + tilt
+def load_logits(a, chain, tokens, classes, REAL: tl.constexpr):
+    """Return the logits of the rest, -inf for the special classes."""
+    logits = load_entries(tokens, classes, a.logits, float("-inf"), REAL)
+    return tl.where(is_apart(a, chain, tokens, classes), float("-inf"), logits)
 
 
 @triton.jit
-def predict(
-    a, chain, rows, step, model,
-    REAL: tl.constexpr, ROWS: tl.constexpr, HIGH: tl.constexpr, LOW: tl.constexpr,
-):  # fmt: skip
-    """Return what the model says; the step to s itself is one from anywhere to where s says."""
-    direct = step.predicts_x0
-    zero = tl.zeros([ROWS], REAL)
-    u = spread_at(chain, step.base, step.to_mask, rows.x_t, REAL)
-    bar_xt = spread_at(chain, step.bar_base, step.bar_to_mask, rows.x_t, REAL)
-    log_tilt = zero
-    if model.posterior_mean:
-        log_tilt = log(posterior_mean_tilt(step, u, bar_xt))
-    u = tl.where(direct, 1.0, u)
-    bar_xt = tl.where(direct, 0.0, bar_xt)
-    taken = Step(
-        tl.where(direct, 0.0, step.keep),
-        step.base,
-        step.to_mask,
-        tl.where(direct, 1.0, step.bar_keep),
-        tl.where(direct, 0.0, step.bar_base),
-        tl.where(direct, 0.0, step.bar_to_mask),
-        direct,
-        step.exists,
-        step.keeps,
-        step.lasts,
-        tl.where(direct, 0.0, step.log_bar_keep),
-    )
-    top = tl.full([ROWS], float("-inf"), REAL)
-    for start in range(0, a.num_classes, HIGH * LOW):
-        classes = classes_from(a, start, ROWS, HIGH, LOW)
-        top = tl.maximum(top, row_max(load_logits(a, chain, classes, REAL)))
-    sum = zero
-    for start in range(0, a.num_classes, HIGH * LOW):
-        classes = classes_from(a, start, ROWS, HIGH, LOW)
-        sum += row_sum(exp(load_exponents(a, chain, rows, top, log_tilt, classes, REAL)))
-    reads = rows.inside & rows.good
-    logit_xt = tl.load(a.logits + rows.at * a.num_classes + rows.x_t, mask=reads, other=0.0)
-    logit_xt = tl.where(rows.x_t == chain.forbidden, float("-inf"), logit_xt.to(REAL))
-    s_xt = exp(logit_xt - top + log_tilt) / sum
-    z = u + taken.keep * (taken.bar_keep * s_xt + bar_xt)
-    return Predicted(taken, u, top, log_tilt, sum, s_xt, z)
+def bar_of_rest(chain, reverse, classes):
+    """Return ub_j of classes of the rest."""
+    if chain.pi is None:
+        return on_tile(reverse.bar_base)
+    else:
+        return on_tile(reverse.bar_base) * pi_of(chain, classes)
 
 
 @triton.jit
-def p_posterior_of_tokens(
+def store_log_p(a, chain, reverse, classes, x, e, line):
+    """Write log p of the rest, given logit - top and its exponential."""
+    bar = bar_of_rest(chain, reverse, classes)
+    curved = with_log(a, on_tile(line.log_leave), on_tile(line.scale) * e + bar)
+    flat = on_tile(line.log_scale) + x
+    store_tile(a.out, classes, tl.where(bar > tiny(e.dtype), curved, flat))
+
+
+@triton.jit
+def weight_of_rest(chain, reverse, classes, e, bend):
+    """Return w of classes of the rest; of others 0, or 1 where ub_j = 0."""
+    bar = bar_of_rest(chain, reverse, classes)
+    w = e * reciprocal(e + on_tile(bend) * bar)
+    return tl.where(bar > tiny(e.dtype), w, 1.0)
+
+
+@triton.jit
+def p_posterior_of_whole_rows(
     a, chain, model,
     REAL: tl.constexpr, ROWS: tl.constexpr, HIGH: tl.constexpr, LOW: tl.constexpr,
 ):  # fmt: skip
     """Write log p(x_s | x_t), or with ``upstream`` its gradient with respect to the logits."""
-    rows, step = load_rows(a, chain, model.direct, REAL, ROWS)
-    predicted = predict(a, chain, rows, step, model, REAL, ROWS, HIGH, LOW)
+    tokens, reverse = load_reverse(a, chain, model, REAL, ROWS)
+    classes = classes_from(a, 0, ROWS, HIGH, LOW)
+    logits = load_logits(a, chain, tokens, classes, REAL)
+    special = load_special_logits(a, chain, tokens, REAL)
+    top = highest(tokens, row_max(logits), special)
+    x = logits - on_tile(top)
+    e = exp_of(a, x)
+    row = row_of(a, reverse, special, top, row_sum(e))
+    z = z_of(a, reverse, row)
     if a.upstream is None:
-        write_log_p(a, chain, rows, predicted, REAL, ROWS, HIGH, LOW)
+        line = log_line_of(a, tokens, reverse, row, z)
+        store_log_p(a, chain, reverse, classes, x, e, line)
+        store_special_logs(a, chain, tokens, reverse, special, top, row, z, line)
     else:
-        write_gradient(a, chain, rows, predicted, REAL, ROWS, HIGH, LOW)
+        g = load_entries(tokens, classes, a.upstream, 0.0, REAL)
+        bend = bend_of(a, reverse, row)
+        wg = g * weight_of_rest(chain, reverse, classes, e, bend)
+        pull, weighted = pull_of(
+            a, chain, tokens, reverse, row, z, bend, row_sum(g), row_sum(wg), REAL
+        )
+        store_tile(a.out, classes, wg - on_tile(pull.level) * e)
+        store_special_gradient(a, chain, tokens, row, weighted, pull)
 
 
 @triton.jit
-def write_log_p(
-    a, chain, rows, predicted,
-    REAL: tl.constexpr, ROWS: tl.constexpr, HIGH: tl.constexpr, LOW: tl.constexpr,
+def p_posterior_of_long_rows(
+    a, chain, model, REAL: tl.constexpr, HIGH: tl.constexpr, LOW: tl.constexpr
 ):  # fmt: skip
-    """Where ub_j = 0, f_j = A s_j: the level of the logits goes before anything is rounded."""
-    step = predicted.step
-    log_leave = on_tile(log(predicted.u / predicted.z))
-    log_stay = on_tile(log((predicted.u + step.keep) / predicted.z))
-    log_scale = on_tile(step.log_bar_keep - log(predicted.sum))
-    scale = on_tile(step.bar_keep / predicted.sum)
-    stays = on_tile((predicted.u == 0.0) & step.keeps)  # whatever the logits
+    """The same of a row a program, a tile of classes at a time."""
+    tokens, reverse = load_reverse(a, chain, model, REAL, 1)
+    special = load_special_logits(a, chain, tokens, REAL)
+    highs = tl.full([HIGH, 1, LOW], float("-inf"), REAL)
     for start in range(0, a.num_classes, HIGH * LOW):
-        classes = classes_from(a, start, ROWS, HIGH, LOW)
-        exponents = load_exponents(a, chain, rows, predicted.top, predicted.log_tilt, classes, REAL)
-        spread = bar_spread_of(chain, step, classes, REAL)
-        log_f = log(scale * exp(exponents) + spread)
-        log_f = tl.where(spread > tiny(REAL), log_f, exponents + log_scale)
-        here = classes.j == on_tile(rows.x_t)
-        reach = tl.where(here, log_stay, log_leave)
-        fixed = tl.where(here, 0.0, float("-inf"))
-        store(a, rows, classes, tl.where(stays, fixed, reach + log_f))
-
-
-@triton.jit
-def weigh(a, chain, rows, predicted, classes, REAL: tl.constexpr):
-    """Return s, w and G of some classes."""
-    exponents = load_exponents(a, chain, rows, predicted.top, predicted.log_tilt, classes, REAL)
-    s = exp(exponents) / on_tile(predicted.sum)
-    upstream = load_tile(a.upstream, classes, classes.there, 0.0).to(REAL)
-    spread = bar_spread_of(chain, predicted.step, classes, REAL)
-    kept = on_tile(predicted.step.bar_keep) * s
-    w = tl.where(spread > tiny(REAL), kept / (kept + spread), 1.0)
-    return s, tl.where(classes.j == chain.forbidden, 0.0, w), upstream
-
-
-@triton.jit
-def write_gradient(
-    a, chain, rows, predicted,
-    REAL: tl.constexpr, ROWS: tl.constexpr, HIGH: tl.constexpr, LOW: tl.constexpr,
-):  # fmt: skip
-    """Read the rows twice, the second time out of the cache."""
-    step = predicted.step
-    sum = tl.zeros([ROWS], REAL)
-    weighted = tl.zeros([ROWS], REAL)
+        classes = classes_from(a, start, 1, HIGH, LOW)
+        highs = tl.maximum(highs, load_logits(a, chain, tokens, classes, REAL))
+    top = highest(tokens, row_max(highs), special)
+    sums = tl.zeros([HIGH, 1, LOW], REAL)
     for start in range(0, a.num_classes, HIGH * LOW):
-        classes = classes_from(a, start, ROWS, HIGH, LOW)
-        _, w, upstream = weigh(a, chain, rows, predicted, classes, REAL)
-        sum += row_sum(upstream)
-        weighted += row_sum(w * upstream)
-    pull = step.bar_keep / predicted.z * sum
-    level = weighted - pull * (predicted.u + step.keep * predicted.s_xt)
-    stays = on_tile((predicted.u == 0.0) & step.keeps)
-    for start in range(0, a.num_classes, HIGH * LOW):
-        classes = classes_from(a, start, ROWS, HIGH, LOW)
-        s, w, upstream = weigh(a, chain, rows, predicted, classes, REAL)
-        here = classes.j == on_tile(rows.x_t)
-        reach = on_tile(predicted.u) + tl.where(here, on_tile(step.keep), 0.0)
-        gradient = w * upstream - s * (reach * on_tile(pull) + on_tile(level))
-        store(a, rows, classes, tl.where(stays, 0.0, gradient))
+        classes = classes_from(a, start, 1, HIGH, LOW)
+        sums += exp_of(a, load_logits(a, chain, tokens, classes, REAL) - on_tile(top))
+    row = row_of(a, reverse, special, top, row_sum(sums))
+    z = z_of(a, reverse, row)
+    if a.upstream is None:
+        line = log_line_of(a, tokens, reverse, row, z)
+        for start in range(0, a.num_classes, HIGH * LOW):
+            classes = classes_from(a, start, 1, HIGH, LOW)
+            x = load_logits(a, chain, tokens, classes, REAL) - on_tile(top)
+            store_log_p(a, chain, reverse, classes, x, exp_of(a, x), line)
+        store_special_logs(a, chain, tokens, reverse, special, top, row, z, line)
+    else:
+        bend = bend_of(a, reverse, row)
+        sums_g = tl.zeros([HIGH, 1, LOW], REAL)
+        sums_wg = tl.zeros([HIGH, 1, LOW], REAL)
+        for start in range(0, a.num_classes, HIGH * LOW):
+            classes = classes_from(a, start, 1, HIGH, LOW)
+            e = exp_of(a, load_logits(a, chain, tokens, classes, REAL) - on_tile(top))
+            g = load_entries(tokens, classes, a.upstream, 0.0, REAL)
+            sums_g += g
+            sums_wg += g * weight_of_rest(chain, reverse, classes, e, bend)
+        pull, weighted = pull_of(
+            a, chain, tokens, reverse, row, z, bend, row_sum(sums_g), row_sum(sums_wg), REAL
+        )
+        for start in range(0, a.num_classes, HIGH * LOW):
+            classes = classes_from(a, start, 1, HIGH, LOW)
+            e = exp_of(a, load_logits(a, chain, tokens, classes, REAL) - on_tile(top))
+            g = load_entries(tokens, classes, a.upstream, 0.0, REAL)
+            wg = g * weight_of_rest(chain, reverse, classes, e, bend)
+            store_tile(a.out, classes, wg - on_tile(pull.level) * e)
+        store_special_gradient(a, chain, tokens, row, weighted, pull)
 
 
 def q_posterior(x0: Tensor, x_t: Tensor, step: RankOneStep, dtype: torch.dtype) -> Tensor:
     """Return log q(x_s | x_t, x_0)."""
-    num_classes = step.num_classes
-    out = torch.empty(*x0.shape, num_classes, dtype=dtype, device=x0.device)
-    arguments = PosteriorCall(None, None, x0, x_t, out, x0.numel(), num_classes)
-    _run(q_posterior_of_tokens, arguments, step)
+    out = torch.empty(*x0.shape, step.num_classes, dtype=dtype, device=x0.device)
+    a = _call(None, None, x0, x_t, step, out)
+    real = _real(out)
+    chain = chain_of(a.num_tokens, step, real)
+    tile = tile_of(a.num_classes, dtype, copies=1 if chain.pi is None else 2)
+    launch(
+        q_posterior_of_tokens, triton.cdiv(a.num_tokens, tile.rows), out, a, chain,
+        triton_type(real), tile.rows, tile.high, tile.low, num_warps=tile.num_warps,
+    )  # fmt: skip
     return out
 
 
@@ -281,16 +255,40 @@ def p_posterior(
 ) -> Tensor:
     """Return log p(x_s | x_t), or with a gradient of it that of the logits."""
     out = torch.empty_like(logits)
-    arguments = PosteriorCall(logits, upstream, None, x_t, out, x_t.numel(), logits.shape[-1])
-    _run(p_posterior_of_tokens, arguments, step, constant(model))
+    a = _call(logits, upstream, None, x_t, step, out)
+    real = _real(out)
+    chain = chain_of(a.num_tokens, step, real)
+    tile = tile_of(a.num_classes, out.dtype, in_vectors=_numbers(out, upstream))
+    if tile.num_classes < a.num_classes:
+        kernel, shape = p_posterior_of_long_rows, (tile.high, tile.low)
+    else:
+        kernel, shape = p_posterior_of_whole_rows, (tile.rows, tile.high, tile.low)
+    launch(
+        kernel, triton.cdiv(a.num_tokens, tile.rows), out, a, chain, constant(model),
+        triton_type(real), *shape, num_warps=tile.num_warps,
+    )  # fmt: skip
     return out
 
 
-def _run(kernel: Any, a: PosteriorCall, step: RankOneStep, *model: Any) -> None:
-    real = torch.float64 if a.out.dtype == torch.float64 else torch.float32
-    chain = chain_of(a.num_tokens, step, real)
-    tile = tile_of(a.num_classes, a.out.dtype, copies=1 if chain.pi is None else 2)
-    launch(
-        kernel, triton.cdiv(a.num_tokens, tile.rows), a.out, a, chain, *model, triton_type(real),
-        tile.rows, tile.high, tile.low, num_warps=tile.num_warps,
-    )  # fmt: skip
+def _numbers(out: Tensor, upstream: Tensor | None) -> int | None:
+    """Return how many of a row a thread has; beside them it keeps what comes from above."""
+    if out.dtype == torch.float64:
+        return None
+    return 32 if out.dtype == torch.float32 and upstream is not None else 64
+
+
+def _real(out: Tensor) -> torch.dtype:
+    return torch.float64 if out.dtype == torch.float64 else torch.float32
+
+
+def _call(
+    logits: Tensor | None,
+    upstream: Tensor | None,
+    x0: Tensor | None,
+    x_t: Tensor,
+    step: RankOneStep,
+    out: Tensor,
+) -> PosteriorCall:
+    has_mask, fast = tl.constexpr(step.mask_id >= 0), tl.constexpr(out.dtype.itemsize == 2)
+    size = x_t.numel(), step.num_classes
+    return PosteriorCall(logits, upstream, x0, x_t, out, *size, has_mask, fast)

@@ -1,0 +1,87 @@
+"""Posteriors with the errors of a GPU's own functions, drawn: the interpreter has none of them.
+
+They are at most 3e-7 of a power of two, 2^-22 of log2 or of 1 where that is less, and 2^-21.9 of
+the square of a reciprocal of a square root.
+"""
+
+import pytest
+import torch
+from helpers.chains import REVERSE, likely_pairs, make_chain
+from helpers.compare import storage_error, unit
+
+from d3pm_fast import functional
+from d3pm_fast._environment import INTERPRET
+
+pytest.importorskip("triton")
+import triton
+import triton.language as tl
+from d3pm_fast.kernels.common.math import LN2, LOG2E
+from d3pm_fast.kernels.rank_one import posterior, posterior_row
+
+pytestmark = pytest.mark.skipif(not INTERPRET, reason="runs in the interpreter")
+EXP, LOG, RECIPROCAL = tl.constexpr(3e-7), tl.constexpr(2**-22), tl.constexpr(2**-21.9)
+PROMISED = 16  # units of float32, a quarter of what docs/numerics.md says for any row
+
+
+@triton.jit
+def drawn(x):
+    """Return numbers within [-1, 1] that look drawn."""
+    bits = x.to(tl.int32, bitcast=True)
+    return ((bits ^ (bits >> 7)) * -1640531527).to(tl.float32) * (1.0 / 2147483648.0)
+
+
+@triton.jit
+def rough_exp(x):
+    return tl.exp2(x * LOG2E) * (1.0 + EXP * drawn(x))
+
+
+@triton.jit
+def rough_log(y):
+    log2 = tl.log2(y)
+    size = tl.where((log2 > -1.0) & (log2 < 1.0), 1.0, log2)
+    return (log2 + LOG * drawn(y) * size) * LN2
+
+
+@triton.jit
+def rough_reciprocal(y):
+    return (1.0 / y) * (1.0 + RECIPROCAL * drawn(y))
+
+
+@pytest.fixture
+def rough(triton, monkeypatch):
+    functions = {"fast_exp": rough_exp, "fast_log": rough_log, "reciprocal": rough_reciprocal}
+    for module in (posterior, posterior_row):
+        for name, function in functions.items():
+            monkeypatch.setattr(module, name, function, raising=False)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("reverse", REVERSE)
+@pytest.mark.parametrize("family", ["uniform", "absorbing_last", "mask_and_uniform", "marginal"])
+def test_posteriors_keep_the_digits_that_are_promised(rough, family, reverse, dtype):
+    chain = make_chain(family, 64, torch.linspace(1e-4, 0.9, 12, dtype=torch.float64))
+    _, x_t, t = likely_pairs(chain, [1, 2, 4, 8, 12], 16)
+    scale, lift = torch.rand(2, len(t), 1)
+    logits = (6 * scale - 2).exp() * torch.randn(len(t), 64)
+    logits = logits.scatter_add(1, torch.randint(63, (len(t), 1)), 30 * lift).to(dtype)
+    upstream = torch.randn(len(t), 64).to(dtype)
+    found, truth = (
+        results(chain, leaf.detach().requires_grad_(), upstream, x_t, t, reverse, impl)
+        for leaf, impl in ((logits, "triton"), (logits.double(), "reference"))
+    )
+    possible = truth[0] > -torch.inf
+    assert torch.equal(found[0] > -torch.inf, possible)
+    for value, expected, size in zip(
+        found, truth, (truth[0].abs() + 1, upstream.norm(dim=-1, keepdim=True)), strict=True
+    ):
+        allowed = PROMISED * unit(dtype) * size + storage_error(dtype) * expected.abs()
+        allowed += torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
+        assert bool(((value.double() - expected).abs() < allowed)[possible].all())
+
+
+def results(chain, leaf, upstream, x_t, t, reverse, impl):
+    """Log-probabilities and the gradient, of what is possible."""
+    log_p = functional.p_posterior(chain.transition, leaf, x_t, t, reverse=reverse, impl=impl)
+    possible = log_p.detach() > -torch.inf
+    (gradient,) = torch.autograd.grad(log_p, leaf, upstream.to(leaf.dtype) * possible)
+    return log_p.detach(), gradient
