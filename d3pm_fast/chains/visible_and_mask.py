@@ -103,10 +103,10 @@ class VisibleAndMask(RankOneChain):
         if self.product_table is not None:
             numbers = self.pi_cdf, self.mask_id, self.num_classes
             return RankOneMarginal(t, self.product_table, *numbers)
-        record: RankOneMarginal = self.visible.marginal_record(t)
-        table = _both(record.table, self.masking.marginal_record(t).table)
+        rows, table, pi_cdf, _, num_classes = self.visible.marginal_record(t)
+        table = _both(table, self.masking.marginal_record(t).table)
         stays = table.new_tensor([[1.0, 0.0, 0.0]])
-        return record._replace(table=torch.cat([table, stays]), mask_id=self.mask_id)
+        return RankOneMarginal(rows, torch.cat([table, stays]), pi_cdf, self.mask_id, num_classes)
 
     def of_tokens(self, record: Any, x0: Tensor | None = None, x_t: Tensor | None = None) -> Any:
         """Return the record with each token's own row."""
@@ -120,7 +120,7 @@ class VisibleAndMask(RankOneChain):
             rows = rows + num_times * (x_t == self.mask_id)
         if x0 is not None:
             rows = torch.where(x0 == self.mask_id, last, rows)
-        return record._replace(rows=rows.where(exists, -1).contiguous())
+        return type(record)(rows.where(exists, -1).contiguous(), *record[1:])
 
     def log_reach(self, x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         """Return ``log Qbar_t[x_0, x_t]``, float64, for tensors of one shape, all trusted."""

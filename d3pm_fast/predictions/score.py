@@ -73,7 +73,8 @@ class ScorePrediction(LogitsPrediction):
     def check(self, shape: torch.Size) -> None:
         """Raise unless there is a step, and log scores are float, of shape ``(*shape, K)``."""
         check_choice("step", self._step, SCORE_STEPS)
-        check_logits("log_scores", self.given, shape, self.classes._replace(forbidden=-1))
+        classes = Classes(self.num_classes, -1, *self.classes[2:])
+        check_logits("log_scores", self.given, shape, classes)
 
     def check_chain(self, transition: Transition) -> None:
         """Raise unless the chain is of rank one."""
@@ -138,4 +139,5 @@ def _first_order(transition: Transition, x_t: Tensor, t: Tensor, s: Tensor | Non
     table[:, 1:3] *= (t - s).unsqueeze(-1)
     table[:, 6] = s
     rows = torch.arange(len(table), device=t.device).view(shape)
-    return step._replace(rows=rows, table=table.where(step.rows.view(-1, 1) >= 0, torch.nan))
+    table = table.where(step.rows.view(-1, 1) >= 0, torch.nan)
+    return RankOneStep(rows, table, *step[2:])

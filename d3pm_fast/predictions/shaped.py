@@ -109,16 +109,15 @@ class ShapedPrediction(Prediction):
 
     def double(self) -> ShapedPrediction:
         """Return it in float64."""
-        wide = self.given._replace(logits=self.given.logits.double())
-        if wide.unconditional is not None:
-            wide = wide._replace(unconditional=wide.unconditional.double())
-        return ShapedPrediction(wide, self.classes)
+        logits, other = self.given[:2]
+        other = None if other is None else other.double()
+        return ShapedPrediction(Shaped(logits.double(), other, *self.given[2:]), self.classes)
 
     def whole(self) -> ShapedPrediction:
         """Return logits of all classes: copies where the mask's are left out."""
-        logits, other = self.given.logits, self.given.unconditional
+        logits, other = self.given[:2]
         other = None if other is None else whole(other, self.num_classes)
-        made = self.given._replace(logits=whole(logits, self.num_classes), unconditional=other)
+        made = Shaped(whole(logits, self.num_classes), other, *self.given[2:])
         return ShapedPrediction(made, self.classes)
 
     def served_by(
@@ -135,7 +134,7 @@ class ShapedPrediction(Prediction):
     def logits(self, *parameters: Tensor) -> Tensor:
         """Return the shaped logits of some items."""
         first, *other = (x.contiguous() for x in parameters)
-        shaping = self._shaping._replace(unconditional=other[0] if other else None)
+        shaping = Shaping(other[0] if other else None, *self._shaping[1:])
         return shaped_logits.kernel(self._implementation)(first, shaping)  # type: ignore[no-any-return]
 
     def pull(self, parameters: tuple[Tensor, ...], grad: Tensor) -> tuple[Tensor, ...]:

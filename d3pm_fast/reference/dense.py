@@ -36,7 +36,8 @@ def look_up(step: MatrixStep) -> MatrixTables:
     k, count = chain.num_classes, pairs.shape[1]
     matrices = torch.full((count, 3, k, k), torch.nan, dtype=torch.float64, device="cpu")
     times = torch.full((count,), torch.nan, dtype=torch.float64, device="cpu")
-    for u, (a, b) in enumerate(pairs.T.tolist()):
+    for u, pair in enumerate(pairs.T.cpu()):
+        a, b = (time.item() for time in pair)  # PyTorch 2.4 makes no list within a transform
         if chain.exists(a, b):
             times[u] = a
             matrices[u, 0] = chain.log_step_matrix(a, b)
