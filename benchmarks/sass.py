@@ -84,9 +84,9 @@ class Instruction(NamedTuple):
         operands = [each.strip() for each in self.operands.split(",")]
         if self.base in NO_RESULT:
             return [], operands
-        first = 1
         if re.match(r"U?P[\dT]", operands[0]):
-            first = 2
+            return operands[:2], operands[2:]
+        first = 1
         while first < len(operands) and re.fullmatch(r"U?P\d", operands[first]):
             first += 1
         return operands[:first], operands[first:]

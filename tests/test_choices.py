@@ -171,3 +171,19 @@ def test_a_component_is_the_same_to_the_last_bit_of_the_number(family, triton):
                 assert torch.equal(components.by_triton(step, x_t, numbers), expected)
                 decided |= set(map(tuple, expected.tolist()))
     assert len(decided) > 2
+
+
+@pytest.mark.skipif(not INTERPRET, reason="runs in the interpreter")
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_rare_class_keeps_its_share_beside_a_sure_one(dtype, triton, monkeypatch):
+    """The sum of their masses is that of one alone in float32."""
+    from helpers import components
+
+    monkeypatch.setattr("d3pm_fast.kernels.rank_one.p_sample.uniforms", components.almost_one)
+    chain = make_chain("uniform", K)
+    logits = torch.full((1, K), -torch.inf, dtype=dtype)
+    logits[0, 4], logits[0, 5] = 0.0, -20.0  # of one line
+    x_t, t, seeds = torch.tensor([6]), torch.tensor([1]), torch.tensor([1])
+    model = chain.transition, logits, x_t, t
+    drawn = functional.p_sample(*model, first_step="logits", seeds=seeds, impl=triton)
+    assert drawn.tolist() == [5]

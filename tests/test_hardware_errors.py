@@ -1,7 +1,7 @@
-"""Posteriors with the errors of a GPU's own functions, drawn: the interpreter has none of them.
+"""Posteriors and draws with the errors of a GPU's own functions: the interpreter has none.
 
-They are at most 3e-7 of a power of two, 2^-22 of log2 or of 1 where that is less, and 2^-21.9 of
-the square of a reciprocal of a square root.
+They are drawn here, and are at most 3e-7 of a power of two, 2^-22 of log2 or of 1 where that is
+less, and 2^-21.9 of the square of a reciprocal of a square root.
 """
 
 import pytest
@@ -16,7 +16,8 @@ pytest.importorskip("triton")
 import triton
 import triton.language as tl
 from d3pm_fast.kernels.common.math import LN2, LOG2E
-from d3pm_fast.kernels.rank_one import posterior, posterior_row
+from d3pm_fast.kernels.rank_one import p_sample, posterior, posterior_row
+from test_choices import ROUNDING, near_a_tie
 
 pytestmark = pytest.mark.skipif(not INTERPRET, reason="runs in the interpreter")
 EXP, LOG, RECIPROCAL = tl.constexpr(3e-7), tl.constexpr(2**-22), tl.constexpr(2**-21.9)
@@ -50,7 +51,7 @@ def rough_reciprocal(y):
 @pytest.fixture
 def rough(triton, monkeypatch):
     functions = {"fast_exp": rough_exp, "fast_log": rough_log, "reciprocal": rough_reciprocal}
-    for module in (posterior, posterior_row):
+    for module in (posterior, posterior_row, p_sample):
         for name, function in functions.items():
             monkeypatch.setattr(module, name, function, raising=False)
 
@@ -85,3 +86,18 @@ def results(chain, leaf, upstream, x_t, t, reverse, impl):
     possible = log_p.detach() > -torch.inf
     (gradient,) = torch.autograd.grad(log_p, leaf, upstream.to(leaf.dtype) * possible)
     return log_p.detach(), gradient
+
+
+def test_draws_differ_at_ties_alone(rough):
+    """Of the softmax itself."""
+    chain = make_chain("uniform", 64)
+    count = 512
+    x_t, seeds = torch.randint(64, (count,)), torch.arange(count)
+    logits = 3 * torch.randn(count, 64)
+    model = chain.transition, logits, x_t, torch.ones_like(x_t)
+    found, expected = (
+        functional.p_sample(*model, seeds=seeds, first_step="logits", impl=impl)
+        for impl in ("triton", "reference")
+    )
+    near = near_a_tie(logits.double().softmax(-1), seeds, ROUNDING[torch.float32])
+    assert torch.equal(found[~near], expected[~near])

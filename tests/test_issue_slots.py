@@ -91,6 +91,12 @@ def test_choices(source, skipped, expected):
     assert [slots(of, path) for path in Path] == expected
 
 
+def test_a_predicate_made_of_itself_still_depends_on_data():
+    made = DATA, "ISETP.GE.AND P2, PT, R6, 0x1, PT", "PLOP3.LUT P2, PT, P0, P1, P2, 0xb0, 0x0"
+    of = program(*made, "@!P2 BRA `(.L_0)", "70*FADD R1, R1, R1", ".L_0:", "EXIT")
+    assert [slots(of, path) for path in Path] == [75, 5, 5, 5]
+
+
 @pytest.mark.parametrize("first", [9, 70])
 def test_of_two_ways_the_longer_and_the_shorter_are_found(first):
     of = program(

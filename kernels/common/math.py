@@ -282,3 +282,13 @@ def fast_log(y):
             "lg2.approx.ftz.f32 $0, $1;", "=f,f", [y], tl.float32, is_pure=True, pack=1
         )
         return log2 * LN2
+
+
+@triton.jit
+def widened(x, REAL: tl.constexpr):
+    """Return a tile's numbers in the type of the calculation, bfloat16 by one instruction each."""
+    if INTERPRETED or (x.dtype != tl.bfloat16 or not has_ptx()):
+        return x.to(REAL)
+    else:
+        shifts: tl.constexpr = "shl.b32 $0, $2, 16; and.b32 $1, $2, 0xffff0000;"
+        return tl.inline_asm_elementwise(shifts, "=f,=f,r", [x], tl.float32, is_pure=True, pack=2)

@@ -1,7 +1,8 @@
 """Draws ``x_s ~ p(x_s | x_t)`` of rank-one chains.
 
 ``csrc/p_sample_token.h`` tells how. Choices are made in float64, in the same order of operations as
-there, so that every implementation makes the same ones.
+there, so that every implementation makes the same ones: but of float32 masses that differ by
+rounding, the hardware's power of two being one of them, they differ at ties.
 """
 
 from typing import Any, NamedTuple
@@ -14,9 +15,10 @@ from torch import Tensor
 from ...chains.structures import RankOneStep
 from ...records import Model, Random, Shaping
 from ..common.launch import constant, launch, triton_type
-from ..common.math import exp
+from ..common.math import LOG2E, exp, fast_exp, widened
+from ..common.once import once, once_of
 from ..common.random import NONE, draw_base, random_of, uniforms
-from ..common.tile import classes_from, on_tile, row_max, row_sum, tile_of
+from ..common.tile import classes_from, load_tile, on_flat, on_tile, row_max, row_sum, tile_of
 from ..predictions.shaped import (
     Shape,
     after_cuts,
@@ -46,6 +48,8 @@ class PSampleCall(NamedTuple):
     forbidden: Any  # the class whose logits count as -inf; -1 for none
     STEPS: Any  # that halve num_classes to nothing
     DIVIDES: Any  # whether by a temperature
+    FORBIDS: Any  # whether a class is forbidden
+    IS_FULL: Any  # whether a tile that holds rows whole has no more classes
 
 
 class Token(NamedTuple):
@@ -149,12 +153,23 @@ def draw_class(a, rows, target, ROWS: tl.constexpr, HIGH: tl.constexpr, LOW: tl.
     return tl.where(found < a.num_classes, found, last)
 
 
+class Draws(NamedTuple):
+    """The tokens of a program, and their random numbers."""
+
+    at: Any
+    inside: Any
+    good: Any  # whether the indices are in their ranges
+    x_t: Any
+    token: Any
+    choice: Any
+    draw: Any
+    reads: Any  # whether the row may matter
+    tilt: Any  # of s[x_t]
+
+
 @triton.jit
-def p_sample_of_tokens(
-    a, chain, random, shaping, share: tl.float64, temperature: tl.float64, top_p: tl.float64,
-    model, REAL: tl.constexpr, ROWS: tl.constexpr, HIGH: tl.constexpr, LOW: tl.constexpr,
-):  # fmt: skip
-    """Draw a token's component, and where that is of the row or of pi, its class."""
+def load_draws(a, chain, random, model, REAL: tl.constexpr, ROWS: tl.constexpr):
+    """Return the program's tokens, what decides them and their random numbers."""
     at = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     inside = at < a.num_tokens
     step = load_coefficients(chain, at, a.num_tokens)
@@ -162,15 +177,41 @@ def p_sample_of_tokens(
     good = step.exists & is_class
     token = token_of(chain, step, x_t, model.direct)
     choice, draw = uniforms(random, at, inside)
-    reads = good & (stays(token, choice) == 0)
+    reads = once_of(good & (stays(token, choice) == 0))
+    draw = once(draw)
     tilt = tl.full([ROWS], 1.0, tl.float64)
     if model.posterior_mean:
         tilt = posterior_mean_tilt(token, token.u, token.bar_xt)
-    tilt = tilt.to(REAL)
+    return Draws(at, inside, good, x_t, token, choice, draw, reads, tilt.to(REAL))
 
-    chosen = x_t
-    if tl.max(reads.to(tl.int32), axis=0) > 0:
-        of = load_rows(a, reads, shaping, share, temperature, REAL, ROWS, HIGH, LOW)
+
+@triton.jit
+def drawn_class(a, chain, of, mass_xt, total, of_model):
+    """Return the class drawn for each token, given that of the model."""
+    drawn = component(of.token, of.choice, mass_xt, total)
+    of_pi = draw_base(of.draw, a)
+    mask_id = tl.full([of.x_t.shape[0]], chain.mask_id, tl.int64)
+    other = tl.where(drawn == PI, of_pi, tl.where(drawn == MASK, mask_id, of.x_t))
+    moved = tl.where(drawn == MODEL, of_model.to(tl.int64), other)
+    return tl.where(of.reads, tl.where(total > 0.0, moved, NONE), of.x_t)
+
+
+@triton.jit
+def store_class(a, of, chosen):
+    """Write the class of each token; NONE where an index is bad."""
+    tl.store(a.out + of.at, tl.where(of.good, chosen, NONE), mask=of.inside)
+
+
+@triton.jit
+def p_sample_of_tokens(
+    a, chain, random, shaping, share: tl.float64, temperature: tl.float64, top_p: tl.float64,
+    model, REAL: tl.constexpr, ROWS: tl.constexpr, HIGH: tl.constexpr, LOW: tl.constexpr,
+):  # fmt: skip
+    """Draw a token's component, and where that is of the row or of pi, its class."""
+    draws = load_draws(a, chain, random, model, REAL, ROWS)
+    chosen = draws.x_t
+    if tl.max(draws.reads.to(tl.int32), axis=0) > 0:
+        of = load_rows(a, draws.reads, shaping, share, temperature, REAL, ROWS, HIGH, LOW)
         every = classes_from(a, 0, ROWS, HIGH, LOW)
         held = made_tile(a, of, None, every) if shaping.WHOLE else None
         by_count, by_mass = None, None
@@ -178,19 +219,101 @@ def p_sample_of_tokens(
             by_count = find_cut(a, of, held, None, shaping.top_k, False, ROWS, HIGH, LOW)
         if shaping.BY_MASS:
             by_mass = find_cut(a, of, held, by_count, top_p, True, ROWS, HIGH, LOW)
-        rows = Rows(Shape(of, held, by_count, by_mass), at, reads, x_t, tilt)
+        shape = Shape(of, held, by_count, by_mass)
+        rows = Rows(shape, draws.at, draws.reads, draws.x_t, draws.tilt)
         total = tl.zeros([ROWS], tl.float64)
         for start in range(0, a.num_classes, HIGH * LOW):
             classes = classes_from(a, start, ROWS, HIGH, LOW)
             total += row_sum(masses(a, rows, classes))
-        drawn = component(token, choice, mass_of_x_t(a, rows), total)
-        of_model = draw_class(a, rows, draw * total, ROWS, HIGH, LOW).to(tl.int64)
-        of_pi = draw_base(draw, a)
-        mask_id = tl.full([ROWS], chain.mask_id, tl.int64)
-        other = tl.where(drawn == PI, of_pi, tl.where(drawn == MASK, mask_id, x_t))
-        moved = tl.where(drawn == MODEL, of_model, other)
-        chosen = tl.where(reads, tl.where(total > 0.0, moved, NONE), x_t)
-    tl.store(a.out + at, tl.where(good, chosen, NONE), mask=inside)
+        of_model = draw_class(a, rows, draws.draw * total, ROWS, HIGH, LOW)
+        chosen = drawn_class(a, chain, draws, mass_of_x_t(a, rows), total, of_model)
+    store_class(a, draws, chosen)
+
+
+@triton.jit
+def masses_of(a, x, top, here, tilt):
+    """Return s times a number a row, given logits, tilted where a class is x_t."""
+    if a.logits.dtype.element_ty.primitive_bitwidth == 16:
+        e = tl.exp2(tl.fma(x, LOG2E, -top * LOG2E))
+    elif x.dtype == tl.float32:
+        e = fast_exp(x - top)
+    else:
+        e = tl.exp(x - top)
+    if tilt is not None:
+        e = tl.where(here, e * tilt, e)
+    return e
+
+
+@triton.jit
+def allowed(a, x, is_class, is_forbidden):
+    """Return logits that are read, -inf for what is no class, or a forbidden one."""
+    if not a.IS_FULL:
+        x = tl.where(is_class, x, float("-inf"))
+    if a.FORBIDS:
+        x = tl.where(is_forbidden, float("-inf"), x)
+    return x
+
+
+@triton.jit
+def p_sample_of_whole_rows(
+    a, chain, random, model,
+    REAL: tl.constexpr, ROWS: tl.constexpr, HIGH: tl.constexpr, LOW: tl.constexpr,
+):  # fmt: skip
+    """The same of logits as they are, for rows that a tile holds whole.
+
+    A line of the tile is drawn by its mass, then one of its classes, of which it is read again.
+    """
+    of = load_draws(a, chain, random, model, REAL, ROWS)
+    chosen = of.x_t
+    if tl.max(of.reads.to(tl.int32), axis=0) > 0:
+        classes = classes_from(a, 0, ROWS, HIGH, LOW)
+        x_t = of.x_t.to(tl.int32)
+        x = load_tile(a.logits, classes, on_flat(of.reads, HIGH) & classes.there, None)
+        is_forbidden = classes.high == a.forbidden - classes.low
+        x = allowed(a, widened(x, REAL), classes.j < a.num_classes, is_forbidden)
+        top = row_max(x)
+        here = classes.high == on_tile(x_t) - classes.low
+        mass = masses_of(a, x, on_tile(top), here, on_tile(of.tilt))
+        part = tl.sum(mass, axis=2)
+        total = tl.sum(part.to(tl.float64), axis=0)
+        target = of.draw * total
+
+        sums = tl.cumsum(part.to(tl.float64), axis=0)
+        high = tl.arange(0, HIGH)[:, None]
+        line = tl.sum((sums <= target[None, :]).to(tl.int32), axis=0)
+        line = tl.minimum(line, tl.max(tl.where(part > 0.0, high, 0), axis=0))
+        before = tl.sum(tl.where(high < line[None, :], part, 0.0).to(tl.float64), axis=0)
+        of_line = tl.sum(tl.where(high == line[None, :], part, 0.0), axis=0)
+
+        j = (line * LOW)[:, None] + tl.arange(0, LOW)[None, :]
+        reads = of.reads[:, None]
+        if not a.IS_FULL:
+            reads &= j < a.num_classes
+        x = tl.load(a.logits + (of.at * a.num_classes)[:, None] + j, mask=reads)
+        x = allowed(a, widened(x, REAL), reads, j == a.forbidden)
+        mass = masses_of(a, x, top[:, None], j == x_t[:, None], of.tilt[:, None]).to(tl.float64)
+        running = tl.cumsum(mass, axis=1)
+        more = (tl.sum(mass, axis=1) - of_line).to(REAL) / of_line
+        into = target - before
+        into += into * more
+        passes = (mass > 0.0) & (running > into[:, None])
+        found = tl.min(tl.where(passes, j, a.num_classes), axis=1)
+        last = tl.max(tl.where(mass > 0.0, j, 0), axis=1)
+        of_model = tl.where(found < a.num_classes, found, last)
+
+        has_xt = of.reads & (x_t != a.forbidden)
+        x = tl.load(a.logits + of.at * a.num_classes + x_t, mask=has_xt, other=float("-inf"))
+        x = x.to(REAL)
+        mass_xt = masses_of(a, x, once(top), has_xt, of.tilt).to(tl.float64)
+        chosen = drawn_class(a, chain, of, mass_xt, once(total), once(of_model))
+    store_class(a, of, chosen)
+
+
+def _numbers(dtype: torch.dtype) -> int | None:
+    """Return how many of a row a thread has."""
+    if dtype == torch.float64:
+        return None
+    return 64 if dtype == torch.float32 else 128
 
 
 def p_sample(
@@ -208,17 +331,30 @@ def p_sample(
     real = torch.float64 if logits.dtype == torch.float64 else torch.float32
     out = torch.empty_like(x_t)
     num_tokens, num_classes = x_t.numel(), logits.shape[-1]
+    unshaped = shaping is None
     shaping = shaping or Shaping(None, 1.0, 1.0, num_classes, 1.0, step.forbidden)
+    chain, draw = chain_of(num_tokens, step, torch.float64), random_of(random, num_tokens)
+    tile = tile_of(num_classes, logits.dtype, in_vectors=_numbers(logits.dtype))
+    constants = (
+        shaping.temperature != 1,
+        step.forbidden >= 0,
+        tile.num_classes == num_classes,
+    )
     a = PSampleCall(
         logits, shaping.unconditional, x_t, out, step.pi_cdf, num_tokens, num_classes,
-        step.forbidden, tl.constexpr(num_classes.bit_length()),
-        tl.constexpr(shaping.temperature != 1),
+        step.forbidden, tl.constexpr(num_classes.bit_length()), *map(tl.constexpr, constants),
     )  # fmt: skip
+    of_kind = constant(model), triton_type(real)
+    if unshaped and tile.num_classes >= num_classes:
+        launch(
+            p_sample_of_whole_rows, triton.cdiv(num_tokens, tile.rows), logits, a, chain, draw,
+            *of_kind, tile.rows, tile.high, tile.low, num_warps=tile.num_warps,
+        )  # fmt: skip
+        return out
     tile = tile_of(num_classes, logits.dtype, copies=4)
     launch(
-        p_sample_of_tokens, triton.cdiv(num_tokens, tile.rows), logits, a,
-        chain_of(num_tokens, step, torch.float64), random_of(random, num_tokens),
-        *options_of(num_classes, shaping, tile), constant(model), triton_type(real),
-        tile.rows, tile.high, tile.low, num_warps=tile.num_warps,
+        p_sample_of_tokens, triton.cdiv(num_tokens, tile.rows), logits, a, chain, draw,
+        *options_of(num_classes, shaping, tile), *of_kind, tile.rows, tile.high, tile.low,
+        num_warps=tile.num_warps,
     )  # fmt: skip
     return out

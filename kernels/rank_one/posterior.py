@@ -16,7 +16,7 @@ from torch import Tensor
 from ...chains.structures import RankOneStep
 from ...records import Model
 from ..common.launch import constant, launch, triton_type
-from ..common.math import log, reciprocal, tiny
+from ..common.math import log, reciprocal, tiny, widened
 from ..common.tile import (
     classes_from,
     load_tile,
@@ -123,7 +123,7 @@ def is_apart(a, chain, tokens, classes):
 def load_entries(tokens, classes, pointer, other, REAL: tl.constexpr):
     """Return the entries of rows; another number for what is not read."""
     reads = on_flat(tokens.settled == 0, classes.j.shape[0]) & classes.there
-    return load_tile(pointer, classes, reads, other).to(REAL)
+    return widened(load_tile(pointer, classes, reads, other), REAL)
 
 
 @triton.jit

@@ -67,3 +67,10 @@ def decide(chain, x_t, numbers, out, num_tokens, BLOCK: tl.constexpr):
     total = tl.load(numbers + 3 * at + 2, mask=inside, other=1.0)
     tl.store(out + 2 * at, stays(token, choice).to(tl.int32), mask=inside)
     tl.store(out + 2 * at + 1, component(token, choice, mass_xt, total), mask=inside)
+
+
+@triton.jit
+def almost_one(random, tokens, inside):
+    """Stands for the uniforms: 0 for the choice, and 1 - 1e-9 for the class."""
+    zero = tl.zeros_like(tokens).to(tl.float64)
+    return zero, zero + 0.999999999
