@@ -18,6 +18,7 @@ from ..common.launch import constant, launch, triton_type
 from ..common.math import LOG2E, exp, fast_exp, widened
 from ..common.once import once, once_of
 from ..common.random import NONE, draw_base, random_of, uniforms
+from ..common.staged import load_staged, staged_tile_of
 from ..common.tile import classes_from, load_tile, on_flat, on_tile, row_max, row_sum, tile_of
 from ..predictions.shaped import (
     Shape,
@@ -50,6 +51,7 @@ class PSampleCall(NamedTuple):
     DIVIDES: Any  # whether by a temperature
     FORBIDS: Any  # whether a class is forbidden
     IS_FULL: Any  # whether a tile that holds rows whole has no more classes
+    IS_STAGED: Any  # whether it is one of ``staged.py``
 
 
 class Token(NamedTuple):
@@ -268,9 +270,13 @@ def p_sample_of_whole_rows(
     if tl.max(of.reads.to(tl.int32), axis=0) > 0:
         classes = classes_from(a, 0, ROWS, HIGH, LOW)
         x_t = of.x_t.to(tl.int32)
-        x = load_tile(a.logits, classes, on_flat(of.reads, HIGH) & classes.there, None)
+        if a.IS_STAGED:
+            x = load_staged(a, a.logits, classes).to(REAL)
+        else:
+            x = load_tile(a.logits, classes, on_flat(of.reads, HIGH) & classes.there, None)
+            x = widened(x, REAL)
         is_forbidden = classes.high == a.forbidden - classes.low
-        x = allowed(a, widened(x, REAL), classes.j < a.num_classes, is_forbidden)
+        x = allowed(a, x, classes.high < a.num_classes - classes.low, is_forbidden)
         top = row_max(x)
         here = classes.high == on_tile(x_t) - classes.low
         mass = masses_of(a, x, on_tile(top), here, on_tile(of.tilt))
@@ -334,16 +340,20 @@ def p_sample(
     unshaped = shaping is None
     shaping = shaping or Shaping(None, 1.0, 1.0, num_classes, 1.0, step.forbidden)
     chain, draw = chain_of(num_tokens, step, torch.float64), random_of(random, num_tokens)
-    tile = tile_of(num_classes, logits.dtype, in_vectors=_numbers(logits.dtype))
+    staged = staged_tile_of(num_classes, logits.dtype) if unshaped else None
+    tile = staged or tile_of(num_classes, logits.dtype, in_vectors=_numbers(logits.dtype))
     constants = (
         shaping.temperature != 1,
         step.forbidden >= 0,
         tile.num_classes == num_classes,
+        staged is not None,
     )
     a = PSampleCall(
         logits, shaping.unconditional, x_t, out, step.pi_cdf, num_tokens, num_classes,
         step.forbidden, tl.constexpr(num_classes.bit_length()), *map(tl.constexpr, constants),
     )  # fmt: skip
+    if staged:
+        a = a._replace(num_classes=tl.constexpr(num_classes))
     of_kind = constant(model), triton_type(real)
     if unshaped and tile.num_classes >= num_classes:
         launch(

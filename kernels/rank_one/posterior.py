@@ -17,6 +17,7 @@ from ...chains.structures import RankOneStep
 from ...records import Model
 from ..common.launch import constant, launch, triton_type
 from ..common.math import log, reciprocal, tiny, widened
+from ..common.staged import load_staged, staged_tile_of, store_staged
 from ..common.tile import (
     classes_from,
     load_tile,
@@ -120,8 +121,11 @@ def is_apart(a, chain, tokens, classes):
 
 
 @triton.jit
-def load_entries(tokens, classes, pointer, other, REAL: tl.constexpr):
+def load_entries(a, tokens, classes, pointer, other, REAL: tl.constexpr):
     """Return the entries of rows; another number for what is not read."""
+    if a.IS_STAGED:
+        reads = on_tile(tokens.settled == 0) & (classes.high < a.num_classes)
+        return tl.where(reads, load_staged(a, pointer, classes).to(REAL), other)
     reads = on_flat(tokens.settled == 0, classes.j.shape[0]) & classes.there
     return widened(load_tile(pointer, classes, reads, other), REAL)
 
@@ -129,7 +133,7 @@ def load_entries(tokens, classes, pointer, other, REAL: tl.constexpr):
 @triton.jit
 def load_logits(a, chain, tokens, classes, REAL: tl.constexpr):
     """Return the logits of the rest, -inf for the special classes."""
-    logits = load_entries(tokens, classes, a.logits, float("-inf"), REAL)
+    logits = load_entries(a, tokens, classes, a.logits, float("-inf"), REAL)
     return tl.where(is_apart(a, chain, tokens, classes), float("-inf"), logits)
 
 
@@ -143,12 +147,21 @@ def bar_of_rest(chain, reverse, classes):
 
 
 @triton.jit
+def store_entries(a, classes, values):
+    """Write the entries of rows."""
+    if a.IS_STAGED:
+        store_staged(a, a.out, classes, values)
+    else:
+        store_tile(a.out, classes, values)
+
+
+@triton.jit
 def store_log_p(a, chain, reverse, classes, x, e, line):
     """Write log p of the rest, given logit - top and its exponential."""
     bar = bar_of_rest(chain, reverse, classes)
     curved = with_log(a, on_tile(line.log_leave), on_tile(line.scale) * e + bar)
     flat = on_tile(line.log_scale) + x
-    store_tile(a.out, classes, tl.where(bar > tiny(e.dtype), curved, flat))
+    store_entries(a, classes, tl.where(bar > tiny(e.dtype), curved, flat))
 
 
 @triton.jit
@@ -179,13 +192,13 @@ def p_posterior_of_whole_rows(
         store_log_p(a, chain, reverse, classes, x, e, line)
         store_special_logs(a, chain, tokens, reverse, special, top, row, z, line)
     else:
-        g = load_entries(tokens, classes, a.upstream, 0.0, REAL)
+        g = load_entries(a, tokens, classes, a.upstream, 0.0, REAL)
         bend = bend_of(a, reverse, row)
         wg = g * weight_of_rest(chain, reverse, classes, e, bend)
         pull, weighted = pull_of(
             a, chain, tokens, reverse, row, z, bend, row_sum(g), row_sum(wg), REAL
         )
-        store_tile(a.out, classes, wg - on_tile(pull.level) * e)
+        store_entries(a, classes, wg - on_tile(pull.level) * e)
         store_special_gradient(a, chain, tokens, row, weighted, pull)
 
 
@@ -221,7 +234,7 @@ def p_posterior_of_long_rows(
         for start in range(0, a.num_classes, HIGH * LOW):
             classes = classes_from(a, start, 1, HIGH, LOW)
             e = exp_of(a, load_logits(a, chain, tokens, classes, REAL) - on_tile(top))
-            g = load_entries(tokens, classes, a.upstream, 0.0, REAL)
+            g = load_entries(a, tokens, classes, a.upstream, 0.0, REAL)
             sums_g += g
             sums_wg += g * weight_of_rest(chain, reverse, classes, e, bend)
         pull, weighted = pull_of(
@@ -230,9 +243,9 @@ def p_posterior_of_long_rows(
         for start in range(0, a.num_classes, HIGH * LOW):
             classes = classes_from(a, start, 1, HIGH, LOW)
             e = exp_of(a, load_logits(a, chain, tokens, classes, REAL) - on_tile(top))
-            g = load_entries(tokens, classes, a.upstream, 0.0, REAL)
+            g = load_entries(a, tokens, classes, a.upstream, 0.0, REAL)
             wg = g * weight_of_rest(chain, reverse, classes, e, bend)
-            store_tile(a.out, classes, wg - on_tile(pull.level) * e)
+            store_entries(a, classes, wg - on_tile(pull.level) * e)
         store_special_gradient(a, chain, tokens, row, weighted, pull)
 
 
@@ -258,8 +271,12 @@ def p_posterior(
     a = _call(logits, upstream, None, x_t, step, out)
     real = _real(out)
     chain = chain_of(a.num_tokens, step, real)
-    tile = tile_of(a.num_classes, out.dtype, in_vectors=_numbers(out, upstream))
-    if tile.num_classes < a.num_classes:
+    tile = staged_tile_of(step.num_classes, out.dtype)
+    if tile is not None:
+        a = a._replace(num_classes=tl.constexpr(step.num_classes), IS_STAGED=tl.constexpr(True))
+    else:
+        tile = tile_of(step.num_classes, out.dtype, in_vectors=_numbers(out, upstream))
+    if tile.num_classes < step.num_classes:
         kernel, shape = p_posterior_of_long_rows, (tile.high, tile.low)
     else:
         kernel, shape = p_posterior_of_whole_rows, (tile.rows, tile.high, tile.low)

@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 
 from ..common.math import fast_exp, fast_log, log, plus_log, reciprocal, short_exp, tiny
+from ..common.once import once, once_of
 from .step import load_class, load_step, pi_at, posterior_mean_tilt, spread_at
 
 
@@ -29,6 +30,7 @@ class PosteriorCall(NamedTuple):
     num_classes: Any
     HAS_MASK: Any  # whether the chain has a mask
     FAST: Any  # whether by the hardware's powers of two and logarithms
+    IS_STAGED: Any = tl.constexpr(False)  # whether by tiles of ``staged.py``
 
 
 class Tokens(NamedTuple):
@@ -116,7 +118,7 @@ def load_reverse(a, chain, model, REAL: tl.constexpr, ROWS: tl.constexpr):
     inside = at < a.num_tokens
     step = load_step(chain, at, a.num_tokens, model.direct, REAL)
     x_t, is_class = load_class(a.x_t, at, a.num_tokens, a.num_classes)
-    x_t = x_t.to(tl.int32)
+    x_t = once(x_t.to(tl.int32))
     direct = step.predicts_x0
     u = spread_at(chain, step.base, step.to_mask, x_t, REAL)
     bar_xt = spread_at(chain, step.bar_base, step.bar_to_mask, x_t, REAL)
@@ -125,12 +127,12 @@ def load_reverse(a, chain, model, REAL: tl.constexpr, ROWS: tl.constexpr):
         tilt = posterior_mean_tilt(step, u, bar_xt)
     u = tl.where(direct, 1.0, u)
     bad = (step.exists & is_class) == 0
-    settled = bad | ((u == 0.0) & step.keeps)
+    settled = once_of(bad | ((u == 0.0) & step.keeps))
     mask_id = tl.full([ROWS], chain.mask_id, tl.int32)
     bar_base = tl.where(direct | settled, 0.0, step.bar_base)
     as_rest = Special(bar_base * pi_at(chain, x_t, REAL), bar_base * pi_at(chain, mask_id, REAL))
     if chain.pi is None:
-        bar_base = as_rest.xt
+        bar_base = once(as_rest.xt)
     reverse = Reverse(
         tl.where(direct, 0.0, step.keep),
         u,

@@ -1,0 +1,60 @@
+"""Tiles of short rows of which no number is aligned: a row a thread, by way of shared memory.
+
+Rows of 27 numbers of 16 bits would be read number by number. The rows of a program follow one
+another, so that together they are read and written 16 bytes at a time.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+from .tile import Tile
+
+LONGEST = 32
+WARPS = 4
+
+
+def staged_tile_of(num_classes: int, dtype: torch.dtype) -> Tile | None:
+    """Return the tile for such rows; None for others."""
+    is_aligned = num_classes % (16 // dtype.itemsize) == 0
+    if is_aligned or num_classes > LONGEST or dtype == torch.float64:
+        return None
+    return Tile(32 * WARPS, triton.next_power_of_2(num_classes), 1, WARPS)
+
+
+@triton.jit
+def load_staged(a, pointer, classes):
+    """Return the numbers of a tile (HIGH, ROWS, 1); any numbers for what is no class or token.
+
+    ``a.num_classes`` is a constant.
+    """
+    HIGH: tl.constexpr = classes.j.shape[0]
+    ROWS: tl.constexpr = classes.j.shape[1]
+    at = tl.arange(0, HIGH * ROWS)
+    left = a.num_tokens - tl.program_id(0).to(tl.int64) * ROWS
+    # Only the last program has fewer rows, whose end is not aligned.
+    if left >= ROWS:
+        flat = tl.load(pointer + classes.first + at, mask=at < ROWS * a.num_classes, other=0.0)
+    else:
+        flat = tl.load(pointer + classes.first + at, mask=at < left * a.num_classes, other=0.0)
+    j = tl.minimum(at // ROWS, a.num_classes - 1)
+    return tl.reshape(tl.gather(flat, at % ROWS * a.num_classes + j, 0), [HIGH, ROWS, 1])
+
+
+@triton.jit
+def store_staged(a, pointer, classes, values):
+    """Write the numbers of a tile."""
+    HIGH: tl.constexpr = classes.j.shape[0]
+    ROWS: tl.constexpr = classes.j.shape[1]
+    PER: tl.constexpr = (1 << 20) // a.num_classes + 1
+    at = tl.arange(0, HIGH * ROWS)
+    row = at * PER >> 20  # at // num_classes
+    # The place of its number, j * ROWS + row.
+    place = at * ROWS - row * (a.num_classes * ROWS - 1)
+    values = tl.reshape(values.to(pointer.dtype.element_ty), [HIGH * ROWS])
+    flat = tl.gather(values, place, 0)
+    left = a.num_tokens - tl.program_id(0).to(tl.int64) * ROWS
+    if left >= ROWS:
+        tl.store(pointer + classes.first + at, flat, mask=at < ROWS * a.num_classes)
+    else:
+        tl.store(pointer + classes.first + at, flat, mask=at < left * a.num_classes)
