@@ -65,25 +65,32 @@ class Across : LossLayout<Element> {
   void curvature(Tokens& tokens, const Tokens& next) {
     Group& group = tokens.groups[0];
     if (!is_any_curved(group)) return;
-    const auto line = group.line(splat<Real>(this->weight_));
     const int64_t after = first_row(tokens, next);
     const Ahead<Element, true> fetch{kGrad ? this->grad(after) : this->logits(after), ahead()};
-    const auto sum = pi_ ? Passes::weighted_curvature(e_.data(), row_.classes, line, pi(), fetch)
-                         : Passes::template curvature<kGrad>(e_.data(), row_.classes, line, fetch);
-    group.sum_phi = sum.phi * splat<Real>(1 / this->weight_);
+    const int64_t count = row_.classes;
+    group.set_bend(this->weight_);
+    const bool tame = min_lanes<Real>(group.tame) > 0;
+    const bool all = tame && min_lanes<Real>(group.takes_logs) > 0;
+    const Logs logs = all ? Logs::kOfAll : tame ? Logs::kOfFour : Logs::kOfEach;
+    const auto sum =
+        pi_ ? Passes::weighted_curvature(e_.data(), count, group.line(splat<Real>(1)), pi(), fetch)
+            : Passes::template curvature<kGrad>(e_.data(), count, group.bend(), logs, fetch);
+    group.sum_phi = sum.phi;
     group.sum_h = sum.h;
+    if (!pi_) group.add_line(this->weight_);
   }
 
   void gradient(Tokens& tokens, double scale) {
-    const Group& group = tokens.groups[0];
+    Group& group = tokens.groups[0];
     const V steep = group.steep * splat<Real>(scale), flat = group.flat * splat<Real>(scale);
-    const auto line = group.line(splat<Real>(this->weight_));
+    const int64_t count = row_.classes;
+    group.set_bend(this->weight_);
     if (!is_any_curved(group))
-      Passes::scale(e_.data(), row_.classes, steep + flat);
+      Passes::scale(e_.data(), count, steep + flat);
     else if (pi_)
-      Passes::weighted_gradient(e_.data(), row_.classes, line, steep, flat, pi());
+      Passes::weighted_gradient(e_.data(), count, group.line(splat<Real>(1)), steep, flat, pi());
     else
-      Passes::gradient(e_.data(), row_.classes, line, steep, flat);
+      Passes::gradient(e_.data(), count, group.bend(), steep, flat);
   }
 
   void write(Tokens& tokens) {

@@ -137,7 +137,7 @@ class LossBlock {
       load_fields(tokens, strokes_.statistics, kStatistics);
     set_special_apart(tokens);
     layout_.exponentials(tokens, next);
-    put_special(tokens, [](unsigned) { return Special{-Real(0), -Real(0), -Real(0)}; });
+    for (unsigned i = 0; i < tokens.size; ++i) put(places_[i], {-Real(0), -Real(0), -Real(0)});
   }
 
   void solve(Tokens& tokens) const {
@@ -186,12 +186,13 @@ class LossBlock {
   }
 
   // Something for each of the classes of a token that LossRow treats on their own.
+  template <class Value>
   struct Special {
-    Real x0, x_t, mask;
+    Value x0, x_t, mask;
   };
 
   void look_up(Tokens& tokens) const {
-    const Int mask = static_cast<Int>(mask_);
+    const Int mask = static_cast<Int>(mask_), classes = static_cast<Int>(row_.classes);
     const int64_t mask_id = call_.chain.mask_id;
     const Real pi_mask = static_cast<Real>(mask_id < 0 ? 0 : vector_(1, 0, mask_id));
     for (unsigned g = 0; g < tokens.num_groups(); ++g) {
@@ -200,17 +201,21 @@ class LossBlock {
       Group& group = tokens.groups[g];
       group.look_up(x0, x_t, mask, group.pi_x0, group.pi_xt, splat<Real>(pi_mask), group.base,
                     group.to_mask, group.bar_to_mask, call_.is_density);
+      const auto has = [&](const auto& j) D3PM_MEMBER {
+        return M::select((j >= 0) & (j < classes), M::splat(1), V{});
+      };
+      const bool has_mask = mask_ >= 0 && mask_ < row_.classes;
+      const V of_xt = M::select(x_t == x0, V{}, has(x_t));
+      const V of_mask = M::select((x0 == mask) | (x_t == mask), V{}, M::splat(has_mask));
+      group.num_rest = M::splat(static_cast<double>(row_.classes)) - has(x0) - of_xt - of_mask;
     }
   }
 
-  template <class Value>
-  D3PM_MEMBER void put_special(Tokens& tokens, const Value& value) {
-    for (unsigned i = 0; i < tokens.size; ++i) {
-      const Special special = value(i);
-      *at(tokens, i, mask_) = special.mask;
-      *at(tokens, i, tokens.x_t[i]) = special.x_t;
-      *at(tokens, i, tokens.x0[i]) = special.x0;
-    }
+  // Where x_0 is another of them, it is x_0 that counts, and else x_t.
+  D3PM_MEMBER void put(const Special<Real*>& places, const Special<Real>& values) {
+    *places.mask = values.mask;
+    *places.x_t = values.x_t;
+    *places.x0 = values.x0;
   }
 
   // Where the layout has a class, or a place that no one reads for one of another shard.
@@ -223,12 +228,14 @@ class LossBlock {
     elsewhere_ = never;
     for (unsigned i = 0; i < tokens.size; ++i) {
       const int64_t x0 = tokens.x0[i], x_t = tokens.x_t[i];
-      tokens.set(i, &Group::logit_x0, *at(tokens, i, x0));
-      tokens.set(i, &Group::logit_xt, *at(tokens, i, x_t));
+      const Special<Real*> places{at(tokens, i, x0), at(tokens, i, x_t), at(tokens, i, mask_)};
+      places_[i] = places;
+      tokens.set(i, &Group::logit_x0, *places.x0);
+      tokens.set(i, &Group::logit_xt, *places.x_t);
       const bool apart = mask_ != x0 && mask_ != x_t;
-      tokens.set(i, &Group::logit_mask, apart ? *at(tokens, i, mask_) : never);
+      tokens.set(i, &Group::logit_mask, apart ? *places.mask : never);
+      put(places, {never, never, never});
     }
-    put_special(tokens, [=](unsigned) { return Special{never, never, never}; });
   }
 
   void settle(int64_t token, Real value) {
@@ -255,10 +262,10 @@ class LossBlock {
   void write_gradient(Tokens& tokens) {
     layout_.gradient(tokens, call_.grad_scale);
     const Real scale = static_cast<Real>(call_.grad_scale);
-    put_special(tokens, [&](unsigned i) {
-      return Special{tokens.get(i, &Group::grad_x0) * scale, tokens.get(i, &Group::grad_xt) * scale,
-                     tokens.get(i, &Group::grad_mask) * scale};
-    });
+    for (unsigned i = 0; i < tokens.size; ++i)
+      put(places_[i],
+          {tokens.get(i, &Group::grad_x0) * scale, tokens.get(i, &Group::grad_xt) * scale,
+           tokens.get(i, &Group::grad_mask) * scale});
     layout_.write(tokens);
   }
 
@@ -271,6 +278,7 @@ class LossBlock {
   StepCursor step_of_;
   LossStep<Real> step_;
   Real elsewhere_ = 0;
+  Special<Real*> places_[Tokens::kCapacity];
   Tokens blocks_[2];
   Tokens *filling_ = blocks_, *ready_ = blocks_ + 1;
 };

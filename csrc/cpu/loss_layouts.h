@@ -5,7 +5,7 @@
 #include "loss_passes.h"
 
 // A block's tokens, and a LossRow for every kLanes of them.
-template <class Real, unsigned kCapacity>
+template <class Real, unsigned kMost>
 struct LossTokens {
   using M = Math<Real>;
   using V = typename M::V;
@@ -13,8 +13,34 @@ struct LossTokens {
   struct Group : LossRow<M> {
     V base, to_mask, bar_to_mask, pi_x0, pi_xt;
     V top, logit_x0, logit_xt, logit_mask;
+    V num_rest;  // how many classes are not special, of those that the layout has
+    // As 1 or 0, is_curved(), and, where all pi are 1 / weight, whether products of 1 + u are in
+    // range; of a LossBend, the last as 1 or 0.
+    V curved, tame, lift, h_0, takes_logs;
+
+    void set_bend(double weight) {
+      const V one = M::splat(1), limit = M::splat(M::product_limit);
+      const LossLine<M> line = this->line(M::splat(weight));
+      curved = M::select(this->is_curved(), one, V{});
+      lift = line.slope / line.ratio;
+      h_0 = line.shift / line.ratio;
+      tame = M::select((lift < limit) & (h_0 < limit) & (-h_0 < limit), one, V{});
+      // phi is convex: if the mean u is 1/4, that of phi(u) is at least 1/40.
+      const auto far = lift * this->e_rest > M::splat(0.25) * num_rest;
+      takes_logs = M::select(far | (this->shift < M::splat(-0.5)), one, V{});
+    }
+
+    LossBend<Real> bend() const { return {lift, h_0, takes_logs > V{}}; }
+
+    // Adds what LossPasses::curvature() leaves out, and divides by the weight.
+    void add_line(double weight) {
+      const V slope = M::select(bend().takes_logs, this->ratio, this->shift) * lift;
+      const V line = num_rest * M::phi(this->shift, this->ratio) + slope * this->e_rest;
+      this->sum_phi = (this->sum_phi + line) * M::splat(1 / weight);
+    }
   };
 
+  static constexpr unsigned kCapacity = kMost;
   static constexpr unsigned kGroups = (kCapacity + kLanes<Real> - 1) / kLanes<Real>;
 
   unsigned size = 0;

@@ -7,11 +7,31 @@
 #include "../loss_row.h"
 #include "row.h"
 
+// A line where all pi are the same: with u = lift e it is 1 + g = ratio (1 + u) and
+// h = (h_0 + u) / (1 + u), so that over n classes
+//   sum phi(g) = n phi(shift) + shift sum u + sum phi(u)
+//              = n phi(shift) + ratio sum u - sum log(1 + u).
+// Of these parts only shift can be negative, and where it is, |g| of x_0 is larger. So what cancels
+// of it is small next to the term of x_0.
+template <class Real>
+struct LossBend {
+  using V = typename VectorOf<Real>::Type;
+  using Bits = typename VectorOf<Real>::Bits;
+  V lift, h_0;
+  Bits takes_logs;  // whether the second form is used
+};
+
+// How log(1 + u) is summed: of each class, as a part of phi; of products of four, as a part of
+// theirs; or, where all lanes take logs, of the product of all.
+enum class Logs { kOfEach, kOfFour, kOfAll };
+
 template <class Real>
 class LossPasses {
   using V = typename VectorOf<Real>::Type;
+  using Bits = typename VectorOf<Real>::Bits;
   using M = Math<Real>;
   using Line = LossLine<M>;
+  using Bend = LossBend<Real>;
   using Point = LossPoint<M>;
   static constexpr int kWidth = kLanes<Real>;
 
@@ -20,12 +40,13 @@ class LossPasses {
     V phi, h;
   };
 
-  // Sums of phi(g) and, with kSlant, of e h.
+  // The sum of phi(u), or where the bend takes logs of -log(1 + u), and, with kSlant, that of e h.
   template <bool kSlant, class Next = NothingAhead>
-  D3PM_INLINE Curvature curvature(const Real* e, int64_t count, const Line& line,
+  D3PM_INLINE Curvature curvature(const Real* e, int64_t count, const Bend& bend, Logs logs,
                                   const Next& next = {}) {
-    return is_tame(line) ? sum_pairs<kSlant, true>(e, count, line, next)
-                         : sum_pairs<kSlant, false>(e, count, line, next);
+    if (logs == Logs::kOfAll) return sum<kSlant, Logs::kOfAll>(e, count, bend, next);
+    if (logs == Logs::kOfFour) return sum<kSlant, Logs::kOfFour>(e, count, bend, next);
+    return sum<kSlant, Logs::kOfEach>(e, count, bend, next);
   }
 
   // Sums of pi phi(g) and e h, for vectors pi(v).
@@ -46,10 +67,14 @@ class LossPasses {
   }
 
   // Turns e into the gradient e (steep h + flat).
-  D3PM_INLINE void gradient(Real* e, int64_t count, const Line& line, const V& steep,
+  D3PM_INLINE void gradient(Real* e, int64_t count, const Bend& bend, const V& steep,
                             const V& flat) {
-    is_tame(line) ? slope_pairs<true>(e, count, line, steep, flat)
-                  : slope_pairs<false>(e, count, line, steep, flat);
+    const V slope = (steep + flat) * bend.lift, start = steep * bend.h_0 + flat;
+    for (int64_t v = 0; v < count; ++v) {
+      const V x = load<V>(e + v * kWidth);
+      const V m = x * M::reciprocal_of_normal(Real(1) + bend.lift * x);
+      store(e + v * kWidth, m * (slope * x + start));
+    }
   }
 
   template <class Pi>
@@ -68,57 +93,48 @@ class LossPasses {
   }
 
  private:
-  // Whether the product of two y is a normal number.
-  static bool is_tame(const Line& line) {
-    const V top = line.ratio + line.slope;
-    const Real limit = M::pair_limit;
-    return min_lanes<Real>(line.ratio) > 1 / limit && max_lanes<Real>(top) < limit;
-  }
+  D3PM_INLINE Bits is_apart(const V& e) { return bit_cast<Bits>(e) < 0; }
 
-  D3PM_INLINE typename VectorOf<Real>::Bits is_apart(const V& e) {
-    return bit_cast<typename VectorOf<Real>::Bits>(e) < 0;
-  }
-
-  template <bool kSlant, bool kTame, class Next>
-  D3PM_INLINE Curvature sum_pairs(const Real* e, int64_t count, const Line& line,
-                                  const Next& next) {
+  template <bool kSlant, Logs kLogs, class Next>
+  D3PM_INLINE Curvature sum(const Real* e, int64_t count, const Bend& bend, const Next& next) {
+    constexpr int kFactors = kLogs == Logs::kOfEach ? 1 : 4;
+    typename M::ProductLog log;
     Curvature sum = {};
-    const V one = splat<Real>(1);
-    const auto add = [&](const V& e1, const V& e2) D3PM_MEMBER {
-      const Point at1(line, e1), at2(line, e2);
-      const auto apart1 = is_apart(e1), apart2 = is_apart(e2);
-      const V g1 = apart1 ? V{} : at1.g, y1 = apart1 ? one : at1.y;
-      const V g2 = apart2 ? V{} : at2.g, y2 = apart2 ? one : at2.y;
-      sum.phi += kTame ? M::phi_pair(g1, y1, g2, y2) : M::phi(g1, y1) + M::phi(g2, y2);
-      const V pull1 = e1 * g1, pull2 = e2 * g2;
-      if (kSlant) sum.h += kTame ? (pull1 * y2 + pull2 * y1) / (y1 * y2) : pull1 / y1 + pull2 / y2;
+    const auto add = [&](int64_t v, int64_t end) D3PM_MEMBER {
+      V u[kFactors], y[kFactors], pull[kFactors], product, pulls;
+      for (int i = 0; i < kFactors; ++i) {
+        const bool inside = v + i < end;
+        const V x = inside ? load<V>(e + (v + i) * kWidth) : V{};
+        if (inside) next(v + i);
+        u[i] = bend.lift * x;
+        y[i] = Real(1) + u[i];
+        pull[i] = x * (bend.h_0 + u[i]);
+      }
+      if constexpr (kLogs == Logs::kOfEach) {
+        product = y[0], pulls = pull[0];
+        sum.phi += M::phi_of_product(u[0], V{}, bend.takes_logs);
+      } else {
+        V y_01, y_23;
+        if constexpr (kLogs == Logs::kOfAll) {
+          y_01 = y[0] * y[1], y_23 = y[2] * y[3], product = y_01 * y_23;
+          log.multiply(product);
+        } else {
+          const V sum_01 = u[0] + u[1], sum_23 = u[2] + u[3], of_all = sum_01 + sum_23;
+          const V cross_01 = u[0] * u[1], cross_23 = u[2] * u[3];
+          const V u_01 = sum_01 + cross_01, u_23 = sum_23 + cross_23;
+          const V beyond = (cross_01 + cross_23) + u_01 * u_23;
+          y_01 = Real(1) + u_01, y_23 = Real(1) + u_23, product = Real(1) + (of_all + beyond);
+          sum.phi += M::phi_of_product(of_all, beyond, bend.takes_logs);
+        }
+        const V of_01 = pull[0] * y[1] + pull[1] * y[0], of_23 = pull[2] * y[3] + pull[3] * y[2];
+        pulls = of_01 * y_23 + of_23 * y_01;
+      }
+      if (kSlant) sum.h += pulls * M::reciprocal_of_normal(product);
     };
     int64_t v = 0;
-    for (; v + 2 <= count; v += 2) {
-      next(v);
-      next(v + 1);
-      add(load<V>(e + v * kWidth), load<V>(e + (v + 1) * kWidth));
-    }
-    if (v < count) add(load<V>(e + v * kWidth), -V{});
+    for (; v + kFactors <= count; v += kFactors) add(v, v + kFactors);
+    if (v < count) add(v, count);
+    if (kLogs == Logs::kOfAll) sum.phi = -log.value();
     return sum;
-  }
-
-  template <bool kTame>
-  D3PM_INLINE void slope_pairs(Real* e, int64_t count, const Line& line, const V& steep,
-                               const V& flat) {
-    int64_t v = 0;
-    for (; v + 2 <= count; v += 2) {
-      const V e1 = load<V>(e + v * kWidth), e2 = load<V>(e + (v + 1) * kWidth);
-      const Point at1(line, e1), at2(line, e2);
-      const V inverse = splat<Real>(1) / (at1.y * at2.y);
-      const V h1 = kTame ? at1.g * at2.y * inverse : at1.g / at1.y;
-      const V h2 = kTame ? at2.g * at1.y * inverse : at2.g / at2.y;
-      store(e + v * kWidth, e1 * (steep * h1 + flat));
-      store(e + (v + 1) * kWidth, e2 * (steep * h2 + flat));
-    }
-    if (v == count) return;
-    const V last = load<V>(e + v * kWidth);
-    const Point at(line, last);
-    store(e + v * kWidth, last * (steep * (at.g / at.y) + flat));
   }
 };

@@ -56,37 +56,46 @@ class RowByRow : LossLayout<Element> {
   }
 
   void curvature(Tokens& tokens, const Tokens& next) {
+    for (unsigned g = 0; g < tokens.num_groups(); ++g) tokens.groups[g].set_bend(this->weight_);
     for (unsigned i = 0; i < tokens.size; ++i) {
       if (!is_curved(tokens, i)) continue;
       const LossLine<M> line = line_of(tokens, i);
+      const LossBend<Real> bend = bend_of(tokens, i);
+      const bool tame = tokens.get(i, &Group::tame) > 0,
+                 all = tokens.get(i, &Group::takes_logs) > 0;
+      const Logs logs = tame ? all ? Logs::kOfAll : Logs::kOfFour : Logs::kOfEach;
       const int64_t after = row_after(tokens, next, i);
       const Element* ahead = kGrad ? this->grad(after) : this->logits(after);
       double phi = 0, h = 0;
       each_stretch(tokens, i, [&](int64_t j, const Real* e, int64_t count) D3PM_MEMBER {
         const Ahead<Element, true> fetch{ahead + j};
         const auto sum = pi_ ? Passes::weighted_curvature(e, count, line, pi(j), fetch)
-                             : Passes::template curvature<kSlant>(e, count, line, fetch);
+                             : Passes::template curvature<kSlant>(e, count, bend, logs, fetch);
         phi += sum_lanes<Real>(sum.phi);
         h += sum_lanes<Real>(sum.h);
       });
-      tokens.set(i, &Group::sum_phi, phi / this->weight_);
+      tokens.set(i, &Group::sum_phi, phi);
       tokens.set(i, &Group::sum_h, h);
     }
+    if (pi_) return;
+    for (unsigned g = 0; g < tokens.num_groups(); ++g) tokens.groups[g].add_line(this->weight_);
   }
 
   void gradient(Tokens& tokens, double scale) {
+    for (unsigned g = 0; g < tokens.num_groups(); ++g) tokens.groups[g].set_bend(this->weight_);
     for (unsigned i = 0; i < tokens.size; ++i) {
       const V steep = splat<Real>(tokens.get(i, &Group::steep) * scale);
       const V flat = splat<Real>(tokens.get(i, &Group::flat) * scale);
       const bool curved = is_curved(tokens, i);
       const LossLine<M> line = line_of(tokens, i);
+      const LossBend<Real> bend = bend_of(tokens, i);
       each_stretch(tokens, i, [&](int64_t j, Real* e, int64_t count) D3PM_MEMBER {
         if (!curved)
           Passes::scale(e, count, steep + flat);
         else if (pi_)
           Passes::weighted_gradient(e, count, line, steep, flat, pi(j));
         else
-          Passes::gradient(e, count, line, steep, flat);
+          Passes::gradient(e, count, bend, steep, flat);
       });
     }
   }
@@ -130,12 +139,17 @@ class RowByRow : LossLayout<Element> {
   }
 
   bool is_curved(const Tokens& tokens, unsigned i) const {
-    return tokens.groups[i / kWidth].is_curved()[i % kWidth] != 0;
+    return tokens.get(i, &Group::curved) != 0;
   }
 
   LossLine<M> line_of(const Tokens& tokens, unsigned i) const {
     return {splat<Real>(tokens.get(i, &Group::ratio)), splat<Real>(tokens.get(i, &Group::shift)),
-            splat<Real>(tokens.get(i, &Group::slope) * static_cast<Real>(this->weight_))};
+            splat<Real>(tokens.get(i, &Group::slope))};
+  }
+
+  LossBend<Real> bend_of(const Tokens& tokens, unsigned i) const {
+    return {splat<Real>(tokens.get(i, &Group::lift)), splat<Real>(tokens.get(i, &Group::h_0)),
+            splat<Real>(tokens.get(i, &Group::takes_logs)) > V{}};
   }
 
   const Scratch<Real> scratch_;

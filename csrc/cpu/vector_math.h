@@ -19,8 +19,23 @@ struct Math<float> {
 
   // For x <= 0 or NaN; below the least normal number, 0.
   D3PM_INLINE V exp(const V& x) {
+#if D3PM_VECTOR_BYTES == 64
+    // 2^(n / 16) exp(r) with |r| < 0.022; the low bits of `shifted` are n.
+    const V roots = {1.0f,        1.04427378f, 1.09050773f, 1.13878863f, 1.18920712f, 1.24185781f,
+                     1.29683955f, 1.35425555f, 1.41421356f, 1.47682615f, 1.54221083f, 1.61049033f,
+                     1.68179283f, 1.75625216f, 1.83400809f, 1.91520656f};
+    const V shifted = x * 1.44269504f + 786432.0f;
+    const V power = shifted - 786432.0f;
+    const V r = x - power * 0.693147181f;
+    const V p = (r * 0.166666667f + 0.5f) * (r * r) + r;
+    const V root = _mm512_maskz_permutexvar_ps(0xffff, bit_cast<__m512i>(shifted), roots);
+    const V scale = _mm512_maskz_scalef_ps(0xffff, root, power);
+    const auto in_range = _mm512_cmp_ps_mask(x, splat(-87.3), _CMP_NLT_UQ);
+    return _mm512_maskz_fmadd_ps(in_range, scale, p, scale);
+#else
     const auto e = split_exp<Math>(x);
     return x < -87.3f ? V{} : e.scale * (e.curve + e.rest) + e.scale;
+#endif
   }
 
   // exp(x) - 1 for x <= 0 or NaN.
@@ -51,15 +66,44 @@ struct Math<float> {
 
   D3PM_INLINE V phi(const V& x, const V& y) { return phi_in_float<Math>(x, y); }
 
-  // phi(x1, y1) + phi(x2, y2) from one logarithm, for y1 y2 that cannot overflow.
-  D3PM_INLINE V phi_pair(const V& x1, const V& y1, const V& x2, const V& y2) {
-    const V sum = x1 + x2, product = x1 * x2;
-    const auto s = split_log<Math>(sum + product, y1 * y2);
-    const V linear = s.exponent == 0.0f ? -product : sum - s.x;
+  // Given u = product - 1 and the sum of its factors less 1, which differ by `beyond`: the sum of
+  // phi of these, or where `logs` minus the sum of their logarithms.
+  D3PM_INLINE V phi_of_product(const V& sum, const V& beyond, const Bits& logs) {
+    const V u = sum + beyond;
+    const auto s = split_log<Math>(u, 1.0f + u);
+    const V near = s.exponent == 0.0f ? -beyond : sum - s.x;
+    const V linear = logs ? -s.x : near;
     return (linear - s.exponent * kLn2Low) - s.exponent * kLn2High + s.curve;
   }
-  static constexpr float pair_limit =
-      1e18f;  // a product of two below it, and above its inverse, is normal
+  static constexpr float product_limit = 1e9f;  // four numbers below it have a product in range
+
+  // The logarithm of a product of any number of factors from 1 to product_limit^4.
+  struct ProductLog {
+    V mantissa;
+    Bits exponent;
+
+    D3PM_MEMBER ProductLog() : mantissa(splat(1)), exponent{} {}
+    D3PM_MEMBER void multiply(const V& y) {
+      const Words bits = bit_cast<Words>(mantissa * y);
+      const Bits power = bit_cast<Bits>(bits - 0x3f3504f3u) >> 23;
+      mantissa = bit_cast<V>(bits - (bit_cast<Words>(power) << 23));
+      exponent += power;
+    }
+    D3PM_MEMBER V value() const {
+      const V power = to_real(exponent);
+      return (Math::log(mantissa) + power * kLn2Low) + power * kLn2High;
+    }
+  };
+
+  // For normal y whose reciprocal is normal.
+  D3PM_INLINE V reciprocal_of_normal(const V& y) {
+#if D3PM_VECTOR_BYTES == 64
+    const V r = _mm512_maskz_rcp14_ps(0xffff, y);
+    return r * (2.0f - y * r);
+#else
+    return 1.0f / y;
+#endif
+  }
 };
 
 template <>
@@ -105,8 +149,20 @@ struct Math<double> {
     return (x > -0.1) & (x < 0.1) ? near : x - log(y);
   }
 
-  D3PM_INLINE V phi_pair(const V& x1, const V& y1, const V& x2, const V& y2) {
-    return phi(x1, y1) + phi(x2, y2);
+  D3PM_INLINE V phi_of_product(const V& sum, const V& beyond, const Bits& logs) {
+    const V u = sum + beyond, log_of = log(1.0 + u);
+    const V near = u < 0.1 ? phi_near_zero(u) - beyond : sum - log_of;
+    return logs ? -log_of : near;
   }
-  static constexpr double pair_limit = 1e150;
+  static constexpr double product_limit = 1e75;
+
+  struct ProductLog {
+    V sum;
+
+    D3PM_MEMBER ProductLog() : sum{} {}
+    D3PM_MEMBER void multiply(const V& y) { sum += Math::log(y); }
+    D3PM_MEMBER V value() const { return sum; }
+  };
+
+  D3PM_INLINE V reciprocal_of_normal(const V& y) { return 1.0 / y; }
 };

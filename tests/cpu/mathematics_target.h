@@ -20,7 +20,12 @@ static unsigned sum_of_all() {
     for (const V& v : {M::exp(x), M::expm1(x), M::log(x), M::log1p(x), M::phi(x, y),
                        M::powers(x).exp, M::powers(x).expm1, M::powers(x).psi})
       take(v);
-    take(M::phi_pair(x, y, y, x));
+    take(M::phi_of_product(x, y, x < y));
+    take(M::reciprocal_of_normal(x));
+    M::ProductLog log;
+    log.multiply(x);
+    log.multiply(y);
+    take(log.value());
     take(Memory<BFloat16>::widen(Memory<BFloat16>::narrow(x)));
     take(Memory<Float16>::widen(Memory<Float16>::narrow(x)));
     take(splat<float>(first_lanes<float>(i % 20)[0]));
