@@ -33,8 +33,11 @@ WAYS = [
     ("loss and gradient", "absorbing", "flat"),
     ("loss and gradient", "marginal", "full"),
     ("p_posterior", "uniform", "full"),
+    ("p_posterior", "absorbing", "flat"),
     ("p_posterior_grad", "uniform", "full"),
+    ("p_posterior_grad", "absorbing", "full"),
     ("p_sample", "uniform", "full"),
+    ("p_sample", "absorbing", "full"),
     ("q_sample", "uniform", "full"),
 ]
 ANCHORS = ["copy", "softmax", "cross_entropy"]

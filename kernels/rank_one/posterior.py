@@ -147,6 +147,12 @@ def bar_of_rest(chain, reverse, classes):
 
 
 @triton.jit
+def is_entered(reverse):
+    """Return whether noise enters the rest in a step of any token of the program."""
+    return tl.max(reverse.bar_base, axis=0) > tiny(reverse.bar_base.dtype)
+
+
+@triton.jit
 def store_entries(a, classes, values):
     """Write the entries of rows."""
     if a.IS_STAGED:
@@ -158,10 +164,12 @@ def store_entries(a, classes, values):
 @triton.jit
 def store_log_p(a, chain, reverse, classes, x, e, line):
     """Write log p of the rest, given logit - top and its exponential."""
-    bar = bar_of_rest(chain, reverse, classes)
-    curved = with_log(a, on_tile(line.log_leave), on_tile(line.scale) * e + bar)
-    flat = on_tile(line.log_scale) + x
-    store_entries(a, classes, tl.where(bar > tiny(e.dtype), curved, flat))
+    log_p = on_tile(line.log_scale) + x
+    if is_entered(reverse):
+        bar = bar_of_rest(chain, reverse, classes)
+        of_sum = with_log(a, on_tile(line.log_leave), on_tile(line.scale) * e + bar)
+        log_p = tl.where(bar > tiny(e.dtype), of_sum, log_p)
+    store_entries(a, classes, log_p)
 
 
 @triton.jit
