@@ -241,9 +241,7 @@ def masses_of(a, x, top, here, tilt):
         e = fast_exp(x - top)
     else:
         e = tl.exp(x - top)
-    if tilt is not None:
-        e = tl.where(here, e * tilt, e)
-    return e
+    return tl.where(here, e * tilt, e)
 
 
 @triton.jit
@@ -257,60 +255,89 @@ def allowed(a, x, is_class, is_forbidden):
 
 
 @triton.jit
+def load_whole(a, of, classes, REAL: tl.constexpr):
+    """Return the logits of rows, any numbers where they are not to be read."""
+    if a.IS_STAGED:
+        x = load_staged(a, a.logits, classes).to(REAL)
+    else:
+        HIGH: tl.constexpr = classes.j.shape[0]
+        x = load_tile(a.logits, classes, on_flat(of.reads, HIGH) & classes.there, None)
+        x = widened(x, REAL)
+    is_forbidden = classes.high == a.forbidden - classes.low
+    return allowed(a, x, classes.high < a.num_classes - classes.low, is_forbidden)
+
+
+class Line(NamedTuple):
+    """The line of a tile, classes of one ``high``, in which a token's target falls."""
+
+    index: Any
+    mass: Any  # added up in the type of the calculation
+    into: Any  # how much of it the target is in
+
+
+@triton.jit
+def line_of(part, target):
+    """Return the first line whose running sum passes the target, given the mass of each.
+
+    Where rounding leaves none, the last one that has any mass.
+    """
+    HIGH: tl.constexpr = part.shape[0]
+    high = tl.arange(0, HIGH)[:, None]
+    sums = tl.cumsum(part.to(tl.float64), axis=0)
+    line = tl.sum((sums <= target[None, :]).to(tl.int32), axis=0)
+    line = tl.minimum(line, tl.max(tl.where(part > 0.0, high, 0), axis=0))
+    before = tl.sum(tl.where(high < line[None, :], part, 0.0).to(tl.float64), axis=0)
+    mass = tl.sum(tl.where(high == line[None, :], part, 0.0), axis=0)
+    return Line(line, mass, target - before)
+
+
+@triton.jit
+def class_of_line(a, of, top, line, REAL: tl.constexpr, LOW: tl.constexpr):
+    """Return the class drawn of a line, whose masses are made again.
+
+    Their sum in float64 has classes that are too rare for the line's own: the target moves along.
+    """
+    j = (line.index * LOW)[:, None] + tl.arange(0, LOW)[None, :]
+    reads = of.reads[:, None]
+    if not a.IS_FULL:
+        reads &= j < a.num_classes
+    x = tl.load(a.logits + (of.at * a.num_classes)[:, None] + j, mask=reads)
+    x = allowed(a, widened(x, REAL), reads, j == a.forbidden)
+    here = j == of.x_t.to(tl.int32)[:, None]
+    mass = masses_of(a, x, top[:, None], here, of.tilt[:, None]).to(tl.float64)
+    more = (tl.sum(mass, axis=1) - line.mass).to(REAL) / line.mass
+    target = line.into + line.into * more
+    passes = (mass > 0.0) & (tl.cumsum(mass, axis=1) > target[:, None])
+    found = tl.min(tl.where(passes, j, a.num_classes), axis=1)
+    last = tl.max(tl.where(mass > 0.0, j, 0), axis=1)
+    return tl.where(found < a.num_classes, found, last)
+
+
+@triton.jit
 def p_sample_of_whole_rows(
     a, chain, random, model,
     REAL: tl.constexpr, ROWS: tl.constexpr, HIGH: tl.constexpr, LOW: tl.constexpr,
 ):  # fmt: skip
     """The same of logits as they are, for rows that a tile holds whole.
 
-    A line of the tile is drawn by its mass, then one of its classes, of which it is read again.
+    A line of the tile is drawn by its mass, then one of its classes.
     """
     of = load_draws(a, chain, random, model, REAL, ROWS)
     chosen = of.x_t
     if tl.max(of.reads.to(tl.int32), axis=0) > 0:
         classes = classes_from(a, 0, ROWS, HIGH, LOW)
-        x_t = of.x_t.to(tl.int32)
-        if a.IS_STAGED:
-            x = load_staged(a, a.logits, classes).to(REAL)
-        else:
-            x = load_tile(a.logits, classes, on_flat(of.reads, HIGH) & classes.there, None)
-            x = widened(x, REAL)
-        is_forbidden = classes.high == a.forbidden - classes.low
-        x = allowed(a, x, classes.high < a.num_classes - classes.low, is_forbidden)
+        x = load_whole(a, of, classes, REAL)
         top = row_max(x)
+        x_t = of.x_t.to(tl.int32)
         here = classes.high == on_tile(x_t) - classes.low
-        mass = masses_of(a, x, on_tile(top), here, on_tile(of.tilt))
-        part = tl.sum(mass, axis=2)
+        part = tl.sum(masses_of(a, x, on_tile(top), here, on_tile(of.tilt)), axis=2)
         total = tl.sum(part.to(tl.float64), axis=0)
-        target = of.draw * total
-
-        sums = tl.cumsum(part.to(tl.float64), axis=0)
-        high = tl.arange(0, HIGH)[:, None]
-        line = tl.sum((sums <= target[None, :]).to(tl.int32), axis=0)
-        line = tl.minimum(line, tl.max(tl.where(part > 0.0, high, 0), axis=0))
-        before = tl.sum(tl.where(high < line[None, :], part, 0.0).to(tl.float64), axis=0)
-        of_line = tl.sum(tl.where(high == line[None, :], part, 0.0), axis=0)
-
-        j = (line * LOW)[:, None] + tl.arange(0, LOW)[None, :]
-        reads = of.reads[:, None]
-        if not a.IS_FULL:
-            reads &= j < a.num_classes
-        x = tl.load(a.logits + (of.at * a.num_classes)[:, None] + j, mask=reads)
-        x = allowed(a, widened(x, REAL), reads, j == a.forbidden)
-        mass = masses_of(a, x, top[:, None], j == x_t[:, None], of.tilt[:, None]).to(tl.float64)
-        running = tl.cumsum(mass, axis=1)
-        more = (tl.sum(mass, axis=1) - of_line).to(REAL) / of_line
-        into = target - before
-        into += into * more
-        passes = (mass > 0.0) & (running > into[:, None])
-        found = tl.min(tl.where(passes, j, a.num_classes), axis=1)
-        last = tl.max(tl.where(mass > 0.0, j, 0), axis=1)
-        of_model = tl.where(found < a.num_classes, found, last)
-
+        line = line_of(part, of.draw * total)
+        of_model = class_of_line(a, of, top, line, REAL, LOW)
         has_xt = of.reads & (x_t != a.forbidden)
-        x = tl.load(a.logits + of.at * a.num_classes + x_t, mask=has_xt, other=float("-inf"))
-        x = x.to(REAL)
-        mass_xt = masses_of(a, x, once(top), has_xt, of.tilt).to(tl.float64)
+        never = float("-inf")
+        logit_xt = tl.load(a.logits + of.at * a.num_classes + x_t, mask=has_xt, other=never)
+        mass_xt = masses_of(a, logit_xt.to(REAL), once(top), has_xt, of.tilt).to(tl.float64)
         chosen = drawn_class(a, chain, of, mass_xt, once(total), once(of_model))
     store_class(a, of, chosen)
 
