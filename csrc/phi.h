@@ -44,7 +44,7 @@ D3PM_HOST_DEVICE inline D3PM_MEMBER typename Math::V phi_in_float(const typename
   return ((x - s.x) - s.exponent * kLn2Low) - s.exponent * kLn2High + s.curve;
 }
 
-// phi(x) in double for |x| < 0.1: log(1 + x) = 2 atanh(z) with z = x / (2 + x).
+// phi(x) in double for |x| < 0.2: log(1 + x) = 2 atanh(z) with z = x / (2 + x).
 template <class V>
 D3PM_HOST_DEVICE inline D3PM_MEMBER V phi_near_zero(const V& x) {
   const V z = x / (2.0 + x), z2 = z * z;

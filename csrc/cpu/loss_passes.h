@@ -70,10 +70,17 @@ class LossPasses {
   D3PM_INLINE void gradient(Real* e, int64_t count, const Bend& bend, const V& steep,
                             const V& flat) {
     const V slope = (steep + flat) * bend.lift, start = steep * bend.h_0 + flat;
-    for (int64_t v = 0; v < count; ++v) {
+    // By turns, for the divider and the multipliers work at the same time.
+    int64_t v = 0;
+    for (; v + 2 <= count; v += 2) {
+      const V x1 = load<V>(e + v * kWidth), x2 = load<V>(e + (v + 1) * kWidth);
+      const V y1 = Real(1) + bend.lift * x1, y2 = Real(1) + bend.lift * x2;
+      store(e + v * kWidth, x1 * (slope * x1 + start) / y1);
+      store(e + (v + 1) * kWidth, x2 * (slope * x2 + start) * M::reciprocal_of_normal(y2));
+    }
+    if (v < count) {
       const V x = load<V>(e + v * kWidth);
-      const V m = x * M::reciprocal_of_normal(Real(1) + bend.lift * x);
-      store(e + v * kWidth, m * (slope * x + start));
+      store(e + v * kWidth, x * (slope * x + start) / (Real(1) + bend.lift * x));
     }
   }
 
@@ -129,7 +136,7 @@ class LossPasses {
         const V of_01 = pull[0] * y[1] + pull[1] * y[0], of_23 = pull[2] * y[3] + pull[3] * y[2];
         pulls = of_01 * y_23 + of_23 * y_01;
       }
-      if (kSlant) sum.h += pulls * M::reciprocal_of_normal(product);
+      if (kSlant) sum.h += pulls / product;
     };
     int64_t v = 0;
     for (; v + kFactors <= count; v += kFactors) add(v, v + kFactors);

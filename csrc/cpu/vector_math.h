@@ -150,8 +150,8 @@ struct Math<double> {
   }
 
   D3PM_INLINE V phi_of_product(const V& sum, const V& beyond, const Bits& logs) {
-    const V u = sum + beyond, log_of = log(1.0 + u);
-    const V near = u < 0.1 ? phi_near_zero(u) - beyond : sum - log_of;
+    const V u = sum + beyond, log_of = log1p(u);
+    const V near = u < 0.2 ? phi_near_zero(u) - beyond : sum - log_of;
     return logs ? -log_of : near;
   }
   static constexpr double product_limit = 1e75;
