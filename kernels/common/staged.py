@@ -8,7 +8,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .tile import Tile
+from .tile import Tile, is_aligned
 
 LONGEST = 32
 WARPS = 4
@@ -16,8 +16,7 @@ WARPS = 4
 
 def staged_tile_of(num_classes: int, dtype: torch.dtype) -> Tile | None:
     """Return the tile for such rows; None for others."""
-    is_aligned = num_classes % (16 // dtype.itemsize) == 0
-    if is_aligned or num_classes > LONGEST or dtype == torch.float64:
+    if is_aligned(num_classes) or num_classes > LONGEST or dtype == torch.float64:
         return None
     return Tile(32 * WARPS, triton.next_power_of_2(num_classes), 1, WARPS)
 

@@ -35,6 +35,11 @@ LONGEST = {torch.float32: 8192, torch.float64: 512}
 LONG_ROW_WARPS = {torch.float32: 8, torch.float64: 4}
 
 
+def is_aligned(num_classes: int) -> bool:
+    """Return whether rows are read 16 bytes at a time: what Triton knows are multiples of 16."""
+    return num_classes % 16 == 0
+
+
 def tile_of(
     num_classes: int, dtype: torch.dtype, copies: int = 1, in_vectors: int | None = None
 ) -> Tile:
@@ -50,7 +55,7 @@ def tile_of(
         num_warps = LONG_ROW_WARPS[real]
         return Tile(1, 1, num_warps * 32 * vector, num_warps)
     numbers = NUMBERS[real] // copies
-    if num_classes % vector == 0:
+    if is_aligned(num_classes):
         high = max(min(in_vectors or numbers, whole) // vector, 1)
         threads = max(whole // (high * vector), 1)
     else:  # read number by number
