@@ -128,3 +128,19 @@ def test_a_loss_by_triton_keeps_the_digits_of_its_logits(triton, family, num_cla
     if dtype == torch.float16:
         allowed += torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps * num_classes**0.5
     assert bool(((gradient - true_gradient).norm(dim=1) < allowed).all())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("family", ["uniform", "mask_and_uniform"])
+def test_a_token_has_the_same_bits_whatever_is_beside_it(cpu, family, dtype):
+    """Also where one beside it cancels, or is out of range."""
+    num_classes, generator = 100, torch.Generator().manual_seed(0)
+    chain = make_chain(family, num_classes, torch.linspace(1e-4, 0.9, 12, dtype=torch.float64))
+    x0, x_t, t = likely_pairs(chain, [1, 2, 4, 8, 12], 200)
+    tokens = random_logits(x0, num_classes, generator).to(dtype), x0, x_t, t
+    order = torch.randperm(len(t), generator=generator)
+    whole = float32_results(chain, *tokens, cpu)
+    again = float32_results(chain, *(values[order] for values in tokens), cpu)
+    assert all(
+        torch.equal(values[order], mixed) for values, mixed in zip(whole, again, strict=True)
+    )

@@ -69,12 +69,9 @@ class Across : LossLayout<Element> {
     const Ahead<Element, true> fetch{kGrad ? this->grad(after) : this->logits(after), ahead()};
     const int64_t count = row_.classes;
     group.set_bend(this->weight_);
-    const bool tame = min_lanes<Real>(group.tame) > 0;
-    const bool all = tame && min_lanes<Real>(group.takes_logs) > 0;
-    const Logs logs = all ? Logs::kOfAll : tame ? Logs::kOfFour : Logs::kOfEach;
     const auto sum =
         pi_ ? Passes::weighted_curvature(e_.data(), count, group.line(splat<Real>(1)), pi(), fetch)
-            : Passes::template curvature<kGrad>(e_.data(), count, group.bend(), logs, fetch);
+            : curvature_of(group, fetch);
     group.sum_phi = sum.phi;
     group.sum_h = sum.h;
     if (!pi_) group.add_line(this->weight_);
@@ -158,6 +155,24 @@ class Across : LossLayout<Element> {
 
   auto pi() const {
     return [pi = pi_](int64_t j) { return splat<Real>(pi[j]); };
+  }
+
+  // By the form that each token asks for, whatever those beside it do.
+  template <class Next>
+  typename Passes::Curvature curvature_of(const Group& group, const Next& next) {
+    const V tame = group.tame, by_logs = tame * group.takes_logs;
+    typename Passes::Curvature sum = {};
+    for (const Logs logs : {Logs::kOfAll, Logs::kOfFour, Logs::kOfEach}) {
+      const V asks = logs == Logs::kOfAll    ? by_logs
+                     : logs == Logs::kOfFour ? tame - by_logs
+                                             : splat<Real>(1) - tame;
+      if (max_lanes<Real>(asks) == 0) continue;
+      const auto of =
+          Passes::template curvature<kGrad>(e_.data(), row_.classes, group.bend(), logs, next);
+      sum.phi = asks > V{} ? of.phi : sum.phi;
+      sum.h = asks > V{} ? of.h : sum.h;
+    }
+    return sum;
   }
 
   static bool is_any_curved(const Group& group) {
