@@ -187,3 +187,23 @@ def test_a_rare_class_keeps_its_share_beside_a_sure_one(dtype, triton, monkeypat
     model = chain.transition, logits, x_t, t
     drawn = functional.p_sample(*model, first_step="logits", seeds=seeds, impl=triton)
     assert drawn.tolist() == [5]
+
+
+@others_than_the_cpu
+@pytest.mark.parametrize("num_classes", [K, 64])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, *DTYPES])
+@pytest.mark.parametrize("family", ["uniform", "absorbing_last"])
+def test_so_is_that_of_logits_beside_which_all_others_are_nothing(
+    family, dtype, num_classes, cpu, kernels
+):
+    chain = make_chain(family, num_classes)
+    _, x_t, t, seeds = problem(chain)
+    levels = 10 ** torch.linspace(3, 30, len(t), dtype=torch.float64)
+    first = torch.randint(num_classes - 1, (len(t), 1))
+    logits = torch.randn(len(t), num_classes).double().scatter_add(1, first, levels[:, None])
+
+    def draw(impl):
+        model = chain.transition, logits.to(dtype), x_t, t
+        return functional.p_sample(*model, seeds=seeds, impl=impl)
+
+    assert torch.equal(*both(draw, kernels))

@@ -15,7 +15,7 @@ from torch import Tensor
 from ...chains.structures import RankOneStep
 from ...records import Model, Random, Shaping
 from ..common.launch import constant, launch, triton_type
-from ..common.math import LOG2E, exp, fast_exp, widened
+from ..common.math import exp, fast_exp, widened
 from ..common.once import once, once_of
 from ..common.random import NONE, draw_base, random_of, uniforms
 from ..common.staged import load_staged, staged_tile_of
@@ -235,9 +235,7 @@ def p_sample_of_tokens(
 @triton.jit
 def masses_of(a, x, top, here, tilt):
     """Return s times a number a row, given logits, tilted where a class is x_t."""
-    if a.logits.dtype.element_ty.primitive_bitwidth == 16:
-        e = tl.exp2(tl.fma(x, LOG2E, -top * LOG2E))
-    elif x.dtype == tl.float32:
+    if x.dtype == tl.float32:
         e = fast_exp(x - top)
     else:
         e = tl.exp(x - top)
