@@ -126,7 +126,7 @@ def load_entries(a, tokens, classes, pointer, other, REAL: tl.constexpr):
     if a.IS_STAGED:
         reads = on_tile(tokens.settled == 0) & (classes.high < a.num_classes)
         return tl.where(reads, load_staged(a, pointer, classes).to(REAL), other)
-    reads = on_flat(tokens.settled == 0, classes.j.shape[0]) & classes.there
+    reads = (on_flat(tokens.settled.to(tl.int32), classes.j.shape[0]) == 0) & classes.there
     return widened(load_tile(pointer, classes, reads, other), REAL)
 
 
