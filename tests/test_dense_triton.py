@@ -12,6 +12,7 @@ from helpers.dense_chains import (
 )
 
 from d3pm_fast import functional, transitions
+from d3pm_fast.chains.tables import step_tables
 
 pytestmark = pytest.mark.usefixtures("triton")
 STRUCTURES = ["gaussian", "from_matrices", "sparse_masked", "with_mask"]
@@ -83,6 +84,69 @@ def test_every_size_and_dtype_is_as_good_as_plain_pytorch(fused, num_classes, dt
     loss, gradient = loss_and_gradient(chain.transition, logits, x0, x_t, t, **options)
     assert_close(loss, truth, dtype, ulps=64, baseline=plain, factor=1)
     check_gradient(gradient, true_gradient, dtype, ulps=512, floor=0.01)
+
+
+@pytest.mark.parametrize("by_four_warps", [True, False])
+@pytest.mark.parametrize("reverse", REVERSE)
+def test_many_tokens_of_a_step_share_wide_tiles(reverse, by_four_warps, monkeypatch):
+    from d3pm_fast.kernels.dense import loss, shape
+
+    monkeypatch.setattr(loss, "MOST_FUSED", 0)
+    monkeypatch.setattr(shape, "_multiplies_by_four_warps", lambda: by_four_warps)
+    chain = make_dense_chain("gaussian", 40).transition
+    x0, t = torch.randint(40, (2, 130)), torch.tensor([2, 5])
+    x_t = functional.q_sample(chain, x0, t)
+    arguments = chain, 2 * torch.randn(2, 130, 40), x0, x_t, t
+    options = {"reverse": reverse, "ce_weight": 0.1}
+    truth, true_gradient = log_space_truth(*arguments, **options)
+    plain, _ = loss_and_gradient(*arguments, impl="reference", **options)
+    loss, gradient = loss_and_gradient(*arguments, **options)
+    assert_close(loss, truth, torch.float32, ulps=64, baseline=plain, factor=1)
+    check_gradient(gradient, true_gradient, torch.float32, ulps=512, floor=0.01)
+
+
+@pytest.mark.parametrize(("count", "rows"), [(127, 32), (128, 128)])
+def test_tiles_are_as_long_as_steps_are_shared(count, rows):
+    from d3pm_fast.kernels.dense.shape import split_shape
+    from d3pm_fast.kernels.dense.tiles import tokens_per_step
+
+    for which in (torch.zeros(3).long(), torch.zeros(3 * count).long()):
+        shared = tokens_per_step(which, 3, 3 * count)
+        assert split_shape(256, shared).rows == rows
+
+
+def test_tiles_of_products_without_tensor_cores_are_short(monkeypatch):
+    from d3pm_fast.kernels.dense import shape
+
+    monkeypatch.setattr(shape, "DOT", "ieee")
+    assert shape.split_shape(256, 1 << 20) == shape.SPLIT
+
+
+def test_matrices_are_split_into_parts_once():
+    chain = make_dense_chain("gaussian", 9).transition
+    tables, which = step_tables(chain.step_record(torch.tensor([2, 6])))
+    rest = tables.q_bar - tables.common[:, None]
+    parts = tables.parts.double()
+    least = 2.0**-133  # of bfloat16
+    torch.testing.assert_close(parts.sum(1), rest.float().double(), rtol=0, atol=least)
+    sizes = [float(part.abs().max()) for part in parts.unbind(1)]
+    assert sizes[1] <= 2**-8 * sizes[0]
+    assert 0 < sizes[2] <= 2**-8 * sizes[1]
+    again, _ = step_tables(chain.step_record(which))
+    assert again.parts is tables.parts
+
+
+def test_the_tables_of_all_steps_are_within_the_budget():
+    size, steps = 9 * 9, 6
+    taken = (2 * steps + 1) * 8 * size + 3 * 2 * steps * size
+    for budget, fits in ((taken, True), (taken - 1, False)):
+        chain = transitions.discretized_gaussian(9, [0.01] * steps, memory_budget=budget)
+        tables, _ = step_tables(chain.step_record(torch.tensor([2, 6])))
+        assert len(tables.s) == (steps if fits else 2)
+        stored = {each.untyped_storage().data_ptr(): each.untyped_storage() for each in tables}
+        if fits:
+            small = tables.common.nbytes + tables.s.nbytes
+            assert sum(each.nbytes() for each in stored.values()) - small == taken
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -156,14 +156,14 @@ def test_by_triton(triton, problem, products, monkeypatch):
         launch(kernel, num_programs, on, *args, **options)
 
     def seen(operation):
-        apart = {"loss_of_blocks", "loss_of_sums", "pull_rows", "anchors_of_rows"}
+        carry, pull = {"predict_rows", "carry_rows"}, {"pull_rows", "gradient_of_pull"}
+        apart = {*carry, "loss_of_rows", *pull}
         expected = {
             "loss": {"recompute_loss", *(apart if products == "apart" else {"loss_of_tiles"})},
             "p_posterior": {
-                "recompute_p_posterior", "carry_rows", "p_posterior_of_rows", "turn_rows",
-                "pull_rows", "anchors_of_rows",
+                "recompute_p_posterior", *carry, "p_posterior_of_rows", "turn_rows", *pull,
             },
-            "p_sample": {"recompute_p_sample", "carry_rows", "p_sample_of_rows"},
+            "p_sample": {"recompute_p_sample", *carry, "p_sample_of_rows"},
         }  # fmt: skip
         assert kernels == expected[operation]
         assert set(centred) == {name in ("centred", "sparse")}, operation

@@ -21,7 +21,7 @@ __all__ = ["StepTables", "step_tables"]
 
 
 class StepTables(NamedTuple):
-    """The matrices of n steps ``s -> t``, float64.
+    """The matrices of n steps ``s -> t``, float64 but for the parts.
 
     What is below float64's range is there as its logarithm, see ``kernels/dense/entries.py``.
 
@@ -31,6 +31,8 @@ class StepTables(NamedTuple):
         q_bar_t: ``(n, K, K)``, ``[u, i, j]`` is ``Qbar_t[i, j]``.
         common: ``(n, K)``, the mean of the rows of ``Qbar_s`` where they are so alike that what
             tells them apart is worth more digits; 0 elsewhere.
+        parts: ``(n, 3, K, K)`` bfloat16, three that sum up to ``Qbar_s`` less what is common, in
+            float32.
         s: ``(n,)`` int64, in continuous time float64.
     """
 
@@ -38,6 +40,7 @@ class StepTables(NamedTuple):
     q_bar: Tensor
     q_bar_t: Tensor
     common: Tensor
+    parts: Tensor
     s: Tensor
 
 
@@ -52,8 +55,8 @@ def step_tables(step: MatrixStep) -> tuple[StepTables, Tensor]:
         The tables, and int64 of the shape of t: n where there is no such step.
     """
     transition, t, s = step.chain, step.t, step.s
-    size = transition.num_classes**2 * 8
-    if s is None and (2 * transition.num_steps + 1) * size <= transition.memory_budget:
+    n, size = transition.num_steps, transition.num_classes**2
+    if s is None and ((2 * n + 1) * 8 + n * 3 * 2) * size <= transition.memory_budget:
         found = _all_steps.setdefault(transition, {})
         if t.device not in found:
             found[t.device] = _every_step(transition, t.device)
@@ -70,8 +73,9 @@ def _every_step(transition: MatrixTransition, device: torch.device) -> StepTable
         q_bar[t] = _product(transition, 0, t)
         if t > 0:
             q[t - 1] = _product(transition, t - 1, t).T
+    common = _common(q_bar[:-1])
     times = torch.arange(n, device=device)
-    return StepTables(q, q_bar[:-1], q_bar[1:], _common(q_bar[:-1]), times)
+    return StepTables(q, q_bar[:-1], q_bar[1:], common, _parts(q_bar[:-1], common), times)
 
 
 def _steps_of(transition: MatrixTransition, t: Tensor, s: Tensor) -> tuple[StepTables, Tensor]:
@@ -88,7 +92,9 @@ def _steps_of(transition: MatrixTransition, t: Tensor, s: Tensor) -> tuple[StepT
         q_bar_t[u] = _product(transition, 0, end)
         first[u] = start
     place = (is_step.long().cumsum(0) - 1).where(is_step, n)
-    return StepTables(q, q_bar, q_bar_t, _common(q_bar), first), place[which].view(t.shape)
+    common = _common(q_bar)
+    tables = StepTables(q, q_bar, q_bar_t, common, _parts(q_bar, common), first)
+    return tables, place[which].view(t.shape)
 
 
 def _product(transition: MatrixTransition, s: float, t: float) -> Tensor:
@@ -113,3 +119,14 @@ def _common(q_bar: Tensor) -> Tensor:
     for u, matrix in enumerate(q_bar):
         common[u] = matrix.mean(0) * is_mixed(matrix)
     return common
+
+
+def _parts(q_bar: Tensor, common: Tensor) -> Tensor:
+    n, k, _ = q_bar.shape
+    parts = torch.empty(n, 3, k, k, dtype=torch.bfloat16, device=q_bar.device)
+    for u in range(n):
+        rest = (q_bar[u].clamp(min=0) - common[u]).float()
+        for part in parts[u]:
+            part.copy_(rest)
+            rest = rest - part
+    return parts

@@ -18,11 +18,13 @@ def constant(record: Any) -> Any:
     return type(record)(*map(tl.constexpr, record))
 
 
-def launch(kernel: Any, num_programs: int, on: Tensor, *args: Any, num_warps: int) -> None:
+def launch(
+    kernel: Any, num_programs: int, on: Tensor, *args: Any, num_warps: int, num_stages: int = 3
+) -> None:
     """Start a kernel on a tensor's device, on PyTorch's current stream there."""
     if num_programs == 0:
         return
-    options = {"num_warps": num_warps, "enable_fp_fusion": True}
+    options = {"num_warps": num_warps, "num_stages": num_stages, "enable_fp_fusion": True}
     if torch.version.hip is None:
         # NVIDIA's assembler else spills some registers to fit one more program.
         options["maxnreg"] = min(65536 // (32 * num_warps), 255)

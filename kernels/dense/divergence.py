@@ -14,10 +14,9 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from ..common.math import phi, tiny
+from ..common.math import fast_reciprocal, phi, tiny
 from .entries import value_of
 from .predict import (
-    carry,
     is_centred,
     load_column,
     load_common,
@@ -29,17 +28,17 @@ from .predict import (
 
 # What rounding leaves out of an entry of f by underflow alone, times the number of classes.
 UNDERFLOW = tl.constexpr(1e-30)
+LEAST_F = tl.constexpr(1.17549435e-38)
 LEAST_REACH = tl.constexpr(1e-12)  # above it a class that `tiny` counts out has no share in q
 
 
 class Entries(NamedTuple):
-    """c, d, f and D of some classes; centred, f less what all rows of Qbar_s have in common."""
+    """c, d, f and D of some classes."""
 
     c: Any
     d: Any
     f: Any
     change: Any
-    rest: Any
 
 
 class Totals(NamedTuple):
@@ -51,16 +50,17 @@ class Totals(NamedTuple):
 
 
 @triton.jit
-def entries_of(a, steps, rows, softmax, carried, j):
-    """Return what is made of ``v Qbar_s``, anchored, at classes ``j [1, C]``."""
-    c = value_of(load_column(a, steps, rows, j)).to(tl.float32)
-    truth = value_of(load_truth(a, steps, rows, j))
-    d = truth.to(tl.float32)
+def entries_of(a, steps, rows, anchor, others, carried, j):
+    """Return what is made of a loss's ``v Qbar_s`` at classes ``j [1, C]``.
+
+    ``anchor`` is s of the anchor, and ``others`` that of all others.
+    """
+    c = value_of(load_column(a, steps, rows, j).to(tl.float32))
+    d = value_of(load_truth(a, steps, rows, j).to(tl.float32))
     centred = is_centred(a, steps, rows)
-    f = tl.where(centred, d, softmax.anchor[:, None] * d) + carried
-    change = carried - tl.where(centred, 0.0, softmax.others[:, None] * d)
-    rest = (truth - load_common(a, steps, rows, j)).to(tl.float32) + carried
-    return Entries(tl.where(c < tiny(tl.float32), 0.0, c), d, f, change, rest)
+    f = tl.where(centred, 1.0, anchor)[:, None] * d + carried
+    change = carried - tl.where(centred, 0.0, others)[:, None] * d
+    return Entries(tl.where(c < tiny(tl.float32), 0.0, c), d, f, change)
 
 
 @triton.jit
@@ -68,19 +68,26 @@ def totals_of(
     a, steps, rows, softmax, TILTED: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip
     """Return the sums over all classes, by ``Z = (s Qbar_t)[x_t]``."""
-    anchor = rows.anchor[:, None]
-    zq = value_of(reach_of_anchor(a, steps, rows))
     z = tl.zeros([ROWS], tl.float32)
     change = tl.zeros([ROWS], tl.float32)
     for start in range(0, a.num_classes, BLOCK):
         i = start + tl.arange(0, BLOCK)[None, :]
-        reads = rows.reads & (i < a.num_classes)
-        reach = value_of(tl.load(reach_at(a, steps, rows, i), mask=reads, other=0.0))
         s = probabilities(a, steps, rows, softmax, i, TILTED)
-        s = tl.where(i == anchor, softmax.anchor[:, None], s)
-        z += tl.sum(s * reach.to(tl.float32), axis=1)
-        change += tl.sum(s * (reach - zq[:, None]).to(tl.float32), axis=1)
-    return Totals(z, zq.to(tl.float32), change)
+        reached, more = reached_by(a, steps, rows, s, i)
+        z += reached
+        change += more
+    return Totals(z, value_of(reach_of_anchor(a, steps, rows)).to(tl.float32), change)
+
+
+@triton.jit
+def reached_by(a, steps, rows, s, i):
+    """Return what the classes ``i [1, C]`` have of ``Z`` and of ``Z - Zq``."""
+    zq = value_of(reach_of_anchor(a, steps, rows))[:, None]
+    reads = rows.reads & (i < a.num_classes)
+    entry = tl.load(reach_at(a, steps, rows, i), mask=reads, other=0.0)
+    reach = value_of(entry.to(tl.float32))
+    more = tl.where(entry < 0.0, -zq, entry - zq).to(tl.float32)
+    return tl.sum(s * reach, axis=1), tl.sum(s * more, axis=1)
 
 
 @triton.jit
@@ -89,29 +96,24 @@ def divergence_of(entries, totals):
 
     The sums are of the terms, of how f's error grows in them, and of ``r_j f_j``.
     """
-    w, ratio = totals.change / totals.zq, totals.zq / totals.z
-    possible = entries.c > 0.0
-    had = possible & (entries.d > tiny(tl.float32))
-    f, d = tl.where(possible, entries.f, 1.0), tl.where(had, entries.d, 1.0)
+    ratio = totals.zq / totals.z
+    per_z, per_zq = 1.0 / totals.z[:, None], 1.0 / totals.zq[:, None]
     # Where Z is far below Zq, f is far below d, and keeps digits that f - d has lost.
     rises = totals.zq < 2.0 * totals.z
-    by_change = entries.change - w[:, None] * entries.d
-    by_value = entries.f - (totals.z / totals.zq)[:, None] * entries.d
-    residual = tl.where(rises[:, None], by_change, by_value)
-    h = tl.where(had, residual / f, 1.0)
-    g = tl.where(had, residual * ratio[:, None] / d, 0.0)
-    y = tl.where(had, entries.f * ratio[:, None] / d, 1.0)
-    per_z, per_zq = 1.0 / totals.z[:, None], 1.0 / totals.zq[:, None]
-    term = entries.c * tl.where(had, entries.d * per_zq * phi(g, y), entries.f * per_z)
-    reach = entries.c * per_z
-    grows = reach + entries.c * per_zq * tl.abs(tl.where(had, entries.d / f, 0.0))
-    r = tl.where(possible, reach * h, 0.0)
-    return (
-        tl.sum(tl.where(possible, term, 0.0), axis=1),
-        r,
-        tl.sum(tl.where(possible, grows, 0.0), axis=1),
-        tl.sum(r * f, axis=1),
-    )
+    scale = tl.where(rises, totals.change, totals.z)[:, None] * per_zq
+    had = entries.d > tiny(tl.float32)
+    d = tl.where(had, entries.d, 1.0)
+    residual = tl.where(rises[:, None], entries.change, entries.f) - scale * d
+    # An f below LEAST_F is so far below its d that the row is not sure, or d is as good as 0.
+    per_f = fast_reciprocal(tl.maximum(entries.f, LEAST_F))
+    per_q = ratio[:, None] * fast_reciprocal(d)
+    reach, share = entries.c * per_z, entries.c * per_zq
+    term = tl.where(had, share * d * phi(residual * per_q, entries.f * per_q), reach * entries.f)
+    r = reach * tl.where(had, residual * per_f, 1.0)
+    possible = entries.c > 0.0
+    term, r = tl.where(possible, term, 0.0), tl.where(possible, r, 0.0)
+    grows = reach + tl.where(had, share * (d * per_f), 0.0)
+    return tl.sum(term, axis=1), r, tl.sum(grows, axis=1), tl.sum(r * entries.f, axis=1)
 
 
 @triton.jit
@@ -124,15 +126,13 @@ def mean_pull_of(a, steps, rows, rest, r):
 
 
 @triton.jit
-def diverge(
-    a, steps, rows, softmax, totals, j, TILTED: tl.constexpr, PRECISION: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """Return what :func:`divergence_of` does of classes ``j [1, COLUMNS]``, and the mean pull."""
-    carried = carry(a, steps, rows, softmax, j, True, TILTED, PRECISION, ROWS, COLUMNS, BLOCK)
-    entries = entries_of(a, steps, rows, softmax, carried, j)
-    term, r, grows, moved = divergence_of(entries, totals)
-    return term, r, grows, moved, mean_pull_of(a, steps, rows, entries.rest, r)
+def mean_pull_of_loss(a, steps, rows, carried, r, j):
+    """Return the same from what is carried of a loss's v, which lacks the anchor's row."""
+    pull = tl.zeros_like(rows.x_t).to(tl.float32)
+    if is_centred(a, steps, rows):
+        rest = value_of(load_truth(a, steps, rows, j)) - load_common(a, steps, rows, j)
+        pull += tl.sum((rest.to(tl.float32) + carried) * r, axis=1)
+    return pull
 
 
 @triton.jit

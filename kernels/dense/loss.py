@@ -2,7 +2,7 @@
 
 Few classes: one program a tile of tokens, from the logits to their gradient, with both products in
 it. Many, or a posterior mean, whose float64 leaves no registers for that: the products are kernels
-of their own.
+of their own, see ``split.py``.
 """
 
 from typing import Any
@@ -19,7 +19,16 @@ from ...reductions import reduced
 from ..common.launch import launch
 from ..common.math import phi
 from .call import DenseCall, Weights, has_bound, store_results, weights_of
-from .divergence import diverge, is_sure, own_pull_of, totals_of
+from .divergence import (
+    Totals,
+    divergence_of,
+    entries_of,
+    is_sure,
+    mean_pull_of_loss,
+    own_pull_of,
+    totals_of,
+)
+from .entries import value_of
 from .exact import (
     carry_row,
     cross_entropy_of,
@@ -32,10 +41,11 @@ from .exact import (
     state_of,
     write_gradient,
 )
-from .predict import load_matrix, reach_of_anchor, softmax_of
-from .pull import gradient_of, store_anchor, store_row
-from .shape import MOST_FUSED, PRECISION, fused_shape, split_shape
-from .split import pull_by, room_between, store_between
+from .multiply import load_parts, multiply, sum_of
+from .predict import probabilities, reach_of_anchor, softmax_of, value_at_anchor
+from .pull import store_anchor, store_row
+from .shape import MOST_FUSED, PRECISION, fused_shape
+from .split import carry_by, load_between, load_known, pull_by, split_of, store_between
 from .tiles import load_rows, tiles_of
 
 
@@ -64,92 +74,77 @@ def loss_of_tiles(
     mean = tl.zeros([ROWS], tl.float32)
     if has_bound(w):
         totals = totals_of(a, steps, rows, softmax, False, ROWS, BLOCK)
+        at_anchor = value_at_anchor(a, steps, rows, softmax.others)
         grows = tl.zeros([ROWS], tl.float32)
         moved = tl.zeros([ROWS], tl.float32)
         for start in range(0, a.num_classes, COLUMNS):
             j = start + tl.arange(0, COLUMNS)
-            term, r, more, part, share = diverge(
-                a, steps, rows, softmax, totals, j[None, :], False, PRECISION, ROWS, COLUMNS, BLOCK
+            carried = tl.zeros([ROWS, COLUMNS], tl.float32)
+            for first in range(0, a.num_classes, BLOCK):
+                k = first + tl.arange(0, BLOCK)
+                s = probabilities(a, steps, rows, softmax, k[None, :], False)
+                v = tl.where(k[None, :] == rows.anchor[:, None], at_anchor[:, None], s)
+                parts = load_parts(a, steps, rows, k[:, None], j[None, :])
+                carried = multiply(v, parts, carried, PRECISION)
+            entries = entries_of(
+                a, steps, rows, softmax.anchor, softmax.others, carried, j[None, :]
             )
+            term, r, more, part = divergence_of(entries, totals)
             divergence += term
             grows += more
             moved += part
-            mean += share
+            mean += mean_pull_of_loss(a, steps, rows, carried, r, j[None, :])
             if a.out is not None:
-                matrix = load_matrix(a, steps, rows, i, j[:, None])
-                pull = tl.dot(r, matrix, pull, input_precision=PRECISION)
+                pull = multiply(r, load_parts(a, steps, rows, i, j[:, None]), pull, PRECISION)
         if a.IS_DENSITY:
             own, share = own_pull_of(a, steps, rows, totals, moved)
             mean += share
-            pull += own[:, None] * load_matrix(a, steps, rows, i, rows.x_t[:, None])
+            pull += own[:, None] * sum_of(load_parts(a, steps, rows, i, rows.x_t[:, None]))
         sure = is_sure(divergence, grows, totals, a.num_classes)
     store_loss(a, steps, rows, w, softmax.cross_entropy, divergence, sure)
     if a.out is not None:
-        gradient = w.grad * gradient_of(
-            a, steps, rows, softmax, softmax, pull, mean, i, w.vb, w.ce, False
-        )
+        s = probabilities(a, steps, rows, softmax, i, False)
+        pulled = w.vb[:, None] * s * (pull - mean[:, None]) + w.ce[:, None] * s
+        gradient = tl.where(i == rows.anchor[:, None], 0.0, w.grad * pulled)
         store_row(a, rows, i, gradient)
         store_anchor(a, rows, tl.sum(gradient, axis=1))
 
 
 @triton.jit
-def loss_of_blocks(
+def loss_of_rows(
     a, steps, tiles, between, weights, num_steps,
-    TILTED: tl.constexpr, DIRECT: tl.constexpr, PRECISION: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, BLOCK: tl.constexpr,
+    DIRECT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """Write a block of columns of r, and what it has of the loss."""
-    blocks = tl.cdiv(a.num_classes, COLUMNS)
-    block = tl.program_id(0) % blocks
-    rows = load_rows(a, tiles, tl.program_id(0) // blocks, num_steps, ROWS)
-    w = weights_of(a, steps, rows.step, rows.at, rows.inside, weights, DIRECT, tl.float32)
-    if has_bound(w):
-        softmax = softmax_of(a, steps, rows, TILTED, ROWS, BLOCK)
-        totals = totals_of(a, steps, rows, softmax, TILTED, ROWS, BLOCK)
-        j = block * COLUMNS + tl.arange(0, COLUMNS)[None, :]
-        term, r, grows, moved, share = diverge(
-            a, steps, rows, softmax, totals, j, TILTED, PRECISION, ROWS, COLUMNS, BLOCK
-        )
-        store_between(a, between, rows, j, r)
-        at = between.sums + (rows.at * blocks + block) * 4
-        tl.store(at, term, mask=rows.inside)
-        tl.store(at + 1, grows, mask=rows.inside)
-        tl.store(at + 2, share, mask=rows.inside)
-        tl.store(at + 3, moved, mask=rows.inside)
-
-
-@triton.jit
-def loss_of_sums(
-    a, steps, tiles, between, weights, num_steps, blocks,
-    TILTED: tl.constexpr, DIRECT: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """Write the loss from what the blocks have of it."""
+    """Write the loss, and r in the place of f."""
     rows = load_rows(a, tiles, tl.program_id(0), num_steps, ROWS)
     w = weights_of(a, steps, rows.step, rows.at, rows.inside, weights, DIRECT, tl.float32)
-    plain = softmax_of(a, steps, rows, False, ROWS, BLOCK)
     divergence, sure = tl.zeros([ROWS], tl.float32), rows.inside
     if has_bound(w):
-        tilted = plain
-        if TILTED:
-            tilted = softmax_of(a, steps, rows, True, ROWS, BLOCK)
-        totals = totals_of(a, steps, rows, tilted, TILTED, ROWS, BLOCK)
+        anchor, others = load_known(a, between, rows, 0), load_known(a, between, rows, 1)
+        zq = value_of(reach_of_anchor(a, steps, rows)).to(tl.float32)
+        totals = Totals(load_known(a, between, rows, 5), zq, load_known(a, between, rows, 6))
         grows = tl.zeros([ROWS], tl.float32)
         mean = tl.zeros([ROWS], tl.float32)
         moved = tl.zeros([ROWS], tl.float32)
-        for block in range(blocks):
-            at = between.sums + (rows.at * blocks + block) * 4
-            divergence += tl.load(at, mask=rows.live, other=0.0)
-            grows += tl.load(at + 1, mask=rows.live, other=0.0)
-            mean += tl.load(at + 2, mask=rows.live, other=0.0)
-            moved += tl.load(at + 3, mask=rows.live, other=0.0)
+        for start in range(0, a.num_classes, COLUMNS):
+            j = start + tl.arange(0, COLUMNS)[None, :]
+            carried = load_between(a, between.rows, rows, j)
+            entries = entries_of(a, steps, rows, anchor, others, carried, j)
+            term, r, more, part = divergence_of(entries, totals)
+            store_between(a, between.rows, rows, j, r)
+            divergence += term
+            grows += more
+            moved += part
+            mean += mean_pull_of_loss(a, steps, rows, carried, r, j)
         if a.IS_DENSITY:
             own, share = own_pull_of(a, steps, rows, totals, moved)
             mean += share
+            tl.debug_barrier()
             at = between.rows + rows.at * a.num_classes + rows.x_t
             tl.store(at, own, mask=rows.live)
         tl.store(between.mean + rows.at, mean, mask=rows.inside)
         sure = is_sure(divergence, grows, totals, a.num_classes)
-    store_loss(a, steps, rows, w, plain.cross_entropy, divergence, sure)
+    store_loss(a, steps, rows, w, load_known(a, between, rows, 2), divergence, sure)
 
 
 @triton.jit
@@ -301,18 +296,12 @@ def _run_tiles(
             PRECISION, *shape[:3], size, num_warps=shape.num_warps,
         )  # fmt: skip
         return
-    shape = split_shape(a.num_classes)
-    tiles, num_tiles = tiles_of(which, num_steps, a.num_tokens, shape.rows)
-    between = room_between(a)
-    blocks = triton.cdiv(a.num_classes, shape.columns)
-    common = a, steps, tiles, between, weights, num_steps
+    split = split_of(a, steps, which)
+    between = carry_by(a, steps, split, weights, *model)
+    rows, columns = split.row_shape
     launch(
-        loss_of_blocks, num_tiles * blocks, a.x_t, *common, *model, PRECISION, *shape[:3],
-        num_warps=shape.num_warps,
-    )  # fmt: skip
-    launch(
-        loss_of_sums, num_tiles, a.x_t, *common, blocks, *model, shape.rows, shape.block,
-        num_warps=shape.num_warps,
+        loss_of_rows, split.num_tiles, a.x_t, a, steps, split.tiles, between, weights, num_steps,
+        model.direct, rows, columns // 2, num_warps=split.shape.num_warps,
     )  # fmt: skip
     if a.out is not None:
-        pull_by(a, steps, tiles, num_tiles, between, weights, *model)
+        pull_by(a, steps, split, between, weights, model.direct)

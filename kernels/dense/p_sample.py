@@ -10,7 +10,7 @@ from ...chains.tables import StepTables, step_tables
 from ...records import Model, Random
 from ..common.launch import launch
 from ..common.random import NONE, Counter, random_of, uniforms
-from .call import DenseCall, is_direct, of_prediction
+from .call import DenseCall, Weights, is_direct, of_prediction
 from .divergence import UNDERFLOW
 from .entries import value_of
 from .exact import (
@@ -21,11 +21,10 @@ from .exact import (
     rows_of,
     state_of,
 )
-from .posterior import load_between, log_p_of, store_inexact
+from .posterior import load_f, log_p_of, store_inexact
 from .predict import load_column
-from .shape import SPLIT
-from .split import carry_by
-from .tiles import load_rows, tiles_of
+from .split import carry_by, split_of
+from .tiles import load_rows
 
 
 @triton.jit
@@ -33,7 +32,7 @@ def load_mass(a, steps, rows, between, start, COLUMNS: tl.constexpr):
     """Return ``c_j f_j`` of some classes, and ``c_j``."""
     j = start + tl.arange(0, COLUMNS)[None, :]
     column = value_of(load_column(a, steps, rows, j))
-    f, _ = load_between(a, steps, between, rows, j)
+    f, _ = load_f(a, steps, between, rows, j)
     return (column.to(tl.float32) * f).to(tl.float64), column
 
 
@@ -122,10 +121,10 @@ def p_sample(logits: Tensor, x_t: Tensor, step: MatrixStep, model: Model, random
 def _run(
     a: DenseCall, steps: StepTables, which: Tensor, counter: Counter, out: Tensor, model: Model
 ) -> None:
-    num_steps = len(steps.s)
-    tiles, num_tiles = tiles_of(which, num_steps, a.num_tokens, SPLIT.rows)
-    between = carry_by(a, steps, tiles, num_tiles, model.posterior_mean)
+    split = split_of(a, steps, which)
+    weights = Weights(1.0, 0.0, 1.0, None)
+    between = carry_by(a, steps, split, weights, model.posterior_mean, False)
     launch(
-        p_sample_of_rows, num_tiles, a.x_t, a, steps, tiles, between, counter, out, num_steps,
-        model.direct, SPLIT.rows, SPLIT.columns // 2, num_warps=SPLIT.num_warps,
+        p_sample_of_rows, split.num_tiles, a.x_t, a, steps, split.tiles, between, counter, out,
+        split.num_steps, model.direct, *split.row_shape, num_warps=split.shape.num_warps,
     )  # fmt: skip

@@ -31,7 +31,7 @@ from .exact import (
 from .predict import load_column, load_common, load_truth, reach_of_anchor
 from .pull import store_row
 from .shape import SPLIT
-from .split import between_at, carry_by, pull_by, store_between
+from .split import carry_by, load_between, pull_by, split_of, store_between
 from .tiles import load_rows, tiles_of
 
 
@@ -62,10 +62,9 @@ def leading_of(a, steps, rows, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
 
 
 @triton.jit
-def load_between(a, steps, between, rows, j):
+def load_f(a, steps, between, rows, j):
     """Return f of some classes, and f less what the rows of ``Qbar_s`` have in common."""
-    at, inside = between_at(a, between, rows, j)
-    rest = tl.load(at, mask=inside, other=0.0)
+    rest = load_between(a, between.rows, rows, j)
     return rest + load_common(a, steps, rows, j).to(tl.float32), rest
 
 
@@ -76,7 +75,7 @@ def weigh(a, steps, rows, between, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     low = tl.full([ROWS], 1.0, tl.float32)
     for start in range(0, a.num_classes, COLUMNS):
         j = start + tl.arange(0, COLUMNS)[None, :]
-        f, _ = load_between(a, steps, between, rows, j)
+        f, _ = load_f(a, steps, between, rows, j)
         c = load_column(a, steps, rows, j)
         z += tl.sum(value_of(c).to(tl.float32) * f, axis=1)
         low = tl.minimum(low, tl.min(tl.where(c != 0.0, f, 1.0), axis=1))
@@ -103,7 +102,7 @@ def p_posterior_of_rows(
     for start in range(0, a.num_classes, COLUMNS):
         j = start + tl.arange(0, COLUMNS)[None, :]
         log_c = log_of(load_column(a, steps, rows, j))
-        f, _ = load_between(a, steps, between, rows, j)
+        f, _ = load_f(a, steps, between, rows, j)
         log_p = tl.where(log_c > float("-inf"), log_c + (log(f) - log_z), float("-inf"))
         store_row(a, rows, j, log_p)
     store_inexact(a, steps, rows, sure, DIRECT)
@@ -136,11 +135,11 @@ def turn_rows(
     for start in range(0, a.num_classes, COLUMNS):
         j = start + tl.arange(0, COLUMNS)[None, :]
         c = load_column(a, steps, rows, j)
-        f, rest = load_between(a, steps, between, rows, j)
+        f, rest = load_f(a, steps, between, rows, j)
         upstream = load_upstream(a, rows, c, j)
         r = tl.where(upstream != 0.0, upstream / f, 0.0) - scale * value_of(c).to(tl.float32)
         mean += mean_pull_of(a, steps, rows, rest, r)
-        store_between(a, between, rows, j, r)
+        store_between(a, between.rows, rows, j, r)
     tl.store(between.mean + rows.at, mean, mask=rows.inside)
     store_inexact(a, steps, rows, sure, DIRECT)
 
@@ -267,14 +266,13 @@ def p_posterior(
 
 
 def _run(a: DenseCall, steps: StepTables, which: Tensor, model: Model) -> None:
-    num_steps = len(steps.s)
-    tiles, num_tiles = tiles_of(which, num_steps, a.num_tokens, SPLIT.rows)
-    between = carry_by(a, steps, tiles, num_tiles, model.posterior_mean)
+    split = split_of(a, steps, which)
+    weights = Weights(1.0, 0.0, 1.0, None)
+    between = carry_by(a, steps, split, weights, model.posterior_mean, False)
     launch(
-        p_posterior_of_rows if a.upstream is None else turn_rows, num_tiles, a.x_t,
-        a, steps, tiles, between, num_steps, model.direct, SPLIT.rows, SPLIT.columns // 2,
-        num_warps=SPLIT.num_warps,
+        p_posterior_of_rows if a.upstream is None else turn_rows, split.num_tiles, a.x_t,
+        a, steps, split.tiles, between, split.num_steps, model.direct, *split.row_shape,
+        num_warps=split.shape.num_warps,
     )  # fmt: skip
     if a.upstream is not None:
-        weights = Weights(1.0, 0.0, 1.0, None)
-        pull_by(a, steps, tiles, num_tiles, between, weights, model.posterior_mean, False)
+        pull_by(a, steps, split, between, weights, False)

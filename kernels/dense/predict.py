@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from ..common.math import exp, log1p
-from .entries import log_of, value_of
+from .entries import log_of
 
 
 class Softmax(NamedTuple):
@@ -40,7 +40,7 @@ def load_logits(a, steps, rows, classes, TILTED: tl.constexpr):
 def reach_at(a, steps, rows, classes):
     """Return where ``Qbar_t[classes, x_t]`` is."""
     matrix = steps.q_bar_t + rows.step.to(tl.int64) * a.num_classes * a.num_classes
-    return matrix + classes.to(tl.int64) * a.num_classes + rows.x_t[:, None]
+    return (matrix + rows.x_t[:, None]) + classes * a.num_classes
 
 
 @triton.jit
@@ -51,25 +51,29 @@ def reach_of_anchor(a, steps, rows):
 
 
 @triton.jit
-def softmax_of(a, steps, rows, TILTED: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
-    """Return what is known of each row's softmax; a row that is not wanted counts as flat."""
+def top_of(a, steps, rows, TILTED: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    """Return the largest logit of each row; 0 of one that is not wanted."""
     top = tl.full([ROWS], float("-inf"), tl.float64 if TILTED else tl.float32)
     for start in range(0, a.num_classes, BLOCK):
         classes = start + tl.arange(0, BLOCK)[None, :]
         top = tl.maximum(top, tl.max(load_logits(a, steps, rows, classes, TILTED), axis=1))
-    top = tl.where(rows.live, top, 0.0)
-    others = tl.zeros([ROWS], tl.float32)
-    anchor = tl.zeros([ROWS], tl.float32)
-    below = tl.zeros([ROWS], tl.float32)
-    for start in range(0, a.num_classes, BLOCK):
-        classes = start + tl.arange(0, BLOCK)[None, :]
-        logits = load_logits(a, steps, rows, classes, TILTED)
-        shifted = (logits - top[:, None]).to(tl.float32)
-        e = exp(shifted)
-        is_anchor = classes == rows.anchor[:, None]
-        others += tl.sum(tl.where(is_anchor, 0.0, e), axis=1)
-        anchor += tl.sum(tl.where(is_anchor, e, 0.0), axis=1)
-        below -= tl.sum(tl.where(is_anchor, shifted, 0.0), axis=1)
+    return tl.where(rows.live, top, 0.0)
+
+
+@triton.jit
+def powers_of(a, steps, rows, top, classes, TILTED: tl.constexpr):
+    """Return ``exp(logit - top)`` of classes, and what of it is not the anchor's, summed."""
+    logits = load_logits(a, steps, rows, classes, TILTED)
+    e = exp((logits - top[:, None]).to(tl.float32))
+    return e, tl.sum(tl.where(classes == rows.anchor[:, None], 0.0, e), axis=1)
+
+
+@triton.jit
+def softmax_from(a, steps, rows, top, others, TILTED: tl.constexpr):
+    """Return the softmax from the sum of all powers but the anchor's."""
+    own = tl.sum(load_logits(a, steps, rows, rows.anchor[:, None], TILTED), axis=1)
+    below = (top - own).to(tl.float32)
+    anchor = exp(-below)
     sum = others + anchor
     # sum >= 1; where the anchor has the largest logit, sum - 1 is `others` to the last digit.
     cross_entropy = below + log1p(tl.where(below == 0.0, others, sum - 1.0))
@@ -78,19 +82,22 @@ def softmax_of(a, steps, rows, TILTED: tl.constexpr, ROWS: tl.constexpr, BLOCK: 
 
 
 @triton.jit
+def softmax_of(a, steps, rows, TILTED: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    """Return what is known of each row's softmax; a row that is not wanted counts as flat."""
+    top = top_of(a, steps, rows, TILTED, ROWS, BLOCK)
+    others = tl.zeros([ROWS], tl.float32)
+    for start in range(0, a.num_classes, BLOCK):
+        classes = start + tl.arange(0, BLOCK)[None, :]
+        _, more = powers_of(a, steps, rows, top, classes, TILTED)
+        others += more
+    return softmax_from(a, steps, rows, top, others, TILTED)
+
+
+@triton.jit
 def probabilities(a, steps, rows, softmax, classes, TILTED: tl.constexpr):
     """Return s of classes."""
     logits = load_logits(a, steps, rows, classes, TILTED)
     return exp((logits - softmax.top[:, None]).to(tl.float32)) * softmax.per_sum[:, None]
-
-
-@triton.jit
-def load_matrix(a, steps, rows, i, j):
-    """Return ``Qbar_s[i, j]`` less what all its rows have in common, in float32."""
-    inside = (i < a.num_classes) & (j < a.num_classes)
-    matrix = steps.q_bar + rows.step.to(tl.int64) * a.num_classes * a.num_classes
-    entries = tl.load(matrix + i.to(tl.int64) * a.num_classes + j, mask=inside, other=0.0)
-    return (value_of(entries) - load_common(a, steps, rows, j)).to(tl.float32)
 
 
 @triton.jit
@@ -107,25 +114,13 @@ def is_centred(a, steps, rows):
 
 
 @triton.jit
-def carry(
-    a, steps, rows, softmax, j, ANCHORED: tl.constexpr, TILTED: tl.constexpr,
-    PRECISION: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """Return ``v Qbar_s``, less what its rows have in common, at the classes ``j [1, COLUMNS]``.
+def value_at_anchor(a, steps, rows, others):
+    """Return what a loss takes for the anchor's s in ``v Qbar_s``, by what all others have of s.
 
-    Anchored, v is s without the anchor, or, where the rows of Qbar_s have something in common,
-    ``s - e_anchor``; else v is s.
+    v is s without the anchor, or, where the rows of Qbar_s have something in common,
+    ``s - e_anchor``.
     """
-    centred = is_centred(a, steps, rows)
-    at_anchor = tl.where(centred, -softmax.others, 0.0) if ANCHORED else softmax.anchor
-    carried = tl.zeros([ROWS, COLUMNS], tl.float32)
-    for start in range(0, a.num_classes, BLOCK):
-        i = start + tl.arange(0, BLOCK)
-        s = probabilities(a, steps, rows, softmax, i[None, :], TILTED)
-        v = tl.where(i[None, :] == rows.anchor[:, None], at_anchor[:, None], s)
-        matrix = load_matrix(a, steps, rows, i[:, None], j)
-        carried = tl.dot(v, matrix, carried, input_precision=PRECISION)
-    return carried
+    return tl.where(is_centred(a, steps, rows), -others, 0.0)
 
 
 @triton.jit

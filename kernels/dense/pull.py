@@ -1,24 +1,12 @@
-"""From r back to the logits: ``s (G - its mean under s)`` with ``G = r Qbar_s^T``."""
+"""How a tile's gradient is written, ``s (G - its mean under s)`` with ``G = r Qbar_s^T``.
+
+At the anchor it is minus the sum of all others, which keeps the digits of a sure prediction.
+"""
 
 import triton
 import triton.language as tl
 
 from ..common.math import rounded_to
-from .predict import probabilities
-
-
-@triton.jit
-def gradient_of(
-    a, steps, rows, tilted, plain, pull, mean, i, vb_weight, ce_weight, TILTED: tl.constexpr
-):
-    """Return the gradient at classes ``i [1, C]``, of the cross-entropy too; 0 at the anchor.
-
-    There it is minus the sum of all others, which keeps the digits of a prediction that is sure.
-    """
-    s = probabilities(a, steps, rows, tilted, i, TILTED)
-    share = probabilities(a, steps, rows, plain, i, False) if TILTED else s
-    gradient = vb_weight[:, None] * s * (pull - mean[:, None]) + ce_weight[:, None] * share
-    return tl.where(i == rows.anchor[:, None], 0.0, gradient)
 
 
 @triton.jit

@@ -4,12 +4,13 @@ from typing import NamedTuple
 
 import torch
 import triton
+from triton.runtime import driver
 
-from ..._environment import DOT
+from ..._environment import DOT, INTERPRET
 
 MOST_FUSED = 128  # classes up to which one program takes a tile through both products
 
-# tf32 alone keeps 11 bits of each factor; three products of halves keep float32's.
+# Six products of bfloat16 parts keep float32's digits, and so do three of tf32; one does not.
 PRECISION = "ieee" if torch.version.hip else DOT
 
 
@@ -22,12 +23,33 @@ class Shape(NamedTuple):
     num_warps: int
 
 
-SPLIT = Shape(32, 64, 16, 8)
+SPLIT = Shape(32, 64, 32, 8)
+WIDE = Shape(128, 64, 16, 8)
+WIDEST = Shape(128, 128, 32, 8)  # for instructions by which four warps multiply together
+AT_A_TIME = 2048  # numbers that a program with no product has of its rows
 
 
-def split_shape(num_classes: int) -> Shape:
+def split_shape(num_classes: int, tokens_per_step: int) -> Shape:
     """Return the tile of a program with one product, not twice as wide as there are classes."""
-    return SPLIT if num_classes > 32 else SPLIT._replace(columns=32)
+    shape = SPLIT
+    on_cores = torch.version.hip is None and DOT == "ieee"  # where a wide tile would spill
+    if tokens_per_step >= WIDE.rows and not on_cores:
+        shape = WIDEST if _multiplies_by_four_warps() else WIDE
+    columns = max(triton.next_power_of_2(num_classes), 32)
+    return shape._replace(columns=min(shape.columns, columns))
+
+
+def row_shape(num_classes: int, rows: int) -> tuple[int, int]:
+    """Return the rows and columns that a program with no product has at a time."""
+    return rows, min(AT_A_TIME // rows, max(triton.next_power_of_2(num_classes), 16))
+
+
+def _multiplies_by_four_warps() -> bool:
+    """Whether the GPU does: by wgmma on Hopper, by tcgen05 on data centers' Blackwell."""
+    if INTERPRET:
+        return True
+    target = driver.active.get_current_target()
+    return target.backend == "cuda" and 90 <= target.arch < 120
 
 
 def fused_shape(num_classes: int) -> tuple[Shape, int]:

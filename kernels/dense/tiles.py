@@ -25,6 +25,11 @@ class Tiles(NamedTuple):
     end: Any
 
 
+def tokens_per_step(which: Tensor, num_steps: int, num_tokens: int) -> int:
+    """Return how many tokens take the same step, on average; of an item where it has one step."""
+    return num_tokens // max(min(which.numel(), num_steps), 1)
+
+
 def tiles_of(which: Tensor, num_steps: int, num_tokens: int, rows: int) -> tuple[Tiles, int]:
     """Return the tiles of so many rows at most, and how many they are.
 
