@@ -1,4 +1,4 @@
-"""Posteriors and draws with the errors of a GPU's own functions: the interpreter has none.
+"""Losses, posteriors and draws with the errors of a GPU's own functions: the interpreter has none.
 
 They are drawn here, and are at most 3e-7 of a power of two, 2^-22 of log2 or of 1 where that is
 less, and 2^-21.9 of the square of a reciprocal of a square root.
@@ -16,8 +16,17 @@ pytest.importorskip("triton")
 import triton
 import triton.language as tl
 from d3pm_fast.kernels.common.math import LN2, LOG2E
-from d3pm_fast.kernels.rank_one import p_sample, posterior, posterior_row
+from d3pm_fast.kernels.rank_one import (
+    loss_rest,
+    loss_row,
+    loss_whole,
+    p_sample,
+    posterior,
+    posterior_row,
+    step,
+)
 from test_choices import ROUNDING, near_a_tie
+from test_numerics import OF_EVERY_DTYPE, OF_EVERY_FORM, check_digits_of_logits
 
 pytestmark = pytest.mark.skipif(not INTERPRET, reason="runs in the interpreter")
 EXP, LOG, RECIPROCAL = tl.constexpr(3e-7), tl.constexpr(2**-22), tl.constexpr(2**-21.9)
@@ -37,6 +46,11 @@ def rough_exp(x):
 
 
 @triton.jit
+def rough_exp2(x):
+    return tl.exp2(x) * (1.0 + EXP * drawn(x))
+
+
+@triton.jit
 def rough_log(y):
     log2 = tl.log2(y)
     size = tl.where((log2 > -1.0) & (log2 < 1.0), 1.0, log2)
@@ -50,8 +64,13 @@ def rough_reciprocal(y):
 
 @pytest.fixture
 def rough(triton, monkeypatch):
-    functions = {"fast_exp": rough_exp, "fast_log": rough_log, "reciprocal": rough_reciprocal}
-    for module in (posterior, posterior_row, p_sample):
+    functions = {
+        "fast_exp": rough_exp,
+        "fast_exp2": rough_exp2,
+        "fast_log": rough_log,
+        "reciprocal": rough_reciprocal,
+    }
+    for module in (loss_rest, loss_row, loss_whole, step, posterior, posterior_row, p_sample):
         for name, function in functions.items():
             monkeypatch.setattr(module, name, function, raising=False)
 
@@ -104,3 +123,10 @@ def test_draws_differ_at_ties_alone(rough, num_classes):
     )
     near = near_a_tie(logits.double().softmax(-1), seeds, ROUNDING[torch.float32])
     assert torch.equal(found[~near], expected[~near])
+
+
+@OF_EVERY_DTYPE
+@OF_EVERY_FORM
+@pytest.mark.parametrize("num_classes", [27, 64])
+def test_losses_keep_the_digits_of_their_logits(rough, family, num_classes, dtype):
+    check_digits_of_logits("triton", family, num_classes, dtype)

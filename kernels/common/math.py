@@ -49,8 +49,17 @@ def exp(x):
 
 @triton.jit
 def fast_exp(x):
-    """For float32 x, within 2e-7 + 1e-7 |x| of the truth: as the hardware has powers of two."""
-    return tl.exp2(x * LOG2E)
+    """For x <= 0 or NaN; float32 by the hardware, within (2e-7 + 1e-7 |x|) of itself."""
+    if x.dtype == tl.float64:
+        return tl.exp(x)
+    else:
+        return fast_exp2(x * LOG2E)
+
+
+@triton.jit
+def fast_exp2(x):
+    """Return 2^x of float32, within 3e-7 of itself: by the hardware."""
+    return tl.exp2(x)
 
 
 @triton.jit
@@ -181,6 +190,17 @@ def phi(x, y):
 
 
 @triton.jit
+def sum_of_phi(sum, rest):
+    """Return that of x - log(1 + x) over a few x of float32, given their sum.
+
+    The product of all 1 + x is 1 + sum + rest.
+    """
+    x = sum + rest
+    n, r, curve = _split(x, 1.0 + x)
+    return (tl.where(n == 0.0, -rest, sum - r) - n * LN2_LOW) - n * LN2_HIGH + curve
+
+
+@triton.jit
 def _split(x, y):
     """Return n, r and r - log(1 + r) of y = 2^n (1 + r) with 1 + r in [sqrt(1/2), sqrt(2)).
 
@@ -234,9 +254,13 @@ def _near_phi(x):
 
 @triton.jit
 def reciprocal(y):
-    """Return 1 / y for y >= 1 or NaN, within 4e-7 of itself: 0 where it is not a normal number."""
-    if y.dtype == tl.float64:
+    """Return 1 / y for y > 0 or NaN, within 4e-7 of itself: 0 where it is not a normal number."""
+    if INTERPRETED or y.dtype == tl.float64:
         return 1.0 / y
+    elif has_ptx():
+        return tl.inline_asm_elementwise(
+            "rcp.approx.ftz.f32 $0, $1;", "=f,f", [y], tl.float32, is_pure=True, pack=1
+        )
     else:
         root = tl.rsqrt(y)
         return root * root
@@ -273,9 +297,22 @@ def plus_log(x, y):
 
 
 @triton.jit
-def fast_log(y):
-    """For float32 y, within 2e-7 + 1e-7 |log y| of the truth: by the hardware, if it has one."""
+def fast_reciprocal(y):
+    """For a normal float32 y > 0 below 8e37, within 1.2e-7 of itself, as the hardware has it."""
     if INTERPRETED or not has_ptx():
+        return 1.0 / y
+    else:
+        return tl.inline_asm_elementwise(
+            "rcp.approx.ftz.f32 $0, $1;", "=f,f", [y], tl.float32, is_pure=True, pack=1
+        )
+
+
+@triton.jit
+def fast_log(y):
+    """For normal y > 0, float32 within 2e-7 + 1e-7 |log y| of the truth: by the hardware's own."""
+    if y.dtype == tl.float64:
+        return tl.log(y)
+    elif INTERPRETED or not has_ptx():
         return tl.log2(y) * LN2
     else:
         log2 = tl.inline_asm_elementwise(

@@ -68,6 +68,7 @@ def tile_of(
 class Classes(NamedTuple):
     """The classes of a tile, the same in all rows, and where they are in a tensor (N, K)."""
 
+    start: Any  # the first
     j: Any  # (HIGH, ROWS, LOW), the sum of the next two
     high: Any  # (HIGH, 1, 1)
     low: Any  # (1, 1, LOW)
@@ -85,13 +86,14 @@ def classes_from(a, start, ROWS: tl.constexpr, HIGH: tl.constexpr, LOW: tl.const
     row = line % ROWS
     flat = start + (line // ROWS * LOW)[:, None] + tl.arange(0, LOW)[None, :]
     before = tl.program_id(0).to(tl.int64) * ROWS
-    there = (row < a.num_tokens - before)[:, None] & (flat < a.num_classes)
-    at = (row * a.num_classes)[:, None] + tl.arange(0, LOW)[None, :]
+    left = tl.minimum(a.num_tokens - before, ROWS).to(tl.int32)
+    there = (row < left)[:, None] & (flat < a.num_classes)
+    at = (tl.minimum(row, left - 1) * a.num_classes)[:, None] + tl.arange(0, LOW)[None, :]
     on = start + (line // ROWS * LOW)[:, None]
     high = start + tl.arange(0, HIGH)[:, None, None] * LOW
     low = tl.arange(0, LOW)[None, None, :]
     j = tl.reshape(flat, [HIGH, ROWS, LOW])
-    return Classes(j, high, low, flat, before * a.num_classes, at, on, there)
+    return Classes(start, j, high, low, flat, before * a.num_classes, at, on, there)
 
 
 @triton.jit
@@ -102,8 +104,11 @@ def on_flat(x, HIGH: tl.constexpr):
 
 
 @triton.jit
-def load_tile(pointer, classes, mask, other):
-    """Return the numbers of a tile."""
+def load_tile(pointer, classes, mask=None, other=None):
+    """Return the numbers of a tile; where the mask is false, ``other`` or anything.
+
+    Those of a row beyond the last are those of the last.
+    """
     x = tl.load(pointer + classes.first + classes.at + classes.on, mask=mask, other=other)
     return tl.reshape(x, classes.j.shape)
 
@@ -131,8 +136,8 @@ def store_flat(pointer, classes, values):
 
 @triton.jit
 def on_tile(x):
-    """Return what each row has, for all of its classes."""
-    return x[None, :, None]
+    """Return what each row has, for all of its classes: in the layout that ``row_sum`` returns."""
+    return x[:, None][None, :, :]
 
 
 @triton.jit

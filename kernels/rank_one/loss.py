@@ -14,11 +14,10 @@ from ...chains.structures import RankOneStep
 from ...records import Loss
 from ...reductions import reduced
 from ..common.launch import constant, launch, triton_type
-from ..common.tile import Tile, classes_from, on_flat, row_max, row_sum, store_flat, tile_of
+from ..common.tile import Tile, classes_from, on_tile, row_max, row_sum, store_tile, tile_of
 from .loss_rest import (
     curvature,
     curve,
-    exponentials,
     gradient_of_row,
     highest,
     line_of,
@@ -37,52 +36,67 @@ from .loss_tokens import (
     store_special,
     store_value,
 )
-from .loss_whole import bend_of, curvature_of_whole, store_gradient_of_whole
+from .loss_whole import (
+    bend_of,
+    curvature_of_whole,
+    exponentials_of_tile,
+    level_of,
+    row_of_whole,
+    store_gradient_of_whole,
+)
 from .step import Chain, chain_of
 
 
 @triton.jit
 def loss_of_whole_rows(
     a, chain, vb_weight: tl.float64, ce_weight: tl.float64, grad_scale: tl.float64,
-    model, REAL: tl.constexpr, ROWS: tl.constexpr, HIGH: tl.constexpr, LOW: tl.constexpr,
+    model, REAL: tl.constexpr, FILLED: tl.constexpr,
+    ROWS: tl.constexpr, HIGH: tl.constexpr, LOW: tl.constexpr,
 ):  # fmt: skip
-    """For rows that a tile holds whole."""
+    """For rows that a tile holds whole; FILLED where they fill it."""
     tokens, token = load_tokens(a, chain, vb_weight, ce_weight, model, REAL, ROWS)
     classes = classes_from(a, 0, ROWS, HIGH, LOW)
-    if tl.min(tokens.settled.to(tl.int32), axis=0) > 0:
+    if a.SPARSE and tl.min(tokens.settled.to(tl.int32), axis=0) > 0:
         store_value(a, tokens)
         if a.grad is not None:
-            store_flat(a.grad, classes, on_flat(tokens.value, HIGH))
+            store_tile(a.grad, classes, tl.broadcast_to(on_tile(tokens.value), classes.j.shape))
     else:
-        logits = load_rest(a, chain, tokens, classes, REAL)
+        logits = load_rest(a, chain, tokens, classes, REAL, FILLED)
         special = load_special(a, chain, tokens, REAL)
-        top = highest(tokens, row_max(logits), special)
-        e = exponentials(a, logits, top)
-        row = row_of(a, top, row_sum(e), special)
+        level = level_of(highest(tokens, row_max(logits), special))
+        e = exponentials_of_tile(logits, level)
+        row = row_of_whole(a, level, row_sum(e), special)
         if chain.pi is None:
-            loss_without_pi(a, chain, tokens, token, classes, e, top, row, grad_scale, REAL)
+            loss_without_pi(a, chain, tokens, token, classes, e, level, row, grad_scale, REAL)
         else:
             loss_with_pi(a, chain, tokens, token, classes, e, row, grad_scale, REAL)
 
 
 @triton.jit
-def loss_without_pi(a, chain, tokens, token, classes, e, top, row, grad_scale, REAL: tl.constexpr):
+def loss_without_pi(
+    a, chain, tokens, token, classes, e, level, row, grad_scale, REAL: tl.constexpr
+):
     """Write the loss and the gradient of rows whose classes all have the pi 1/K."""
     solved = solve(token, row, REAL)
-    line = line_of(chain, solved, REAL)
-    bend = bend_of(line)
-    m = e
-    sum_phi, sum_h = tl.zeros_like(row.e_rest), tl.zeros_like(row.e_rest)
+    zero = tl.zeros_like(row.e_rest)
     if tl.max(solved.curved.to(tl.int32), axis=0) > 0:
+        bend = bend_of(chain, token, solved, REAL)
         m, sum_phi, sum_h = curvature_of_whole(
-            a, chain, tokens, classes, e, row, top, solved, line, bend
+            a, chain, tokens, classes, e, row, level, solved, line_of(chain, solved, REAL), bend
         )
-    result = finish(a, token, row, solved, sum_phi, sum_h, REAL)
-    store_loss(a, tokens, token, solved, result)
-    if a.grad is not None:
-        factor = gradient_factor(a, grad_scale, REAL)
-        store_gradient_of_whole(a, tokens, classes, e, m, bend, result, factor)
-        store_special(a, chain, tokens, result, factor)
+        result = finish(a, token, row, solved, sum_phi, sum_h, REAL)
+        store_loss(a, tokens, token, solved, result)
+        if a.grad is not None:
+            factor = gradient_factor(a, grad_scale, REAL)
+            store_gradient_of_whole(a, tokens, classes, e, m, bend, result, factor)
+            store_special(a, chain, tokens, result, factor)
+    else:
+        result = finish(a, token, row, solved, zero, zero, REAL)
+        store_loss(a, tokens, token, solved, result)
+        if a.grad is not None:
+            factor = gradient_factor(a, grad_scale, REAL)
+            store_gradient(a, tokens, classes, e, 1.0, result, factor)
+            store_special(a, chain, tokens, result, factor)
 
 
 @triton.jit
@@ -165,6 +179,7 @@ def prepared(of: Loss[RankOneStep], reduction: str, late: bool | None) -> Prepar
         int(is_density),
         tl.constexpr(with_terms),
         tl.constexpr(step.mask_id >= 0),
+        tl.constexpr(step.mask_id >= 0 or mask is not None),
     )
     scale = 1 / max(num_tokens, 1) if early and count is None else 1.0
     return Prepared(arguments, chain_of(num_tokens, step, real), scale, real, count)
@@ -175,7 +190,8 @@ def tile_for(num_classes: int, dtype: torch.dtype, has_pi: bool, has_grad: bool)
     copies = 2 if has_pi or has_grad else 1
     if has_pi or dtype == torch.float64:
         return tile_of(num_classes, dtype, copies)
-    return tile_of(num_classes, dtype, copies, 32)
+    fills = num_classes == triton.next_power_of_2(num_classes) <= 2048
+    return tile_of(num_classes, dtype, copies, 64 if fills else 32)
 
 
 def loss(of: Loss[RankOneStep], reduction: str, late: bool | None = None) -> Any:
@@ -187,7 +203,8 @@ def loss(of: Loss[RankOneStep], reduction: str, late: bool | None = None) -> Any
     if tile.num_classes < num_classes:
         kernel, shape = loss_of_long_rows, (tile.high, tile.low)
     else:
-        kernel, shape = loss_of_whole_rows, (tile.rows, tile.high, tile.low)
+        filled = tile.num_classes == num_classes
+        kernel, shape = loss_of_whole_rows, (filled, tile.rows, tile.high, tile.low)
     weights, programs = of.weights, triton.cdiv(call.num_tokens, tile.rows)
     launch(
         kernel, programs, of.logits, call, chain, weights.vb, weights.ce, scale, constant(of.model),

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from ..common.math import exp, fast_exp, phi
+from ..common.marks import bit_of, hidden, mark
+from ..common.math import fast_exp, phi
 from ..common.tile import (
     classes_from,
     load_tile,
@@ -34,28 +35,39 @@ class Line(NamedTuple):
 
 
 @triton.jit
-def is_apart(a, chain, tokens, classes):
-    """Return which classes of a tile are x_0, x_t or the mask."""
-    # A thread has many classes of few `low`: these are taken off first, once for all of them.
-    x0, x_t = on_tile(tokens.x0) - classes.low, on_tile(tokens.x_t) - classes.low
-    apart = (classes.high == x0) | (classes.high == x_t)
+def marks_of(a, chain, tokens, classes):
+    """Return marks on x_0, x_t, the mask and all of a settled row, and each class's bit."""
+    HIGH: tl.constexpr = classes.j.shape[0]
+    LOW: tl.constexpr = classes.j.shape[2]
+    kind: tl.constexpr = a.logits.dtype.element_ty
+    words = mark(tokens.x0 - classes.start, HIGH, LOW, kind)
+    words |= mark(tokens.x_t - classes.start, HIGH, LOW, kind)
     if a.HAS_MASK:
-        apart |= classes.high == chain.mask_id - classes.low
-    return apart
+        mask_id = tl.full([1], chain.mask_id, tl.int32)
+        words |= mark(mask_id - classes.start, HIGH, LOW, kind)
+    return tl.where(on_tile(tokens.settled), -1, words), bit_of(HIGH, LOW, kind)
 
 
 @triton.jit
 def is_excluded(a, chain, tokens, classes):
     """Return which classes of a tile are not of the rest."""
-    return is_apart(a, chain, tokens, classes) | (classes.j >= a.num_classes)
+    words, bit = marks_of(a, chain, tokens, classes)
+    return ((words & bit) != 0) | (classes.j >= a.num_classes)
 
 
 @triton.jit
-def load_rest(a, chain, tokens, classes, REAL: tl.constexpr):
-    """Return the logits of the rest; -inf for what is not of it, and for what is not read."""
-    reads = on_flat(tokens.settled == 0, classes.j.shape[0]) & classes.there
-    logits = load_tile(a.logits, classes, reads, float("-inf")).to(REAL)
-    return tl.where(is_apart(a, chain, tokens, classes), float("-inf"), logits)
+def load_rest(a, chain, tokens, classes, REAL: tl.constexpr, FILLED: tl.constexpr = False):
+    """Return the logits of the rest; -inf for what is not of it, and for a settled row.
+
+    FILLED says that no class of the tile is beyond the last.
+    """
+    words, bit = marks_of(a, chain, tokens, classes)
+    if FILLED and not a.SPARSE:
+        logits = load_tile(a.logits, classes)
+    else:
+        reads = on_flat(tokens.settled == 0, classes.j.shape[0]) & classes.there
+        logits = load_tile(a.logits, classes, reads, float("-inf"))
+    return hidden(logits.to(REAL), words, bit)
 
 
 @triton.jit
@@ -64,16 +76,6 @@ def highest(tokens, of_rest, special):
     logit_x0, logit_xt, logit_mask = special
     top = tl.maximum(tl.maximum(of_rest, logit_x0), tl.maximum(logit_xt, logit_mask))
     return tl.where(tokens.settled, 0.0, top)
-
-
-@triton.jit
-def exponentials(a, logits, top):
-    """Return exp(logit - top); of logits of 16 bits by the hardware, see ``fast_exp``."""
-    x = logits - on_tile(top)
-    if a.logits.dtype.element_ty.primitive_bitwidth == 16:
-        return fast_exp(x)
-    else:
-        return exp(x)
 
 
 @triton.jit
@@ -133,9 +135,9 @@ def statistics_of_row(
         classes = classes_from(a, start, 1, HIGH, LOW)
         logits = load_rest(a, chain, tokens, classes, REAL)
         higher = tl.maximum(top, row_max(logits))
-        e = exponentials(a, logits, higher)
+        e = fast_exp(logits - on_tile(higher))
         e = tl.where(logits == float("-inf"), 0.0, e)
-        e_rest = tl.where(top == higher, e_rest, e_rest * exp(top - higher)) + row_sum(e)
+        e_rest = tl.where(top == higher, e_rest, e_rest * fast_exp(top - higher)) + row_sum(e)
         top = higher
     return top, e_rest
 
@@ -148,7 +150,7 @@ def sums_of_row(
     sum_phi, sum_h = tl.zeros([1], REAL), tl.zeros([1], REAL)
     for start in range(0, a.num_classes, HIGH * LOW):
         classes = classes_from(a, start, 1, HIGH, LOW)
-        e = exponentials(a, load_rest(a, chain, tokens, classes, REAL), top)
+        e = fast_exp(load_rest(a, chain, tokens, classes, REAL) - on_tile(top))
         more_phi, more_h = curvature(a, chain, tokens, classes, e, line)
         sum_phi += more_phi
         sum_h += more_h
@@ -163,7 +165,7 @@ def gradient_of_row(
     """Write the gradient of a row."""
     for start in range(0, a.num_classes, HIGH * LOW):
         classes = classes_from(a, start, 1, HIGH, LOW)
-        e = exponentials(a, load_rest(a, chain, tokens, classes, REAL), top)
+        e = fast_exp(load_rest(a, chain, tokens, classes, REAL) - on_tile(top))
         g, y = curve(chain, classes, e, line)
         store_gradient(a, tokens, classes, e, g / y, result, factor)
     store_special(a, chain, tokens, result, factor)

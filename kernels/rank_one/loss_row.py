@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from ..common.math import exp, log, log1p, phi, tiny
+from ..common.math import fast_exp, log, log1p, phi, reciprocal, tiny
 
 
 class Token(NamedTuple):
@@ -37,13 +37,13 @@ class Token(NamedTuple):
 
 
 class Row(NamedTuple):
-    """exp(logit - top) of the special classes and summed over the rest; top - logit[x_0]."""
+    """exp(logit - top) of the special classes and summed over the rest, all times one number."""
 
     e_x0: Any
     e_xt: Any
     e_mask: Any
     e_rest: Any
-    below_top: Any
+    log_e_x0: Any
 
 
 class Solved(NamedTuple):
@@ -64,10 +64,11 @@ class Solved(NamedTuple):
     d_x0: Any
     f_x0: Any
     f_xt: Any
-    z: Any
-    zq: Any
+    per_d_x0: Any
+    per_z: Any
+    per_zq: Any
     g_x0: Any
-    log_s_x0: Any
+    level: Any  # s[x_0] is this times exp(-cross_entropy)
 
 
 class Result(NamedTuple):
@@ -88,8 +89,9 @@ def row_of(a, top, e_rest, special):
     logit_x0, logit_xt, logit_mask = special
     e_mask = tl.zeros_like(e_rest)
     if a.HAS_MASK:
-        e_mask = exp(logit_mask - top)
-    return Row(exp(logit_x0 - top), exp(logit_xt - top), e_mask, e_rest, top - logit_x0)
+        e_mask = fast_exp(logit_mask - top)
+    log_e_x0 = logit_x0 - top
+    return Row(fast_exp(log_e_x0), fast_exp(logit_xt - top), e_mask, e_rest, log_e_x0)
 
 
 @triton.jit
@@ -105,14 +107,17 @@ def solve(token, row, REAL: tl.constexpr):
     raw_xt = tl.where(same, 0.0, row.e_xt)
     others = row.e_rest + row.e_mask + raw_xt
     sum = row.e_x0 + others
-    # sum >= 1; where x_0 has the largest logit, sum - 1 is `others` to the last digit.
-    cross_entropy = row.below_top + log1p(tl.where(row.below_top == 0.0, others, sum - 1.0))
+    # Where x_0 leads, the logarithm of sum / e_x0 does not cancel.
+    over = others * reciprocal(row.e_x0)
+    leads = over < 1.0
+    log_sum = log1p(tl.where(leads, over, sum - 1.0))
+    cross_entropy = tl.where(leads, log_sum, log_sum - row.log_e_x0)
 
     tilt_x0 = tl.where(same, token.tilt, 1.0)
     t_x0 = row.e_x0 * tilt_x0
     t_xt = raw_xt * token.tilt
     t_others = row.e_rest + row.e_mask + t_xt
-    inv = 1.0 / (t_x0 + t_others)
+    inv = reciprocal(t_x0 + t_others)
     s_x0 = t_x0 * inv
     s_xt = t_xt * inv
     not_x0 = t_others * inv
@@ -123,16 +128,16 @@ def solve(token, row, REAL: tl.constexpr):
     f_xt = tl.where(same, f_x0, token.bar_keep * s_xt + token.bar_xt)
     z = token.spread_in_z + token.keep * f_xt
     zq = token.spread_in_z + token.keep * d_xt
-    curved = (token.bar_base > tiny(REAL)) & token.diverges
-    shift = token.keep * token.bar_keep * tl.where(same, not_x0, -s_xt) / z
-    ratio = one_plus(shift, zq / z)
-    slope = ratio * token.bar_keep * inv / token.bar_base
+    per_z, per_d_x0 = reciprocal(z), reciprocal(d_x0)
+    shift = token.keep * token.bar_keep * tl.where(same, not_x0, -s_xt) * per_z
+    ratio = one_plus(shift, zq * per_z)
+    curved = (token.bar_base > tiny(REAL)) & token.diverges & (ratio > 0.0)
+    slope = ratio * token.bar_keep * inv * reciprocal(token.bar_base)
 
     fall_same = token.spread * not_x0
     fall_other = not_x0 * (token.spread_in_z + token.keep * token.bar_xt) + token.keep * d_x0 * s_xt
     fall = tl.where(same, fall_same, fall_other)
-    g_x0 = tl.where(d_x0 > 0.0, -(token.bar_keep / d_x0) * (fall / z), 0.0)
-    log_s_x0 = log(tilt_x0 * sum * inv) - cross_entropy
+    g_x0 = tl.where(d_x0 > 0.0, -(token.bar_keep * per_d_x0) * (fall * per_z), 0.0)
     return Solved(
         ratio,
         shift,
@@ -149,10 +154,11 @@ def solve(token, row, REAL: tl.constexpr):
         d_x0,
         f_x0,
         f_xt,
-        z,
-        zq,
+        per_d_x0,
+        per_z,
+        reciprocal(zq),
         g_x0,
-        log_s_x0,
+        tilt_x0 * sum * inv,
     )
 
 
@@ -161,19 +167,19 @@ def finish(a, token, row, solved, sum_phi, sum_h, REAL: tl.constexpr):
     """Return the result, from sums of pi_j phi(g_j) and e_j h_j over the rest."""
     least = tiny(REAL)
     ratio = solved.ratio
-    z, zq = solved.z, solved.zq
+    per_z, per_zq = solved.per_z, solved.per_zq
     is_density = token.spread_in_z != token.spread
     stay = token.spread_in_z + token.keep
 
     # x_0. Where ub = 0 its ratio is that of s, whose logarithm outlives its underflow.
     c_x0 = tl.where(token.same, stay, token.spread)
-    q_x0 = c_x0 / zq * solved.d_x0
+    q_x0 = c_x0 * per_zq * solved.d_x0
     has_x0 = token.bar_x0 > least
-    r_x0 = one_plus(solved.g_x0, solved.f_x0 / solved.d_x0 * ratio)
-    far = solved.g_x0 - solved.log_s_x0 - log(ratio)
+    r_x0 = one_plus(solved.g_x0, solved.f_x0 * solved.per_d_x0 * ratio)
+    far = solved.g_x0 + solved.cross_entropy - log(solved.level * ratio)
     is_far = (token.bar_x0 <= least) & (solved.g_x0 < -0.5)
     phi_x0 = tl.where(is_far, far, phi(solved.g_x0, r_x0))
-    w_x0 = tl.where(has_x0, token.bar_keep * solved.s_x0 / solved.f_x0, 1.0)
+    w_x0 = tl.where(has_x0, token.bar_keep * solved.s_x0 * reciprocal(solved.f_x0), 1.0)
     # Also where q_x0 is below the range.
     possible = (c_x0 > 0.0) & (solved.d_x0 > 0.0) & ((is_density & token.same) == 0)
     weighted = tl.where(phi_x0 < float("inf"), q_x0 * phi_x0, phi_x0)
@@ -182,31 +188,33 @@ def finish(a, token, row, solved, sum_phi, sum_h, REAL: tl.constexpr):
 
     # x_t, where it is another class.
     has_xt = token.bar_xt > least
-    g_xt = token.spread / token.bar_xt * (token.bar_keep * solved.s_xt / z)
+    g_xt = token.spread * reciprocal(token.bar_xt) * (token.bar_keep * solved.s_xt * per_z)
     r_xt = 1.0 + tl.where(is_density, 0.0, g_xt)
-    h_xt = tl.where(has_xt, g_xt / r_xt, 1.0)
+    h_xt = tl.where(has_xt, g_xt * reciprocal(r_xt), 1.0)
     near_xt = tl.where(is_density, 0.0, phi(g_xt, r_xt))
-    term_xt = tl.where(has_xt, stay / zq * token.bar_xt * near_xt, stay / z * solved.f_xt)
-    pull_xt = stay / z * token.bar_keep * solved.s_xt * h_xt
+    term_xt = tl.where(has_xt, stay * per_zq * token.bar_xt * near_xt, stay * per_z * solved.f_xt)
+    pull_xt = stay * per_z * token.bar_keep * solved.s_xt * h_xt
 
     # The mask, where it is neither.
     term_mask, pull_mask = tl.zeros_like(ratio), tl.zeros_like(ratio)
     if a.HAS_MASK:
         has_mask = token.bar_mask > least
-        lift = ratio * token.bar_keep * solved.s_mask / token.bar_mask
+        lift = ratio * token.bar_keep * solved.s_mask * reciprocal(token.bar_mask)
         r_mask = ratio + lift
-        h_mask = tl.where(has_mask, (solved.shift + lift) / r_mask, 1.0)
-        near_mask = token.spread / zq * token.bar_mask * phi(solved.shift + lift, r_mask)
-        term_mask = tl.where(has_mask, near_mask, token.spread / z * token.bar_keep * solved.s_mask)
-        pull_mask = token.spread / z * token.bar_keep * solved.s_mask * h_mask
+        h_mask = tl.where(has_mask, (solved.shift + lift) * reciprocal(r_mask), 1.0)
+        near_mask = token.spread * per_zq * token.bar_mask * phi(solved.shift + lift, r_mask)
+        term_mask = tl.where(
+            has_mask, near_mask, token.spread * per_z * token.bar_keep * solved.s_mask
+        )
+        pull_mask = token.spread * per_z * token.bar_keep * solved.s_mask * h_mask
 
     has_base = token.bar_base > least
-    near_rest = token.spread / zq * token.bar_base * sum_phi
+    near_rest = token.spread * per_zq * token.bar_base * sum_phi
     term_rest = tl.where(
-        has_base, near_rest, token.spread / z * token.bar_keep * row.e_rest * solved.inv
+        has_base, near_rest, token.spread * per_z * token.bar_keep * row.e_rest * solved.inv
     )
     of_rest = tl.where(solved.curved, sum_h, row.e_rest)
-    pull_rest = token.spread / z * token.bar_keep * of_rest * solved.inv
+    pull_rest = token.spread * per_z * token.bar_keep * of_rest * solved.inv
 
     divergence = term_x0 + tl.where(token.same, 0.0, term_xt) + term_mask + term_rest
     pull_others = tl.where(token.same, 0.0, pull_xt) + pull_mask + pull_rest
@@ -215,12 +223,12 @@ def finish(a, token, row, solved, sum_phi, sum_h, REAL: tl.constexpr):
     loss = tl.where(bound, token.vb * divergence, 0.0)
     loss += tl.where(token.ce != 0.0, token.ce * solved.cross_entropy, 0.0)
     common = tl.where(bound, -token.vb * (pull_x0 + pull_others), 0.0)
-    share = token.ce / solved.sum
+    share = token.ce * reciprocal(solved.sum)
     slant_x0 = pull_x0 * solved.not_x0 - solved.s_x0 * pull_others
     return Result(
         loss,
         divergence,
-        tl.where(bound, token.vb * (token.spread / z) * token.bar_keep * solved.inv, 0.0),
+        tl.where(bound, token.vb * (token.spread * per_z) * token.bar_keep * solved.inv, 0.0),
         common * solved.inv + share,
         tl.where(bound, token.vb * slant_x0, 0.0) - share * solved.others,
         tl.where(bound, token.vb * pull_xt, 0.0) + common * solved.s_xt + share * row.e_xt,

@@ -170,6 +170,7 @@ def _run(
     a = LossCall(
         logits, x0, x_t, mask, weights.tokens, loss, grad, None, num_tokens, num_logits,
         int(is_density), tl.constexpr(with_terms), tl.constexpr(step.mask_id >= 0),
+        tl.constexpr(True),
     )  # fmt: skip
     chain = chain_of(num_tokens, step, real)
     pi = None if chain.pi is None else chain.pi[shard.first : shard.first + num_logits]

@@ -28,6 +28,7 @@ class LossCall(NamedTuple):
     is_density: Any  # 1 where steps have rates, and the loss is the bound's density; else 0
     WITH_TERMS: Any
     HAS_MASK: Any  # whether the chain has a mask
+    SPARSE: Any  # whether many tokens may be settled
 
 
 class Tokens(NamedTuple):
@@ -154,19 +155,25 @@ def count_special(a, chain, tokens):
 
 @triton.jit
 def store_special(a, chain, tokens, result, factor):
-    """Write the gradient of the special classes, once all threads have written the rest's."""
+    """Write the gradient of the special classes, once all threads have written the rest's.
+
+    One may be another, the last of these. What is written depends on the step, but not where: the
+    layout in which it is written would else have all loads of a step once more.
+    """
     tl.debug_barrier()
-    writes = tokens.inside & (tokens.settled == 0)
-    rows = a.grad + tokens.at * a.num_classes
     mask_id = tl.full([1], chain.mask_id, tl.int32)
-    apart = (tokens.x0 != mask_id) & (tokens.x_t != mask_id) & is_class_of(a, mask_id)
-    kind = a.grad.dtype.element_ty
-    has_x0, has_xt = is_class_of(a, tokens.x0), is_class_of(a, tokens.x_t)
-    other = writes & has_xt & (tokens.x_t != tokens.x0)
-    tl.store(rows + tokens.x0, (result.grad_x0 * factor).to(kind), mask=writes & has_x0)
-    tl.store(rows + tokens.x_t, (result.grad_xt * factor).to(kind), mask=other)
     if a.HAS_MASK:
-        tl.store(rows + mask_id, (result.grad_mask * factor).to(kind), mask=writes & apart)
+        store_at(a, tokens, mask_id, result.grad_mask * factor)
+    store_at(a, tokens, tokens.x_t, result.grad_xt * factor)
+    store_at(a, tokens, tokens.x0, result.grad_x0 * factor)
+
+
+@triton.jit
+def store_at(a, tokens, j, gradient):
+    """Write the gradient of a class of each row, if it is there."""
+    gradient = tl.where(tokens.settled, tokens.value, gradient).to(a.grad.dtype.element_ty)
+    writes = tokens.inside & is_class_of(a, j)
+    tl.store(a.grad + tokens.at * a.num_classes + j, gradient, mask=writes)
 
 
 @triton.jit

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 from ...chains.structures import RankOneStep
-from ..common.math import log_of_double
+from ..common.math import log_of_double, reciprocal
 from ..common.runs import run_of, runs_of
 from ..common.tile import load_classes
 
@@ -120,7 +120,7 @@ def never_stays(step, same, bar_xt):
 def load_class(tokens_at, tokens, num_tokens, num_classes):
     """Return each token's class and whether it is one; 0 where it is not."""
     value = tl.load(tokens_at + tokens, mask=tokens < num_tokens, other=-1)
-    is_class = (value >= 0) & (value < num_classes)
+    is_class = value.to(tl.uint64) < num_classes
     return tl.where(is_class, value, 0), is_class
 
 
@@ -129,7 +129,7 @@ def pi_at(chain, classes, REAL: tl.constexpr):
     """Return pi of classes; 0 where it is none."""
     inside = (classes >= 0) & (classes < chain.num_classes)
     if chain.pi is None:
-        return tl.where(inside, tl.full([1], 1.0, REAL) / chain.num_classes.to(REAL), 0.0)
+        return tl.where(inside, reciprocal(tl.full([1], chain.num_classes, REAL)), 0.0)
     else:
         return tl.load(chain.pi + classes, mask=inside, other=0.0)
 
