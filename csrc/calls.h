@@ -21,7 +21,9 @@ struct Chain {
   int64_t mask_id;    // negative where there is no mask
   int64_t forbidden;  // the class whose logits count as -inf, or negative
 
-  D3PM_HOST_DEVICE bool is_class(int64_t j) const { return j >= 0 && j < num_classes; }
+  D3PM_HOST_DEVICE bool is_class(int64_t j) const {
+    return static_cast<uint64_t>(j) < static_cast<uint64_t>(num_classes);
+  }
   D3PM_HOST_DEVICE bool may_be_data(int64_t j) const { return is_class(j) && j != forbidden; }
 
   template <class Real>
@@ -31,7 +33,7 @@ struct Chain {
 
   // Whether the table has a row for the tokens of a run.
   D3PM_HOST_DEVICE bool has_row(int64_t run) const {
-    return rows[run] >= 0 && rows[run] < table_size;
+    return static_cast<uint64_t>(rows[run]) < static_cast<uint64_t>(table_size);
   }
 
   // The coefficients of the step of a run; null where there is none.

@@ -30,21 +30,24 @@ struct LossStep {
 };
 
 // A token of good classes: whether its loss and all of its gradient are settled to be `value`
-// whatever its row, and if not, its weights of the terms and the tilt of s[x_t].
+// whatever its row, and if not, its weights of the terms and whether s[x_t] is
+// tilted.
 template <class Real>
 struct LossToken {
   bool settled = true;
   bool diverges = false;
+  bool is_tilted = false;
   Real value = 0, vb = 0, ce = 0;
-  double tilt = 1;
 
+  template <class Class>
   D3PM_HOST_DEVICE LossToken(const LossStep<Real>& of, const Vector<Real>& vector,
-                             bool posterior_mean, int64_t x0, int64_t x_t, Real weight) {
-    const StepCoefficients& step = *of.step;
-    const double u = vector(step.base, step.mask, x_t);
-    const double u_in_z = of.is_density ? 0 : u;
-    const double bar_xt = vector(step.bar_base, step.bar_mask, x_t);
-    if (u_in_z == 0 && never_stays(step, x0 == x_t, bar_xt)) {
+                             bool posterior_mean, Class x0, Class x_t, Class mask_id, Real weight) {
+    const Real pi = vector.pi_of(x_t);
+    const bool is_mask = x_t == mask_id;
+    const Real u = of.base * pi + (is_mask ? of.to_mask : Real(0));
+    const Real u_in_z = of.is_density ? Real(0) : u;
+    const Real bar_xt = of.bar_base * pi + (is_mask ? of.bar_to_mask : Real(0));
+    if (u_in_z == 0 && never_stays(*of.step, x0 == x_t, bar_xt)) {
       value = NAN;
       return;
     }
@@ -52,8 +55,7 @@ struct LossToken {
     ce = of.ce * weight;
     settled = vb == 0 && ce == 0 && !of.with_terms;
     diverges = of.with_terms && u != 0 && !of.predicts_x0;
-    if (posterior_mean && !of.predicts_x0)
-      tilt = posterior_mean_tilt(step.keep, u_in_z, step.bar_keep, bar_xt);
+    is_tilted = posterior_mean && !of.predicts_x0;
   }
 };
 

@@ -35,6 +35,8 @@ struct Vector {
   double uniform;
   int64_t mask_id;
 
+  D3PM_HOST_DEVICE Real pi_of(int64_t j) const { return pi ? pi[j] : static_cast<Real>(uniform); }
+
   D3PM_HOST_DEVICE double operator()(double base, double mask, int64_t j) const {
     return base * (pi ? static_cast<double>(pi[j]) : uniform) + (j == mask_id ? mask : 0.0);
   }

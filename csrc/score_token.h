@@ -44,7 +44,8 @@ struct ScoreToken {
     }
     const LossStep<Real> step(call, *found);
     const Real weight = call.weights.of<Real>(token);
-    const LossToken<Real> of(step, chain.template vector<Real>(), false, from, to, weight);
+    const LossToken<Real> of(step, chain.template vector<Real>(), false, from, to, chain.mask_id,
+                             weight);
     value = of.value;
     reads = of.vb != 0 || of.diverges;
     if (!reads) return;

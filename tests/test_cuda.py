@@ -65,18 +65,19 @@ def module(monkeypatch):
 
 
 def results(num_classes):
-    """Loss, gradient, draws and log-probabilities."""
+    """Loss, draws and log-probabilities, and gradients."""
     torch.manual_seed(0)
     chain = make_chain("mask_and_uniform", num_classes)
     x0, x_t, t = likely_pairs(chain, chain.edge_times(), count=4000 // num_classes)
     logits = torch.randn(len(t), num_classes, requires_grad=True)
     arguments = chain.transition, logits, x0, x_t, t
     loss = functional.loss(*arguments, reduction="none", impl="cuda")
-    loss.sum().backward()
+    (of_loss,) = torch.autograd.grad(loss.sum(), logits)
+    log_p = functional.p_posterior(chain.transition, logits, x_t, t, impl="cuda")
+    (of_log_p,) = torch.autograd.grad(log_p.sum(), logits)
     seeds = torch.arange(len(t))
-    model = chain.transition, logits.detach(), x_t, t
-    drawn = functional.p_sample(*model, seeds=seeds, impl="cuda")
-    return loss.detach(), logits.grad, drawn, functional.p_posterior(*model, impl="cuda")
+    drawn = functional.p_sample(chain.transition, logits.detach(), x_t, t, seeds=seeds, impl="cuda")
+    return loss.detach(), of_loss, drawn, log_p.detach(), of_log_p
 
 
 def products():
@@ -87,7 +88,7 @@ def products():
 
 USERS = {  # of the barriers in a file
     "device.h": partial(results, 2000),
-    "loss.cu": partial(results, 27),
+    "rows.h": partial(results, 2000),
     "products.cu": products,
 }
 BARRIERS = [
@@ -108,12 +109,18 @@ def test_the_order_of_threads_does_not_matter(module, num_classes):
 
 @pytest.mark.parametrize("file_and_line", BARRIERS, ids="{0[0]}:{0[1]}".format)
 def test_no_barrier_can_be_left_out(module, file_and_line):
-    """A warp that runs ahead of another lays down what the other has not read yet."""
+    """A warp that runs ahead of another lays down what the other has not read yet.
+
+    Where they then decide differently, they wait for each other in vain.
+    """
     run = USERS[file_and_line[0]]
     truth = run()
     for order in ORDERS[1:]:
         with simulated.scheduled(module.__file__, order, without=file_and_line):
-            if not all(map(same_bits, run(), truth)):
+            try:
+                if not all(map(same_bits, run(), truth)):
+                    return
+            except RuntimeError:
                 return
     pytest.fail("every order gave the right results")
 
@@ -151,7 +158,8 @@ def test_no_kernel_spills_a_register(nvcc_build):
         r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", log
     )
     kernels = len(re.findall(r"Compiling entry function '\w+' for 'sm_(?:80|90|100)'", log))
-    assert kernels == len(frames) == 3 * (1 + 3 + 4 * (3 + 1 + 2 + 1 + 1))
+    losses = 3 * 11 + 4  # of double by fewer
+    assert kernels == len(frames) == 3 * (1 + 3 + 4 * (1 + 2 + 1 + 1) + losses)
     assert set(frames) == {("0", "0", "0")}
 
 

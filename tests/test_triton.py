@@ -20,7 +20,7 @@ triton = pytest.importorskip("triton")
 ROOT = Path(__file__).parents[1]
 TRITON_OF_TABLE = "3.9.0"
 # They read no row of logits, or one beside itself shifted by a class.
-NO_ROWS = {"solve_stroke", "logits_of_rows", "gradient_of_rows", "loss_of_sums", "anchors_of_rows"}
+NO_ROWS = {"solve_stroke", "logits_of_rows", "gradient_of_rows"}
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 

@@ -41,7 +41,8 @@ class LossBlock {
     if (!step || !chain.may_be_data(x0) || !chain.is_class(x_t)) return settle(token, NAN), true;
     if (step != step_.step) step_ = LossStep<Real>(call_, *step);
     const Real weight = call_.weights.of<Real>(token);
-    const LossToken<Real> of(step_, vector_, call_.model.posterior_mean, x0, x_t, weight);
+    const LossToken<Real> of(step_, vector_, call_.model.posterior_mean, x0, x_t,
+                             call_.chain.mask_id, weight);
     if (of.settled || (kStroke == Stroke::kSums && !is_curved(of)))
       return settle(token, of.value), false;
 
@@ -66,7 +67,7 @@ class LossBlock {
       tokens.set(i, &Group::pi_x0, vector_.pi[x0]);
       tokens.set(i, &Group::pi_xt, vector_.pi[x_t]);
     }
-    tokens.set(i, &Group::tilt, of.tilt);
+    tokens.set(i, &Group::is_tilted, of.is_tilted);
     if (tokens.size == layout_.capacity) {
       compute(*ready_, *filling_);
       std::swap(ready_, filling_);
@@ -160,7 +161,8 @@ class LossBlock {
   }
 
   void finish(Tokens& tokens) {
-    for (unsigned g = 0; g < tokens.num_groups(); ++g) tokens.groups[g].finish();
+    const bool has_mask = call_.chain.mask_id >= 0;
+    for (unsigned g = 0; g < tokens.num_groups(); ++g) tokens.groups[g].finish(has_mask);
     Real* const loss = static_cast<Real*>(call_.loss);
     const int64_t width = call_.num_results();
     for (unsigned i = 0; i < tokens.size; ++i)

@@ -50,10 +50,7 @@ struct LossTokens {
 
   explicit LossTokens(double uniform) {
     std::memset(static_cast<void*>(groups), 0, sizeof(groups));
-    for (Group& group : groups) {
-      group.tilt = M::splat(1);
-      group.pi_x0 = group.pi_xt = M::splat(uniform);
-    }
+    for (Group& group : groups) group.pi_x0 = group.pi_xt = M::splat(uniform);
   }
 
   unsigned num_groups() const { return (size + kLanes<Real> - 1) / kLanes<Real>; }

@@ -15,6 +15,13 @@ struct Math<float> {
 
   D3PM_INLINE V select(const Bits& mask, const V& yes, const V& no) { return mask ? yes : no; }
 
+  template <class Yes, class No>
+  D3PM_INLINE V where(const Bits& mask, const Yes& yes, const No& no) {
+    return mask ? yes() : no();
+  }
+
+  D3PM_INLINE V reciprocal(const V& x) { return 1 / x; }
+
   D3PM_INLINE V to_real(const Ints& n) { return __builtin_convertvector(n, V); }
 
   // For x <= 0 or NaN; below the least normal number, 0.
@@ -115,6 +122,13 @@ struct Math<double> {
   D3PM_INLINE V splat(double value) { return V{} + value; }
 
   D3PM_INLINE V select(const Bits& mask, const V& yes, const V& no) { return mask ? yes : no; }
+
+  template <class Yes, class No>
+  D3PM_INLINE V where(const Bits& mask, const Yes& yes, const No& no) {
+    return mask ? yes() : no();
+  }
+
+  D3PM_INLINE V reciprocal(const V& x) { return 1 / x; }
 
   template <class Function>
   D3PM_INLINE V each(const V& x, Function function) {

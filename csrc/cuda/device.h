@@ -11,8 +11,8 @@
 #include <cuda_fp16.h>
 #define D3PM_LAUNCH(kernel, num_blocks, num_threads, shared_bytes, stream, ...) \
   kernel<<<num_blocks, num_threads, shared_bytes, stream>>>(__VA_ARGS__)
-#define D3PM_DYNAMIC_SHARED(type, name)     \
-  extern __shared__ uint64_t d3pm_shared[]; \
+#define D3PM_DYNAMIC_SHARED(type, name)  \
+  extern __shared__ uint4 d3pm_shared[]; \
   type* const name = reinterpret_cast<type*>(d3pm_shared)
 #else
 #include "simt.h"
@@ -76,7 +76,29 @@ template <class Element>
 struct alignas(16) Pack {
   static constexpr int kSize = 16 / sizeof(Element);
   Element values[kSize];
+
+  __device__ auto widened(int i) const { return Memory<Element>::widen(values[i]); }
 };
+
+// Two at a time, of which one lies where the float has it.
+template <>
+__device__ inline auto Pack<BFloat16>::widened(int i) const {
+  uint32_t words[4];
+  memcpy(words, values, sizeof(words));
+  return bit_cast<float>(i % 2 ? words[i / 2] & 0xffff0000u : words[i / 2] << 16);
+}
+
+// Copies 16 bytes from global to shared memory, or zeros where they are not to be read; this
+// thread's are there after wait_for_copies().
+#if defined(__CUDACC__)
+__device__ inline void copy_async(void* to, const void* from, bool reads = true) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(
+                   static_cast<uint32_t>(__cvta_generic_to_shared(to))),
+               "l"(from), "r"(reads ? 16 : 0)
+               : "memory");
+}
+__device__ inline void wait_for_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+#endif
 
 // One instruction each: 1 / x, 2^x and log2(x) to 1 to 2 units in the last place, the logarithm
 // near 1 to 2^-22. Numbers that are not normal count as 0.
@@ -108,9 +130,14 @@ struct Math<float> {
   using Words = uint32_t;
   using Ints = int32_t;
   static constexpr double tiny = kTiny<float>;
+  static constexpr double least = 0x1p-125;  // whose reciprocal is normal, too
 
   static __device__ V splat(double value) { return static_cast<float>(value); }
   static __device__ V select(bool mask, V yes, V no) { return mask ? yes : no; }
+  template <class Yes, class No>
+  static __device__ V where(bool mask, const Yes& yes, const No& no) {
+    return mask ? yes() : no();
+  }
   static __device__ V to_real(Ints n) { return static_cast<float>(n); }
   static __device__ V exp(V x) { return expf(x); }
   static __device__ V log(V x) { return logf(x); }
@@ -126,9 +153,14 @@ struct Math<double> {
   using V = double;
   using Bits = bool;
   static constexpr double tiny = kTiny<double>;
+  static constexpr double least = 0x1p-1021;
 
   static __device__ V splat(double value) { return value; }
   static __device__ V select(bool mask, V yes, V no) { return mask ? yes : no; }
+  template <class Yes, class No>
+  static __device__ V where(bool mask, const Yes& yes, const No& no) {
+    return mask ? yes() : no();
+  }
   static __device__ V exp(V x) { return ::exp(x); }
   static __device__ V log(V x) { return ::log(x); }
   static __device__ V log1p(V x) { return ::log1p(x); }
@@ -143,28 +175,32 @@ struct Math<double> {
   }
 };
 
-// The exponential and the logarithm of numbers of a row, as exact as the logits' type asks for.
-template <class Element>
-struct RowMath : Math<Element> {};
+// exp(x - top) of the numbers of a row, and its logarithm. In float it is the hardware's, of one
+// rounded number; all of a row share what that of the top adds.
+template <class Real>
+struct Exponential;
 
 template <>
-struct RowMath<float> : Math<float> {
-  static __device__ float exp(float x) {
-    const float high = x * kLog2e, low = fmaf(x, kLog2eRest, fmaf(x, kLog2e, -high));
-    const float power = hardware_exp2(high);
-    return fmaf(power, fmaxf(low * kLn2, -1), power);  // low is NaN where x is -inf
-  }
-};
+struct Exponential<float> {
+  float shift;
 
-struct RoughMath : Math<float> {
-  static __device__ float exp(float x) { return hardware_exp2(x * kLog2e); }
-  static __device__ float log(float x) { return hardware_log2(x) * kLn2; }
+  explicit __device__ Exponential(float top) : shift(top * kLog2e) {}
+  __device__ float operator()(float x) const { return hardware_exp2(fmaf(x, kLog2e, -shift)); }
+  __device__ float log(float x) const { return kLn2 * fmaf(x, kLog2e, -shift); }
 };
 
 template <>
-struct RowMath<BFloat16> : RoughMath {};
-template <>
-struct RowMath<Float16> : RoughMath {};
+struct Exponential<double> {
+  double top;
+
+  explicit __device__ Exponential(double top) : top(top) {}
+  __device__ double operator()(double x) const { return ::exp(x - top); }
+  __device__ double log(double x) const { return x - top; }
+};
+
+// The logarithm of a number that is far from 1, or whose error may be absolute.
+__device__ inline float rough_log(float x) { return hardware_log2(x) * kLn2; }
+__device__ inline double rough_log(double x) { return ::log(x); }
 
 struct Sum {
   template <class Real>
@@ -180,21 +216,30 @@ struct Max {
   __device__ int64_t operator()(int64_t a, int64_t b) const { return a > b ? a : b; }
 };
 
-// What `fold` makes of a number of each of the `threads` that share a row, all of a block where
-// they are more than a warp. Every thread of the block calls it.
-template <class Real, class Fold>
-__device__ Real reduce(int threads, Real value, Fold fold) {
+// What `fold` makes of each of some numbers of each of the `threads` that share a row, all of a
+// block where they are more than a warp. Every thread of the block calls it.
+template <class Real, int kCount, class Fold>
+__device__ void reduce(int threads, Real (&values)[kCount], Fold fold) {
   for (int other = (threads < kWarp ? threads : kWarp) / 2; other > 0; other /= 2)
-    value = fold(value, __shfl_xor_sync(0xffffffff, value, other));
+    for (Real& value : values) value = fold(value, __shfl_xor_sync(0xffffffff, value, other));
   if (threads > kWarp) {
-    __shared__ Real of_warp[kMostThreads / kWarp];
-    if (threadIdx.x % kWarp == 0) of_warp[threadIdx.x / kWarp] = value;
+    __shared__ Real of_warp[kMostThreads / kWarp][kCount];
+    if (threadIdx.x % kWarp == 0)
+      for (int i = 0; i < kCount; ++i) of_warp[threadIdx.x / kWarp][i] = values[i];
     __syncthreads();
-    value = of_warp[0];
-    for (int warp = 1; warp < threads / kWarp; ++warp) value = fold(value, of_warp[warp]);
+    for (int i = 0; i < kCount; ++i) values[i] = of_warp[0][i];
+#pragma unroll 1
+    for (int warp = 1; warp < threads / kWarp; ++warp)
+      for (int i = 0; i < kCount; ++i) values[i] = fold(values[i], of_warp[warp][i]);
     __syncthreads();
   }
-  return value;
+}
+
+template <class Real, class Fold>
+__device__ Real reduce(int threads, Real value, Fold fold) {
+  Real values[] = {value};
+  reduce(threads, values, fold);
+  return values[0];
 }
 
 // The sum of `value` over the threads that share a row and come before this one, and over all.
@@ -219,6 +264,14 @@ __device__ inline double sum_before(int threads, double value, double& total) {
     __syncthreads();
   }
   return before;
+}
+
+// Lets a kernel have so many bytes of a block's shared memory, of which 48 KiB need no asking.
+template <class Kernel>
+void allow_shared(Kernel* kernel, size_t bytes) {
+  if (bytes > 48 << 10)
+    cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                         static_cast<int>(bytes));
 }
 
 // What went wrong with the last launch; null for nothing.

@@ -85,7 +85,7 @@ struct PSampleOfRows {
         const Real* const masses = e + v * BlockRows::kWidth;
         double sum = 0, of_vector;
         for (int i = 0; i < BlockRows::kWidth; ++i) sum += masses[i];
-        double running = before + sum_before(rows.threads, sum, of_vector);
+        double running = before + sum_before(rows.threads(), sum, of_vector);
         before += of_vector;
         for (int i = 0; i < BlockRows::kWidth; ++i) {
           const int j = rows.first(start, v) + i;

@@ -12,10 +12,10 @@ template <class Element>
 constexpr int kMostNumbers = sizeof(Element) == 8 ? 8 : 32;
 
 // The rows of a block. The threads that share a row, a power of two, take vectors of it in turn.
-// A row longer than what they hold is gone through part by part. How many they are is no template
-// parameter: four times the code would be built. Where a row begins takes 64 bits; its classes are
-// less than 2^31.
-template <class Element, int kNumbers>
+// A row longer than what they hold is gone through part by part. How many they are is a template
+// parameter only where that pays, else 0: every number is as much code. Where a row begins takes 64
+// bits; its classes are less than 2^31.
+template <class Element, int kNumbers, int kThreads = 0>
 struct Rows {
   using Real = typename Memory<Element>::Real;
   static constexpr int kWidth = Pack<Element>::kSize;
@@ -23,43 +23,58 @@ struct Rows {
 
   // Where a thread holds twice as many, half as many share a short row.
   static constexpr bool kTwice = kNumbers > kMostNumbers<Element>;
-  static constexpr int kHeld = (kTwice ? 2 : 1) * kMostNumbers<Element>, kFewest = kTwice ? 2 : 3;
+  static constexpr int kHeld = (kTwice ? 2 : 1) * kMostNumbers<Element>;
+  static constexpr int kFew = kTwice ? 4 : 8, kMore = 4 * kFew;
   static_assert(kNumbers <= kHeld && kHeld <= 64);
 
-  int log2_threads, threads, num_classes;
+  int log2_of_threads, num_classes;
   bool aligned;
 
   Rows(int64_t num_classes, std::initializer_list<const void*> starts)
-      : log2_threads(num_classes <= 8 * kMostNumbers<Element>    ? kFewest
-                     : num_classes <= 32 * kMostNumbers<Element> ? kFewest + 2
-                     : num_classes <= 128 * kHeld                ? 7
-                                                                 : 8),
-        threads(1 << log2_threads),
-        num_classes(static_cast<int>(num_classes)) {
-    static_assert(1 << 8 == kMostThreads);
+      : log2_of_threads(log2_threads_for(num_classes)), num_classes(static_cast<int>(num_classes)) {
     uintptr_t bits = static_cast<uintptr_t>(num_classes) * sizeof(Element);
     for (const void* start : starts) bits |= reinterpret_cast<uintptr_t>(start);
     aligned = bits % 16 == 0;
   }
 
-  int block() const { return threads < 128 ? 128 : threads; }
+  static int log2_threads_for(int64_t num_classes) {
+    static_assert(kMostThreads == 256);
+    const int log2_few = kTwice ? 2 : 3;
+    if (num_classes <= kFew * kHeld) return log2_few;
+    if (num_classes <= kMore * kHeld) return log2_few + 2;
+    return num_classes <= 128 * kHeld ? 7 : 8;
+  }
+
+  D3PM_HOST_DEVICE int threads() const { return kThreads ? kThreads : 1 << log2_of_threads; }
+
+  D3PM_HOST_DEVICE int block() const { return threads() < 128 ? 128 : threads(); }
 
   int64_t blocks(int64_t num_rows) const {
-    const int64_t of_block = block() / threads;
+    const int64_t of_block = block() / threads();
     return (num_rows + of_block - 1) / of_block;
   }
 
   __device__ int64_t row() const {
-    return int64_t{blockIdx.x} * (blockDim.x >> log2_threads) + (threadIdx.x >> log2_threads);
+    return int64_t{blockIdx.x} * over(blockDim.x) + over(threadIdx.x);
   }
 
   __device__ bool is_first_thread() const { return lane() == 0; }
+
+  // The threads that go through rows together, a warp or, where a row has more, a block; their
+  // rows at a time; and the number of these threads and of this one among them.
+  D3PM_HOST_DEVICE int together() const { return threads() > kWarp ? threads() : kWarp; }
+  D3PM_HOST_DEVICE int rows_at_a_time() const { return together() / threads(); }
+  __device__ int64_t group() const {
+    return int64_t{blockIdx.x} * (blockDim.x / together()) + threadIdx.x / together();
+  }
+  __device__ int in_group() const { return threadIdx.x & (together() - 1); }
+  __device__ int row_in_group() const { return over(in_group()); }
 
   D3PM_HOST_DEVICE bool is_whole() const { return num_classes <= part(); }
 
   // The class of the first number of a thread's vector.
   __device__ int first(int start, int vector) const {
-    return start + (vector * threads + lane()) * kWidth;
+    return start + (vector * threads() + lane()) * kWidth;
   }
 
   template <class Body>
@@ -79,11 +94,69 @@ struct Rows {
 
   template <class Number, class Fold>
   __device__ Number reduce(Number value, Fold fold) const {
-    return device::reduce(threads, value, fold);
+    return device::reduce(threads(), value, fold);
+  }
+
+  template <class Number, int kCount, class Fold>
+  __device__ void reduce(Number (&values)[kCount], Fold fold) const {
+    device::reduce(threads(), values, fold);
   }
 
   // Whether something holds for all rows of a warp.
   __device__ static bool all(bool holds) { return __all_sync(0xffffffff, holds); }
+
+  // Elements of shared memory from one whole row to the next, free of bank conflicts, and bytes of
+  // all of a block.
+  D3PM_HOST_DEVICE int pitch() const { return part() + (threads() < 8 ? threads() * kWidth : 0); }
+  D3PM_HOST_DEVICE size_t shared_bytes() const {
+    return size_t(block() / threads()) * pitch() * sizeof(Element);
+  }
+
+  // This thread's row there.
+  __device__ Element* staged(Element* rows) const { return rows + over(threadIdx.x) * pitch(); }
+
+  // Copies a whole row of `end` numbers there, behind them -inf; zeros where it is not to be read.
+  // meet() comes before its use.
+  __device__ void stage(const Element* row, int end, bool reads, Element* to) const {
+    const Element last = Memory<Element>::narrow(-INFINITY), zero = Memory<Element>::narrow(0);
+    if (aligned && end == part()) {
+#pragma unroll
+      for (int v = 0; v < kVectors; ++v) copy_async(to + first(0, v), row + first(0, v), reads);
+    } else if (aligned) {
+      Pack<Element> behind;
+      for (Element& each : behind.values) each = last;
+#pragma unroll 1
+      for (int j = first(0, 0); j < part(); j += first(0, 1) - first(0, 0)) {
+        if (j < end)
+          copy_async(to + j, row + j, reads);
+        else
+          *reinterpret_cast<Pack<Element>*>(to + j) = behind;
+      }
+    } else {
+#pragma unroll 1
+      for (int j = lane(); j < part(); j += threads())
+        to[j] = j >= end ? last : reads ? row[j] : zero;
+    }
+    wait_for_copies();
+  }
+
+  // The numbers of this thread.
+  __device__ void take(const Element* staged, Real* to) const {
+#pragma unroll
+    for (int v = 0; v < kVectors; ++v) {
+      const auto pack = *reinterpret_cast<const Pack<Element>*>(staged + first(0, v));
+#pragma unroll
+      for (int i = 0; i < kWidth; ++i) to[v * kWidth + i] = pack.widened(i);
+    }
+  }
+
+  // Waits for the threads of the row, and makes known what each has written.
+  __device__ void meet() const {
+    if (threads() > kWarp)
+      __syncthreads();
+    else
+      __syncwarp();
+  }
 
   __device__ void read(const Element* row, int start, int end, Real* to,
                        Real fill = -INFINITY) const {
@@ -117,8 +190,8 @@ struct Rows {
   // or none is negative.
   __device__ uint64_t place(int j) const {
     const uint32_t vector = static_cast<uint32_t>(j) / kWidth;
-    const uint32_t number = (vector >> log2_threads) * kWidth + static_cast<uint32_t>(j) % kWidth;
-    return lane() == (vector & (threads - 1)) && number < kNumbers ? uint64_t{1} << number : 0;
+    const uint32_t number = over(vector) * kWidth + static_cast<uint32_t>(j) % kWidth;
+    return lane() == (vector & (threads() - 1)) && number < kNumbers ? uint64_t{1} << number : 0;
   }
 
   // Puts -inf in some places.
@@ -130,7 +203,60 @@ struct Rows {
 
   // One of them.
   __device__ static Real logit(const Element* row, int j, int end, int forbidden) {
-    return j < end && j != forbidden ? Memory<Element>::widen(row[j]) : Real(-INFINITY);
+    return static_cast<unsigned>(j) < static_cast<unsigned>(end) && j != forbidden
+               ? Memory<Element>::widen(row[j])
+               : Real(-INFINITY);
+  }
+
+  // Lays down the numbers of this thread.
+  __device__ void put(const Real* from, Element* to) const {
+#pragma unroll
+    for (int v = 0; v < kVectors; ++v) {
+      Pack<Element> pack;
+#pragma unroll
+      for (int i = 0; i < kWidth; ++i)
+        pack.values[i] = Memory<Element>::narrow(from[v * kWidth + i]);
+      *reinterpret_cast<Pack<Element>*>(to + first(0, v)) = pack;
+    }
+  }
+
+  // Writes a whole row, where `writes`; `staged` is its place in shared memory.
+  __device__ void write_whole(Element* row, int end, bool writes, const Real* from,
+                              Element* staged) const {
+    if (aligned && end == part()) {
+      if (writes) put(from, row);
+      return;
+    }
+    put(from, staged);
+    meet();
+    if (!writes) return;
+    if (aligned) {
+#pragma unroll 1
+      for (int j = first(0, 0); j < end; j += first(0, 1) - first(0, 0))
+        *reinterpret_cast<Pack<Element>*>(row + j) =
+            *reinterpret_cast<const Pack<Element>*>(staged + j);
+    } else {
+#pragma unroll 1
+      for (int j = lane(); j < end; j += threads()) row[j] = staged[j];
+    }
+  }
+
+  // Writes one number to all of a whole row.
+  __device__ void fill(Element* row, int end, Real value) const {
+    Pack<Element> pack;
+    for (Element& each : pack.values) each = Memory<Element>::narrow(value);
+    if (aligned && end == part()) {
+#pragma unroll
+      for (int v = 0; v < kVectors; ++v)
+        *reinterpret_cast<Pack<Element>*>(row + first(0, v)) = pack;
+    } else if (aligned) {
+#pragma unroll 1
+      for (int j = first(0, 0); j < end; j += first(0, 1) - first(0, 0))
+        *reinterpret_cast<Pack<Element>*>(row + j) = pack;
+    } else {
+#pragma unroll 1
+      for (int j = lane(); j < end; j += threads()) row[j] = pack.values[0];
+    }
   }
 
   __device__ void write(Element* row, int start, int end, const Real* from) const {
@@ -151,10 +277,15 @@ struct Rows {
     }
   }
 
- private:
-  __device__ unsigned lane() const { return threadIdx.x & (threads - 1); }
+  __device__ unsigned lane() const { return threadIdx.x & (threads() - 1); }
 
-  D3PM_HOST_DEVICE int part() const { return threads * kNumbers; }
+ private:
+  // A number over that of the threads.
+  __device__ unsigned over(unsigned n) const {
+    return kThreads ? n / kThreads : n >> log2_of_threads;
+  }
+
+  D3PM_HOST_DEVICE int part() const { return threads() * kNumbers; }
 };
 
 }  // namespace d3pm::device

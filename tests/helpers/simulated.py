@@ -84,3 +84,15 @@ def scheduled(library, seed, without=("", 0)):
         yield
     finally:
         schedule(0, b"", 0)
+
+
+@contextlib.contextmanager
+def erring():
+    """Let the hardware's functions err as much as they may."""
+    errs = ctypes.CDLL(str(module().__file__)).simt_errs
+    errs.argtypes = [ctypes.c_bool]
+    errs(True)
+    try:
+        yield
+    finally:
+        errs(False)

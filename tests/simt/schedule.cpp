@@ -4,5 +4,10 @@
 // file's name and its line, 0 for none.
 extern "C" __attribute__((visibility("default"))) void simt_schedule(uint64_t seed,
                                                                      const char* file, int line) {
-  simt::schedule() = {seed, file, line};
+  simt::schedule() = {seed, file, line, simt::schedule().errs};
+}
+
+// Whether the hardware's functions err as much as they may.
+extern "C" __attribute__((visibility("default"))) void simt_errs(bool errs) {
+  simt::schedule().errs = errs;
 }

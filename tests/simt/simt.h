@@ -37,11 +37,13 @@ struct Index {
 constexpr unsigned kWarp = 32;
 constexpr size_t kStack = 64 << 10;
 
-// Which order threads run in, 0 for their own, and which barrier of the block is left out.
+// Which order threads run in, 0 for their own, which barrier of the block is left out, and whether
+// the hardware's functions err as much as they may.
 struct Schedule {
   uint64_t seed = 0;
   std::string file;
   int line = 0;
+  bool errs = false;
 };
 
 inline Schedule& schedule() {
@@ -56,6 +58,13 @@ struct Meeting {
   uint32_t lanes = 0;  // of its warp; unused where the whole block meets
 };
 
+// 16 bytes on their way into shared memory; zeros where they are not read.
+struct Copy {
+  void* to;
+  const void* from;
+  bool reads;
+};
+
 struct Fiber {
   ucontext_t context;  // to begin with
   jmp_buf place;       // to go on: ucontext alone would ask the system at every switch
@@ -63,6 +72,7 @@ struct Fiber {
   enum { ready, at_block, at_warp, done } state;
   Meeting meeting;
   uint64_t given;  // to the other lanes
+  std::vector<Copy> copies;
 };
 
 class Block {
@@ -126,6 +136,19 @@ class Block {
     if (first + from < num_threads) std::memcpy(&result, &fibers_[first + from].given, sizeof(T));
     wait(Fiber::at_warp, {place, 0, lanes});  // nobody gives anew before all have taken
     return result;
+  }
+
+  // Of the copies of this thread.
+  void later(void* to, const void* from, bool reads) {
+    if ((reinterpret_cast<uintptr_t>(to) | reinterpret_cast<uintptr_t>(from)) % 16)
+      fail("a copy of 16 bytes is not aligned");
+    fibers_[thread].copies.push_back({to, from, reads});
+  }
+
+  void copy() {
+    for (const Copy& each : fibers_[thread].copies)
+      each.reads ? std::memcpy(each.to, each.from, 16) : std::memset(each.to, 0, 16);
+    fibers_[thread].copies.clear();
   }
 
   void fail(const std::string& message) {
@@ -250,12 +273,19 @@ struct BlockSize {
   } x;
 };
 
+// Bytes of a block's shared memory that the next kernel may have.
+inline size_t& most_shared() {
+  static size_t bytes = 48 << 10;
+  return bytes;
+}
+
 // Runs all blocks of a grid, one grid at a time whoever calls.
 inline void launch(uint64_t num_blocks, unsigned num_threads, size_t shared_bytes,
                    const std::function<void()>& body) {
   static std::mutex one_at_a_time;
   const std::lock_guard<std::mutex> lock(one_at_a_time);
-  if (shared_bytes > 48 << 10) throw std::runtime_error("more than 48 KiB of shared memory");
+  if (shared_bytes > most_shared()) throw std::runtime_error("more shared memory than was allowed");
+  most_shared() = 48 << 10;
   Block& block = Block::current();
   block.num_blocks = num_blocks;
   block.num_threads = num_threads;
@@ -306,9 +336,43 @@ T __shfl_sync(uint32_t lanes, T value, unsigned from, unsigned width) {
                         "__shfl_sync");
 }
 
-inline float hardware_reciprocal(float x) { return 1 / x; }
-inline float hardware_exp2(float x) { return exp2f(x); }
-inline float hardware_log2(float x) { return log2f(x); }
+// Copies wait, as those of the hardware may, until they are waited for.
+inline void copy_async(void* to, const void* from, bool reads = true) {
+  simt::Block::current().later(to, from, reads);
+}
+
+inline void wait_for_copies() { simt::Block::current().copy(); }
+
+// Between -1 and 1, the same for the same number; 0 where the hardware is to err like C++.
+inline float noise(float x) {
+  if (!simt::schedule().errs) return 0;
+  uint32_t bits;
+  std::memcpy(&bits, &x, sizeof(bits));
+  return static_cast<int32_t>(bits * 2654435761u) * 0x1p-31f;
+}
+
+// Numbers that are not normal are 0.
+inline float flushed(float x) { return std::fabs(x) < 0x1p-126f ? std::copysign(0.0f, x) : x; }
+
+// As far off as the hardware may be at most, by the manual of PTX.
+inline float hardware_reciprocal(float x) {
+  return flushed(1 / flushed(x) * (1 + 0x1p-23f * noise(x)));
+}
+
+inline float hardware_exp2(float x) {
+  return flushed(exp2f(flushed(x)) * (1 + 0x1p-22f * noise(x)));
+}
+
+inline float hardware_log2(float x) {
+  const float y = log2f(flushed(x)), error = 0x1p-22f * noise(x);
+  return x > 0.5f && x < 2 ? y + error : y * (1 + error);
+}
+
+constexpr int cudaFuncAttributeMaxDynamicSharedMemorySize = 0;
+template <class Kernel>
+void cudaFuncSetAttribute(Kernel*, int, int bytes) {
+  simt::most_shared() = bytes;
+}
 
 #define D3PM_LAUNCH(kernel, num_blocks, num_threads, shared_bytes, stream, ...) \
   (void)(stream), simt::launch(num_blocks, num_threads, shared_bytes, [&] { kernel(__VA_ARGS__); })
