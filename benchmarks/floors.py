@@ -9,9 +9,10 @@ what a launch, or a step that waits for the one before, takes. Operations, a mul
   at least. Floating-point operations alone, at their datasheet rate, would give a fifth to a third
   of this time: loads, comparisons, selections and conversions take issue slots just as well;
 - of chains of matrices: those of products of rows with ``Qbar_s`` alone, ``2 K^2`` each and three
-  times that as three products of tf32, at the rate of tf32. Matrices are not among the bytes: those
-  that one distinct step reads, in float64 and once however many its tokens are, stream from the
-  second-level cache and are a column beside, ``matrix_bytes_per_step``;
+  times that at the rate of tf32: three products of tf32, or six of bfloat16 at twice the rate.
+  Matrices are not among the bytes: those that one distinct step reads, in float64 or three parts of
+  bfloat16, and once however many its tokens are, stream from the second-level cache and are a
+  column beside, ``matrix_bytes_per_step``;
 - of cumulative products: ``2 K^3`` each, at the rate of float64.
 """
 
@@ -44,19 +45,20 @@ TRAFFIC = {
     "p_sample": (1, 2),
     "q_sample": (0, 2),
 }
-# Products of a row with a matrix, and which of Q, Qbar_s and Qbar_t are looked up.
+# Products of a row with Qbar_s, and how many of Q, Qbar_s and Qbar_t are looked up in float64.
 CHAIN = {
     "loss": (1, 3),
     "loss and gradient": (2, 3),
     "q_posterior": (0, 3),
-    "p_posterior": (1, 2),
-    "p_posterior_grad": (2, 2),
-    "p_sample": (1, 2),
+    "p_posterior": (1, 1),
+    "p_posterior_grad": (2, 1),
+    "p_sample": (1, 1),
     "q_sample": (0, 1),
 }
 # Tables (T, K, K) that are read or written, and products of two matrices for each of their steps.
 SCAN = {"products": (2, 1), "products gradient": (4, 2)}
 TF32_PRODUCTS = 3
+PARTS = 3 * 2  # bytes of an entry of Qbar_s that is multiplied with
 COUNTED = "sm_90"  # for this target; on A100 and B200 the counts are within a few percent
 
 
@@ -112,7 +114,7 @@ def work_of_chain(operation: str, num_classes: int, dtype: str, count: int = TOK
     products, matrices = CHAIN[operation]
     moved = bytes_of_token(operation, num_classes, dtype)
     work = TF32_PRODUCTS * products * 2 * num_classes**2
-    looked_up = matrices * 8 * num_classes**2
+    looked_up = (matrices * 8 + (PARTS if products else 0)) * num_classes**2
     return Work(f"dense {operation}", num_classes, dtype, count, moved, work, "tf32", looked_up)
 
 
@@ -128,7 +130,9 @@ def work_of_products(operation: str, num_classes: int, dtype: str, count: int = 
 def rank_one() -> Iterator[Work]:
     """Yield the works that are counted in programs, for the targets of the table."""
     for row in read().values():
-        if row.implementation == "triton" and row.target == COUNTED and row.operation in TRAFFIC:
+        if row.implementation != "triton" or row.target != COUNTED or row.chain == "dense":
+            continue
+        if row.operation in TRAFFIC:
             yield work_of_rank_one(row)
 
 

@@ -11,9 +11,9 @@ busiest pipe allows, what the reads in flight allow (Little's law, the most that
 a time by the warps that registers and shared memory let a multiprocessor hold), and 1: an upper
 bound, which waits and an uneven schedule lower.
 
-CUDA C++ has one program for every chain. Where arguments or data decide, such as whether there is a
-vector pi, or whether sums cancel, the longest way is counted: an upper bound. It is not counted for
-27 classes, whose loops have no fixed number of trips.
+Posteriors and draws of CUDA C++ have one program for every chain. Where arguments or data decide,
+the longest way is counted: an upper bound. They are not counted for 27 classes. Its loss is counted
+by its ways, of calls of so many rows that the same threads take four in turn.
 """
 
 import argparse
@@ -48,6 +48,8 @@ def count(key: Key) -> Row:
     warps = resident_warps(main.registers, main.warps, main.shared, key.target)
     in_flight = 32 * warps * most_in_flight(main.program, path, main.trips)
     moved, reads = bytes_of_element(key), READS.get(key.operation, 0.5)
+    if path is Path.SETTLED:  # rows are not read
+        moved, reads = moved * (1 - reads), 0.0
     shares = {
         name: round(share_of_copy(clocks, moved, reads, in_flight, chip), 2)
         for name, chip in CHIPS.items()

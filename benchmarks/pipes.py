@@ -11,7 +11,8 @@ instructions, CUDA C++ programming guide):
 - special: MUFU (exponential, logarithm, reciprocal) and conversions: 1/2;
 - double: 1 on sm_80, 2 on sm_90 and sm_100;
 - memory: loads, stores, exchanges between threads, constants: 1; 16 bytes a lane take 4 clocks;
-- matrix and uniform instructions and branches are counted as slots alone.
+- tensor: products of matrices, as many multiplications as datasheets say, half as many of tf32;
+- uniform instructions and branches are counted as slots alone.
 
 The busiest pipe gives a least time; what depends on one another, waits at barriers and is
 scheduled unevenly adds to it.
@@ -30,12 +31,14 @@ SPECIAL = {"MUFU", "F2F", "F2I", "I2F", "FRND", "POPC", "FLO", "BREV"}
 DOUBLE = {"DFMA", "DMUL", "DADD", "DSETP", "DMNMX"}
 MEMORY = {
     *("LDG", "STG", "LD", "ST", "LDS", "STS", "LDL", "STL", "LDSM", "STSM", "LDC", "ATOMG"),
-    *("ATOMS", "RED", "REDG", "SHFL", "REDUX", "CREDUX", "VOTE", "MATCH", "S2R"),
+    *("ATOMS", "RED", "REDG", "SHFL", "REDUX", "CREDUX", "VOTE", "MATCH", "S2R", "LDGSTS"),
 }
 SLOT_ALONE = {
     *("BRA", "EXIT", "BSSY", "BSYNC", "BAR", "CALL", "RET", "WARPSYNC", "BREAK", "BMOV", "DEPBAR"),
     *("HMMA", "IMMA", "DMMA", "HGMMA", "QGMMA", "NANOSLEEP", "MEMBAR", "SYNCS", "R2UR"),
+    *("WARPGROUP", "FENCE", "LDGDEPBAR"),
 }
+TENSOR = {"sm_80": 1024, "sm_90": 2048, "sm_100": 4096}  # multiplications of 16 bits a clock
 MOST_WARPS, MOST_BLOCKS, REGISTERS = 64, 32, 65536
 SHARED = {"sm_80": 164 << 10, "sm_90": 228 << 10, "sm_100": 228 << 10}
 RESERVED = 1 << 10  # of shared memory, by each block
@@ -62,6 +65,7 @@ def busy(counts: Counter[Instruction], target: str) -> Busy:
                 of["half float"] += count
             if each.moves_global(16):
                 of["memory"] += 3 * count
+            of["tensor"] += each.multiplications * (2 if "TF32" in each.name else 1) * count
     is_old = target == "sm_80"
     clocks = {
         "issue": of["issue"] / ISSUE,
@@ -70,6 +74,7 @@ def busy(counts: Counter[Instruction], target: str) -> Busy:
         "special": of["special"] * 2,
         "double": of["double"] / (1 if is_old else 2),
         "memory": of["memory"],
+        "tensor": of["tensor"] / TENSOR[target],
     }
     pipe = max(clocks, key=clocks.__getitem__)
     return Busy(of["issue"], pipe, clocks[pipe])
@@ -113,5 +118,7 @@ def share_of_copy(
     """
     copy = COPY * chip.bandwidth
     by_pipe = bytes_moved / clocks * chip.clocks
+    if reads == 0:
+        return min(1.0, by_pipe / copy)
     by_latency = in_flight * chip.multiprocessors / LATENCY / reads
     return min(1.0, by_pipe / copy, by_latency / copy)

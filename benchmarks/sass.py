@@ -3,20 +3,24 @@
 :func:`walk` counts how often each instruction is issued to one warp, by these rules:
 
 - An instruction with a predicate counts: it takes its issue slot even where the predicate is false.
-- A loop runs as many trips as it is given; a subroutine counts where it is called.
+- A loop runs as many trips as it is given; a subroutine counts where it is always called.
 - A short forward branch around a call of a subroutine is taken where nothing else is decided before
   the call: that is the slow path of a division.
 - Where one of two ways moves 16 bytes a lane and the other only less, the first is taken: the
-  other is for rows that are not aligned.
+  other is for rows that are not aligned. So it is where arguments decide and one moves 16 bytes
+  more often: the other is a loop for rows that fill no tile.
 - Where arguments decide whether rows are read, outside of a loop, they are not: they are held.
 - A branch that depends on data, and on which 64 instructions or more hang, is a choice.
   :class:`Path` says which of its two ways is taken.
 - Every other forward branch is not taken: loops are entered, indices are good, tokens are there.
 
 A branch depends on data if a value that was read or exchanged between threads is among what its
-predicate was made of. Those are looked for backwards in the order of the listing.
+predicate was made of. Those are looked for backwards in the order of the listing. Where a program
+lets the threads of a warp vote, only votes decide for the whole warp: of the other ways, which
+threads choose each for itself, a warp is taken to have threads on the first.
 """
 
+import math
 import re
 import subprocess
 import tempfile
@@ -31,8 +35,11 @@ import triton
 TOOLS = File(triton.__file__).parent / "backends" / "nvidia" / "bin"
 LEAST_CHOICE = 64  # instructions
 LONGEST_CALL = 32
-DATA = {"LDG", "LD", "LDS", "LDSM", "SHFL", "REDUX", "CREDUX", "VOTE", "ATOMS", "ATOMG", "MATCH"}
-NO_RESULT = {"STG", "ST", "STS", "STSM", "STL", "BRA", "EXIT", "BAR", "BSSY", "BSYNC", "RED"}
+DATA = {"LDG", "LD", "LDS", "LDSM", "SHFL", "REDUX", "CREDUX", "ATOMS", "ATOMG", "MATCH"}
+VOTES = {"VOTE", "VOTEU"}
+DATA |= VOTES
+NO_RESULT = {"STG", "ST", "STS", "STSM", "STL", "LDGSTS", "RED"}
+NO_RESULT |= {"BRA", "EXIT", "BAR", "BSSY", "BSYNC"}
 LINE = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?:@(!?U?P[\dT]+)\s+)?([A-Z][\w.]*)\s*([^;]*);")
 REGISTER = re.compile(r"\b(U?[RP])(\d+)\b(\.64)?")
 
@@ -42,7 +49,7 @@ class Path(Enum):
 
     FULL = "full"  # always the longer
     FAST = "fast"  # the longer, but the shorter of a choice that has no other within
-    FLAT = "flat"  # the shorter, unless results are written on the longer alone
+    FLAT = "flat"  # the shorter, unless rows are copied or results written on the longer alone
     SETTLED = "settled"  # always the shorter
 
 
@@ -77,7 +84,15 @@ class Instruction(NamedTuple):
 
     def moves_global(self, least: int = 1) -> bool:
         """Whether it reads or writes so many bytes a lane of global memory."""
-        return self.base in ("LDG", "STG") and self.bytes >= least
+        return self.base in ("LDG", "LDGSTS", "STG") and self.bytes >= least
+
+    @property
+    def multiplications(self) -> int:
+        """What a warp does of a product of matrices; four warps do a wgmma together."""
+        if found := re.match(r"HGMMA\.(\d+)x(\d+)x(\d+)", self.name):
+            return math.prod(map(int, found.groups())) // 4
+        found = re.match(r"HMMA\.(16)(8)(8|16)\.", self.name)
+        return math.prod(map(int, found.groups())) if found else 0
 
     def _split(self) -> tuple[list[str], list[str]]:
         """Return its operands that it writes, and those that it reads."""
@@ -148,12 +163,13 @@ class Program(NamedTuple):
         return to is not None and to - at > LEAST_CHOICE and self.depends_on_data(at)
 
     def depends_on_data(self, at: int) -> bool:
-        """Return whether the condition of a branch does."""
+        """Return whether the condition of a branch does; of a program that votes, on a vote."""
+        deciding = VOTES if any(each.base in VOTES for each in self.code) else DATA
         sought = self.code[at].reads()
         for each in reversed(self.code[:at]):
             if sought & each.writes():
                 if each.base in DATA:
-                    return True
+                    return each.base in deciding
                 sought = sought - (set() if each.predicate else each.writes()) | each.reads()
         return False
 
@@ -206,7 +222,7 @@ def trace(program: Program, path: Path, trips: Callable[[int], int]) -> Iterator
             return
         if each.base == "RET" and callers:
             at = callers.pop()
-        elif each.base == "CALL" and to is not None:
+        elif each.base == "CALL" and to is not None and not each.predicate:
             callers.append(at)
             at = to
         elif each.base == "BRA" and to is not None:
@@ -241,9 +257,9 @@ def _is_taken(program: Program, at: int, to: int, path: Path) -> bool:
         joined = len(code)
     other = code[to:joined] if joined is not None and joined > to else []
     if all(any(each.moves_global() for each in way) for way in (passed, other)):
-        wide = [any(each.moves_global(16) for each in way) for way in (passed, other)]
-        if wide[0] != wide[1]:
-            return wide[1]
+        wide = [sum(each.moves_global(16) for each in way) for way in (passed, other)]
+        if wide[0] != wide[1] and (0 in wide or not program.depends_on_data(at)):
+            return wide[1] > wide[0]
     if not program.depends_on_data(at):
         reads = any(each.base == "LDG" and each.bytes == 16 for each in passed)
         return reads and not any(at < back < to for back in program.loops())
@@ -251,7 +267,8 @@ def _is_taken(program: Program, at: int, to: int, path: Path) -> bool:
     if len(longer) < LEAST_CHOICE:
         return False
     writes = [sum(each.base == "STG" for each in way) for way in (longer, shorter)]
-    if writes[0] > writes[1]:
+    copies = [any(each.base == "LDGSTS" for each in way) for way in (longer, shorter)]
+    if writes[0] > writes[1] or copies == [True, False]:
         skips = path is Path.SETTLED
     elif path is Path.FAST:
         begin = at + 1 if longer is passed else to
@@ -270,19 +287,19 @@ def most_in_flight(program: Program, path: Path, trips: Callable[[int], int]) ->
     """Return the most bytes of rows a lane has asked memory for before it waits for any of them.
 
     Rows are what is read 16 bytes at a time, or where nothing is, 4 bytes or less at a time; the
-    rest are tokens and their steps.
+    rest are tokens and their steps. Copies into shared memory are waited for at their barrier.
     """
-    loads = [each for each in program.code if each.base == "LDG"]
+    loads = [each for each in program.code if each.base in ("LDG", "LDGSTS")]
     is_wide = any(each.bytes >= 16 for each in loads)
     of_rows = {each for each in loads if (each.bytes >= 16 if is_wide else each.bytes <= 4)}
     asked: set[str] = set()
     most = total = 0
     for at in trace(program, path, trips):
         each = program.code[at]
-        if asked & each.reads():
+        if asked & each.reads() or each.base == "DEPBAR":
             asked, total = set(), 0
         if each in of_rows:
-            asked |= each.writes()
+            asked |= each.writes() if each.base == "LDG" else set()
             total += each.bytes
             most = max(most, total)
     return most

@@ -1,5 +1,6 @@
 """The programs whose issue slots are counted: which there are, and how each is compiled."""
 
+import functools
 import re
 import shutil
 import subprocess
@@ -15,15 +16,15 @@ from d3pm_fast.chains.structures import RankOneMarginal, RankOneStep
 from d3pm_fast.records import Loss, Model, Random, Weights
 
 from .anchors import anchors
-from .sass import Program, programs, resources
+from .sass import VOTES, Program, programs, resources
 from .slot_table import Key
-from .triton_calls import DTYPES, TOKENS, empty
+from .triton_calls import DTYPES, TOKENS, dense_calls, empty
 from .triton_resources import started
 
 SIZES = [27, 256, 1024, 8192]
 LONG = 8192  # classes, of rows that have one way for all sums
 SHORT_LOOP = 32  # instructions
-CUDA_SIZES = SIZES[1:]  # loops over fewer have no fixed number of trips
+CUDA_SIZES = SIZES[1:]
 OF_EVERY_TARGET = 256, "bfloat16"  # others are counted for sm_90 alone
 TARGETS = ["sm_90", "sm_80", "sm_100"]
 # Operations, their chains, and the ways through their programs.
@@ -40,21 +41,30 @@ WAYS = [
     ("p_sample", "absorbing", "full"),
     ("q_sample", "uniform", "full"),
 ]
+# Of chains of matrices.
+OF_MATRICES = "loss and gradient", "dense", "full"
 ANCHORS = ["copy", "softmax", "cross_entropy"]
 CSRC = File(__file__).parents[1] / "csrc"
 ELEMENTS = {"float32": "float", "bfloat16": "d3pm::BFloat16"}
-# Those of CUDA C++: one program serves every chain, and posteriors and their gradient.
+# Those of CUDA C++. Of the loss, chains with a vector pi have programs of their own; of the other
+# operations, one program serves every chain, and posteriors and their gradient.
+CUDA_LOSSES = [
+    ("loss and gradient", "uniform", "fast"),
+    ("loss and gradient", "uniform", "full"),
+    ("loss and gradient", "absorbing", "flat"),
+    ("loss and gradient", "absorbing", "settled"),
+    ("loss and gradient", "marginal", "fast"),
+]
 CUDA_WAYS = [
-    ("loss and gradient", "any", "full"),
     ("p_posterior_grad", "any", "full"),
     ("p_sample", "any", "full"),
 ]
-# Where their kernels are, and a pattern of the names, which have true as Lb1.
+# Where their kernels are, and a pattern of the names.
 CUDA = {
-    "loss and gradient": ("loss.cu", "loss_of_rows.*Lb1E"),
     "p_posterior_grad": ("posterior.cu", "PPosterior"),
     "p_sample": ("p_sample.cu", "p_sample_of_rows"),
 }
+ROWS_IN_TURN = 4  # of the loss, by the same threads, where there are many rows
 
 
 class Kernel(NamedTuple):
@@ -79,14 +89,22 @@ def every_key() -> Iterator[Key]:
         if operation != "q_sample" or (size, dtype) == OF_EVERY_TARGET:
             for target in TARGETS if (size, dtype) == OF_EVERY_TARGET else TARGETS[:1]:
                 yield Key("triton", operation, chain, path, size, dtype, target)
+    for dtype in ELEMENTS:
+        yield Key("triton", *OF_MATRICES, 256, dtype, TARGETS[0])
+    for (operation, chain, path), size, dtype in product(CUDA_LOSSES, SIZES, ELEMENTS):
+        # Of few classes, loops over pi have no fixed number of trips, and little hangs on a choice.
+        if size == SIZES[0] and (chain == "marginal" or path == "fast"):
+            continue
+        for target in TARGETS if (size, dtype) == OF_EVERY_TARGET else TARGETS[:1]:
+            yield Key("cuda", operation, chain, path, size, dtype, target)
     for (operation, chain, path), size, dtype in product(CUDA_WAYS, CUDA_SIZES, ELEMENTS):
         yield Key("cuda", operation, chain, path, size, dtype, TARGETS[0])
 
 
 def kernels(key: Key) -> list[Kernel]:
-    """Compile what a row is about."""
+    """Compile what a row is about; without rows that are recomputed, which are few."""
     if key.implementation == "cuda":
-        return [_cuda_kernel(key)]
+        return [_cuda_loss(key) if key.operation == "loss and gradient" else _cuda_kernel(key)]
     kind = DTYPES[key.dtype]
     if key.implementation == "anchor":
         run = anchors(key.num_classes, kind)[key.operation]
@@ -95,7 +113,8 @@ def kernels(key: Key) -> list[Kernel]:
     elements = TOKENS * (1 if key.operation == "q_sample" else key.num_classes)
     return [
         _triton_kernel(of.program, of.count, key.num_classes, elements)
-        for of in started(key.target, run).values()
+        for name, of in started(key.target, run).items()
+        if not name.startswith("recompute_")
     ]
 
 
@@ -103,6 +122,9 @@ def _call(operation: str, chain: str, num_classes: int, dtype: torch.dtype) -> C
     """Return a call of the library's own."""
     from d3pm_fast.kernels.rank_one import loss, p_sample, posterior, q_sample
 
+    if chain == OF_MATRICES[1]:
+        of_matrices = dense_calls(num_classes, dtype)
+        return lambda: of_matrices["dense loss"]()
     logits, tokens, runs = empty(TOKENS, num_classes, dtype=dtype), empty(TOKENS), TOKENS // 1024
     rows, table = empty(runs), empty(1001, 7, dtype=torch.float64)
     pi = empty(num_classes, dtype=torch.float64) if chain == "marginal" else None
@@ -138,16 +160,51 @@ def has_nvcc() -> bool:
     return shutil.which("nvcc") is not None
 
 
-def _cuda_kernel(key: Key) -> Kernel:
-    """Threads share rows as csrc/cuda/rows.h says: they go over parts of them, and add up lanes."""
-    source, pattern = CUDA[key.operation]
+def _found(source: str, pattern: str, key: Key) -> tuple[Program, int, int]:
+    """Return a program, its registers and its shared memory."""
     cubin = _nvcc(source, key.dtype, key.target)
     found = {name: of for name, of in programs(cubin).items() if re.search(pattern, name)}
     if len(found) != 1:
         raise ValueError(f"{source} has {len(found)} kernels of the name {pattern}")
     ((name, program),) = found.items()
-    registers, shared = resources(cubin)[name]
-    held = 64 if key.operation == "loss and gradient" else 32  # of a row, by a thread
+    return program, *resources(cubin)[name]
+
+
+def _cuda_loss(key: Key) -> Kernel:
+    """Count as csrc/cuda/loss.cu launches: a thread a row, or whole rows, 64 numbers a thread.
+
+    In the mangled names true is Lb1 and 4 is Li4.
+    """
+    has_pi, size = key.chain == "marginal", key.num_classes
+    itemsize = DTYPES[key.dtype].itemsize
+    if size <= 64:
+        program, registers, shared = _found("loss.cu", f"loss_of_few_classes.*ELi{size}E", key)
+        shared += 128 * size * itemsize
+        return Kernel(program, lambda _: 1, 4, registers, shared, 1 / (32 * size))
+    named = 4 if size <= 256 else 16 if size <= 1024 else 0
+    held = 32 if has_pi and not named else 64
+    threads = named or (128 if size <= 128 * held else 256)
+    pattern = f"loss_of_whole_rows.*Lb{has_pi:d}ELi{named}E"
+    program, registers, shared = _found("loss.cu", pattern, key)
+    in_turn, warps = ROWS_IN_TURN if named else 1, max(threads, 128) // 32
+
+    def trips(at: int) -> int:
+        body = program.body(at)
+        if any(each.base in VOTES for each in body):
+            return in_turn
+        adds = len(body) < SHORT_LOOP and any(each.base == "SHFL" for each in body)
+        return min(threads, 32).bit_length() - 1 if adds else 1
+
+    shared += 32 * warps // threads * (threads * held + 64) * itemsize
+    share = threads / (32 * size * in_turn)
+    return Kernel(program, trips, warps, registers, shared, share)
+
+
+def _cuda_kernel(key: Key) -> Kernel:
+    """Threads share rows as csrc/cuda/rows.h says: they go over parts of them, and add up lanes."""
+    source, pattern = CUDA[key.operation]
+    program, registers, shared = _found(source, pattern, key)
+    held = 32  # of a row, by a thread
     shares = 256 // held, 1024 // held, 128
     threads = next((n for n in shares if key.num_classes <= held * n), 256)
     of_warp = 32 * key.num_classes // threads
@@ -173,6 +230,7 @@ def _held(program: Program, itemsize: int) -> int:
     return next(count for count in moved if count) * 32 * 16 // itemsize
 
 
+@functools.cache
 def _nvcc(source: str, dtype: str, target: str) -> bytes:
     """Compile a file as setup.py does."""
     with tempfile.TemporaryDirectory() as folder:

@@ -112,16 +112,30 @@ def dense_calls(num_classes: int, dtype: torch.dtype) -> dict[str, Callable[[], 
 
     matrices = empty(1000, num_classes, num_classes, dtype=torch.float64)
     common = empty(1000, num_classes, dtype=torch.float64)
-    steps = tables.StepTables(matrices, matrices, matrices, common, empty(1000))
+    parts = empty(1000, 3, num_classes, num_classes, dtype=torch.bfloat16)
+    steps = tables.StepTables(matrices, matrices, matrices, common, parts, empty(1000))
     chain = Chain(steps, num_classes)
     shape = TOKENS // 1024, 1024
     logits, tokens = empty(*shape, num_classes, dtype=dtype), empty(*shape)
     step, draw = MatrixStep(empty(shape[0]), None, chain.handle), Random(empty(shape[0]), 3)
     joint, mean, weights = Model(False, True), Model(True, True), Weights(1.0, 0.01)
     of_loss = logits, tokens, None, tokens, step
+    few_logits, few = empty(1024, 16, num_classes, dtype=dtype), empty(1024, 16)
+    few_steps = MatrixStep(few, None, chain.handle)
+    of_few = Loss(few_logits, few, None, few, few_steps, mean, weights, is_density=True)
     counts = jumps.Counts(step.t, 1024, empty(1000, 100, dtype=torch.float64), 100)
     rows = jumps.Jumps(tokens, tokens, empty(TOKENS, dtype=torch.float64), num_classes)
     return {
+        "dense loss, few tokens of a step": lambda: loss.loss(of_few, "sum", False),
+        "dense p_posterior_grad, few tokens of a step": lambda: posterior.p_posterior(
+            few_logits, few, few_steps, mean, few_logits
+        ),
+        "dense p_posterior, few tokens of a step": lambda: posterior.p_posterior(
+            few_logits, few, few_steps, mean
+        ),
+        "dense p_sample, few tokens of a step": lambda: p_sample.p_sample(
+            few_logits, few, few_steps, mean, draw
+        ),
         "dense loss": lambda: loss.loss(Loss(*of_loss, joint, weights), "sum", False),
         "dense loss, posterior mean": lambda: loss.loss(
             Loss(*of_loss, mean, weights), "sum", False

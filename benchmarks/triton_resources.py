@@ -115,8 +115,11 @@ def usage(program: Any) -> tuple[int, int]:
 
 def widest_load(program: Any) -> int:
     """Return how many bits a thread reads at most at a time."""
-    loads = re.findall(r"\bld\.global[\w.:]*?(?:\.v(\d))?\.[bfsu](\d+)", program.asm["ptx"])
-    return max((int(count or 1) * int(bits) for count, bits in loads), default=0)
+    ptx = program.asm["ptx"]
+    loads = re.findall(r"\bld\.global[\w.:]*?(?:\.v(\d))?\.[bfsu](\d+)", ptx)
+    copies = re.findall(r"\bcp\.async\.\w+\.shared\.global \[.*?\], \[.*?\], (\w+)", ptx)
+    widths = [int(count or 1) * int(bits) for count, bits in loads]
+    return max(widths + [8 * int(size, 0) for size in copies], default=0)
 
 
 def programs(
