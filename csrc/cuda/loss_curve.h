@@ -50,6 +50,9 @@ struct LossCurve {
   using Real = typename Memory<Element>::Real;
   using M = Math<Real>;
   static constexpr Real kLeastPi = sizeof(Real) == 8 ? 1e-150 : 1e-18f;  // but for 0
+  // A class with a pi adds the square of the lift, which is nothing below; one without it adds e
+  // whatever the lift is, as long as w is in range.
+  static constexpr Real kLeastLift = sizeof(Real) == 8 ? 1e-160 : 1e-24f;
 
   LossLine<Math<Real>> line;  // with 1 / pi in its slope where all pi are the same
   Real lift, tilt;
@@ -58,7 +61,8 @@ struct LossCurve {
       : line(token.line(kHasPi ? Real(1) : static_cast<Real>(call.chain.num_classes))) {
     const Real per_ratio = M::reciprocal(line.ratio);
     // Where h = 1 its tilt is 1, and any lift will do.
-    lift = kHasPi && line.slope == 0 ? Real(1) : line.slope * per_ratio;
+    lift = line.slope * per_ratio;
+    if (kHasPi) lift = line.slope == 0 ? Real(1) : Max()(lift, kLeastLift);
     tilt = line.shift * per_ratio;
   }
 
