@@ -39,10 +39,10 @@ def tokens_and_truth(family):
     return found
 
 
-def float32_results(chain, logits, x0, x_t, t, impl):
+def float32_results(chain, logits, x0, x_t, t, impl, options=OPTIONS):
     leaf = logits.clone().requires_grad_()
     args = chain.transition, leaf, x0, x_t, t
-    loss = functional.loss(*args, reduction="none", impl=impl, **OPTIONS)
+    loss = functional.loss(*args, reduction="none", impl=impl, **options)
     loss.sum().backward()
     return loss.detach().double(), leaf.grad.double()
 
@@ -146,16 +146,20 @@ def check_digits_of_logits(impl, family, num_classes, dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("family", ["uniform", "mask_and_uniform"])
-def test_a_token_has_the_same_bits_whatever_is_beside_it(cpu, family, dtype):
-    """Also where one beside it cancels, or is out of range."""
-    num_classes, generator = 100, torch.Generator().manual_seed(0)
-    chain = make_chain(family, num_classes, torch.linspace(1e-4, 0.9, 12, dtype=torch.float64))
-    x0, x_t, t = likely_pairs(chain, [1, 2, 4, 8, 12], 200)
+@pytest.mark.parametrize("family", ["uniform", "mask_and_uniform", "absorbing_last", "marginal"])
+@pytest.mark.parametrize("num_classes", [27, 100])
+def test_a_token_has_the_same_bits_whatever_is_beside_it(compiled, num_classes, family, dtype):
+    """Also where one beside it cancels, is out of range, or has no bound."""
+    generator = torch.Generator().manual_seed(0)
+    betas = torch.logspace(-9, -0.05, 12, dtype=torch.float64)
+    chain = make_chain(family, num_classes, betas)
+    x0, x_t, t = likely_pairs(chain, [1, 2, 4, 8, 12], 100)
     tokens = random_logits(x0, num_classes, generator).to(dtype), x0, x_t, t
     order = torch.randperm(len(t), generator=generator)
-    whole = float32_results(chain, *tokens, cpu)
-    again = float32_results(chain, *(values[order] for values in tokens), cpu)
+    whole, mixed = (
+        float32_results(chain, *(values[rows] for values in tokens), compiled, {"ce_weight": 0.1})
+        for rows in (slice(None), order)
+    )
     assert all(
-        torch.equal(values[order], mixed) for values, mixed in zip(whole, again, strict=True)
+        torch.equal(values[order], again) for values, again in zip(whole, mixed, strict=True)
     )

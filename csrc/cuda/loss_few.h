@@ -144,7 +144,7 @@ struct LossOfFewClasses {
     token.solve();
     const Curve curve(call, token);
     token.sum_h = token.sum_phi = 0;
-    const bool is_curved = !all(!token.is_curved());
+    const bool is_curved = kHasPi || !all(!token.is_curved());
     if (is_curved) {
       Real sums[4] = {}, log = 0;
       each_four([&](int i) {

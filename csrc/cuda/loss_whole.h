@@ -55,7 +55,7 @@ struct LossOfWholeRow {
     if (!token.settled) token.solve();
     const Curve curve(call, token);
     const Apart apart(*this, curve);
-    const bool is_curved = !rows.all(!token.is_curved());
+    const bool is_curved = kHasPi || !rows.all(!token.is_curved());
     if (is_curved) sum_over_rest(curve, apart, e, m);
     if (!token.settled) token.conclude({0, apart.pull_x0}, {apart.terms, apart.pull_others});
     if (!token.settled && rows.is_first_thread()) token.write_loss(call);
@@ -196,22 +196,36 @@ struct LossOfWholeRow {
     return has_logit() ? 1 : 0;
   }
 
-  // Class by class, or where products of four are in range by these, with the classes whose e is 0
-  // and that are not apart on their own.
+  // Of the form that is the row's own: where products of four are in range by these, with the
+  // classes whose e is 0 and that are not apart on their own; else class by class.
   __device__ Real exact_sum_phi(const Curve& curve, const Real* e, Real count,
                                 Real of_shift) const {
+    const bool by_four = !kHasPi && curve.has_products();
     Real sum = 0;
-    if (kHasPi || !rows.all(curve.has_products())) {
-      const Exponential<Real> exp(top);
-      const int x0 = of_role(0, own), x_t = of_role(1, own), mask = of_role(2, own);
-#pragma unroll 1
-      for (int j = rows.lane(); j < num_logits; j += rows.threads()) {
-        if (j == x0 || j == x_t || j == mask) continue;
-        const Real of = exp(Memory<Element>::widen(staged[j]));
-        sum += curve.phi(of, kHasPi ? vector.pi[j] : Real(1));
-      }
-      return rows.reduce(sum, Sum());
+    if (!kHasPi && !rows.all(!by_four)) sum = sum_phi_by_four(curve, e, count, of_shift);
+    if (!rows.all(by_four)) {
+      const Real by_one = sum_phi_by_one(curve);
+      if (!by_four) sum = by_one;
     }
+    return sum;
+  }
+
+  __device__ Real sum_phi_by_one(const Curve& curve) const {
+    const Exponential<Real> exp(top);
+    const int x0 = of_role(0, own), x_t = of_role(1, own), mask = of_role(2, own);
+    Real sum = 0;
+#pragma unroll 1
+    for (int j = rows.lane(); j < num_logits; j += rows.threads()) {
+      if (j == x0 || j == x_t || j == mask) continue;
+      const Real of = exp(Memory<Element>::widen(staged[j]));
+      sum += curve.phi(of, kHasPi ? vector.pi[j] : Real(1));
+    }
+    return rows.reduce(sum, Sum());
+  }
+
+  __device__ Real sum_phi_by_four(const Curve& curve, const Real* e, Real count,
+                                  Real of_shift) const {
+    Real sum = 0;
     int there = 0;
 #pragma unroll
     for (int i = 0; i < kNumbers; i += 4) sum += curve.phi_of_four(e + i, there);
