@@ -12,8 +12,7 @@ import torch
 import triton
 import triton.language as tl
 from d3pm_fast.kernels.common.launch import launch
-
-from .triton_calls import TOKENS, empty
+from torch import Tensor
 
 NUMBERS = 32  # of a thread
 
@@ -51,22 +50,22 @@ def cross_entropy_of_rows(
     tl.store(grad + at, share, mask=there)
 
 
-def anchors(num_classes: int, dtype: torch.dtype) -> dict[str, Callable[[], Any]]:
-    """Return a call of each, by name."""
-    logits, tokens = empty(TOKENS, num_classes, dtype=dtype), empty(TOKENS)
-    loss = empty(TOKENS, dtype=torch.float32)
+def anchors(logits: Tensor, tokens: Tensor) -> dict[str, Callable[[], Any]]:
+    """Return a call of each, by name, for logits (N, K) and tokens (N,)."""
+    num_tokens, num_classes = logits.shape
+    target, loss = torch.empty_like(logits), torch.empty_like(tokens, dtype=torch.float32)
     whole = triton.next_power_of_2(num_classes)
     warps = max(4, whole // (32 * NUMBERS))
     rows = warps * 32 * NUMBERS // whole
 
     def start(kernel: Any, *args: Any, shape: tuple[int, ...]) -> None:
-        programs = triton.cdiv(TOKENS, rows)
+        programs = triton.cdiv(num_tokens, rows)
         launch(kernel, programs, logits, *args, *shape, num_warps=warps)
 
     return {
-        "copy": lambda: start(copy_of_blocks, logits, logits, shape=(rows * whole,)),
-        "softmax": lambda: start(softmax_of_rows, logits, logits, num_classes, shape=(rows, whole)),
+        "copy": lambda: start(copy_of_blocks, logits, target, shape=(rows * whole,)),
+        "softmax": lambda: start(softmax_of_rows, logits, target, num_classes, shape=(rows, whole)),
         "cross_entropy": lambda: start(
-            cross_entropy_of_rows, logits, tokens, loss, logits, num_classes, shape=(rows, whole)
+            cross_entropy_of_rows, logits, tokens, loss, target, num_classes, shape=(rows, whole)
         ),
     }

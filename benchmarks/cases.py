@@ -24,6 +24,7 @@ NEIGHBORS = {f"nearest neighbors, tau = {tau:g}": tau for tau in (0.1, 1.0, 10.0
 FEW_STEPS = 20
 FEW = "absorbing, 5 % unmasked"
 LONG = "uniform, T = 1000"
+MARGINAL = "marginal"  # the classes are as frequent as words: class j in proportion to 1 / (j + 1)
 OURS = "ours"
 
 Run = Callable[[], Any]
@@ -112,6 +113,9 @@ def make_transition(family: str, num_classes: int) -> d3.transitions.Transition:
         return d3.transitions.absorbing(
             num_classes, betas, mask_id=num_classes - 1, data_has_mask=True
         )
+    if family == MARGINAL:
+        pi = 1 / torch.arange(1, num_classes + 1).double()
+        return d3.transitions.marginal(num_classes, d3.schedules.cosine(NUM_STEPS), pi / pi.sum())
     if family == LONG:
         return d3.transitions.uniform(num_classes, d3.schedules.cosine(1000))
     if family == GAUSSIAN_FULL:

@@ -24,7 +24,7 @@ import triton
 from .arguments import new_file
 from .chips import CHIPS
 from .floors import bytes_of_token
-from .pipes import busy, resident_warps, share_of_copy
+from .pipes import busy, resident_warps, seconds_of, share_of_copy
 from .sass import Path, most_in_flight, walk
 from .slot_calls import every_key, has_nvcc, kernels
 from .slot_table import TABLE, Key, Row, read, write
@@ -47,11 +47,9 @@ def count(key: Key) -> Row:
     *_, pipe, main = max(parts, key=lambda part: part[0])
     warps = resident_warps(main.registers, main.warps, main.shared, key.target)
     in_flight = 32 * warps * most_in_flight(main.program, path, main.trips)
-    moved, reads = bytes_of_element(key), READS.get(key.operation, 0.5)
-    if path is Path.SETTLED:  # rows are not read
-        moved, reads = moved * (1 - reads), 0.0
+    moved = moved_by_element(key)
     shares = {
-        name: round(share_of_copy(clocks, moved, reads, in_flight, chip), 2)
+        name: round(share_of_copy(seconds_of(clocks, *moved, in_flight, chip)), 2)
         for name, chip in CHIPS.items()
         if chip.target == key.target
     }
@@ -59,8 +57,16 @@ def count(key: Key) -> Row:
     return Row(*key, *numbers, shares)
 
 
+def moved_by_element(key: Key) -> tuple[float, float]:
+    """Return the bytes that must be read and written for an element, and the share of reads."""
+    moved, reads = bytes_of_element(key), READS.get(key.operation, 0.5)
+    if key.path == Path.SETTLED.value:  # rows are not read
+        return moved * (1 - reads), 0.0
+    return moved, reads
+
+
 def bytes_of_element(key: Key) -> float:
-    """Return what must be read and written for an element."""
+    """Return what must be read and written for an element where rows are."""
     if key.operation == "q_sample":
         return bytes_of_token(key.operation, 1, key.dtype)
     if key.implementation == "anchor":

@@ -104,10 +104,10 @@ def resident_warps(registers: int, warps: int, shared: int, target: str) -> int:
     return blocks * warps
 
 
-def share_of_copy(
+def seconds_of(
     clocks: float, bytes_moved: float, reads: float, in_flight: int, chip: Chip
-) -> float:
-    """Return the share of a copy's bandwidth that a kernel can reach at most.
+) -> dict[str, float]:
+    """Return the least times of an element by what bounds them: memory, pipe and latency.
 
     Args:
         clocks: that the busiest pipe of a multiprocessor takes for an element.
@@ -116,9 +116,11 @@ def share_of_copy(
         in_flight: bytes that a multiprocessor has asked memory for at a time.
         chip: which one.
     """
-    copy = COPY * chip.bandwidth
-    by_pipe = bytes_moved / clocks * chip.clocks
-    if reads == 0:
-        return min(1.0, by_pipe / copy)
-    by_latency = in_flight * chip.multiprocessors / LATENCY / reads
-    return min(1.0, by_pipe / copy, by_latency / copy)
+    waits = bytes_moved * reads * LATENCY / (in_flight * chip.multiprocessors) if reads else 0.0
+    moves = bytes_moved / (COPY * chip.bandwidth)
+    return {"memory": moves, "pipe": clocks / chip.clocks, "latency": waits}
+
+
+def share_of_copy(seconds: dict[str, float]) -> float:
+    """Return the share of a copy's bandwidth that a kernel can reach at most in these times."""
+    return seconds["memory"] / max(seconds.values())

@@ -107,7 +107,8 @@ def kernels(key: Key) -> list[Kernel]:
         return [_cuda_loss(key) if key.operation == "loss and gradient" else _cuda_kernel(key)]
     kind = DTYPES[key.dtype]
     if key.implementation == "anchor":
-        run = anchors(key.num_classes, kind)[key.operation]
+        of_anchor = empty(TOKENS, key.num_classes, dtype=kind), empty(TOKENS)
+        run = anchors(*of_anchor)[key.operation]
     else:
         run = _call(key.operation, key.chain, key.num_classes, kind)
     elements = TOKENS * (1 if key.operation == "q_sample" else key.num_classes)

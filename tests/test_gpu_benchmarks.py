@@ -12,8 +12,10 @@ import torch
 from d3pm_fast import functional
 
 pytest.importorskip("triton")
-from benchmarks.gpu import checks, device, dry, problems, run, summary, timing
+from benchmarks.gpu import checks, counted, device, dry, problems, rates, run, summary, timing
 from benchmarks.gpu.problems import BESIDE_COMPILED, BY, Task
+from benchmarks.slot_calls import every_key
+from benchmarks.slot_table import Key
 
 # The interpreter's: see conftest.py.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
@@ -66,6 +68,48 @@ def test_what_matters_most_comes_first_and_every_operation_comes():
     assert list(dict.fromkeys(task.operation for task in tasks)) == order
     checked = {task[1:] for task in checks.cases(problems.SIZES)}
     assert checked >= {task[1:] for task in tasks}
+
+
+@pytest.mark.parametrize("operation", [*counted.CALLS_OF, "copy"])
+def test_each_kernel_is_held_against_its_count(acted, tmp_path, monkeypatch, operation):
+    key = next(key for key in every_key() if key.operation == operation)
+    key = key if operation in ("copy", "q_sample") else key._replace(num_classes=27)
+    monkeypatch.setattr(counted, "keys", lambda *_: [key])
+    counted.measure("H200", [27], ["triton"], tmp_path, time.monotonic() + 60)
+    (row,) = counted.counted(tmp_path).read()
+    assert row[:6] == key[:6]
+    least = {"memory": row.memory_us, "pipe": row.pipe_us, "latency": row.latency_us}
+    assert row.bound == max(least, key=least.__getitem__)
+    assert row.ratio == pytest.approx(row.measured_us / least[row.bound], rel=2e-3)
+    found = rates.rates(tmp_path).read()
+    assert [rate.unit.split()[0] for rate in found] == ["B/s", "instructions", "instructions", "s"]
+    assert all(rate.measured > 0 for rate in found)
+
+
+def test_data_take_the_way_that_is_counted(acted):
+    def of(chain, path):
+        key = Key("triton", counted.LOSS, chain, path, 27, "float32", "sm_90")
+        return counted.inputs_of(key)
+
+    near, far = of("uniform", "full"), of("uniform", "fast")
+    assert near.logits.argmax(-1).equal(near.x0)
+    assert not (far.logits.argmax(-1) == far.x0).any()
+    flat, settled = of("absorbing", "flat"), of("absorbing", "settled")
+    assert (flat.x_t == 26).all()
+    assert settled.x_t.equal(settled.x0)
+
+
+def test_the_summary_says_which_rate_is_not_as_assumed(tmp_path, capsys):
+    rates.rates(tmp_path).append(rates.Rate("bandwidth of a copy", "B/s", 4e12, 2e12))
+    of = "triton", "p_sample", "uniform", "full"
+    for size, ratio, bound in ((27, 2.0, "memory"), (256, 1.5, "memory"), (1024, 1.1, "pipe")):
+        row = counted.Counted(*of, size, "float32", 1.0, ratio, bound, 1.0, 1.0, 1.0)
+        counted.counted(tmp_path).append(row)
+    summary.hold_against_count(tmp_path)
+    said = capsys.readouterr().out
+    assert "0.50 of the assumed" in said
+    assert "2 kernels bound by memory: 1.75 times what was counted, 1.50 to 2.00" in said
+    assert "1 kernels bound by pipe: 1.10 times" in said
 
 
 def fails():
@@ -180,12 +224,15 @@ def test_the_commands_of_a_run(tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.which", lambda name, **_: f"/bin/{name}")
     options = run.parse(["--out", str(tmp_path), "--sizes", "27", "256"])
     parts = {part.name: part for part in run.parts(options)}
-    assert [*parts][:4] == ["describe", "checks", "tests of a GPU alone", "times"]
+    names = ["describe", "checks and counts", "tests of a GPU alone", "times", "kernels"]
+    assert [*parts][:5] == names
     assert parts["sanitizer"].commands[0][0] == "/bin/compute-sanitizer"
-    for share, command in enumerate(parts["checks"].commands):
+    *checks, count = parts["checks and counts"].commands
+    assert "counts" in count
+    for share, command in enumerate(checks):
         child = run.parse([word.replace(run.SECONDS_LEFT, "77") for word in command[3:]])
         assert (child.part, child.sizes, child.seconds) == ("checks", [27, 256], 77)
-        assert child.share == [share, len(parts["checks"].commands)]
+        assert child.share == [share, len(checks)]
     files = [word for word in parts["tests"].commands[0] if word.startswith("tests/")]
     assert files
     assert all((run.ROOT / file).exists() for file in files)
@@ -202,14 +249,16 @@ import sys
 from pathlib import Path
 from benchmarks.gpu import dry
 from benchmarks.gpu.problems import Task
+from benchmarks.slot_table import Key
 tasks = [Task("loss", "absorbing", 64, "bfloat16"), Task("products", "any", 27, "float32")]
-sys.exit(dry.compile_all(tasks, tasks, Path(sys.argv[1])))
+keys = [Key("triton", "p_sample", "uniform", "full", 64, "float32", "sm_90")]
+sys.exit(dry.compile_all(tasks, tasks, keys, Path(sys.argv[1])))
 """
     environment = os.environ | {"TRITON_INTERPRET": "0"}
     command = [sys.executable, "-c", command, tmp_path]
     subprocess.run(command, check=True, cwd=run.ROOT, env=environment)
     found = dry.programs(tmp_path).read()  # those of the times and of the checks are the same
-    assert [row.operation for row in found] == ["loss", "products"]
+    assert [row.operation for row in found] == ["loss", "products", "p_sample"]
     assert {(row.outcome, row.local) for row in found} == {(dry.COMPILED, 0)}
     assert all(row.registers > 16 for row in found)
 

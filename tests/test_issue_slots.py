@@ -178,10 +178,14 @@ def test_resident_warps():
 def test_shares_of_a_copy():
     chip, copy = CHIPS["H100"], pipes.COPY * CHIPS["H100"].bandwidth
     clocks = 8 * chip.clocks / copy  # as long as 8 bytes take
-    assert pipes.share_of_copy(clocks / 2, 8, 0.5, 1 << 20, chip) == 1
-    assert pipes.share_of_copy(2 * clocks, 8, 0.5, 1 << 20, chip) == pytest.approx(0.5)
+
+    def share(*of):
+        return pipes.share_of_copy(pipes.seconds_of(*of, chip))
+
+    assert share(clocks / 2, 8, 0.5, 1 << 20) == 1
+    assert share(2 * clocks, 8, 0.5, 1 << 20) == pytest.approx(0.5)
     needed = copy / 2 * pipes.LATENCY / chip.multiprocessors
-    assert pipes.share_of_copy(0.1 * clocks, 8, 0.5, needed / 4, chip) == pytest.approx(0.25)
+    assert share(0.1 * clocks, 8, 0.5, needed / 4) == pytest.approx(0.25)
 
 
 def test_the_table_has_every_row_in_order():

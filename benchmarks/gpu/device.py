@@ -7,6 +7,7 @@ import torch
 
 DEVICE = "cuda"
 AHEAD_CYCLES = 2_000_000  # about a millisecond
+OF_PYTORCH = "at::native", "Memcpy", "Memset", "cudaDeviceSynchronize"
 LOST = 75  # exit status of a process that lost it: another one can go on
 
 Run = Callable[[], Any]
@@ -42,6 +43,27 @@ def peak_bytes(run: Run) -> int:
     before = torch.cuda.memory_allocated()
     run()
     return torch.cuda.max_memory_allocated() - before
+
+
+def kernel_seconds(run: Run, calls: int) -> float:
+    """Return the time of a call's kernels but PyTorch's own, the mean of some calls.
+
+    Raises:
+        RuntimeError: there were none, or the profiler did not see them.
+    """
+    activities = [torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=activities) as profile:
+        for _ in range(calls):
+            run()
+        torch.cuda.synchronize()
+    total = sum(
+        event.self_device_time_total
+        for event in profile.key_averages()
+        if not any(name in event.key for name in OF_PYTORCH)
+    )
+    if not total:
+        raise RuntimeError("the profiler saw no kernel")
+    return total / 1e6 / calls
 
 
 def seconds(run: Run) -> float:

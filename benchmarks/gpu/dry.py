@@ -1,5 +1,7 @@
 """A run without a GPU: what acts one, and every Triton program compiled ahead of time."""
 
+import importlib
+import pkgutil
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -9,11 +11,12 @@ from typing import Any, NamedTuple
 
 import numpy
 
-from d3pm_fast import _compiled, _environment
+from d3pm_fast import _compiled, _environment, kernels
 
 from .. import cases, providers
+from ..slot_table import Key
 from ..triton_resources import compiled, usage
-from . import checks, device, problems, timing
+from . import checks, counted, device, problems, rates, timing
 from .device import Run
 from .problems import BY, Task, make
 from .table import Table
@@ -61,6 +64,9 @@ def act(put: Callable[[Any, str, Any], None] = setattr) -> None:
     put(device, "is_alive", lambda: True)
     put(device, "peak_bytes", no_bytes)
     put(device, "seconds", wall_seconds)
+    put(device, "kernel_seconds", lambda run, calls: wall_seconds(run))
+    for name in ("CALLS", "PROGRAMS", "TIMES", "UNROLLED", "RESIDENT"):
+        put(rates, name, 1)
     put(timing, "WARM_UP", 0)
     put(timing, "ROUNDS", 3)
     put(checks, "NUMBERS", 1 << 9)
@@ -97,7 +103,9 @@ def import_cuda(out: Path) -> None:
     assert module is None or module.device == "cuda"
 
 
-def compile_all(timed: Iterable[Task], checked: Iterable[Task], out: Path) -> int:
+def compile_all(
+    timed: Iterable[Task], checked: Iterable[Task], keys: Iterable[Key], out: Path
+) -> int:
     """Compile all that a run would start, and write down what each takes of the device.
 
     The library's own calls are made, with CPU tensors; a kernel is compiled where it would be
@@ -106,6 +114,8 @@ def compile_all(timed: Iterable[Task], checked: Iterable[Task], out: Path) -> in
     Returns:
         1 where one is not compiled, or keeps anything outside of registers.
     """
+    for module in pkgutil.walk_packages(kernels.__path__, f"{kernels.__name__}."):
+        importlib.import_module(module.name)  # while INTERPRET is False, which they read
     device.DEVICE, device.name, _environment.INTERPRET = "cpu", lambda: CHIP, True
     problems.BYTES_OF_LOGITS, problems.MOST_DENSE_CLASSES = 1 << 20, 0
     problems.DENSE_SHAPE = 2, 16, problems.DENSE_SHAPE[-1]
@@ -113,6 +123,9 @@ def compile_all(timed: Iterable[Task], checked: Iterable[Task], out: Path) -> in
         compile_one(task, lambda task=task: make(task).runs[BY["triton"]](), out)
     for task in checked:
         compile_one(task, partial(run_check, task), out)
+    for key in keys:
+        task = Task(key.operation, key.chain, key.num_classes, key.dtype)
+        compile_one(task, lambda key=key: counted.call_of(key)[0](), out)
     found = programs(out).read()
     bad = [row for row in found if row.outcome != COMPILED or row.local]
     print(f"\n{len(found) - len(bad)} of {len(found)} programs are compiled and spill nothing")

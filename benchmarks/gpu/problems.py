@@ -84,8 +84,7 @@ def make(task: Task) -> Problem:
         return products(task)
     if task.operation == "dense loss":
         return dense_loss(task)
-    size = BATCH * task.num_classes * DTYPES[task.dtype].itemsize
-    positions = max(BYTES_OF_LOGITS // size // 16, 1) * 16  # as Triton likes counts
+    positions = positions_of(task.num_classes, task.dtype)
     inputs = inputs_of(Case("loss", task.family, BATCH, positions, task.num_classes), task.dtype)
     made = {
         "loss": rank_one_loss,
@@ -94,6 +93,12 @@ def make(task: Task) -> Problem:
         BESIDE_COMPILED: beside_compiled,
     }
     return made[task.operation](inputs, task.dtype)
+
+
+def positions_of(num_classes: int, dtype: str) -> int:
+    """Return how many positions fill the bytes of logits, a multiple of 16 as Triton likes them."""
+    size = BATCH * num_classes * DTYPES[dtype].itemsize
+    return max(BYTES_OF_LOGITS // size // 16, 1) * 16
 
 
 def inputs_of(case: Case, dtype: str) -> Inputs:
@@ -218,6 +223,11 @@ def products(task: Task) -> Problem:
 
 def floor_us(*works: Any) -> float | None:
     """Return the least time of works in a row on this chip, None for one that is not known."""
-    name = device.name()
-    chip = next((chip for chip in CHIPS if chip.split()[0] in name), None)
+    chip = chip_name()
     return None if chip is None else sum(floor_of(work, chip).floor_us for work in works)
+
+
+def chip_name() -> str | None:
+    """Return the name of this chip's datasheet, None where there is none."""
+    name = device.name()
+    return next((chip for chip in CHIPS if chip.split()[0] in name), None)

@@ -134,11 +134,14 @@ def parts(options: argparse.Namespace) -> list[Part]:
     workers = ["--collect-only"] if options.dry_run else ["--verbose", *workers]
     tests = [*pytest(ON_GPU), *workers, *(f"tests/test_{name}.py" for name in TEST_FILES)]
     few, out = [*pytest(GPU_ALONE), *workers, "tests/test_triton.py"], options.out
+    checks = [own("checks", options, i, shares) for i in range(shares)]
+    counts = [] if options.dry_run else [own("counts", options)]
     found = [
         Part("describe", 30, [own("describe", options)]),
-        Part("checks", 150, [own("checks", options, i, shares) for i in range(shares)]),
+        Part("checks and counts", 150, [*checks, *counts]),
         Part("tests of a GPU alone", 60, [few], out / "gpu_tests.txt"),
-        Part("times", 180, [own("times", options)]),
+        Part("times", 120, [own("times", options)]),
+        Part("kernels", 90, [own("kernels", options)]),
         Part("summary", 30, [own("summary", options)]),
         Part("tests", 120, [tests], out / "tests.txt"),
     ]
@@ -237,11 +240,12 @@ def sizes_of(options: argparse.Namespace) -> list[int]:
 
 def compile_programs(options: argparse.Namespace, until: float) -> int:
     """Compile what a run would start, and import the CUDA module."""
-    from . import checks, dry, problems
+    from . import checks, counted, dry, problems
 
     sizes = sizes_of(options)
     dry.import_cuda(options.out)
-    return dry.compile_all(problems.tasks(sizes), checks.cases(sizes), options.out)
+    kernels = counted.keys(dry.CHIP.split()[-1], sizes, ["triton"])
+    return dry.compile_all(problems.tasks(sizes), checks.cases(sizes), kernels, options.out)
 
 
 def describe(options: argparse.Namespace, until: float) -> int:
@@ -281,6 +285,29 @@ def measure(options: argparse.Namespace, until: float) -> int:
     return 0
 
 
+def count(options: argparse.Namespace, until: float) -> int:
+    """Count the instructions of this Triton's programs."""
+    from . import counted, problems
+
+    chip = problems.chip_name()
+    if chip is not None:
+        counted.count(chip, sizes_of(options), options.out)
+    return 0
+
+
+def measure_kernels(options: argparse.Namespace, until: float) -> int:
+    """Time kernels one by one, beside their count."""
+    from . import counted, problems
+
+    chip = problems.chip_name()
+    if chip is None:
+        print(f"nothing was counted for {device.name()}", flush=True)
+    else:
+        installed = [impl for impl in problems.BY if problems.is_installed(impl)]
+        counted.measure(chip, sizes_of(options), installed, options.out, until)
+    return 0
+
+
 def summarize(options: argparse.Namespace, until: float) -> int:
     """Write what follows from the tables; 1 where a check or a time failed."""
     from . import summary
@@ -292,6 +319,8 @@ PARTS: dict[str, Callable[[argparse.Namespace, float], int]] = {
     "programs": compile_programs,
     "describe": describe,
     "checks": check,
+    "counts": count,
     "times": measure,
+    "kernels": measure_kernels,
     "summary": summarize,
 }

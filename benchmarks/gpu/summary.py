@@ -3,6 +3,7 @@
 import csv
 import importlib.util
 import math
+import statistics
 from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
@@ -11,8 +12,12 @@ from d3pm_fast._files import replaced
 
 from ..cases import FAMILIES
 from .checks import checks
+from .counted import counted
 from .problems import BY, LOGITS_DTYPES
+from .rates import rates
 from .timing import Row, failures, times
+
+FARTHEST = 8  # kernels that are printed
 
 
 class Faster(NamedTuple):
@@ -33,12 +38,29 @@ def summarize(out: Path) -> int:
         writer.writerows(faster(rows))
     if rows and importlib.util.find_spec("matplotlib"):
         draw([row for row in rows if row.operation == "loss"], out / "roofline.png")
+    hold_against_count(out)
     found = checks(out).read()
     print(f"\n{sum(row.outcome == 'right' for row in found)} of {len(found)} checks are right")
     wrong = [row for row in found if row.outcome != "right"] + failures(out).read()
     for row in wrong:
         print(*row)
     return int(bool(wrong) or not found or not rows)
+
+
+def hold_against_count(out: Path) -> None:
+    """Print which assumption of the count is wrong, and the kernels that are far from theirs."""
+    for rate in rates(out).read():
+        print(f"{rate.name:24} {rate.measured:10.4g} {rate.unit}, {rate.ratio:.2f} of the assumed")
+    kernels = counted(out).read()
+    for bound in dict.fromkeys(row.bound for row in kernels):
+        ratios = sorted(row.ratio for row in kernels if row.bound == bound)
+        middle, least, most = statistics.median(ratios), ratios[0], ratios[-1]
+        print(
+            f"{len(ratios)} kernels bound by {bound}: {middle:.2f} times what was counted, "
+            f"{least:.2f} to {most:.2f}"
+        )
+    for row in sorted(kernels, key=lambda row: row.ratio, reverse=True)[:FARTHEST]:
+        print(*row)
 
 
 def faster(rows: list[Row]) -> list[Faster]:
