@@ -37,7 +37,7 @@ LEAST_CHOICE = 64  # instructions
 LONGEST_CALL = 32
 DATA = {"LDG", "LD", "LDS", "LDSM", "SHFL", "REDUX", "CREDUX", "ATOMS", "ATOMG", "MATCH"}
 VOTES = {"VOTE", "VOTEU"}
-DATA |= VOTES
+MOVE = "VOTEU.ANY"  # of a predicate that all threads have alike, and no vote
 NO_RESULT = {"STG", "ST", "STS", "STSM", "STL", "LDGSTS", "RED"}
 NO_RESULT |= {"BRA", "EXIT", "BAR", "BSSY", "BSYNC"}
 LINE = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?:@(!?U?P[\dT]+)\s+)?([A-Z][\w.]*)\s*([^;]*);")
@@ -82,6 +82,11 @@ class Instruction(NamedTuple):
         width = re.search(r"\.(U8|S8|U16|S16|64|128|256)\b", self.name)
         return int(width[1].lstrip("US")) // 8 if width else 4
 
+    @property
+    def votes(self) -> bool:
+        """Whether threads vote."""
+        return self.base in VOTES and self.name != MOVE
+
     def moves_global(self, least: int = 1) -> bool:
         """Whether it reads or writes so many bytes a lane of global memory."""
         return self.base in ("LDG", "LDGSTS", "STG") and self.bytes >= least
@@ -99,6 +104,8 @@ class Instruction(NamedTuple):
         operands = [each.strip() for each in self.operands.split(",")]
         if self.base in NO_RESULT:
             return [], operands
+        if self.name == MOVE:
+            return operands[:1], operands[1:]
         if re.match(r"U?P[\dT]", operands[0]):
             return operands[:2], operands[2:]
         first = 1
@@ -164,11 +171,11 @@ class Program(NamedTuple):
 
     def depends_on_data(self, at: int) -> bool:
         """Return whether the condition of a branch does; of a program that votes, on a vote."""
-        deciding = VOTES if any(each.base in VOTES for each in self.code) else DATA
+        deciding = VOTES if any(each.votes for each in self.code) else DATA
         sought = self.code[at].reads()
         for each in reversed(self.code[:at]):
             if sought & each.writes():
-                if each.base in DATA:
+                if each.votes or each.base in DATA:
                     return each.base in deciding
                 sought = sought - (set() if each.predicate else each.writes()) | each.reads()
         return False

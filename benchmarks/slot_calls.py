@@ -16,13 +16,12 @@ from d3pm_fast.chains.structures import RankOneMarginal, RankOneStep
 from d3pm_fast.records import Loss, Model, Random, Weights
 
 from .anchors import anchors
-from .sass import VOTES, Program, programs, resources
+from .sass import Program, programs, resources
 from .slot_table import Key
 from .triton_calls import DTYPES, TOKENS, dense_calls, empty
 from .triton_resources import started
 
 SIZES = [27, 256, 1024, 8192]
-LONG = 8192  # classes, of rows that have one way for all sums
 SHORT_LOOP = 32  # instructions
 CUDA_SIZES = SIZES[1:]
 OF_EVERY_TARGET = 256, "bfloat16"  # others are counted for sm_90 alone
@@ -84,8 +83,6 @@ def every_key() -> Iterator[Key]:
         for dtype in ELEMENTS:
             yield Key("anchor", operation, "", "full", 1024, dtype, "sm_90")
     for (operation, chain, path), size, dtype in product(WAYS, SIZES, ELEMENTS):
-        if path == "fast" and size == LONG:
-            continue
         if operation != "q_sample" or (size, dtype) == OF_EVERY_TARGET:
             for target in TARGETS if (size, dtype) == OF_EVERY_TARGET else TARGETS[:1]:
                 yield Key("triton", operation, chain, path, size, dtype, target)
@@ -191,7 +188,7 @@ def _cuda_loss(key: Key) -> Kernel:
 
     def trips(at: int) -> int:
         body = program.body(at)
-        if any(each.base in VOTES for each in body):
+        if any(each.votes for each in body):
             return in_turn
         adds = len(body) < SHORT_LOOP and any(each.base == "SHFL" for each in body)
         return min(threads, 32).bit_length() - 1 if adds else 1

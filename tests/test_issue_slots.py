@@ -91,6 +91,15 @@ def test_choices(source, skipped, expected):
     assert [slots(of, path) for path in Path] == expected
 
 
+@pytest.mark.parametrize(("other", "expected"), [("VOTEU.ANY UP1, P1", 5), ("VOTE.ALL P2, P3", 75)])
+def test_a_program_that_votes_chooses_by_votes_and_a_predicate_that_is_moved_is_none(
+    other, expected
+):
+    made = DATA, "ISETP.GE.AND P1, PT, R6, 0x1, PT", other
+    of = program(*made, "@!P1 BRA `(.L_0)", "70*FADD R1, R1, R1", ".L_0:", "EXIT")
+    assert slots(of, Path.FLAT) == expected
+
+
 def test_a_predicate_made_of_itself_still_depends_on_data():
     made = DATA, "ISETP.GE.AND P2, PT, R6, 0x1, PT", "PLOP3.LUT P2, PT, P0, P1, P2, 0xb0, 0x0"
     of = program(*made, "@!P2 BRA `(.L_0)", "70*FADD R1, R1, R1", ".L_0:", "EXIT")

@@ -46,6 +46,9 @@ from .loss_whole import (
 )
 from .step import Chain, chain_of
 
+# Classes of rows without pi that are held whole, one by a program.
+FILLED_BY_A_ROW = {4096, 8192, 16384}
+
 
 @triton.jit
 def loss_of_whole_rows(
@@ -190,8 +193,12 @@ def tile_for(num_classes: int, dtype: torch.dtype, has_pi: bool, has_grad: bool)
     copies = 2 if has_pi or has_grad else 1
     if has_pi or dtype == torch.float64:
         return tile_of(num_classes, dtype, copies)
+    numbers, vector = 64, 16 // dtype.itemsize
+    if num_classes in FILLED_BY_A_ROW:
+        high = numbers // vector
+        return Tile(1, high, num_classes // high, num_classes // (32 * numbers))
     fills = num_classes == triton.next_power_of_2(num_classes) <= 2048
-    return tile_of(num_classes, dtype, copies, 64 if fills else 32)
+    return tile_of(num_classes, dtype, copies, numbers if fills else numbers // 2)
 
 
 def loss(of: Loss[RankOneStep], reduction: str, late: bool | None = None) -> Any:
