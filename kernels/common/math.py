@@ -144,7 +144,7 @@ def log(y):
     if y.dtype == tl.float64:
         return tl.log(y)
     else:
-        small = y < 1.17549435e-38
+        small = y < 1.1754944e-38
         scaled = tl.where(small, y * 16777216.0, y)
         n, r, curve = _split(scaled - 1.0, scaled)
         n = tl.where(small, n - 24.0, n)

@@ -28,7 +28,7 @@ from .predict import (
 
 # What rounding leaves out of an entry of f by underflow alone, times the number of classes.
 UNDERFLOW = tl.constexpr(1e-30)
-LEAST_F = tl.constexpr(1.17549435e-38)
+LEAST_F = tl.constexpr(1.2e-38)  # one below 2^-126 is float64 in Triton before 3.9
 LEAST_REACH = tl.constexpr(1e-12)  # above it a class that `tiny` counts out has no share in q
 
 
