@@ -91,6 +91,9 @@ def build_cuda(sources, target, folder):
     codes.append(f"-gencode arch=compute_{archs[-1]},code=compute_{archs[-1]}")
     includes = ["csrc", pybind11.get_include(), sysconfig.get_paths()["include"]]
     flags = ["-std=c++17 -O3 -Xfatbin -compress-all -Xcompiler -fPIC,-fvisibility=hidden", *codes]
+    options = subprocess.run([nvcc, "--help"], capture_output=True, text=True, check=True).stdout
+    if "--compress-mode" in options:
+        flags.append("--compress-mode=size")
     flags += ["-DD3PM_MODULE=_cuda", "'-DD3PM_DEVICE=\"cuda\"'"]
     flags += [f"-I{Path(path).absolute()}" for path in includes]
     folder.mkdir(parents=True, exist_ok=True)
@@ -100,7 +103,7 @@ def build_cuda(sources, target, folder):
         f"  command = {nvcc} {' '.join(flags)} $element -MD -MF $out.d -c $in -o $out",
         "  depfile = $out.d",
         "rule link",
-        f"  command = {nvcc} -shared $in -o $out",
+        f"  command = {nvcc} -shared -Xlinker --strip-all $in -o $out",
     ]
     objects = []
     for source in map(Path, sources):

@@ -89,9 +89,6 @@ def every_key() -> Iterator[Key]:
     for dtype in ELEMENTS:
         yield Key("triton", *OF_MATRICES, 256, dtype, TARGETS[0])
     for (operation, chain, path), size, dtype in product(CUDA_LOSSES, SIZES, ELEMENTS):
-        # Of few classes, loops over pi have no fixed number of trips, and little hangs on a choice.
-        if size == SIZES[0] and (chain == "marginal" or path == "fast"):
-            continue
         for target in TARGETS if (size, dtype) == OF_EVERY_TARGET else TARGETS[:1]:
             yield Key("cuda", operation, chain, path, size, dtype, target)
     for (operation, chain, path), size, dtype in product(CUDA_WAYS, CUDA_SIZES, ELEMENTS):
@@ -176,8 +173,9 @@ def _cuda_loss(key: Key) -> Kernel:
     has_pi, size = key.chain == "marginal", key.num_classes
     itemsize = DTYPES[key.dtype].itemsize
     if size <= 64:
-        program, registers, shared = _found("loss.cu", f"loss_of_few_classes.*ELi{size}E", key)
-        shared += 128 * size * itemsize
+        pattern = f"loss_of_few_classes.*Lb{has_pi:d}ELi{size}E"
+        program, registers, shared = _found("loss.cu", pattern, key)
+        shared += 129 * size * itemsize
         return Kernel(program, lambda _: 1, 4, registers, shared, 1 / (32 * size))
     named = 4 if size <= 256 else 16 if size <= 1024 else 0
     held = 32 if has_pi and not named else 64

@@ -96,8 +96,9 @@ struct KnownLoss {
 
 // One token's loss and gradient, in three strokes: the caller fills in what is known and what a
 // pass over the row says, calls solve(), sums phi and h over the other classes along line(), and
-// calls finish(). V is a scalar or a vector of tokens; Math has its select, where, exp, log, log1p,
-// phi and reciprocal. Of `where`, a scalar computes one side only.
+// calls finish(). V is a scalar or a vector of tokens; Math has its select, where, exp, log1p, phi
+// and reciprocal, and rough_log, whose error may be absolute. Of `where`, a scalar computes one
+// side only.
 template <class Math>
 struct LossRow : KnownLoss<Math> {
   using V = typename Math::V;
@@ -213,7 +214,7 @@ struct LossRow : KnownLoss<Math> {
     const auto is_far = (bar_x0 <= Math::splat(Math::tiny)) & (of.g < Math::splat(-0.5));
     const auto far = [&] {
       const V sum = e_x0 + others_;
-      return of.g + cross_entropy - Math::log(tilt_x0_ * sum * inv_ * ratio);
+      return of.g + cross_entropy - Math::rough_log(tilt_x0_ * sum * inv_ * ratio);
     };
     return Math::where(is_far, far, [&] { return near; });
   }

@@ -64,6 +64,8 @@ struct Math<float> {
     return (y > 0.0f) & (y < INFINITY) ? finite : limit;
   }
 
+  D3PM_INLINE V rough_log(const V& y) { return log(y); }
+
   D3PM_INLINE V log1p(const V& x) {
     const V y = 1.0f + x;
     const auto s = split_log<Math>(x, y);
@@ -153,6 +155,8 @@ struct Math<double> {
   D3PM_INLINE V log(const V& x) {
     return each(x, [](double v) { return std::log(v); });
   }
+
+  D3PM_INLINE V rough_log(const V& y) { return log(y); }
 
   D3PM_INLINE V log1p(const V& x) {
     return each(x, [](double v) { return std::log1p(v); });

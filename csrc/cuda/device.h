@@ -120,6 +120,10 @@ __device__ inline float hardware_log2(float x) {
 }
 #endif
 
+// The logarithm of a number that is far from 1, or whose error may be absolute.
+__device__ inline float rough_log(float x) { return hardware_log2(x) * kLn2; }
+__device__ inline double rough_log(double x) { return ::log(x); }
+
 template <class Real>
 struct Math;
 
@@ -141,7 +145,11 @@ struct Math<float> {
   static __device__ V to_real(Ints n) { return static_cast<float>(n); }
   static __device__ V exp(V x) { return expf(x); }
   static __device__ V log(V x) { return logf(x); }
-  static __device__ V log1p(V x) { return log1pf(x); }
+  static __device__ V rough_log(V x) { return device::rough_log(x); }
+  static __device__ V log1p(V x) {
+    const auto s = split_log<Math>(x, 1 + x);
+    return (s.exponent * kLn2Low + (s.x - s.curve)) + s.exponent * kLn2High + 0 * x;  // keeps NaN
+  }
   static __device__ V reciprocal(V x) { return hardware_reciprocal(x); }
 
   static __device__ V phi(V x, V y) { return phi_in_float<Math>(x, y); }
@@ -163,6 +171,7 @@ struct Math<double> {
   }
   static __device__ V exp(V x) { return ::exp(x); }
   static __device__ V log(V x) { return ::log(x); }
+  static __device__ V rough_log(V x) { return ::log(x); }
   static __device__ V log1p(V x) { return ::log1p(x); }
   static __device__ V reciprocal(V x) { return 1 / x; }
 
@@ -197,10 +206,6 @@ struct Exponential<double> {
   __device__ double operator()(double x) const { return ::exp(x - top); }
   __device__ double log(double x) const { return x - top; }
 };
-
-// The logarithm of a number that is far from 1, or whose error may be absolute.
-__device__ inline float rough_log(float x) { return hardware_log2(x) * kLn2; }
-__device__ inline double rough_log(double x) { return ::log(x); }
 
 struct Sum {
   template <class Real>

@@ -15,7 +15,7 @@ inline int times_of(int64_t blocks) {
 }
 
 template <class Element, bool kHasPi, int kThreads, class Real>
-const char* start_whole(const Loss& call, const Vector<Real>& vector,
+const char* start_whole(const Loss& call, const LossVector<Real>& vector,
                         std::initializer_list<const void*> starts, cudaStream_t stream) {
   const typename LossOfWholeRow<Element, kHasPi, kThreads>::BlockRows rows(call.num_logits, starts);
   const int64_t blocks = rows.blocks(call.chain.num_tokens);
@@ -28,29 +28,28 @@ const char* start_whole(const Loss& call, const Vector<Real>& vector,
   return last_error();
 }
 
-// Starts the kernel for the number of classes; those for few of them serve no doubles.
+// Starts the kernel for the number of classes; for doubles there is one alone.
 template <class Element, bool kHasPi>
 const char* start(const Loss& call, void* on) {
   const auto stream = static_cast<cudaStream_t>(on);
   const int64_t tokens = call.chain.num_tokens, classes = call.num_logits;
-  const auto vector = call.chain.vector<typename Memory<Element>::Real>();
+  const LossVector<typename Memory<Element>::Real> vector(call.chain);
   const std::initializer_list<const void*> starts = {call.logits, call.grad, vector.pi};
   if constexpr (sizeof(Element) < 8) {
     if (classes <= FewClasses<Element>::kMost) {
       const FewClasses<Element> few(classes, starts);
-      constexpr int kLetters = kHasPi ? 0 : 27;
-      const auto kernel = classes == kLetters ? loss_of_few_classes<Element, kHasPi, kLetters>
-                                              : loss_of_few_classes<Element, kHasPi, 0>;
+      const auto kernel = classes == 27 && is_plain(call) ? loss_of_few_classes<Element, kHasPi, 27>
+                                                          : loss_of_few_classes<Element, kHasPi, 0>;
       D3PM_LAUNCH(kernel, few.blocks(tokens), few.kRows, few.shared_bytes(), stream, call, vector,
                   few);
       return last_error();
     }
     if (classes <= 4 * 64) return start_whole<Element, kHasPi, 4>(call, vector, starts, stream);
     if (classes <= 16 * 64) return start_whole<Element, kHasPi, 16>(call, vector, starts, stream);
+    if (const typename LossOfWholeRow<Element, kHasPi, 0>::BlockRows rows(classes, starts);
+        rows.is_whole())
+      return start_whole<Element, kHasPi, 0>(call, vector, starts, stream);
   }
-  if (const typename LossOfWholeRow<Element, kHasPi, 0>::BlockRows rows(classes, starts);
-      rows.is_whole())
-    return start_whole<Element, kHasPi, 0>(call, vector, starts, stream);
   const typename LossOfLongRow<Element, kHasPi>::BlockRows rows(classes, starts);
   D3PM_LAUNCH((loss_of_long_rows<Element, kHasPi>), rows.blocks(tokens), rows.block(), 0, stream,
               call, vector, rows);

@@ -113,6 +113,21 @@ struct LossCurve {
            sum > sum_pi * kLeastOfPi<Element, kHasPi>;
   }
 
+  // The sum of phi(g) of a row where terms cancel, by the form that is the row's own: where
+  // products of four are in range by_four(), else by_one(true), class by class.
+  template <class ByFour, class ByOne>
+  __device__ Real exact_sum_phi(const ByFour& by_four, const ByOne& by_one) const {
+    if (kHasPi) return by_one(true);
+    const bool has_four = has_products();
+    const Real sum = by_four(), other = by_one(!__all_sync(0xffffffff, has_four));
+    return has_four ? sum : other;
+  }
+
+  // What phi_of_four() has summed, with so many classes more whose e is 0.
+  __device__ Real with_zeros(Real sum, Real count, Real phi_of_shift) const {
+    return count > 0 ? sum + count * phi_of_shift : sum;
+  }
+
   // Whether a product of four y, and of four 1 + u, is in range.
   __device__ bool has_products() const {
     const Real high = Real(1e9);

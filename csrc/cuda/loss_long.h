@@ -14,7 +14,7 @@ struct LossOfLongRow {
 
   const Loss& call;
   const BlockRows& rows;
-  const Vector<Real>& vector;
+  const LossVector<Real>& vector;
   TokenRow<Real> token;
   const Element* const row;
   Element* const grad;
@@ -22,11 +22,12 @@ struct LossOfLongRow {
   Real top = 0;
   Real e[kNumbers];
 
-  __device__ LossOfLongRow(const Loss& call, const BlockRows& rows, const Vector<Real>& vector)
+  __device__ LossOfLongRow(const Loss& call, const BlockRows& rows, const LossVector<Real>& vector)
       : call(call),
         rows(rows),
         vector(vector),
-        token(call, KnownToken<Real>(call, vector, rows.row()), rows.row()),
+        token(call, KnownToken<Real>(call, vector.template known<kHasPi>(), rows.row()),
+              rows.row()),
         row(static_cast<const Element*>(call.logits) + token.token * call.num_logits),
         grad(static_cast<Element*>(call.grad) + token.token * call.num_logits),
         num_logits(static_cast<int>(call.num_logits)),
@@ -35,9 +36,8 @@ struct LossOfLongRow {
 
   __device__ void run() {
     if (!rows.all(token.settled)) read_row();
-    if (!token.inside) return;
     if (rows.is_first_thread()) token.write_loss(call);
-    if (call.grad) token.settled ? write_value() : write_gradient();
+    if (call.grad && token.inside) token.settled ? write_value() : write_gradient();
   }
 
  private:
@@ -147,7 +147,7 @@ struct LossOfLongRow {
 
 template <class Element, bool kHasPi>
 __global__ void __launch_bounds__(kMostThreads, 1)
-    loss_of_long_rows(const Loss call, const Vector<typename Memory<Element>::Real> vector,
+    loss_of_long_rows(const Loss call, const LossVector<typename Memory<Element>::Real> vector,
                       const typename LossOfLongRow<Element, kHasPi>::BlockRows rows) {
   LossOfLongRow<Element, kHasPi>(call, rows, vector).run();
 }

@@ -8,7 +8,48 @@ namespace d3pm::device {
 
 #include "../loss_row.h"
 
-// A token before its row is read. Settled, its loss and all of its gradient are `value`.
+// The vector of a call, and what the device would divide for.
+template <class Real>
+struct LossVector : Vector<Real> {
+  double runs_per_token;
+
+  explicit LossVector(const Chain& chain)
+      : Vector<Real>(chain.vector<Real>()),
+        runs_per_token(1 / static_cast<double>(chain.run_length)) {}
+
+  // Right for any token below 2^51.
+  __device__ int64_t run_of(int64_t token) const {
+    return static_cast<int64_t>((static_cast<double>(token) + 0.5) * runs_per_token);
+  }
+
+  // Told the compiler whether there is a pi.
+  template <bool kHasPi>
+  __device__ LossVector known() const {
+    LossVector vector = *this;
+    if (!kHasPi) vector.pi = nullptr;
+    return vector;
+  }
+};
+
+// Whether a call is one of most trainings: by the joint model, all tokens count, and their loss and
+// its gradient alone are wanted.
+inline bool is_plain(const Loss& call) {
+  return !call.mask && !call.weights.tokens && !call.count && !call.is_density &&
+         !call.with_terms && !call.model.posterior_mean && call.grad;
+}
+
+// Told the compiler.
+template <bool kIsPlain>
+__device__ Loss known(Loss call) {
+  if (kIsPlain) {
+    call.mask = nullptr;
+    call.weights.tokens = call.count = nullptr;
+    call.is_density = call.with_terms = call.model.posterior_mean = false;
+  }
+  return call;
+}
+
+// A token before its row is read. Settled, its loss and all of its gradient are `value`, 0 or NaN.
 template <class Real>
 struct alignas(16) KnownToken : KnownLoss<Math<Real>> {
   int x0 = 0, x_t = 0;
@@ -16,39 +57,53 @@ struct alignas(16) KnownToken : KnownLoss<Math<Real>> {
   bool settled = true, has_mask_apart = false;
 
   KnownToken() = default;
-  __device__ KnownToken(const Loss& call, const Vector<Real>& vector, int64_t token) {
-    this->bar_base = this->vb = this->diverges = 0;
-    if (token < call.chain.num_tokens && call.counts<Real>(token)) look_up(call, vector, token);
+
+  // All that is known.
+  __device__ KnownToken(const Loss& call, const LossVector<Real>& vector, int64_t token) {
+    LossStep<Real> step;
+    *this = {call, vector, token, step};
+    look_up(call, vector, step);
   }
 
- private:
-  __device__ void look_up(const Loss& call, const Vector<Real>& vector, int64_t token) {
+  // Leaves what only a row needs to look_up(). Without branches: all tokens of a warp are looked
+  // up, in place of those that are not there the last.
+  __device__ KnownToken(const Loss& call, const LossVector<Real>& vector, int64_t token,
+                        LossStep<Real>& step) {
     const Chain& chain = call.chain;
-    value = NAN;
-    const int64_t from = call.x0[token], to = call.x_t[token];
-    const StepCoefficients* const found = chain.step(token / chain.run_length);
-    if (!found || !chain.may_be_data(from) || !chain.is_class(to)) return;
-    x0 = static_cast<int>(from);
-    x_t = static_cast<int>(to);
-    const int mask = static_cast<int>(chain.mask_id);
-    has_mask_apart = mask >= 0 && mask != x0 && mask != x_t;
-
-    const LossStep<Real> step(call, *found);
+    const bool inside = token < chain.num_tokens;
+    if (!inside) token = chain.num_tokens - 1;
+    const int64_t row = chain.rows[vector.run_of(token)], from = call.x0[token],
+                  to = call.x_t[token];
+    const bool has_row = static_cast<uint64_t>(row) < static_cast<uint64_t>(chain.table_size);
+    const auto& found = reinterpret_cast<const StepCoefficients*>(chain.table)[has_row ? row : 0];
+    step = {call, found};
+    const bool is_valid =
+        has_row & (step.keep == step.keep) & chain.may_be_data(from) & chain.is_class(to);
+    x0 = is_valid ? static_cast<int>(from) : 0;
+    x_t = is_valid ? static_cast<int>(to) : 0;
     const Real weight = call.weights.of<Real>(token);
-    const LossToken<Real> of(step, vector, call.model.posterior_mean, x0, x_t, mask, weight);
-    settled = of.settled;
-    value = of.value;
+    const LossToken<Real> of(step, vector, call.model.posterior_mean, x0, x_t,
+                             static_cast<int>(chain.mask_id), weight);
+    const bool counts = inside && call.counts<Real>(token);
+    settled = !counts || !is_valid || of.settled;
+    value = !counts ? Real(0) : is_valid ? of.value : Real(NAN);
     this->keep = step.keep;
     this->bar_keep = step.bar_keep;
     this->bar_base = step.bar_base;
     this->is_tilted = of.is_tilted;
-    this->vb = of.vb;
+    this->vb = settled ? Real(0) : of.vb;
     this->ce = of.ce;
-    this->diverges = of.diverges;
+    this->diverges = !settled && of.diverges;
     this->is_direct = step.predicts_x0;
+  }
+
+  __device__ void look_up(const Loss& call, const Vector<Real>& vector,
+                          const LossStep<Real>& step) {
+    const int mask = static_cast<int>(call.chain.mask_id);
+    has_mask_apart = !settled && mask >= 0 && mask != x0 && mask != x_t;
     const Real pi_mask = mask < 0 ? Real(0) : vector.pi_of(mask);
     KnownLoss<Math<Real>>::look_up(x0, x_t, mask, vector.pi_of(x0), vector.pi_of(x_t), pi_mask,
-                                   step.base, step.to_mask, step.bar_to_mask, step.is_density);
+                                   step.base, step.to_mask, step.bar_to_mask, call.is_density);
   }
 };
 
@@ -80,7 +135,9 @@ struct TokenRow : LossRow<Math<Real>> {
     this->below_top = -exp.log(logit_x0);
   }
 
+  // Where there is the token.
   __device__ void write_loss(const Loss& call) const {
+    if (!inside) return;
     Real* const to = static_cast<Real*>(call.loss) + token * call.num_results();
     *to = settled ? value : this->loss;
     if (!call.with_terms) return;

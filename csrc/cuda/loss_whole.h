@@ -22,7 +22,7 @@ struct LossOfWholeRow {
 
   const Loss& call;
   const BlockRows& rows;
-  const Vector<Real>& vector;
+  const LossVector<Real>& vector;
   Token token;
   Element* const staged;
   const int num_logits, role;
@@ -30,7 +30,7 @@ struct LossOfWholeRow {
   bool is_apart = false;  // whether there is one
   Real top = 0;
 
-  __device__ LossOfWholeRow(const Loss& call, const BlockRows& rows, const Vector<Real>& vector,
+  __device__ LossOfWholeRow(const Loss& call, const BlockRows& rows, const LossVector<Real>& vector,
                             const KnownToken<Real>& known, int64_t token, Element* staged)
       : call(call),
         rows(rows),
@@ -183,7 +183,9 @@ struct LossOfWholeRow {
     const Real pi = (kHasPi ? Real(1) : static_cast<Real>(num_logits)) - apart.pi;
     const bool keeps = curve.sum_phi(apart.phi_of_shift, pi, token.e_rest, sums[1], token.sum_phi);
     if (!rows.all(keeps || !token.is_curved())) {
-      const Real exact = exact_sum_phi(curve, e, pi, apart.phi_of_shift);
+      const Real exact =
+          curve.exact_sum_phi([&] { return sum_phi_by_four(curve, e, pi, apart.phi_of_shift); },
+                              [&](bool is_needed) { return sum_phi_by_one(curve, is_needed); });
       if (!keeps) token.sum_phi = exact;
     }
     if (!kHasPi) token.sum_phi *= static_cast<Real>(vector.uniform);
@@ -196,26 +198,13 @@ struct LossOfWholeRow {
     return has_logit() ? 1 : 0;
   }
 
-  // Of the form that is the row's own: where products of four are in range by these, with the
-  // classes whose e is 0 and that are not apart on their own; else class by class.
-  __device__ Real exact_sum_phi(const Curve& curve, const Real* e, Real count,
-                                Real of_shift) const {
-    const bool by_four = !kHasPi && curve.has_products();
-    Real sum = 0;
-    if (!kHasPi && !rows.all(!by_four)) sum = sum_phi_by_four(curve, e, count, of_shift);
-    if (!rows.all(by_four)) {
-      const Real by_one = sum_phi_by_one(curve);
-      if (!by_four) sum = by_one;
-    }
-    return sum;
-  }
-
-  __device__ Real sum_phi_by_one(const Curve& curve) const {
+  // Over no class where it is not needed.
+  __device__ Real sum_phi_by_one(const Curve& curve, bool is_needed) const {
     const Exponential<Real> exp(top);
     const int x0 = of_role(0, own), x_t = of_role(1, own), mask = of_role(2, own);
     Real sum = 0;
 #pragma unroll 1
-    for (int j = rows.lane(); j < num_logits; j += rows.threads()) {
+    for (int j = is_needed ? rows.lane() : num_logits; j < num_logits; j += rows.threads()) {
       if (j == x0 || j == x_t || j == mask) continue;
       const Real of = exp(Memory<Element>::widen(staged[j]));
       sum += curve.phi(of, kHasPi ? vector.pi[j] : Real(1));
@@ -231,7 +220,7 @@ struct LossOfWholeRow {
     for (int i = 0; i < kNumbers; i += 4) sum += curve.phi_of_four(e + i, there);
     Real sums[] = {sum, static_cast<Real>(there)};
     rows.reduce(sums, Sum());
-    return count > sums[1] ? sums[0] + (count - sums[1]) * of_shift : sums[0];
+    return curve.with_zeros(sums[0], count - sums[1], of_shift);
   }
 
   __device__ void write_gradient(const Curve& curve, bool is_curved, Real* e, const Real* m,
@@ -263,22 +252,26 @@ struct LossOfWholeRow {
 // tokens before they are read takes one thread a token.
 template <class Element, bool kHasPi, int kThreads>
 __global__ void __launch_bounds__(kMostThreads, 1)
-    loss_of_whole_rows(const Loss call, const Vector<typename Memory<Element>::Real> vector,
+    loss_of_whole_rows(const Loss call, const LossVector<typename Memory<Element>::Real> vector,
                        const typename LossOfWholeRow<Element, kHasPi, kThreads>::BlockRows rows,
                        const int most_times) {
-  using Known = KnownToken<typename Memory<Element>::Real>;
+  using Real = typename Memory<Element>::Real;
   D3PM_DYNAMIC_SHARED(Element, shared);
   Element* const staged = rows.staged(shared);
   const int times = kThreads ? most_times : 1, count = times * rows.rows_at_a_time();
-  Known* const known =
-      reinterpret_cast<Known*>(reinterpret_cast<char*>(shared) + rows.shared_bytes()) +
+  KnownToken<Real>* const known =
+      reinterpret_cast<KnownToken<Real>*>(reinterpret_cast<char*>(shared) + rows.shared_bytes()) +
       threadIdx.x / rows.together() * count;
   const int64_t first = rows.group() * count;
-  if (const int i = rows.in_group(); i < count) {
-    const int64_t token = first + i;
-    known[i] = Known(call, vector, token);
-    if (token < call.chain.num_tokens && known[i].settled)
-      TokenRow<typename Memory<Element>::Real>(call, known[i], token).write_loss(call);
+  {
+    const auto of = vector.template known<kHasPi>();
+    const int i = rows.in_group();
+    const int64_t token = i < count ? first + i : call.chain.num_tokens;
+    LossStep<Real> step;
+    KnownToken<Real> found(call, of, token, step);
+    if (found.settled) TokenRow<Real>(call, found, token).write_loss(call);
+    if (!rows.all(found.settled)) found.look_up(call, of, step);
+    if (i < count) known[i] = found;
   }
   rows.meet();
   for (int time = 0; time < times; ++time) {  // the same for all threads: they stay together
