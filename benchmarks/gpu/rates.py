@@ -47,22 +47,15 @@ def rates(out: Path) -> Table:
 
 
 @triton.jit
-def multiply(target, times, UNROLLED: tl.constexpr, BLOCK: tl.constexpr):
+def repeat(target, times, POWERS: tl.constexpr, UNROLLED: tl.constexpr, BLOCK: tl.constexpr):
     at = tl.arange(0, BLOCK)
     x = at.to(tl.float32)
     for _ in range(times):
         for _ in tl.static_range(UNROLLED):
-            x = tl.fma(x, 0.5, 1.0)
-    tl.store(target + at, x)
-
-
-@triton.jit
-def raise_two(target, times, UNROLLED: tl.constexpr, BLOCK: tl.constexpr):
-    at = tl.arange(0, BLOCK)
-    x = at.to(tl.float32)
-    for _ in range(times):
-        for _ in tl.static_range(UNROLLED):
-            x = tl.exp2(-x)
+            if POWERS:
+                x = tl.exp2(-x)
+            else:
+                x = tl.fma(x, 0.5, 1.0)
     tl.store(target + at, x)
 
 
@@ -96,15 +89,12 @@ def measured(chip: Chip) -> Iterator[Rate]:
     block = 32 * WARPS * NUMBERS
     few = torch.empty(block, device=device.DEVICE)
     instructions = PROGRAMS * WARPS * NUMBERS * UNROLLED * TIMES
-    for name, kernel, a_clock in (
-        ("multiplications", multiply, float(pipes.ISSUE)),
-        ("powers of two", raise_two, 1 / 2),
+    for name, powers, a_clock in (
+        ("multiplications", False, float(pipes.ISSUE)),
+        ("powers of two", True, 1 / 2),
     ):
-        seconds = least(
-            lambda kernel=kernel: launch(
-                kernel, PROGRAMS, few, few, TIMES, UNROLLED, block, num_warps=WARPS
-            )
-        )
+        args = few, few, TIMES, powers, UNROLLED, block
+        seconds = least(lambda args=args: launch(repeat, PROGRAMS, *args, num_warps=WARPS))
         unit = "instructions of a warp/s"
         yield Rate(name, unit, a_clock * chip.clocks, instructions / seconds)
 
