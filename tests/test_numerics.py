@@ -124,7 +124,8 @@ def test_a_loss_keeps_the_digits_of_its_logits(compiled, family, num_classes, dt
 def check_digits_of_logits(impl, family, num_classes, dtype):
     """Where the sum of phi is by products, and where these cancel."""
     chain = make_chain(family, num_classes, torch.linspace(1e-4, 0.9, 12, dtype=torch.float64))
-    times, count = [1, 2, 4, 8, 12], 48 if num_classes < 256 else 12
+    times = [1, 2, 4, 8, 12]
+    count = 48 if num_classes < 256 else 12 if num_classes < 10_000 else 2
     x0, x_t, t = likely_pairs(chain, times, count)
     logits = random_logits(x0, num_classes, torch.Generator().manual_seed(num_classes)).to(dtype)
     truth, true_gradient = float32_results(chain, logits.double(), x0, x_t, t, "cpu")

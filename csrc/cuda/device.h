@@ -100,6 +100,57 @@ __device__ inline void copy_async(void* to, const void* from, bool reads = true)
 __device__ inline void wait_for_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 #endif
 
+// A cluster is some blocks in a row that run together, on sm_90 and later. cluster_sync() is
+// __syncthreads() for all of them; put_in_block() writes a number where another block, the `rank`th
+// of its cluster, has the address `to` in its shared memory.
+#if defined(__CUDACC__)
+__device__ inline void cluster_sync() {
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.arrive.aligned; barrier.cluster.wait.aligned;" ::: "memory");
+#endif
+}
+__device__ inline void put_in_block(float* to, int rank, float value) {
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+  asm volatile(
+      "{ .reg .b32 there; mapa.shared::cluster.u32 there, %0, %1;"
+      " st.shared::cluster.f32 [there], %2; }" ::"r"(
+          static_cast<uint32_t>(__cvta_generic_to_shared(to))),
+      "r"(rank), "f"(value)
+      : "memory");
+#endif
+}
+
+// Starts a kernel in clusters; false where it was not compiled for them, or none has a place.
+template <class... Arguments>
+bool launch_clusters(void (*kernel)(Arguments...), int64_t num_clusters, int num_blocks,
+                     int num_threads, size_t shared_bytes, cudaStream_t stream,
+                     const Arguments&... arguments) {
+  cudaFuncAttributes compiled;
+  if (cudaFuncGetAttributes(&compiled, kernel) || compiled.ptxVersion < 90) return false;
+  cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                       static_cast<int>(shared_bytes));
+  cudaLaunchAttribute cluster = {};
+  cluster.id = cudaLaunchAttributeClusterDimension;
+  cluster.val.clusterDim.x = num_blocks;
+  cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(static_cast<unsigned>(num_clusters * num_blocks));
+  config.blockDim = dim3(num_threads);
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = stream;
+  config.attrs = &cluster;
+  config.numAttrs = 1;
+  int places = 0;
+  const auto error = cudaOccupancyMaxActiveClusters(&places, kernel, &config);
+  if (error != cudaSuccess || places == 0) {
+    cudaGetLastError();  // is answered
+    return false;
+  }
+  cudaLaunchKernelEx(&config, kernel, arguments...);
+  return true;
+}
+#endif
+
 // One instruction each: 1 / x, 2^x and log2(x) to 1 to 2 units in the last place, the logarithm
 // near 1 to 2^-22. Numbers that are not normal count as 0.
 #if defined(__CUDACC__)

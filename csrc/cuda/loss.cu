@@ -1,7 +1,9 @@
 // The loss of rank-one chains and its gradient on a GPU. A row of few classes is one thread's, in
 // shared memory; a longer one lies in the registers of a part of a warp, a warp or a block; the
-// longest are read three times.
+// longest lie in the shared memory of a cluster of blocks, or where there is none are read three
+// times.
 
+#include "loss_cluster.h"
 #include "loss_few.h"
 #include "loss_long.h"
 #include "loss_whole.h"
@@ -49,6 +51,10 @@ const char* start(const Loss& call, void* on) {
     if (const typename LossOfWholeRow<Element, kHasPi, 0>::BlockRows rows(classes, starts);
         rows.is_whole())
       return start_whole<Element, kHasPi, 0>(call, vector, starts, stream);
+    const Cluster<Element> cluster(classes, starts);
+    if (launch_clusters(loss_of_cluster_rows<Element, kHasPi>, tokens, cluster.blocks,
+                        cluster.kThreads, cluster.shared_bytes(), stream, call, vector, cluster))
+      return last_error();
   }
   const typename LossOfLongRow<Element, kHasPi>::BlockRows rows(classes, starts);
   D3PM_LAUNCH((loss_of_long_rows<Element, kHasPi>), rows.blocks(tokens), rows.block(), 0, stream,

@@ -96,3 +96,15 @@ def erring():
         yield
     finally:
         errs(False)
+
+
+@contextlib.contextmanager
+def without_clusters():
+    """Act a GPU before sm_90."""
+    has_clusters = ctypes.CDLL(str(module().__file__)).simt_has_clusters
+    has_clusters.argtypes = [ctypes.c_bool]
+    has_clusters(False)
+    try:
+        yield
+    finally:
+        has_clusters(True)

@@ -33,9 +33,9 @@ void shuffle_outside_of_mask() { __shfl_xor_sync(0x0000ffff, 1.0f, 1); }
 std::string message;
 
 template <class Kernel>
-const char* error_of(const Kernel& kernel) {
+const char* error_of(const Kernel& kernel, unsigned blocks_of_cluster = 1) {
   try {
-    simt::launch(1, kThreads, 0, kernel);
+    simt::launch(1, kThreads, 0, kernel, blocks_of_cluster);
     return nullptr;
   } catch (const std::exception& error) {
     message = error.what();
@@ -56,3 +56,7 @@ EXPORTED const char* planted_barrier_of_some() { return error_of(barrier_of_some
 EXPORTED const char* planted_barriers_apart() { return error_of(barriers_apart); }
 
 EXPORTED const char* planted_shuffle_outside_of_mask() { return error_of(shuffle_outside_of_mask); }
+
+EXPORTED const char* planted_barrier_of_a_block_of_a_cluster() {
+  return error_of([] { __syncthreads(); }, 2);
+}

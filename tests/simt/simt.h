@@ -1,4 +1,6 @@
-// For tests only: runs CUDA device code as C++, a fiber for every thread, one block after another.
+// For tests only: runs CUDA device code as C++, a fiber for every thread, one block after another,
+// or one cluster of blocks. Those of a cluster meet at its barriers alone, and share what is
+// declared __shared__, so they have dynamic shared memory only.
 //
 // The order of the fibers is shuffled by a seed, anew between any two meetings, and between any two
 // barriers of the block one warp or none is held back until no other can go on. So a result that
@@ -37,13 +39,13 @@ struct Index {
 constexpr unsigned kWarp = 32;
 constexpr size_t kStack = 64 << 10;
 
-// Which order threads run in, 0 for their own, which barrier of the block is left out, and whether
-// the hardware's functions err as much as they may.
+// Which order threads run in, 0 for their own, which barrier of the block is left out, whether the
+// hardware's functions err as much as they may, and whether there are clusters.
 struct Schedule {
   uint64_t seed = 0;
   std::string file;
   int line = 0;
-  bool errs = false;
+  bool errs = false, has_clusters = true;
 };
 
 inline Schedule& schedule() {
@@ -82,8 +84,24 @@ class Block {
     return block;
   }
 
-  unsigned thread = 0, block_index = 0, num_threads = 0, num_blocks = 0;
-  std::vector<uint64_t> dynamic_shared;
+  // Of all blocks of a cluster the threads are counted on.
+  unsigned thread = 0, block_index = 0, num_threads = 0, num_blocks = 0, blocks_of_cluster = 1;
+
+  unsigned block_size() const { return num_threads / blocks_of_cluster; }
+  unsigned rank() const { return thread / block_size(); }
+
+  void allot(size_t shared_bytes) {
+    stride_ = (shared_bytes + 15) / 16 * 2;
+    dynamic_shared_.assign(stride_ * blocks_of_cluster, 0xA5A5A5A5A5A5A5A5);
+  }
+  uint64_t* dynamic_shared() { return dynamic_shared_.data() + rank() * stride_; }
+
+  // Where the address of one's own shared memory is in that of another block of the cluster.
+  char* in_block(void* own, unsigned other) {
+    return static_cast<char*>(own) +
+           (static_cast<ptrdiff_t>(other) - static_cast<ptrdiff_t>(rank())) *
+               static_cast<ptrdiff_t>(stride_ * sizeof(uint64_t));
+  }
 
   void run(const std::function<void()>& body) {
     body_ = &body;
@@ -117,6 +135,11 @@ class Block {
   }
 
   void barrier(const char* path, int line) {
+    if (blocks_of_cluster > 1) fail("blocks of a cluster meet at its barriers");
+    meet(path, line);
+  }
+
+  void meet(const char* path, int line) {
     const char* const slash = std::strrchr(path, '/');
     const char* const file = slash ? slash + 1 : path;
     if (line == schedule().line && file == schedule().file) return;
@@ -246,6 +269,8 @@ class Block {
   }
 
   const std::function<void()>* body_ = nullptr;
+  std::vector<uint64_t> dynamic_shared_;
+  size_t stride_ = 0;
   std::vector<Fiber> fibers_;
   std::vector<char> stacks_;
   std::vector<unsigned> order_;
@@ -259,17 +284,20 @@ class Block {
 // The dimensions and indices of CUDA, of which the kernels use x.
 struct ThreadIndex {
   struct {
-    operator unsigned() const { return Block::current().thread; }
+    operator unsigned() const { return Block::current().thread % Block::current().block_size(); }
   } x;
 };
 struct BlockIndex {
   struct {
-    operator unsigned() const { return Block::current().block_index; }
+    operator unsigned() const {
+      const Block& block = Block::current();
+      return block.block_index * block.blocks_of_cluster + block.rank();
+    }
   } x;
 };
 struct BlockSize {
   struct {
-    operator unsigned() const { return Block::current().num_threads; }
+    operator unsigned() const { return Block::current().block_size(); }
   } x;
 };
 
@@ -279,18 +307,19 @@ inline size_t& most_shared() {
   return bytes;
 }
 
-// Runs all blocks of a grid, one grid at a time whoever calls.
+// Runs all blocks of a grid, or all clusters, one grid at a time whoever calls.
 inline void launch(uint64_t num_blocks, unsigned num_threads, size_t shared_bytes,
-                   const std::function<void()>& body) {
+                   const std::function<void()>& body, unsigned blocks_of_cluster = 1) {
   static std::mutex one_at_a_time;
   const std::lock_guard<std::mutex> lock(one_at_a_time);
   if (shared_bytes > most_shared()) throw std::runtime_error("more shared memory than was allowed");
   most_shared() = 48 << 10;
   Block& block = Block::current();
   block.num_blocks = num_blocks;
-  block.num_threads = num_threads;
+  block.num_threads = num_threads * blocks_of_cluster;
+  block.blocks_of_cluster = blocks_of_cluster;
   for (block.block_index = 0; block.block_index < num_blocks; ++block.block_index) {
-    block.dynamic_shared.assign(shared_bytes / 8 + 1, 0xA5A5A5A5A5A5A5A5);
+    block.allot(shared_bytes);
     block.run(body);
   }
 }
@@ -343,6 +372,23 @@ inline void copy_async(void* to, const void* from, bool reads = true) {
 
 inline void wait_for_copies() { simt::Block::current().copy(); }
 
+inline void cluster_sync(const char* path = __builtin_FILE(), int line = __builtin_LINE()) {
+  simt::Block::current().meet(path, line);
+}
+
+inline void put_in_block(float* to, int rank, float value) {
+  std::memcpy(simt::Block::current().in_block(to, rank), &value, sizeof(value));
+}
+
+template <class... Arguments>
+bool launch_clusters(void (*kernel)(Arguments...), int64_t num_clusters, int num_blocks,
+                     int num_threads, size_t shared_bytes, void*, const Arguments&... arguments) {
+  if (!simt::schedule().has_clusters || shared_bytes > 227 << 10) return false;
+  simt::most_shared() = shared_bytes;
+  simt::launch(num_clusters, num_threads, shared_bytes, [&] { kernel(arguments...); }, num_blocks);
+  return true;
+}
+
 // Between -1 and 1, the same for the same number; 0 where the hardware is to err like C++.
 inline float noise(float x) {
   if (!simt::schedule().errs) return 0;
@@ -377,4 +423,4 @@ void cudaFuncSetAttribute(Kernel*, int, int bytes) {
 #define D3PM_LAUNCH(kernel, num_blocks, num_threads, shared_bytes, stream, ...) \
   (void)(stream), simt::launch(num_blocks, num_threads, shared_bytes, [&] { kernel(__VA_ARGS__); })
 #define D3PM_DYNAMIC_SHARED(type, name) \
-  type* const name = reinterpret_cast<type*>(simt::Block::current().dynamic_shared.data())
+  type* const name = reinterpret_cast<type*>(simt::Block::current().dynamic_shared())
