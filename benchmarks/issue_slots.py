@@ -11,9 +11,8 @@ busiest pipe allows, what the reads in flight allow (Little's law, the most that
 a time by the warps that registers and shared memory let a multiprocessor hold), and 1: an upper
 bound, which waits and an uneven schedule lower.
 
-Posteriors and draws of CUDA C++ have one program for every chain. Where arguments or data decide,
-the longest way is counted: an upper bound. They are not counted for 27 classes. Its loss is counted
-by its ways, of calls of so many rows that the same threads take four in turn.
+CUDA C++ is counted for calls of so many rows that the same threads take four in turn; its
+posteriors and draws are not counted for 27 classes.
 """
 
 import argparse

@@ -23,7 +23,6 @@ from .triton_resources import started
 
 SIZES = [27, 256, 1024, 8192]
 SHORT_LOOP = 32  # instructions
-CUDA_SIZES = SIZES[1:]
 OF_EVERY_TARGET = 256, "bfloat16"  # others are counted for sm_90 alone
 TARGETS = ["sm_90", "sm_80", "sm_100"]
 # Operations, their chains, and the ways through their programs.
@@ -45,25 +44,29 @@ OF_MATRICES = "loss and gradient", "dense", "full"
 ANCHORS = ["copy", "softmax", "cross_entropy"]
 CSRC = File(__file__).parents[1] / "csrc"
 ELEMENTS = {"float32": "float", "bfloat16": "d3pm::BFloat16"}
-# Those of CUDA C++. Of the loss, chains with a vector pi have programs of their own; of the other
-# operations, one program serves every chain, and posteriors and their gradient.
-CUDA_LOSSES = [
+# Those of CUDA C++. Of losses and posteriors, chains with a vector pi have programs of their own.
+# The longer of two ways of log p stands for uniform and absorbing chains; p_sample has one for all.
+CUDA_WAYS = [
     ("loss and gradient", "uniform", "fast"),
     ("loss and gradient", "uniform", "full"),
     ("loss and gradient", "absorbing", "flat"),
     ("loss and gradient", "absorbing", "settled"),
     ("loss and gradient", "marginal", "fast"),
-]
-CUDA_WAYS = [
-    ("p_posterior_grad", "any", "full"),
+    ("p_posterior", "uniform", "full"),
+    ("p_posterior", "marginal", "full"),
+    ("p_posterior_grad", "uniform", "full"),
+    ("p_posterior_grad", "absorbing", "flat"),
+    ("p_posterior_grad", "marginal", "full"),
     ("p_sample", "any", "full"),
 ]
-# Where their kernels are, and a pattern of the names.
+# Where their kernels for whole rows are, and a pattern of the names.
 CUDA = {
-    "p_posterior_grad": ("posterior.cu", "PPosterior"),
-    "p_sample": ("p_sample.cu", "p_sample_of_rows"),
+    "loss and gradient": ("loss.cu", "loss_of_whole_rows.*Lb{has_pi:d}ELi{named}E"),
+    "p_posterior": ("posterior.cu", "posterior_of_whole_rows.*Lb{has_pi:d}ELb0E"),
+    "p_posterior_grad": ("posterior.cu", "posterior_of_whole_rows.*Lb{has_pi:d}ELb1E"),
+    "p_sample": ("p_sample.cu", "p_sample_of_whole_rows.*Li{named}E"),
 }
-ROWS_IN_TURN = 4  # of the loss, by the same threads, where there are many rows
+ROWS_IN_TURN = 4  # by the same threads, where there are many rows
 
 
 class Kernel(NamedTuple):
@@ -88,17 +91,17 @@ def every_key() -> Iterator[Key]:
                 yield Key("triton", operation, chain, path, size, dtype, target)
     for dtype in ELEMENTS:
         yield Key("triton", *OF_MATRICES, 256, dtype, TARGETS[0])
-    for (operation, chain, path), size, dtype in product(CUDA_LOSSES, SIZES, ELEMENTS):
+    for (operation, chain, path), size, dtype in product(CUDA_WAYS, SIZES, ELEMENTS):
+        if size == SIZES[0] and operation != "loss and gradient":
+            continue
         for target in TARGETS if (size, dtype) == OF_EVERY_TARGET else TARGETS[:1]:
             yield Key("cuda", operation, chain, path, size, dtype, target)
-    for (operation, chain, path), size, dtype in product(CUDA_WAYS, CUDA_SIZES, ELEMENTS):
-        yield Key("cuda", operation, chain, path, size, dtype, TARGETS[0])
 
 
 def kernels(key: Key) -> list[Kernel]:
     """Compile what a row is about; without rows that are recomputed, which are few."""
     if key.implementation == "cuda":
-        return [_cuda_loss(key) if key.operation == "loss and gradient" else _cuda_kernel(key)]
+        return [_cuda_kernel(key)]
     kind = DTYPES[key.dtype]
     if key.implementation == "anchor":
         of_anchor = empty(TOKENS, key.num_classes, dtype=kind), empty(TOKENS)
@@ -165,8 +168,8 @@ def _found(source: str, pattern: str, key: Key) -> tuple[Program, int, int]:
     return program, *resources(cubin)[name]
 
 
-def _cuda_loss(key: Key) -> Kernel:
-    """Count as csrc/cuda/loss.cu launches: a thread a row, or whole rows, 64 numbers a thread.
+def _cuda_kernel(key: Key) -> Kernel:
+    """Count as csrc/cuda launches: a thread a row, or whole rows, 64 numbers a thread.
 
     In the mangled names true is Lb1 and 4 is Li4.
     """
@@ -177,12 +180,14 @@ def _cuda_loss(key: Key) -> Kernel:
         program, registers, shared = _found("loss.cu", pattern, key)
         shared += 129 * size * itemsize
         return Kernel(program, lambda _: 1, 4, registers, shared, 1 / (32 * size))
-    named = 4 if size <= 256 else 16 if size <= 1024 else 0
-    held = 32 if has_pi and not named else 64
-    threads = named or (128 if size <= 128 * held else 256)
-    pattern = f"loss_of_whole_rows.*Lb{has_pi:d}ELi{named}E"
-    program, registers, shared = _found("loss.cu", pattern, key)
-    in_turn, warps = ROWS_IN_TURN if named else 1, max(threads, 128) // 32
+    is_loss, is_gradient = key.operation == "loss and gradient", key.operation.endswith("grad")
+    named = 4 if size <= 256 else 16 if size <= 1024 and is_loss else 0
+    held = 32 if is_loss and has_pi and not named else 64
+    threads = next(n for n in (4, 16, 128, 256) if size <= n * held)
+    source, pattern = CUDA[key.operation]
+    pattern = pattern.format(has_pi=has_pi, named=named)
+    program, registers, shared = _found(source, pattern, key)
+    in_turn, warps = 1 if is_loss and not named else ROWS_IN_TURN, max(threads, 128) // 32
 
     def trips(at: int) -> int:
         body = program.body(at)
@@ -191,39 +196,9 @@ def _cuda_loss(key: Key) -> Kernel:
         adds = len(body) < SHORT_LOOP and any(each.base == "SHFL" for each in body)
         return min(threads, 32).bit_length() - 1 if adds else 1
 
-    shared += 32 * warps // threads * (threads * held + 64) * itemsize
+    shared += 32 * warps // threads * (threads * held + 64) * itemsize * (1 + is_gradient)
     share = threads / (32 * size * in_turn)
     return Kernel(program, trips, warps, registers, shared, share)
-
-
-def _cuda_kernel(key: Key) -> Kernel:
-    """Threads share rows as csrc/cuda/rows.h says: they go over parts of them, and add up lanes."""
-    source, pattern = CUDA[key.operation]
-    program, registers, shared = _found(source, pattern, key)
-    held = 32  # of a row, by a thread
-    shares = 256 // held, 1024 // held, 128
-    threads = next((n for n in shares if key.num_classes <= held * n), 256)
-    of_warp = 32 * key.num_classes // threads
-    parts = -(-of_warp // _held(program, DTYPES[key.dtype].itemsize))
-
-    def trips(at: int) -> int:
-        body = program.body(at)
-        if any(each.moves_global(16) for each in body):
-            return parts
-        adds = len(body) < SHORT_LOOP and any(each.base == "SHFL" for each in body)
-        return min(threads, 32).bit_length() - 1 if adds else 1
-
-    return Kernel(program, trips, max(threads, 128) // 32, registers, shared, 1 / of_warp)
-
-
-def _held(program: Program, itemsize: int) -> int:
-    """Return how many numbers of its rows a warp holds: what it writes, or reads, in one trip."""
-    moved = [
-        sum(each.base == base and each.bytes == 16 for each in program.body(at))
-        for base in ("STG", "LDG")
-        for at in program.loops()
-    ]
-    return next(count for count in moved if count) * 32 * 16 // itemsize
 
 
 @functools.cache

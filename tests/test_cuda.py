@@ -72,12 +72,12 @@ def module(monkeypatch):
     return simulated.module()
 
 
-def results(num_classes):
+def results(num_classes, dtype=torch.float32):
     """Loss, draws and log-probabilities, and gradients."""
     torch.manual_seed(0)
     chain = make_chain("mask_and_uniform", num_classes)
     x0, x_t, t = likely_pairs(chain, chain.edge_times(), count=max(4000 // num_classes, 1))
-    logits = torch.randn(len(t), num_classes, requires_grad=True)
+    logits = torch.randn(len(t), num_classes, dtype=dtype, requires_grad=True)
     arguments = chain.transition, logits, x0, x_t, t
     loss = functional.loss(*arguments, reduction="none", impl="cuda")
     (of_loss,) = torch.autograd.grad(loss.sum(), logits)
@@ -95,7 +95,7 @@ def products():
 
 
 USERS = {  # of the barriers in a file
-    "device.h": partial(results, 2000),
+    "device.h": partial(results, 2000, torch.float64),  # draws in parts
     "rows.h": partial(results, 2000),
     "loss_cluster.h": partial(results, 17000),
     "products.cu": products,
@@ -181,13 +181,14 @@ def test_no_kernel_spills_a_register(nvcc_build):
     )
     kernels = len(re.findall(r"Compiling entry function '\w+' for 'sm_(?:80|90|100)'", log))
     losses = 3 * 14 + 2  # of double by fewer
-    assert kernels == len(frames) == 3 * (1 + 3 + 4 * (1 + 2 + 1 + 1) + losses)
+    posteriors, draws = 3 * 6 + 2, 3 * 3 + 1
+    assert kernels == len(frames) == 3 * (1 + 3 + 4 * (1 + 1) + posteriors + draws + losses)
     assert set(frames) == {("0", "0", "0")}
 
 
 @pytest.mark.exhaustive
 def test_the_module_is_small_enough_for_a_wheel(nvcc_build):
-    assert nvcc_build[0].stat().st_size < 4e6
+    assert nvcc_build[0].stat().st_size < 4.5e6
 
 
 @pytest.mark.exhaustive

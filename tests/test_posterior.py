@@ -215,6 +215,24 @@ def test_classes_that_noise_never_enters_keep_their_digits_far_from_zero(impl, d
     assert_log_close(log_p, truth, dtype)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("num_classes", [40, 1100])
+def test_so_do_those_without_a_pi_among_others(impl, num_classes, dtype):
+    """Also where their probabilities are below the range of the type."""
+    chain = make_chain("marginal_with_zeros", num_classes)
+    without = torch.arange(num_classes)[:: num_classes // 4]
+    _, x_t, t = likely_pairs(chain, chain.edge_times(), 4)
+    logits = torch.randn(len(t), num_classes, dtype=dtype)
+    logits[:, without] -= 1e4
+    arguments = chain.transition, logits, x_t, t
+    log_p = functional.p_posterior(*arguments, first_step="posterior", impl=impl)
+    expected = functional.p_posterior(
+        chain.transition, logits.double(), x_t, t, first_step="posterior", impl="reference"
+    )
+    assert bool((expected[:, without[1:]] < -9000).any())
+    assert_log_close(log_p.double(), expected, dtype)
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("betas", BETAS)
 @pytest.mark.parametrize("family", FAMILIES)

@@ -258,6 +258,33 @@ struct Exponential<double> {
   __device__ double log(double x) const { return x - top; }
 };
 
+// The same of any logits, times a number that is the same for all of a row: exp(rest()). A float is
+// within 1e-7 (3 + |logit - top|) of itself. Floats of 2^30 and more are 128 apart, so that all
+// below the largest have no probability, whatever the base of the power.
+template <class Real>
+struct RowExponential;
+
+template <>
+struct RowExponential<float> {
+  float top, scale, shift;
+
+  explicit __device__ RowExponential(float top)
+      : top(top), scale(fabsf(top) < 0x1.6p30f ? kLog2e : 1.0f), shift(top * scale) {}
+  __device__ float operator()(float logit) const {
+    return hardware_exp2(fmaf(logit, scale, -shift));
+  }
+  __device__ float rest() const { return kLn2 * fmaf(top, scale, -shift); }
+};
+
+template <>
+struct RowExponential<double> {
+  double top;
+
+  explicit __device__ RowExponential(double top) : top(top) {}
+  __device__ double operator()(double logit) const { return ::exp(logit - top); }
+  __device__ double rest() const { return 0; }
+};
+
 struct Sum {
   template <class Real>
   __device__ Real operator()(Real a, Real b) const {
@@ -269,6 +296,7 @@ struct Sum {
 struct Max {
   __device__ float operator()(float a, float b) const { return fmaxf(a, b); }
   __device__ double operator()(double a, double b) const { return fmax(a, b); }
+  __device__ int operator()(int a, int b) const { return a > b ? a : b; }
   __device__ int64_t operator()(int64_t a, int64_t b) const { return a > b ? a : b; }
 };
 
@@ -313,6 +341,7 @@ __device__ inline double sum_before(int threads, double value, double& total) {
     if (threadIdx.x % kWarp == 0) of_warp[threadIdx.x / kWarp] = total;
     __syncthreads();
     total = 0;
+#pragma unroll 1
     for (int warp = 0; warp < threads / kWarp; ++warp) {
       if (warp == static_cast<int>(threadIdx.x / kWarp)) before += total;
       total += of_warp[warp];

@@ -10,12 +10,6 @@
 
 namespace d3pm::device {
 
-// As many rows after each other as leave every multiprocessor some blocks, at most 4.
-inline int times_of(int64_t blocks) {
-  const int64_t times = blocks / 512;
-  return static_cast<int>(times < 1 ? 1 : times > 4 ? 4 : times);
-}
-
 template <class Element, bool kHasPi, int kThreads, class Real>
 const char* start_whole(const Loss& call, const LossVector<Real>& vector,
                         std::initializer_list<const void*> starts, cudaStream_t stream) {

@@ -1,214 +1,118 @@
-// Log-probabilities of a step of rank-one chains, and their gradient. Rows are read again from the
-// cache for every pass.
+// Log-probabilities of a step of rank-one chains, and their gradient.
 
-#include "rows.h"
+#include "posterior_long.h"
+#include "posterior_whole.h"
 
 namespace d3pm::device {
 
-#include "../posterior_row.h"
-
-// A token's row of results, in registers part by part.
+// A token's row of log q, part by part.
 template <class Element>
-struct PosteriorOfRows {
-  static constexpr int kNumbers = kMostNumbers<Element> / 2;  // for the gradient needs two rows
+struct QPosteriorOfRow {
+  static constexpr int kNumbers = Pack<Element>::kSize;
   using BlockRows = Rows<Element, kNumbers>;
   using Real = typename BlockRows::Real;
-  using M = Math<Real>;
 
+  const QPosterior& call;
   const BlockRows& rows;
-  const int64_t token, num_classes;
-  const bool inside;
-  void* const out;
+  const int64_t token;
   bool good = false;
-  Real values[kNumbers];
+  QPosteriorToken<Math<Real>, Real> of;
+  Real log_leave = 0, log_stay = 0, log_kept = 0;  // log_kept: log d[x_0]
 
-  __device__ PosteriorOfRows(const Chain& chain, const BlockRows& rows, void* out)
-      : rows(rows),
-        token(rows.row()),
-        num_classes(chain.num_classes),
-        inside(token < chain.num_tokens),
-        out(out) {}
-
-  // The token's step, where x_t and x_0 are good too.
-  __device__ const StepCoefficients* step(const Chain& chain, int64_t x0, int64_t x_t) {
-    const StepCoefficients* found = chain.step(token / chain.run_length);
-    good = found && chain.is_class(x0) && chain.is_class(x_t);
-    return good ? found : nullptr;
+  __device__ QPosteriorOfRow(const QPosterior& call, const BlockRows& rows)
+      : call(call), rows(rows), token(rows.row()) {
+    const Chain& chain = call.chain;
+    if (token >= chain.num_tokens) return;
+    const int64_t x0 = call.x0[token], x_t = call.x_t[token];
+    const StepCoefficients* const step = chain.step(token / chain.run_length);
+    if (!step || !chain.is_class(x0) || !chain.is_class(x_t)) return;
+    of = {*step, chain.vector<Real>(), x0, x_t};
+    good = of.is_possible;
+    log_leave = any_log(of.leave);
+    log_stay = any_log(of.stay);
+    log_kept = of.spread(x0) == 0 ? log_of_double<Real>(step->bar_keep) : any_log(of.truth(x0));
   }
 
-  // Calls body(i, j) for the classes of a part.
-  template <class Body>
-  __device__ void each_class(int start, const Body& body) const {
-    rows.each_number(start, [&](int i, int j) {
-      if (good && j < num_classes) body(i, j);
+  __device__ void run() const {
+    const int64_t num_classes = call.chain.num_classes;
+    rows.each_part([&](int start) {
+      Real values[kNumbers];
+      rows.each_number(start, [&](int i, int j) {
+        values[i] = NAN;
+        if (good && j < num_classes) values[i] = of.stays() ? of.fixed(j) : log_q(j);
+      });
+      rows.write(static_cast<Element*>(call.out) + token * num_classes, start,
+                 token < call.chain.num_tokens ? num_classes : 0, values);
     });
-  }
-
-  __device__ void store(int start) {
-    if (!good)
-      for (Real& value : values) value = NAN;
-    rows.write(static_cast<Element*>(out) + token * num_classes, start, inside ? num_classes : 0,
-               values);
-  }
-};
-
-template <class Element>
-struct QPosteriorOfRows : PosteriorOfRows<Element> {
-  using Base = PosteriorOfRows<Element>;
-  using typename Base::BlockRows;
-  using typename Base::M;
-  using typename Base::Real;
-
-  QPosteriorToken<M, Real> of;
-
-  __device__ QPosteriorOfRows(const QPosterior& call, const BlockRows& rows)
-      : Base(call.chain, rows, call.out) {
-    if (!this->inside) return;
-    const int64_t x0 = call.x0[this->token], x_t = call.x_t[this->token];
-    if (const StepCoefficients* step = this->step(call.chain, x0, x_t))
-      of = {*step, call.chain.template vector<Real>(), x0, x_t};
-    this->good &= of.is_possible;
-  }
-
-  __device__ void run() {
-    this->rows.each_part([&](int start) {
-      this->each_class(
-          start, [&](int i, int j) { this->values[i] = of.stays() ? of.fixed(j) : of.log_q(j); });
-      this->store(start);
-    });
-  }
-};
-
-template <class Element>
-struct PPosteriorOfRows : PosteriorOfRows<Element> {
-  using Base = PosteriorOfRows<Element>;
-  using Base::kNumbers;
-  using Base::values;
-  using typename Base::BlockRows;
-  using typename Base::M;
-  using typename Base::Real;
-
-  const PPosterior& call;
-  PPosteriorToken<M, Real> of;
-  Real top = -INFINITY;
-
-  __device__ PPosteriorOfRows(const PPosterior& call, const BlockRows& rows)
-      : Base(call.chain, rows, call.out), call(call) {
-    if (!this->inside) return;
-    const int64_t x_t = call.x_t[this->token];
-    if (const StepCoefficients* step = this->step(call.chain, x_t, x_t))
-      of = {*step, call.chain.template vector<Real>(), call, x_t};
-    this->good &= of.is_possible();
-  }
-
-  __device__ void run() {
-    predict();
-    call.upstream ? write_gradient() : write_log_p();
   }
 
  private:
-  __device__ void predict() {
-    this->rows.each_part([&](int start) {
-      read_logits(start);
-      for (Real logit : values) top = Max()(top, logit);
-    });
-    top = this->rows.reduce(top, Max());
-    Real sum = 0;
-    this->rows.each_part([&](int start) {
-      read_logits(start);
-      this->each_class(start, [&](int i, int j) { sum += weight(values[i], j); });
-    });
-    sum = this->rows.reduce(sum, Sum());
-    if (this->good) of.predict(sum, weight(logit(of.x_t), of.x_t));
-  }
-
-  __device__ const Element* row_of(const void* tensor) const {
-    return static_cast<const Element*>(tensor) + this->token * this->num_classes;
-  }
-
-  __device__ int64_t end() const { return this->good ? this->num_classes : 0; }
-
-  __device__ void read_logits(int start) {
-    this->rows.read_logits(row_of(call.logits), start, end(), call.chain.forbidden, values);
-  }
-
-  // exp(logit - top), with the tilt.
-  __device__ Real weight(Real logit, int64_t j) const {
-    return M::exp(logit - top) * (j == of.x_t ? of.tilt : Real(1));
-  }
-
-  __device__ Real logit(int64_t j) const {
-    return BlockRows::logit(row_of(call.logits), j, this->num_classes, call.chain.forbidden);
-  }
-
-  __device__ void write_log_p() {
-    const LogP<M, Real> log_p(of);
-    this->rows.each_part([&](int start) {
-      read_logits(start);
-      this->each_class(start, [&](int i, int j) {
-        values[i] = of.stays() ? of.fixed(j) : log_p(values[i] - top, weight(values[i], j), j);
-      });
-      this->store(start);
-    });
-  }
-
-  __device__ void write_gradient() {
-    Real total = 0, weighted = 0;
-    each_upstream([&](int, int j, Real e, Real upstream) {
-      total += upstream;
-      weighted += of.share(e, j) * upstream;
-    });
-    total = this->rows.reduce(total, Sum());
-    weighted = this->rows.reduce(weighted, Sum());
-    const PosteriorGradient<M, Real> gradient(of, total, weighted);
-    each_upstream(
-        [&](int i, int j, Real e, Real upstream) {
-          values[i] = of.stays() ? Real(0) : gradient(upstream, e, j);
-        },
-        [&](int start) { this->store(start); });
-  }
-
-  // Calls body(i, j, e_j, G_j) for all classes, and then(start) after every part.
-  template <class Body, class Then>
-  __device__ void each_upstream(const Body& body, const Then& then) {
-    this->rows.each_part([&](int start) {
-      Real upstream[kNumbers];
-      this->rows.read(row_of(call.upstream), start, end(), upstream, 0);
-      read_logits(start);
-      this->each_class(start, [&](int i, int j) { body(i, j, weight(values[i], j), upstream[i]); });
-      then(start);
-    });
-  }
-
-  template <class Body>
-  __device__ void each_upstream(const Body& body) {
-    each_upstream(body, [](int) {});
+  __device__ Real log_q(int j) const {
+    return (j == of.x_t ? log_stay : log_leave) + (j == of.x0 ? log_kept : any_log(of.spread(j)));
   }
 };
 
-template <class Rows, class Call>
+template <class Element>
 __global__ void __launch_bounds__(kMostThreads, 1)
-    posterior_of_rows(const Call call, const typename Rows::BlockRows rows) {
-  Rows(call, rows).run();
+    q_posterior_of_rows(const QPosterior call,
+                        const typename QPosteriorOfRow<Element>::BlockRows rows) {
+  QPosteriorOfRow<Element>(call, rows).run();
 }
 
-template <class Rows, class Call>
-const char* start(const Call& call, std::initializer_list<const void*> starts, void* on) {
+template <class Element>
+const char* launch(const QPosterior& call, void* on) {
   const auto stream = static_cast<cudaStream_t>(on);
-  const typename Rows::BlockRows rows(call.chain.num_classes, starts);
-  D3PM_LAUNCH((posterior_of_rows<Rows, Call>), rows.blocks(call.chain.num_tokens), rows.block(), 0,
+  const typename QPosteriorOfRow<Element>::BlockRows rows(call.chain.num_classes, {call.out});
+  D3PM_LAUNCH((q_posterior_of_rows<Element>), rows.blocks(call.chain.num_tokens), rows.block(), 0,
               stream, call, rows);
   return last_error();
 }
 
-template <class Element>
-const char* launch(const QPosterior& call, void* stream) {
-  return start<QPosteriorOfRows<Element>>(call, {call.out}, stream);
+template <class Element, bool kHasPi, bool kIsGradient>
+const char* start_whole(
+    const PPosterior& call, const Vector<typename Memory<Element>::Real>& vector,
+    const typename PosteriorOfWholeRow<Element, kHasPi, kIsGradient>::BlockRows& rows,
+    cudaStream_t stream) {
+  using OfRow = PosteriorOfWholeRow<Element, kHasPi, kIsGradient>;
+  const int64_t blocks = rows.blocks(call.chain.num_tokens);
+  const int times = times_of(blocks);
+  const size_t bytes = OfRow::kInputs * rows.shared_bytes() +
+                       times * rows.in_block() * sizeof(typename OfRow::Known);
+  const auto kernel = posterior_of_whole_rows<Element, kHasPi, kIsGradient>;
+  allow_shared(kernel, bytes);
+  D3PM_LAUNCH(kernel, (blocks + times - 1) / times, rows.block(), bytes, stream, call, vector, rows,
+              times);
+  return last_error();
+}
+
+template <class Element, bool kHasPi, bool kIsGradient>
+const char* start(const PPosterior& call, void* on) {
+  const auto stream = static_cast<cudaStream_t>(on);
+  const int64_t classes = call.chain.num_classes;
+  const auto vector = call.chain.vector<typename Memory<Element>::Real>();
+  const std::initializer_list<const void*> starts = {call.logits, call.upstream, call.out,
+                                                     vector.pi};
+  if constexpr (sizeof(Element) < 8) {
+    const typename PosteriorOfWholeRow<Element, kHasPi, kIsGradient>::BlockRows rows(classes,
+                                                                                     starts);
+    if (rows.is_whole())
+      return start_whole<Element, kHasPi, kIsGradient>(call, vector, rows, stream);
+  }
+  const typename PosteriorOfLongRow<Element>::BlockRows rows(classes, starts);
+  D3PM_LAUNCH((posterior_of_long_rows<Element>), rows.blocks(call.chain.num_tokens), rows.block(),
+              0, stream, call, vector, rows);
+  return last_error();
+}
+
+template <class Element, bool kHasPi>
+const char* start(const PPosterior& call, void* stream) {
+  return call.upstream ? start<Element, kHasPi, true>(call, stream)
+                       : start<Element, kHasPi, false>(call, stream);
 }
 
 template <class Element>
 const char* launch(const PPosterior& call, void* stream) {
-  return start<PPosteriorOfRows<Element>>(call, {call.logits, call.upstream, call.out}, stream);
+  return call.chain.pi ? start<Element, true>(call, stream) : start<Element, false>(call, stream);
 }
 
 template const char* launch<D3PM_ELEMENT>(const QPosterior&, void*);

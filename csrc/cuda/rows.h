@@ -11,6 +11,12 @@ namespace d3pm::device {
 template <class Element>
 constexpr int kMostNumbers = sizeof(Element) == 8 ? 8 : 32;
 
+// As many rows after each other as leave every multiprocessor some blocks, at most 4.
+inline int times_of(int64_t blocks) {
+  const int64_t times = blocks / 512;
+  return static_cast<int>(times < 1 ? 1 : times > 4 ? 4 : times);
+}
+
 // The rows of a block. The threads that share a row, a power of two, take vectors of it in turn.
 // A row longer than what they hold is gone through part by part. How many they are is a template
 // parameter only where that pays, else 0: every number is as much code. Where a row begins takes 64
@@ -49,23 +55,28 @@ struct Rows {
 
   D3PM_HOST_DEVICE int block() const { return threads() < 128 ? 128 : threads(); }
 
-  int64_t blocks(int64_t num_rows) const {
-    const int64_t of_block = block() / threads();
-    return (num_rows + of_block - 1) / of_block;
-  }
+  // The rows of a block.
+  D3PM_HOST_DEVICE int in_block() const { return over(block()); }
 
-  __device__ int64_t row() const {
-    return int64_t{blockIdx.x} * over(blockDim.x) + over(threadIdx.x);
-  }
+  int64_t blocks(int64_t num_rows) const { return (num_rows + in_block() - 1) / in_block(); }
+
+  __device__ int64_t row() const { return int64_t{blockIdx.x} * over(blockDim.x) + row_in_block(); }
+  __device__ int row_in_block() const { return over(threadIdx.x); }
 
   __device__ bool is_first_thread() const { return lane() == 0; }
 
   // The threads that go through rows together, a warp or, where a row has more, a block; their
   // rows at a time; and the number of these threads and of this one among them.
   D3PM_HOST_DEVICE int together() const { return threads() > kWarp ? threads() : kWarp; }
-  D3PM_HOST_DEVICE int rows_at_a_time() const { return together() / threads(); }
+  D3PM_HOST_DEVICE int rows_at_a_time() const { return over(together()); }
   __device__ int64_t group() const {
-    return int64_t{blockIdx.x} * (blockDim.x / together()) + threadIdx.x / together();
+    return int64_t{blockIdx.x} * (block() / together()) + group_in_block();
+  }
+  __device__ int group_in_block() const {
+    const int log2_of_warp = 5;
+    static_assert(1 << log2_of_warp == kWarp && kThreads <= kWarp);
+    return threadIdx.x >>
+           (kThreads || log2_of_threads < log2_of_warp ? log2_of_warp : log2_of_threads);
   }
   __device__ int in_group() const { return threadIdx.x & (together() - 1); }
   __device__ int row_in_group() const { return over(in_group()); }
@@ -109,7 +120,7 @@ struct Rows {
   // all of a block.
   D3PM_HOST_DEVICE int pitch() const { return part() + (threads() < 8 ? threads() * kWidth : 0); }
   D3PM_HOST_DEVICE size_t shared_bytes() const {
-    return size_t(block() / threads()) * pitch() * sizeof(Element);
+    return size_t(in_block()) * pitch() * sizeof(Element);
   }
 
   // This thread's row there.
@@ -118,7 +129,14 @@ struct Rows {
   // Copies a whole row of `end` numbers there, behind them -inf; zeros where it is not to be read.
   // meet() comes before its use.
   __device__ void stage(const Element* row, int end, bool reads, Element* to) const {
-    const Element last = Memory<Element>::narrow(-INFINITY), zero = Memory<Element>::narrow(0);
+    begin_stage(row, end, reads, to);
+    wait_for_copies();
+  }
+
+  // The same, of which the copies are yet to be waited for; behind them is `fill`.
+  __device__ void begin_stage(const Element* row, int end, bool reads, Element* to,
+                              Real fill = -INFINITY) const {
+    const Element last = Memory<Element>::narrow(fill), zero = Memory<Element>::narrow(0);
     if (aligned && end == part()) {
 #pragma unroll
       for (int v = 0; v < kVectors; ++v) copy_async(to + first(0, v), row + first(0, v), reads);
@@ -137,7 +155,6 @@ struct Rows {
       for (int j = lane(); j < part(); j += threads())
         to[j] = j >= end ? last : reads ? row[j] : zero;
     }
-    wait_for_copies();
   }
 
   // The numbers of this thread.
@@ -147,6 +164,26 @@ struct Rows {
       const auto pack = *reinterpret_cast<const Pack<Element>*>(staged + first(0, v));
 #pragma unroll
       for (int i = 0; i < kWidth; ++i) to[v * kWidth + i] = pack.widened(i);
+    }
+  }
+
+  // Reads four numbers of a vector of all classes where this thread has those from `number` on, and
+  // leaves what is behind its end.
+  __device__ void read_four(const Real* of_classes, int number, int end, Real (&to)[4]) const {
+    constexpr int kOfVector = Pack<Real>::kSize;
+#pragma unroll
+    for (int k = 0; k < 4; k += kOfVector) {
+      const int j = first(0, (number + k) / kWidth) + (number + k) % kWidth;
+      if (aligned) {
+        if (j >= end) continue;
+        const auto pack = *reinterpret_cast<const Pack<Real>*>(of_classes + j);
+#pragma unroll
+        for (int n = 0; n < kOfVector; ++n) to[k + n] = pack.values[n];
+      } else {
+#pragma unroll
+        for (int n = 0; n < kOfVector; ++n)
+          if (j + n < end) to[k + n] = of_classes[j + n];
+      }
     }
   }
 
@@ -281,7 +318,7 @@ struct Rows {
 
  private:
   // A number over that of the threads.
-  __device__ unsigned over(unsigned n) const {
+  D3PM_HOST_DEVICE unsigned over(unsigned n) const {
     return kThreads ? n / kThreads : n >> log2_of_threads;
   }
 

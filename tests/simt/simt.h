@@ -365,6 +365,9 @@ T __shfl_sync(uint32_t lanes, T value, unsigned from, unsigned width) {
                         "__shfl_sync");
 }
 
+inline int __clz(int bits) { return bits ? __builtin_clz(bits) : 32; }
+inline int __ffs(int bits) { return __builtin_ffs(bits); }
+
 // Copies wait, as those of the hardware may, until they are waited for.
 inline void copy_async(void* to, const void* from, bool reads = true) {
   simt::Block::current().later(to, from, reads);
