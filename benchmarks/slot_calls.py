@@ -30,6 +30,7 @@ WAYS = [
     ("loss and gradient", "uniform", "fast"),
     ("loss and gradient", "uniform", "full"),
     ("loss and gradient", "absorbing", "flat"),
+    ("loss and gradient", "marginal", "fast"),
     ("loss and gradient", "marginal", "full"),
     ("p_posterior", "uniform", "full"),
     ("p_posterior", "absorbing", "flat"),

@@ -38,6 +38,12 @@ def tiny(REAL: tl.constexpr):
 
 
 @triton.jit
+def least(REAL: tl.constexpr):
+    """Its reciprocal is a normal number, too."""
+    return 4.450147717014403e-308 if REAL == tl.float64 else 2.350988701644575e-38
+
+
+@triton.jit
 def exp(x):
     """For x <= 0 or NaN; below the least normal number, 0."""
     if x.dtype == tl.float64:
@@ -312,13 +318,19 @@ def fast_log(y):
     """For normal y > 0, float32 within 2e-7 + 1e-7 |log y| of the truth: by the hardware's own."""
     if y.dtype == tl.float64:
         return tl.log(y)
-    elif INTERPRETED or not has_ptx():
-        return tl.log2(y) * LN2
     else:
-        log2 = tl.inline_asm_elementwise(
+        return fast_log2(y) * LN2
+
+
+@triton.jit
+def fast_log2(y):
+    """Return the logarithm to base 2 of a normal y > 0, as :func:`fast_log`."""
+    if INTERPRETED or y.dtype == tl.float64 or not has_ptx():
+        return tl.log2(y)
+    else:
+        return tl.inline_asm_elementwise(
             "lg2.approx.ftz.f32 $0, $1;", "=f,f", [y], tl.float32, is_pure=True, pack=1
         )
-        return log2 * LN2
 
 
 @triton.jit

@@ -76,18 +76,26 @@ class Classes(NamedTuple):
     first: Any  # where the program's rows begin
     at: Any  # (HIGH * ROWS, LOW), int32: where the classes with high = 0 are from there on
     on: Any  # (HIGH * ROWS, 1), and how much further those of the line are
-    there: Any  # (HIGH * ROWS, LOW), whether they are
+    there: Any  # (HIGH * ROWS, LOW), whether they are, or one for all of a line
 
 
 @triton.jit
-def classes_from(a, start, ROWS: tl.constexpr, HIGH: tl.constexpr, LOW: tl.constexpr):
-    """Return the classes of a tile of the program's rows that begins at one of them."""
+def classes_from(
+    a, start, ROWS: tl.constexpr, HIGH: tl.constexpr, LOW: tl.constexpr,
+    FILLED: tl.constexpr = False,
+):  # fmt: skip
+    """Return the classes of a tile of the program's rows that begins at one of them.
+
+    FILLED says that none is beyond the last.
+    """
     line = tl.arange(0, HIGH * ROWS)
     row = line % ROWS
     flat = start + (line // ROWS * LOW)[:, None] + tl.arange(0, LOW)[None, :]
     before = tl.program_id(0).to(tl.int64) * ROWS
     left = tl.minimum(a.num_tokens - before, ROWS).to(tl.int32)
-    there = (row < left)[:, None] & (flat < a.num_classes)
+    there = (row < left)[:, None]
+    if not FILLED:
+        there &= flat < a.num_classes
     at = (tl.minimum(row, left - 1) * a.num_classes)[:, None] + tl.arange(0, LOW)[None, :]
     on = start + (line // ROWS * LOW)[:, None]
     high = start + tl.arange(0, HIGH)[:, None, None] * LOW
@@ -114,11 +122,16 @@ def load_tile(pointer, classes, mask=None, other=None):
 
 
 @triton.jit
-def load_classes(pointer, classes):
-    """Return what each class of a tile has, the same in all rows; 0 where there is none."""
-    return tl.reshape(
-        tl.load(pointer + classes.flat, mask=classes.there, other=0.0), classes.j.shape
-    )
+def load_classes(pointer, classes, FILLED: tl.constexpr = False):
+    """Return what each class of a tile has, the same in all rows; 0 where there is none.
+
+    FILLED says that there are all.
+    """
+    if FILLED:
+        return tl.reshape(tl.load(pointer + classes.flat), classes.j.shape)
+    else:
+        x = tl.load(pointer + classes.flat, mask=classes.there, other=0.0)
+        return tl.reshape(x, classes.j.shape)
 
 
 @triton.jit

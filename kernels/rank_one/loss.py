@@ -11,13 +11,11 @@ import triton
 import triton.language as tl
 
 from ...chains.structures import RankOneStep
-from ...records import Loss
+from ...records import Loss, Model
 from ...reductions import reduced
 from ..common.launch import constant, launch, triton_type
 from ..common.tile import Tile, classes_from, on_tile, row_max, row_sum, store_tile, tile_of
 from .loss_rest import (
-    curvature,
-    curve,
     gradient_of_row,
     highest,
     line_of,
@@ -26,7 +24,7 @@ from .loss_rest import (
     store_gradient,
     sums_of_row,
 )
-from .loss_row import finish, row_of, solve
+from .loss_row import ends_of, finish, result_of, row_of, solve
 from .loss_tokens import (
     LossCall,
     gradient_factor,
@@ -37,12 +35,10 @@ from .loss_tokens import (
     store_value,
 )
 from .loss_whole import (
-    bend_of,
     curvature_of_whole,
     exponentials_of_tile,
     level_of,
     row_of_whole,
-    store_gradient_of_whole,
 )
 from .step import Chain, chain_of
 
@@ -58,7 +54,7 @@ def loss_of_whole_rows(
 ):  # fmt: skip
     """For rows that a tile holds whole; FILLED where they fill it."""
     tokens, token = load_tokens(a, chain, vb_weight, ce_weight, model, REAL, ROWS)
-    classes = classes_from(a, 0, ROWS, HIGH, LOW)
+    classes = classes_from(a, 0, ROWS, HIGH, LOW, FILLED)
     if a.SPARSE and tl.min(tokens.settled.to(tl.int32), axis=0) > 0:
         store_value(a, tokens)
         if a.grad is not None:
@@ -69,55 +65,26 @@ def loss_of_whole_rows(
         level = level_of(highest(tokens, row_max(logits), special))
         e = exponentials_of_tile(logits, level)
         row = row_of_whole(a, level, row_sum(e), special)
-        if chain.pi is None:
-            loss_without_pi(a, chain, tokens, token, classes, e, level, row, grad_scale, REAL)
+        solved = solve(token, row, REAL)
+        ends = ends_of(a, token, row, solved, REAL)
+        if tl.max(solved.curved.to(tl.int32), axis=0) > 0:
+            h, sum_phi, sum_h = curvature_of_whole(
+                a, chain, tokens, classes, e, row, level, solved, FILLED
+            )
+            result = result_of(ends, solved, sum_phi, sum_h)
+            store_loss(a, tokens, token, solved, result)
+            if a.grad is not None:
+                factor = gradient_factor(a, grad_scale, REAL)
+                store_gradient(a, tokens, classes, e, h, result, factor)
+                store_special(a, chain, tokens, result, factor)
         else:
-            loss_with_pi(a, chain, tokens, token, classes, e, row, grad_scale, REAL)
-
-
-@triton.jit
-def loss_without_pi(
-    a, chain, tokens, token, classes, e, level, row, grad_scale, REAL: tl.constexpr
-):
-    """Write the loss and the gradient of rows whose classes all have the pi 1/K."""
-    solved = solve(token, row, REAL)
-    zero = tl.zeros_like(row.e_rest)
-    if tl.max(solved.curved.to(tl.int32), axis=0) > 0:
-        bend = bend_of(chain, token, solved, REAL)
-        m, sum_phi, sum_h = curvature_of_whole(
-            a, chain, tokens, classes, e, row, level, solved, line_of(chain, solved, REAL), bend
-        )
-        result = finish(a, token, row, solved, sum_phi, sum_h, REAL)
-        store_loss(a, tokens, token, solved, result)
-        if a.grad is not None:
-            factor = gradient_factor(a, grad_scale, REAL)
-            store_gradient_of_whole(a, tokens, classes, e, m, bend, result, factor)
-            store_special(a, chain, tokens, result, factor)
-    else:
-        result = finish(a, token, row, solved, zero, zero, REAL)
-        store_loss(a, tokens, token, solved, result)
-        if a.grad is not None:
-            factor = gradient_factor(a, grad_scale, REAL)
-            store_gradient(a, tokens, classes, e, 1.0, result, factor)
-            store_special(a, chain, tokens, result, factor)
-
-
-@triton.jit
-def loss_with_pi(a, chain, tokens, token, classes, e, row, grad_scale, REAL: tl.constexpr):
-    """Write the loss and the gradient of rows whose classes have a pi each."""
-    solved = solve(token, row, REAL)
-    line = line_of(chain, solved, REAL)
-    sum_phi, sum_h = tl.zeros_like(row.e_rest), tl.zeros_like(row.e_rest)
-    if tl.max(solved.curved.to(tl.int32), axis=0) > 0:
-        sum_phi, sum_h = curvature(a, chain, tokens, classes, e, line)
-    result = finish(a, token, row, solved, sum_phi, sum_h, REAL)
-    store_loss(a, tokens, token, solved, result)
-    if a.grad is not None:
-        factor = gradient_factor(a, grad_scale, REAL)
-        # h anew: kept from above it takes too many registers.
-        g, y = curve(chain, classes, e, line)
-        store_gradient(a, tokens, classes, e, g / y, result, factor)
-        store_special(a, chain, tokens, result, factor)
+            zero = tl.zeros_like(row.e_rest)
+            result = result_of(ends, solved, zero, zero)
+            store_loss(a, tokens, token, solved, result)
+            if a.grad is not None:
+                factor = gradient_factor(a, grad_scale, REAL)
+                store_gradient(a, tokens, classes, e, 1.0, result, factor)
+                store_special(a, chain, tokens, result, factor)
 
 
 @triton.jit
@@ -188,16 +155,21 @@ def prepared(of: Loss[RankOneStep], reduction: str, late: bool | None) -> Prepar
     return Prepared(arguments, chain_of(num_tokens, step, real), scale, real, count)
 
 
-def tile_for(num_classes: int, dtype: torch.dtype, has_pi: bool, has_grad: bool) -> Tile:
+def tile_for(call: LossCall, chain: Chain, model: Model) -> Tile:
     """Return the tile of a loss: many numbers a thread, as all repeat the mathematics of a row."""
-    copies = 2 if has_pi or has_grad else 1
-    if has_pi or dtype == torch.float64:
+    num_classes, dtype = call.num_classes, call.logits.dtype
+    has_pi = chain.pi is not None
+    copies = 2 if has_pi or call.grad is not None else 1
+    if dtype == torch.float64:
         return tile_of(num_classes, dtype, copies)
     numbers, vector = 64, 16 // dtype.itemsize
-    if num_classes in FILLED_BY_A_ROW:
+    if num_classes in FILLED_BY_A_ROW and not has_pi:
         high = numbers // vector
         return Tile(1, high, num_classes // high, num_classes // (32 * numbers))
     fills = num_classes == triton.next_power_of_2(num_classes) <= 2048
+    if has_pi:  # takes registers, too
+        fills &= num_classes > 64 and chain.mask_id < 0 and call.mask is None
+        fills &= not model.posterior_mean
     return tile_of(num_classes, dtype, copies, numbers if fills else numbers // 2)
 
 
@@ -206,7 +178,7 @@ def loss(of: Loss[RankOneStep], reduction: str, late: bool | None = None) -> Any
     made = prepared(of, reduction, late)
     call, chain, scale, real, _ = made
     num_classes = call.num_classes
-    tile = tile_for(num_classes, of.logits.dtype, chain.pi is not None, call.grad is not None)
+    tile = tile_for(call, chain, of.model)
     if tile.num_classes < num_classes:
         kernel, shape = loss_of_long_rows, (tile.high, tile.low)
     else:

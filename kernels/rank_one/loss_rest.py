@@ -10,6 +10,7 @@ import triton.language as tl
 
 from ..common.marks import bit_of, hidden, mark
 from ..common.math import fast_exp, phi
+from ..common.once import once
 from ..common.tile import (
     classes_from,
     load_tile,
@@ -40,12 +41,14 @@ def marks_of(a, chain, tokens, classes):
     HIGH: tl.constexpr = classes.j.shape[0]
     LOW: tl.constexpr = classes.j.shape[2]
     kind: tl.constexpr = a.logits.dtype.element_ty
-    words = mark(tokens.x0 - classes.start, HIGH, LOW, kind)
-    words |= mark(tokens.x_t - classes.start, HIGH, LOW, kind)
+    words = mark(once(tokens.x0 - classes.start), HIGH, LOW, kind)
+    words |= mark(once(tokens.x_t - classes.start), HIGH, LOW, kind)
     if a.HAS_MASK:
         mask_id = tl.full([1], chain.mask_id, tl.int32)
         words |= mark(mask_id - classes.start, HIGH, LOW, kind)
-    return tl.where(on_tile(tokens.settled), -1, words), bit_of(HIGH, LOW, kind)
+    return tl.where(on_tile(once(tokens.settled.to(tl.int32))) != 0, -1, words), bit_of(
+        HIGH, LOW, kind
+    )
 
 
 @triton.jit
@@ -65,7 +68,9 @@ def load_rest(a, chain, tokens, classes, REAL: tl.constexpr, FILLED: tl.constexp
     if FILLED and not a.SPARSE:
         logits = load_tile(a.logits, classes)
     else:
-        reads = on_flat(tokens.settled == 0, classes.j.shape[0]) & classes.there
+        reads = (
+            on_flat(once(tokens.settled.to(tl.int32)), classes.j.shape[0]) == 0
+        ) & classes.there
         logits = load_tile(a.logits, classes, reads, float("-inf"))
     return hidden(logits.to(REAL), words, bit)
 
@@ -120,7 +125,7 @@ def curvature(a, chain, tokens, classes, e, line):
 def store_gradient(a, tokens, classes, e, h, result, factor):
     """Write the gradient of the rest; what it writes to the special classes is to be replaced."""
     flat = tl.where(tokens.settled, tokens.value, result.flat * factor)
-    gradient = e * (on_tile(result.steep * factor) * h + on_tile(flat))
+    gradient = e * (on_tile(once(result.steep * factor)) * h + on_tile(once(flat)))
     store_tile(a.grad, classes, gradient)
 
 

@@ -71,6 +71,23 @@ class Solved(NamedTuple):
     level: Any  # s[x_0] is this times exp(-cross_entropy)
 
 
+class Ends(NamedTuple):
+    """What the sums over the rest are added to, and how much of theirs is: all that is left to do.
+
+    Of a token without curvature the sums are 0.
+    """
+
+    loss: Any
+    loss_of_phi: Any
+    divergence: Any
+    divergence_of_phi: Any
+    steep: Any
+    flat: Any
+    grad_x0: Any
+    grad_xt: Any
+    grad_mask: Any
+
+
 class Result(NamedTuple):
     """The loss and its gradient, ``e_j (steep h_j + flat)`` for a class j of the rest."""
 
@@ -163,8 +180,8 @@ def solve(token, row, REAL: tl.constexpr):
 
 
 @triton.jit
-def finish(a, token, row, solved, sum_phi, sum_h, REAL: tl.constexpr):
-    """Return the result, from sums of pi_j phi(g_j) and e_j h_j over the rest."""
+def ends_of(a, token, row, solved, REAL: tl.constexpr):
+    """Return all of the result that needs no sum of curvature."""
     least = tiny(REAL)
     ratio = solved.ratio
     per_z, per_zq = solved.per_z, solved.per_zq
@@ -208,16 +225,13 @@ def finish(a, token, row, solved, sum_phi, sum_h, REAL: tl.constexpr):
         )
         pull_mask = token.spread * per_z * token.bar_keep * solved.s_mask * h_mask
 
-    has_base = token.bar_base > least
-    near_rest = token.spread * per_zq * token.bar_base * sum_phi
-    term_rest = tl.where(
-        has_base, near_rest, token.spread * per_z * token.bar_keep * row.e_rest * solved.inv
-    )
-    of_rest = tl.where(solved.curved, sum_h, row.e_rest)
-    pull_rest = token.spread * per_z * token.bar_keep * of_rest * solved.inv
+    # The rest.
+    per_e = token.spread * per_z * token.bar_keep * solved.inv
+    flat_rest = tl.where(solved.curved, 0.0, per_e * row.e_rest)
+    of_phi = token.spread * per_zq * token.bar_base
 
-    divergence = term_x0 + tl.where(token.same, 0.0, term_xt) + term_mask + term_rest
-    pull_others = tl.where(token.same, 0.0, pull_xt) + pull_mask + pull_rest
+    divergence = term_x0 + tl.where(token.same, 0.0, term_xt) + term_mask + flat_rest
+    pull_others = tl.where(token.same, 0.0, pull_xt) + pull_mask + flat_rest
 
     bound = token.vb != 0.0
     loss = tl.where(bound, token.vb * divergence, 0.0)
@@ -225,12 +239,36 @@ def finish(a, token, row, solved, sum_phi, sum_h, REAL: tl.constexpr):
     common = tl.where(bound, -token.vb * (pull_x0 + pull_others), 0.0)
     share = token.ce * reciprocal(solved.sum)
     slant_x0 = pull_x0 * solved.not_x0 - solved.s_x0 * pull_others
-    return Result(
+    return Ends(
         loss,
+        tl.where(bound, token.vb * of_phi, 0.0),
         divergence,
-        tl.where(bound, token.vb * (token.spread * per_z) * token.bar_keep * solved.inv, 0.0),
+        of_phi,
+        tl.where(bound, token.vb * per_e, 0.0),
         common * solved.inv + share,
         tl.where(bound, token.vb * slant_x0, 0.0) - share * solved.others,
         tl.where(bound, token.vb * pull_xt, 0.0) + common * solved.s_xt + share * row.e_xt,
         tl.where(bound, token.vb * pull_mask, 0.0) + common * solved.s_mask + share * row.e_mask,
     )
+
+
+@triton.jit
+def result_of(ends, solved, sum_phi, sum_h):
+    """Return the result, from sums of pi_j phi(g_j) and e_j h_j over the rest."""
+    sum_phi = tl.where(solved.curved, sum_phi, 0.0)
+    pull = ends.steep * tl.where(solved.curved, sum_h, 0.0)
+    return Result(
+        ends.loss + ends.loss_of_phi * sum_phi,
+        ends.divergence + ends.divergence_of_phi * sum_phi,
+        ends.steep,
+        ends.flat - pull * solved.inv,
+        ends.grad_x0 - pull * solved.s_x0,
+        ends.grad_xt - pull * solved.s_xt,
+        ends.grad_mask - pull * solved.s_mask,
+    )
+
+
+@triton.jit
+def finish(a, token, row, solved, sum_phi, sum_h, REAL: tl.constexpr):
+    """Return the result of a row, from its sums."""
+    return result_of(ends_of(a, token, row, solved, REAL), solved, sum_phi, sum_h)

@@ -154,6 +154,16 @@ def count_special(a, chain, tokens):
 
 
 @triton.jit
+def pi_of_special(chain, tokens, REAL: tl.constexpr):
+    """Return the sum of pi of x_0, of x_t and of the mask, each class once."""
+    mask_id = tl.full([1], chain.mask_id, tl.int32)
+    pi_xt = tl.where(tokens.x_t == tokens.x0, 0.0, pi_at(chain, tokens.x_t, REAL))
+    apart = (mask_id != tokens.x0) & (mask_id != tokens.x_t)
+    pi_mask = tl.where(apart, pi_at(chain, mask_id, REAL), 0.0)
+    return pi_at(chain, tokens.x0, REAL) + pi_xt + pi_mask
+
+
+@triton.jit
 def store_special(a, chain, tokens, result, factor):
     """Write the gradient of the special classes, once all threads have written the rest's.
 

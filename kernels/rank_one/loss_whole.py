@@ -1,16 +1,15 @@
-"""The rest of whole rows where pi is 1/K: one exponential and one reciprocal a class.
+"""The rest of whole rows: an exponential and a reciprocal a class, with pi a logarithm as well.
 
-With ``u_j = c e_j`` a class of the rest has
+With ``w_j = c e_j`` and ``h_0 = shift / ratio`` a class of the rest has
 
-    1 + g_j = ratio (1 + u_j),   h_j = (h_0 + u_j) / (1 + u_j),   h_0 = shift / ratio,
+    1 + g_j = ratio (1 + w_j / pi_j),   h_j = (h_0 pi_j + w_j) / (pi_j + w_j),
 
-so that of ``m_j = e_j / (1 + u_j)`` the sum of e_j h_j is that of ``m_j (h_0 + u_j)``, and the
-gradient is ``m_j ((steep + flat) u_j + steep h_0 + flat)``. As phi(g) = g - log(1 + g),
+and as phi(g) = g - log(1 + g),
 
-    sum phi(g_j) = n phi(shift) + ratio sum u_j - sum log(1 + u_j)
+    sum pi_j phi(g_j) = phi(shift) sum pi_j + ratio sum w_j + sum pi_j log(pi_j / (pi_j + w_j)).
 
-over n classes, whose logarithms are those of products. Where p is close to q these parts cancel:
-then phi is summed class by class.
+Where p is close to q these parts cancel: then phi is summed class by class. Where all pi are 1/K, 1
+stands for pi_j and K is in c; then the logarithms are those of products of four.
 """
 
 from typing import Any, NamedTuple
@@ -18,11 +17,24 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from ..common.math import LN2, LOG2E, fast_exp2, fast_log, phi, reciprocal, sum_of_phi
-from ..common.tile import classes_from, on_tile, row_sum, store_tile
-from .loss_rest import curve, is_excluded, load_rest
+from ..common.math import (
+    INTERPRETED,
+    LN2,
+    LOG2E,
+    fast_exp2,
+    fast_log2,
+    has_ptx,
+    least,
+    phi,
+    reciprocal,
+    sum_of_phi,
+)
+from ..common.once import once
+from ..common.tile import classes_from, on_tile, row_sum
+from .loss_rest import curve, is_excluded, line_of, load_rest
 from .loss_row import Row
-from .loss_tokens import count_special
+from .loss_tokens import count_special, pi_of_special
+from .step import pi_of
 
 LARGEST = tl.constexpr(1e9)  # of c: products of four are in float32's range
 HUGE = tl.constexpr(1e6)  # of logits
@@ -57,7 +69,7 @@ def exponentials_of_tile(logits, level):
     else:
         if tl.max((level.origin != 0.0).to(tl.int32), axis=0) > 0:
             logits -= on_tile(level.origin)
-        return fast_exp2(tl.fma(logits, LOG2E, -on_tile(level.scaled)))
+        return fast_exp2(tl.fma(logits, LOG2E, on_tile(once(-level.scaled))))
 
 
 @triton.jit
@@ -84,56 +96,109 @@ def row_of_whole(a, level, e_rest, special):
 
 
 class Bend(NamedTuple):
-    """``u_j = c e_j``, and h where that is 0."""
+    """``w_j = c e_j``, and h where that is 0."""
 
     c: Any
     h_0: Any
 
 
 @triton.jit
-def bend_of(chain, token, solved, REAL: tl.constexpr):
-    """Return the bend of each token; h = 1 on that of one without curvature."""
-    curved = solved.curved
-    per_base = chain.num_classes.to(REAL) * reciprocal(token.bar_base)
-    c = tl.where(curved, token.bar_keep * solved.inv * per_base, 0.0)
-    return Bend(on_tile(c), on_tile(tl.where(curved, solved.shift * reciprocal(solved.ratio), 1.0)))
+def bend_of(chain, solved):
+    """Return the bend of each token; h = 1 on that of one without curvature, whatever c is."""
+    per_ratio = reciprocal(solved.ratio)
+    c = tl.where(solved.curved, slope_of(chain, solved) * per_ratio, 1.0)
+    return Bend(
+        on_tile(once(c)), on_tile(once(tl.where(solved.curved, solved.shift * per_ratio, 1.0)))
+    )
 
 
 @triton.jit
-def curvature_of_whole(a, chain, tokens, classes, e, row, level, solved, line, bend):
-    """Return m, and the sums of phi(g) / K and of e h over the rest."""
-    u = bend.c * e
-    y = 1.0 + u
-    m = e * reciprocal(y)
-    sum_h = row_sum(m * (bend.h_0 + u))
-    count = (a.num_classes - count_special(a, chain, tokens)).to(e.dtype)
-    num_classes = chain.num_classes.to(e.dtype)
-    slope = solved.slope * num_classes
-    parts = count * phi(solved.shift, solved.ratio) + slope * row.e_rest
-    sum_phi = parts - sum_of_logs(y)
-    in_range = slope < LARGEST * solved.ratio
-    cancels = (sum_phi < least_sum(a, parts, count)) | (in_range == 0)
-    cancels &= solved.curved
-    by_groups = cancels & in_range & (solved.ratio > 0.5) & (slope < LARGEST)
-    # With a mask, or with float32 in some Tritons, the registers are too few.
-    by_groups &= (a.HAS_MASK == 0) & (a.logits.dtype.element_ty.primitive_bitwidth == 16)
-    if tl.max(by_groups.to(tl.int32), axis=0) > 0:
-        sum = sum_by_groups(a, chain, tokens, classes, e, line)
-        sum_phi = tl.where(by_groups, sum, sum_phi)
-    by_class = cancels & (by_groups == 0)
-    if tl.max(by_class.to(tl.int32), axis=0) > 0:
-        sum = sum_by_class(a, chain, tokens, line, level, classes)
-        sum_phi = tl.where(by_class, sum, sum_phi)
-    return m, sum_phi / num_classes, sum_h
+def slope_of(chain, solved):
+    """Return the slope of the line of each token, where all pi are 1/K with 1/pi in it."""
+    slope = solved.slope
+    if chain.pi is None:
+        slope *= chain.num_classes.to(slope.dtype)
+    return slope
 
 
 @triton.jit
-def least_sum(a, parts, count):
-    """Return which sum of phi has enough digits left of its parts and of its products."""
-    if a.logits.dtype.element_ty.primitive_bitwidth == 16:
-        return tl.maximum(parts * (1.0 / 32), count * (1.0 / 128))
+def curvature_of_whole(a, chain, tokens, classes, e, row, level, solved, FILLED: tl.constexpr):
+    """Return h, and the sums of pi phi(g) and of e h over the rest."""
+    bend = bend_of(chain, solved)
+    slope, sum_pi = slope_of(chain, solved), sum_of_pi(a, chain, tokens, e.dtype)
+    parts = sum_pi * phi(solved.shift, solved.ratio) + slope * row.e_rest
+    if chain.pi is None:
+        w = bend.c * e
+        per_sum = reciprocal(1.0 + w)
+        h = (bend.h_0 + w) * per_sum
+        sum_phi = parts - sum_of_logs(1.0 + w)
+        in_range = slope < LARGEST * solved.ratio
+        by_groups = in_range & (solved.ratio > 0.5) & (slope < LARGEST)
+        # With a mask, few classes, or with float32 in some Tritons, the registers are too few.
+        by_groups &= (a.HAS_MASK == 0) & (a.logits.dtype.element_ty.primitive_bitwidth == 16)
+        by_groups &= e.shape[0] * e.shape[2] > 64
     else:
-        return tl.maximum(parts * (1.0 / 8), count * (1.0 / 32))
+        pi = pi_of(chain, classes, FILLED)
+        h, log2 = bent(e, pi, bend)
+        sum_phi = parts + LN2 * row_sum(pi * log2)
+        in_range = sum_pi > 1.0 / 16  # a difference
+    sum_h = row_sum(e * h)
+    keeps = in_range & (sum_phi > least_sum(a, chain, parts, sum_pi))
+    cancels = solved.curved & (keeps == 0)
+    if chain.pi is None:
+        by_groups &= cancels
+        if tl.max(by_groups.to(tl.int32), axis=0) > 0:
+            sum = sum_by_groups(a, chain, tokens, classes, e, line_of(chain, solved, e.dtype))
+            sum_phi = tl.where(by_groups, sum, sum_phi)
+        cancels &= by_groups == 0
+    if tl.max(cancels.to(tl.int32), axis=0) > 0:
+        sum = sum_by_class(a, chain, tokens, line_of(chain, solved, e.dtype), level, classes)
+        sum_phi = tl.where(cancels, sum, sum_phi)
+    if chain.pi is None:
+        sum_phi /= chain.num_classes.to(e.dtype)
+    return h, sum_phi, sum_h
+
+
+@triton.jit
+def bent(e, pi, bend):
+    """Return h, and log2(pi / (pi + w)) or any number where pi is 0.
+
+    On NVIDIA a class at a time, with the same instructions: all w of a tile take registers.
+    """
+    if INTERPRETED or e.dtype == tl.float64 or not has_ptx():
+        w = bend.c * e + least(e.dtype)
+        per_sum = reciprocal(pi + w)
+        return (bend.h_0 * pi + w) * per_sum, fast_log2(pi * per_sum + least(e.dtype))
+    else:
+        return tl.inline_asm_elementwise(
+            "{.reg .f32 w, v; fma.rn.f32 w, $4, $2, 0f01000000; add.f32 v, $3, w;"
+            " rcp.approx.ftz.f32 v, v; fma.rn.f32 w, $5, $3, w; mul.f32 $0, w, v;"
+            " fma.rn.f32 v, $3, v, 0f01000000; lg2.approx.ftz.f32 $1, v;}",
+            "=&f,=&f,f,f,f,f", [e, pi, bend.c, bend.h_0], (tl.float32, tl.float32),
+            is_pure=True, pack=1,
+        )  # fmt: skip
+
+
+@triton.jit
+def sum_of_pi(a, chain, tokens, REAL: tl.constexpr):
+    """Return the sum of pi over the rest, or its number where all pi are 1/K."""
+    if chain.pi is None:
+        return (a.num_classes - count_special(a, chain, tokens)).to(REAL)
+    else:
+        return 1.0 - pi_of_special(chain, tokens, REAL)
+
+
+@triton.jit
+def least_sum(a, chain, parts, sum_pi):
+    """Return which sum of phi has enough digits left of its parts and of its logarithms.
+
+    Those of single classes add four times the error of those of products of four.
+    """
+    FOLD: tl.constexpr = 1.0 if chain.pi is None else 4.0
+    if a.logits.dtype.element_ty.primitive_bitwidth == 16:
+        return tl.maximum(parts * (1.0 / 32), sum_pi * (FOLD / 128))
+    else:
+        return tl.maximum(parts * (1.0 / 8), sum_pi * (FOLD / 32))
 
 
 @triton.jit
@@ -142,22 +207,13 @@ def sum_of_logs(y):
     HIGH: tl.constexpr = y.shape[0]
     FOUR: tl.constexpr = 4 if HIGH > 4 else HIGH
     of_four = tl.reduce(tl.reshape(y, [HIGH // FOUR, FOUR, y.shape[1], y.shape[2]]), 1, product)
-    return row_sum(fast_log(of_four))
+    return LN2 * row_sum(fast_log2(of_four))
 
 
 @triton.jit
 def product(x, y):
     """Combine two numbers."""
     return x * y
-
-
-@triton.jit
-def store_gradient_of_whole(a, tokens, classes, e, m, bend, result, factor):
-    """Write the gradient of the rest; what it writes to the special classes is to be replaced."""
-    flat = on_tile(tl.where(tokens.settled, tokens.value, result.flat * factor))
-    steep = on_tile(result.steep * factor)
-    gradient = m * ((steep + flat) * bend.c * e + (steep * bend.h_0 + flat))
-    store_tile(a.grad, classes, gradient)
 
 
 @triton.jit
@@ -190,5 +246,9 @@ def sum_by_class(a, chain, tokens, line, level, classes):
         logits = load_rest(a, chain, tokens, part, total.dtype)
         e, _ = exponentials(logits, Level(on_tile(level.origin), on_tile(level.scaled)))
         g, y = curve(chain, part, e, line)
-        total += row_sum(tl.where(is_excluded(a, chain, tokens, part), 0.0, phi(g, y)))
+        terms = phi(g, y)
+        if chain.pi is not None:
+            pi = pi_of(chain, part)
+            terms = tl.where(pi > 0.0, pi * terms, line.slope * e)
+        total += row_sum(tl.where(is_excluded(a, chain, tokens, part), 0.0, terms))
     return total

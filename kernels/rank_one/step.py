@@ -135,9 +135,12 @@ def pi_at(chain, classes, REAL: tl.constexpr):
 
 
 @triton.jit
-def pi_of(chain, classes):
-    """Return pi of a tile's classes, for a chain that has one; 0 where there are none."""
-    return load_classes(chain.pi, classes)
+def pi_of(chain, classes, FILLED: tl.constexpr = False):
+    """Return pi of a tile's classes, for a chain that has one; 0 where there are none.
+
+    FILLED says that there are all.
+    """
+    return load_classes(chain.pi, classes, FILLED)
 
 
 @triton.jit
