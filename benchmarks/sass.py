@@ -6,7 +6,7 @@
 - A loop runs as many trips as it is given; a subroutine counts where it is always called.
 - A short forward branch around a call of a subroutine is taken where nothing else is decided before
   the call: that is the slow path of a division.
-- Where one of two ways moves 16 bytes a lane and the other only less, the first is taken: the
+- Where one of two ways moves 16 bytes a lane and the other less as often, the first is taken: the
   other is for rows that are not aligned. So it is where arguments decide and one moves 16 bytes
   more often: the other is a loop for rows that fill no tile.
 - Where arguments decide whether rows are read, outside of a loop, they are not: they are held.
@@ -247,6 +247,14 @@ def _branches(each: Instruction) -> bool:
     return each.base == "BRA" and each.is_conditional
 
 
+def _moves_as_much(*ways: list[Instruction]) -> bool:
+    """Return whether one of two ways moves 16 bytes a lane, and the other less as often."""
+    narrow, wide = sorted(ways, key=lambda way: sum(each.moves_global(16) for each in way))
+    moved = Counter(each.base for each in wide if each.moves_global(16))
+    instead = Counter(each.base for each in narrow if each.moves_global())
+    return not any(each.moves_global(16) for each in narrow) and moved <= instead
+
+
 def _is_taken(program: Program, at: int, to: int, path: Path) -> bool:
     """Return whether a forward branch is taken."""
     code = program.code
@@ -265,7 +273,8 @@ def _is_taken(program: Program, at: int, to: int, path: Path) -> bool:
     other = code[to:joined] if joined is not None and joined > to else []
     if all(any(each.moves_global() for each in way) for way in (passed, other)):
         wide = [sum(each.moves_global(16) for each in way) for way in (passed, other)]
-        if wide[0] != wide[1] and (0 in wide or not program.depends_on_data(at)):
+        decides = _moves_as_much(passed, other) or not program.depends_on_data(at)
+        if wide[0] != wide[1] and decides:
             return wide[1] > wide[0]
     if not program.depends_on_data(at):
         reads = any(each.base == "LDG" and each.bytes == 16 for each in passed)

@@ -133,6 +133,13 @@ def test_aligned_rows_go_the_wide_way():
         assert slots(program("@P3 BRA `(.L_0)", *ways)) == expected
 
 
+def test_a_way_that_writes_no_rows_is_none_for_rows_that_are_not_aligned():
+    made = DATA, "ISETP.GE.AND P1, PT, R6, 0x1, PT", "@!P1 BRA `(.L_0)"
+    longer = "70*FADD R1, R1, R1", "8*LDG.E.U16 R1, desc[UR4][R2.64]", "BRA `(.L_1)"
+    writes = ".L_0:", "STG.E.128 desc[UR4][R2.64], R8", ".L_1:", "EXIT"
+    assert slots(program(*made, *longer, *writes), Path.FULL) == 83
+
+
 @pytest.mark.parametrize(("behind", "expected"), [([], 4), (["@P4 BRA `(.L_2)"], 7)])
 def test_rows_that_are_held_are_not_read_again(behind, expected):
     read = ".L_2:", "LDG.E.128 R8, desc[UR4][R2.64]", "FADD R1, R8, R9", *behind

@@ -14,14 +14,14 @@ from ...chains.structures import RankOneStep
 from ...records import Loss, Model
 from ...reductions import reduced
 from ..common.launch import constant, launch, triton_type
-from ..common.tile import Tile, classes_from, on_tile, row_max, row_sum, store_tile, tile_of
+from ..common.staged import staged_tile_of
+from ..common.tile import Tile, classes_from, on_tile, row_max, row_sum, tile_of
 from .loss_rest import (
+    gradient_of,
     gradient_of_row,
     highest,
     line_of,
-    load_rest,
     statistics_of_row,
-    store_gradient,
     sums_of_row,
 )
 from .loss_row import ends_of, finish, result_of, row_of, solve
@@ -38,7 +38,9 @@ from .loss_whole import (
     curvature_of_whole,
     exponentials_of_tile,
     level_of,
+    load_whole,
     row_of_whole,
+    store_whole,
 )
 from .step import Chain, chain_of
 
@@ -58,9 +60,9 @@ def loss_of_whole_rows(
     if a.SPARSE and tl.min(tokens.settled.to(tl.int32), axis=0) > 0:
         store_value(a, tokens)
         if a.grad is not None:
-            store_tile(a.grad, classes, tl.broadcast_to(on_tile(tokens.value), classes.j.shape))
+            store_whole(a, classes, tl.broadcast_to(on_tile(tokens.value), classes.j.shape))
     else:
-        logits = load_rest(a, chain, tokens, classes, REAL, FILLED)
+        logits = load_whole(a, chain, tokens, classes, REAL, FILLED)
         special = load_special(a, chain, tokens, REAL)
         level = level_of(highest(tokens, row_max(logits), special))
         e = exponentials_of_tile(logits, level)
@@ -75,7 +77,7 @@ def loss_of_whole_rows(
             store_loss(a, tokens, token, solved, result)
             if a.grad is not None:
                 factor = gradient_factor(a, grad_scale, REAL)
-                store_gradient(a, tokens, classes, e, h, result, factor)
+                store_whole(a, classes, gradient_of(tokens, e, h, result, factor))
                 store_special(a, chain, tokens, result, factor)
         else:
             zero = tl.zeros_like(row.e_rest)
@@ -83,7 +85,7 @@ def loss_of_whole_rows(
             store_loss(a, tokens, token, solved, result)
             if a.grad is not None:
                 factor = gradient_factor(a, grad_scale, REAL)
-                store_gradient(a, tokens, classes, e, 1.0, result, factor)
+                store_whole(a, classes, gradient_of(tokens, e, 1.0, result, factor))
                 store_special(a, chain, tokens, result, factor)
 
 
@@ -178,7 +180,11 @@ def loss(of: Loss[RankOneStep], reduction: str, late: bool | None = None) -> Any
     made = prepared(of, reduction, late)
     call, chain, scale, real, _ = made
     num_classes = call.num_classes
-    tile = tile_for(call, chain, of.model)
+    tile = staged_tile_of(num_classes, of.logits.dtype)
+    if tile is not None:
+        call = call._replace(num_classes=tl.constexpr(num_classes), IS_STAGED=tl.constexpr(True))
+    else:
+        tile = tile_for(call, chain, of.model)
     if tile.num_classes < num_classes:
         kernel, shape = loss_of_long_rows, (tile.high, tile.low)
     else:

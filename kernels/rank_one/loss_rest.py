@@ -122,11 +122,10 @@ def curvature(a, chain, tokens, classes, e, line):
 
 
 @triton.jit
-def store_gradient(a, tokens, classes, e, h, result, factor):
-    """Write the gradient of the rest; what it writes to the special classes is to be replaced."""
+def gradient_of(tokens, e, h, result, factor):
+    """Return the gradient of the rest; what it has for the special classes is to be replaced."""
     flat = tl.where(tokens.settled, tokens.value, result.flat * factor)
-    gradient = e * (on_tile(once(result.steep * factor)) * h + on_tile(once(flat)))
-    store_tile(a.grad, classes, gradient)
+    return e * (on_tile(once(result.steep * factor)) * h + on_tile(once(flat)))
 
 
 @triton.jit
@@ -172,5 +171,5 @@ def gradient_of_row(
         classes = classes_from(a, start, 1, HIGH, LOW)
         e = fast_exp(load_rest(a, chain, tokens, classes, REAL) - on_tile(top))
         g, y = curve(chain, classes, e, line)
-        store_gradient(a, tokens, classes, e, g / y, result, factor)
+        store_tile(a.grad, classes, gradient_of(tokens, e, g / y, result, factor))
     store_special(a, chain, tokens, result, factor)

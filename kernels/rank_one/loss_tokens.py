@@ -29,6 +29,7 @@ class LossCall(NamedTuple):
     WITH_TERMS: Any
     HAS_MASK: Any  # whether the chain has a mask
     SPARSE: Any  # whether many tokens may be settled
+    IS_STAGED: Any = tl.constexpr(False)  # whether rows are read by way of shared memory
 
 
 class Tokens(NamedTuple):

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
+from ..common.marks import hidden
 from ..common.math import (
     INTERPRETED,
     LN2,
@@ -30,14 +31,36 @@ from ..common.math import (
     sum_of_phi,
 )
 from ..common.once import once
-from ..common.tile import classes_from, on_tile, row_sum
-from .loss_rest import curve, is_excluded, line_of, load_rest
+from ..common.staged import load_staged, store_staged
+from ..common.tile import classes_from, on_tile, row_sum, store_tile
+from .loss_rest import curve, is_excluded, line_of, load_rest, marks_of
 from .loss_row import Row
 from .loss_tokens import count_special, pi_of_special
 from .step import pi_of
 
 LARGEST = tl.constexpr(1e9)  # of c: products of four are in float32's range
 HUGE = tl.constexpr(1e6)  # of logits
+
+
+@triton.jit
+def load_whole(a, chain, tokens, classes, REAL: tl.constexpr, FILLED: tl.constexpr):
+    """Return the logits of the rest; -inf for what is not of it, and for a settled row."""
+    if a.IS_STAGED:
+        words, bit = marks_of(a, chain, tokens, classes)
+        beyond = tl.full([1, 1, 1], -1, tl.int32) << a.num_classes
+        words |= beyond  # a row is a thread's, and its marks are of one word
+        return hidden(load_staged(a, a.logits, classes).to(REAL), words, bit)
+    else:
+        return load_rest(a, chain, tokens, classes, REAL, FILLED)
+
+
+@triton.jit
+def store_whole(a, classes, gradient):
+    """Write the gradient of rows."""
+    if a.IS_STAGED:
+        store_staged(a, a.grad, classes, gradient)
+    else:
+        store_tile(a.grad, classes, gradient)
 
 
 class Level(NamedTuple):
@@ -134,9 +157,9 @@ def curvature_of_whole(a, chain, tokens, classes, e, row, level, solved, FILLED:
         sum_phi = parts - sum_of_logs(1.0 + w)
         in_range = slope < LARGEST * solved.ratio
         by_groups = in_range & (solved.ratio > 0.5) & (slope < LARGEST)
-        # With a mask, few classes, or with float32 in some Tritons, the registers are too few.
-        by_groups &= (a.HAS_MASK == 0) & (a.logits.dtype.element_ty.primitive_bitwidth == 16)
-        by_groups &= e.shape[0] * e.shape[2] > 64
+        if not a.IS_STAGED:
+            # With a mask or few classes, registers are too few.
+            by_groups &= (a.HAS_MASK == 0) & (e.shape[0] * e.shape[2] > 64)
     else:
         pi = pi_of(chain, classes, FILLED)
         h, log2 = bent(e, pi, bend)
@@ -145,15 +168,16 @@ def curvature_of_whole(a, chain, tokens, classes, e, row, level, solved, FILLED:
     sum_h = row_sum(e * h)
     keeps = in_range & (sum_phi > least_sum(a, chain, parts, sum_pi))
     cancels = solved.curved & (keeps == 0)
+    by_class = cancels
     if chain.pi is None:
-        by_groups &= cancels
-        if tl.max(by_groups.to(tl.int32), axis=0) > 0:
-            sum = sum_by_groups(a, chain, tokens, classes, e, line_of(chain, solved, e.dtype))
-            sum_phi = tl.where(by_groups, sum, sum_phi)
-        cancels &= by_groups == 0
-    if tl.max(cancels.to(tl.int32), axis=0) > 0:
+        by_class &= by_groups == 0
+    if tl.max(by_class.to(tl.int32), axis=0) > 0:
         sum = sum_by_class(a, chain, tokens, line_of(chain, solved, e.dtype), level, classes)
         sum_phi = tl.where(cancels, sum, sum_phi)
+    elif chain.pi is None:  # noqa: SIM102 (one is a constant)
+        if tl.max(cancels.to(tl.int32), axis=0) > 0:
+            sum = sum_by_groups(a, chain, tokens, classes, e, line_of(chain, solved, e.dtype))
+            sum_phi = tl.where(cancels, sum, sum_phi)
     if chain.pi is None:
         sum_phi /= chain.num_classes.to(e.dtype)
     return h, sum_phi, sum_h
@@ -183,7 +207,8 @@ def bent(e, pi, bend):
 def sum_of_pi(a, chain, tokens, REAL: tl.constexpr):
     """Return the sum of pi over the rest, or its number where all pi are 1/K."""
     if chain.pi is None:
-        return (a.num_classes - count_special(a, chain, tokens)).to(REAL)
+        every = tl.full([1], a.num_classes, tl.int32)
+        return (every - count_special(a, chain, tokens)).to(REAL)
     else:
         return 1.0 - pi_of_special(chain, tokens, REAL)
 
@@ -240,9 +265,10 @@ def sum_by_class(a, chain, tokens, line, level, classes):
     """Return the sum of phi(g) over the rest, a part of the tile at a time, which is read again."""
     ROWS: tl.constexpr = classes.j.shape[1]
     LOW: tl.constexpr = classes.j.shape[2]
+    HIGH: tl.constexpr = classes.j.shape[0] // 2 if a.IS_STAGED else 1
     total = tl.zeros_like(level.origin)
-    for start in range(0, a.num_classes, LOW):
-        part = classes_from(a, start, ROWS, 1, LOW)
+    for start in range(0, a.num_classes, HIGH * LOW):
+        part = classes_from(a, start, ROWS, HIGH, LOW)
         logits = load_rest(a, chain, tokens, part, total.dtype)
         e, _ = exponentials(logits, Level(on_tile(level.origin), on_tile(level.scaled)))
         g, y = curve(chain, part, e, line)

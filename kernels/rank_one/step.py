@@ -140,7 +140,11 @@ def pi_of(chain, classes, FILLED: tl.constexpr = False):
 
     FILLED says that there are all.
     """
-    return load_classes(chain.pi, classes, FILLED)
+    if classes.j.shape[2] == 1:  # a row is a thread's, and so are all pi
+        pi = tl.load(chain.pi + classes.high, mask=classes.high < chain.num_classes, other=0.0)
+        return tl.broadcast_to(pi, classes.j.shape)
+    else:
+        return load_classes(chain.pi, classes, FILLED)
 
 
 @triton.jit
