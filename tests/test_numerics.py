@@ -121,6 +121,18 @@ def test_a_loss_keeps_the_digits_of_its_logits(compiled, family, num_classes, dt
         check_digits_of_logits(compiled, family, num_classes, dtype)
 
 
+@pytest.mark.parametrize("num_classes", [27, 256])
+def test_so_does_a_loss_of_logits_out_of_all_proportion(compiled, num_classes):
+    """Floats above 2^30 are further apart than logarithms of probabilities that count."""
+    chain = make_chain("uniform", num_classes)
+    x0, x_t, t = likely_pairs(chain, chain.edge_times(), 8)
+    logits = 1e3 * torch.randn(len(t), num_classes)
+    logits[:, 3] += 10 ** torch.linspace(6, 30, len(t))
+    truth, _ = float32_results(chain, logits.double(), x0, x_t, t, "cpu")
+    loss, _ = float32_results(chain, logits, x0, x_t, t, compiled)
+    assert float(relative_errors(loss, truth).max()) < PROMISED
+
+
 def check_digits_of_logits(impl, family, num_classes, dtype):
     """Where the sum of phi is by products, and where these cancel."""
     chain = make_chain(family, num_classes, torch.linspace(1e-4, 0.9, 12, dtype=torch.float64))

@@ -28,7 +28,7 @@ namespace d3pm::device {
 
 constexpr int kWarp = 32;
 constexpr int kMostThreads = 256;  // that share a row
-constexpr float kLn2 = 0.693147181f, kLog2e = 1.44269502f, kLog2eRest = 1.92596299e-8f;
+constexpr float kLn2 = 0.693147181f, kLog2e = 1.44269502f;
 
 #include "../bits.h"
 #include "../phi.h"
@@ -236,17 +236,22 @@ struct Math<double> {
 };
 
 // exp(x - top) of the numbers of a row, and its logarithm. In float it is the hardware's, of one
-// rounded number; all of a row share what that of the top adds.
+// rounded number, within 1e-7 (3 + |x - top|) of itself; all of a row share what that of the top
+// adds. Floats above 2^30 are 128 apart, so that nothing is left of a smaller one whatever the base
+// of the power: there it is 2, for which that of the top adds nothing.
 template <class Real>
 struct Exponential;
 
 template <>
 struct Exponential<float> {
-  float shift;
+  float scale, shift;
 
-  explicit __device__ Exponential(float top) : shift(top * kLog2e) {}
-  __device__ float operator()(float x) const { return hardware_exp2(fmaf(x, kLog2e, -shift)); }
-  __device__ float log(float x) const { return kLn2 * fmaf(x, kLog2e, -shift); }
+  explicit __device__ Exponential(float top)
+      : scale(fabsf(top) < 0x1.6p30f ? kLog2e : 1.0f), shift(top * scale) {}
+  __device__ float operator()(float x) const { return hardware_exp2(fmaf(x, scale, -shift)); }
+  __device__ float log(float x) const {
+    return (scale == 1 ? 1.0f : kLn2) * fmaf(x, scale, -shift);
+  }
 };
 
 template <>
@@ -256,33 +261,6 @@ struct Exponential<double> {
   explicit __device__ Exponential(double top) : top(top) {}
   __device__ double operator()(double x) const { return ::exp(x - top); }
   __device__ double log(double x) const { return x - top; }
-};
-
-// The same of any logits, times a number that is the same for all of a row: exp(rest()). A float is
-// within 1e-7 (3 + |logit - top|) of itself. Floats of 2^30 and more are 128 apart, so that all
-// below the largest have no probability, whatever the base of the power.
-template <class Real>
-struct RowExponential;
-
-template <>
-struct RowExponential<float> {
-  float top, scale, shift;
-
-  explicit __device__ RowExponential(float top)
-      : top(top), scale(fabsf(top) < 0x1.6p30f ? kLog2e : 1.0f), shift(top * scale) {}
-  __device__ float operator()(float logit) const {
-    return hardware_exp2(fmaf(logit, scale, -shift));
-  }
-  __device__ float rest() const { return kLn2 * fmaf(top, scale, -shift); }
-};
-
-template <>
-struct RowExponential<double> {
-  double top;
-
-  explicit __device__ RowExponential(double top) : top(top) {}
-  __device__ double operator()(double logit) const { return ::exp(logit - top); }
-  __device__ double rest() const { return 0; }
 };
 
 struct Sum {

@@ -45,7 +45,7 @@ struct PSampleOfLongRow {
     if (!rows.is_first_thread()) return;
     if (drawn.reads) {
       const Real logit_xt = BlockRows::logit(row, drawn.x_t, num_classes, forbidden);
-      drawn.mass_xt = RowExponential<Real>(top)(logit_xt) * drawn.tilt;
+      drawn.mass_xt = Exponential<Real>(top)(logit_xt) * drawn.tilt;
     }
     token.write(drawn);
   }
@@ -85,7 +85,7 @@ struct PSampleOfLongRow {
   // Fills in masses.
   __device__ void exponentiate(int start) {
     read(start);
-    const RowExponential<Real> exp(top);
+    const Exponential<Real> exp(top);
     rows.each_number(start, [&](int i, int j) {
       e[i] = drawn.reads && j < num_classes ? exp(e[i]) : Real(0);
       if (j == drawn.x_t) e[i] *= drawn.tilt;

@@ -42,7 +42,7 @@ struct PSampleOfWholeRow {
     }
     rows.meet();
     Real e[kNumbers];
-    const RowExponential<Real> exp(take(logit_xt, e));
+    const Exponential<Real> exp(take(logit_xt, e));
 #pragma unroll
     for (Real& number : e) number = exp(number);
     const Real mass_xt = exp(logit_xt) * row.tilt;
@@ -133,7 +133,7 @@ struct PSampleOfWholeRow {
 
   // The first vector whose running sum passes the target, or where rounding leaves none, the last
   // one that has any mass.
-  __device__ void draw(const RowExponential<Real>& exp, const double (&running)[kVectors],
+  __device__ void draw(const Exponential<Real>& exp, const double (&running)[kVectors],
                        double target, Real mass_xt, RowOfDraw<Real>& results) const {
     const double own = running[kVectors - 1];
     const bool passes = own > target;
@@ -157,7 +157,7 @@ struct PSampleOfWholeRow {
 
   // One of the classes of a vector, in the same way. Their sum in double has classes that are too
   // rare for the vector's own: the target moves along.
-  __device__ int class_of(const RowExponential<Real>& exp, int v, double into, Real mass_xt) const {
+  __device__ int class_of(const Exponential<Real>& exp, int v, double into, Real mass_xt) const {
     const auto pack = *vector(v);
     const int first = (first_vector() + v) * kWidth, of_xt = row.x_t - first;
     Real part = 0 <= of_xt && of_xt < kWidth ? mass_xt : Real(0);

@@ -83,7 +83,7 @@ struct PosteriorOfLongRow {
       for (Real logit : e) top = Max()(top, logit);
     });
     top = rows.reduce(top, Max());  // of a settled row to no purpose: the warp stays together
-    const RowExponential<Real> exp(top);
+    const Exponential<Real> exp(top);
     Real sum = 0;
     rows.each_part([&](int start) {
       read(start);
@@ -92,7 +92,7 @@ struct PosteriorOfLongRow {
     sum = rows.reduce(sum, Sum());
     for (ClassApart<Real>& of : apart)
       sum += of.e = exp(of.logit) * (of.is_xt ? known.tilt : Real(1));
-    return {known, exp, sum, apart[0].e, apart[0].bar};
+    return {known, exp, top, sum, apart[0].e, apart[0].bar};
   }
 
   // Writes body(i, ub) for the numbers i of parts, and of(class) for the classes apart.

@@ -98,14 +98,15 @@ struct PosteriorRow {
   using Apart = ClassApart<Real>;
 
   const Known& known;
-  const RowExponential<Real> exp;
-  const Real sum, scale, z;
+  const Exponential<Real> exp;
+  const Real top, sum, scale, z;
 
-  // From the sum of all e, and x_t's e and ub.
-  __device__ PosteriorRow(const Known& known, const RowExponential<Real>& exp, Real sum, Real e_xt,
-                          Real bar_xt)
+  // From the largest logit, the sum of all e, and x_t's e and ub.
+  __device__ PosteriorRow(const Known& known, const Exponential<Real>& exp, Real top, Real sum,
+                          Real e_xt, Real bar_xt)
       : known(known),
         exp(exp),
+        top(top),
         sum(sum),
         scale(known.bar_keep * M::reciprocal(sum)),
         z(known.u + known.keep * (scale * e_xt + bar_xt)) {}
@@ -116,13 +117,13 @@ struct PosteriorRow {
 
   // Of a class that ub does not lead to.
   __device__ Real log_scale(Real log_reach) const {
-    return known.log_bar_keep - (any_log(sum) - exp.rest()) + log_reach;
+    return known.log_bar_keep - (any_log(sum) - exp.log(top)) + log_reach;
   }
 
   __device__ Real log_p(const Apart& of, Real log_reach) const {
     const Real tilt = of.is_xt ? known.tilt : Real(1);
     const Real log = any_log(of.is_entered() ? scale * of.e + of.bar : tilt);
-    return of.is_entered() ? log_reach + log : (of.logit - exp.top + log) + log_scale(log_reach);
+    return of.is_entered() ? log_reach + log : (of.logit - top + log) + log_scale(log_reach);
   }
 
   // Of a class with this ub.

@@ -104,13 +104,13 @@ struct PosteriorOfWholeRow {
   __device__ Row exponentiate(Real (&e)[kNumbers]) {
     const Real largest = over_row(e, own.logit, Max());
     if (!known.settled) top = largest;
-    const RowExponential<Real> exp(top);
+    const Exponential<Real> exp(top);
 #pragma unroll
     for (Real& number : e) number = exp(number);
     const Real of_rest = over_row(e, 0, Sum());
     own.e = exp(own.logit) * (own.is_xt ? known.tilt : Real(1));
     const Real of_apart = device::reduce(kRoles, own.e, Sum());
-    return {known, exp, of_rest + of_apart, of_role(0, own.e), of_role(0, own.bar)};
+    return {known, exp, top, of_rest + of_apart, of_role(0, own.e), of_role(0, own.bar)};
   }
 
   // Calls body(i, pi) for the numbers of this thread, four at a time, with pi of these.
