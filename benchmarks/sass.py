@@ -9,6 +9,8 @@
 - Where one of two ways moves 16 bytes a lane and the other less as often, the first is taken: the
   other is for rows that are not aligned. So it is where arguments decide and one moves 16 bytes
   more often: the other is a loop for rows that fill no tile.
+- In a loop, of two ways that read as much of a row the shorter is taken: the other is for the few
+  parts that have classes apart.
 - Where arguments decide whether rows are read, outside of a loop, they are not: they are held.
 - A branch that depends on data, and on which 64 instructions or more hang, is a choice.
   :class:`Path` says which of its two ways is taken.
@@ -167,7 +169,25 @@ class Program(NamedTuple):
     def is_choice(self, at: int) -> bool:
         """Return whether a forward branch depends on data and passes over much."""
         to = self.target(at) if _branches(self.code[at]) else None
-        return to is not None and to - at > LEAST_CHOICE and self.depends_on_data(at)
+        if to is None or to - at <= LEAST_CHOICE or self.reads_alike(at, *self.ways(at)):
+            return False
+        return self.depends_on_data(at)
+
+    def ways(self, at: int) -> tuple[list[Instruction], list[Instruction]]:
+        """Return what a forward branch passes over, and what is done instead of that."""
+        to = self.target(at)
+        last, joined = self.code[to - 1], None
+        if last.base == "BRA" and not last.is_conditional:
+            joined = self.target(to - 1)
+        elif last.base == "EXIT" and not last.predicate:
+            joined = len(self.code)
+        other = self.code[to:joined] if joined is not None and joined > to else []
+        return self.code[at + 1 : to], other
+
+    def reads_alike(self, at: int, *ways: list[Instruction]) -> bool:
+        """Return whether two ways in a loop read as much of a row."""
+        first, second = (sum(each.moves_global(16) for each in way) for way in ways)
+        return first == second > 0 and any(self.target(back) <= at < back for back in self.loops())
 
     def depends_on_data(self, at: int) -> bool:
         """Return whether the condition of a branch does; of a program that votes, on a vote."""
@@ -260,19 +280,15 @@ def _is_taken(program: Program, at: int, to: int, path: Path) -> bool:
     code = program.code
     if ".DIV" in code[at].name:
         return False
-    passed, last = code[at + 1 : to], code[to - 1]
+    passed, other = program.ways(at)
     short = passed if len(passed) <= LONGEST_CALL else []
     first = next((each for each in short if each.base == "CALL" or _branches(each)), None)
     if first is not None and first.base == "CALL":
         return True
-    joined = None
-    if last.base == "BRA" and not last.is_conditional:
-        joined = program.target(to - 1)
-    elif last.base == "EXIT" and not last.predicate:
-        joined = len(code)
-    other = code[to:joined] if joined is not None and joined > to else []
     if all(any(each.moves_global() for each in way) for way in (passed, other)):
         wide = [sum(each.moves_global(16) for each in way) for way in (passed, other)]
+        if program.reads_alike(at, passed, other):
+            return len(passed) > len(other)
         decides = _moves_as_much(passed, other) or not program.depends_on_data(at)
         if wide[0] != wide[1] and decides:
             return wide[1] > wide[0]

@@ -40,6 +40,9 @@ WAYS = [
     ("p_sample", "absorbing", "full"),
     ("q_sample", "uniform", "full"),
 ]
+# Of rows that are read in parts.
+LONG = 32768
+LONG_WAYS = WAYS[:5]
 # Of chains of matrices.
 OF_MATRICES = "loss and gradient", "dense", "full"
 ANCHORS = ["copy", "softmax", "cross_entropy"]
@@ -90,6 +93,8 @@ def every_key() -> Iterator[Key]:
         if operation != "q_sample" or (size, dtype) == OF_EVERY_TARGET:
             for target in TARGETS if (size, dtype) == OF_EVERY_TARGET else TARGETS[:1]:
                 yield Key("triton", operation, chain, path, size, dtype, target)
+    for (operation, chain, path), dtype in product(LONG_WAYS, ELEMENTS):
+        yield Key("triton", operation, chain, path, LONG, dtype, TARGETS[0])
     for dtype in ELEMENTS:
         yield Key("triton", *OF_MATRICES, 256, dtype, TARGETS[0])
     for (operation, chain, path), size, dtype in product(CUDA_WAYS, SIZES, ELEMENTS):

@@ -18,7 +18,10 @@ pytest.importorskip("triton")
 import triton
 import triton.language as tl
 from d3pm_fast.kernels.common.math import LN2, LOG2E
+from d3pm_fast.kernels.common.tile import Tile
 from d3pm_fast.kernels.rank_one import (
+    loss,
+    loss_long,
     loss_rest,
     loss_row,
     loss_whole,
@@ -80,7 +83,16 @@ def rough(triton, monkeypatch):
         "fast_log2": rough_log2,
         "reciprocal": rough_reciprocal,
     }
-    for module in (loss_rest, loss_row, loss_whole, step, posterior, posterior_row, p_sample):
+    for module in (
+        loss_long,
+        loss_rest,
+        loss_row,
+        loss_whole,
+        step,
+        posterior,
+        posterior_row,
+        p_sample,
+    ):
         for name, function in functions.items():
             monkeypatch.setattr(module, name, function, raising=False)
 
@@ -160,3 +172,35 @@ def test_draws_differ_at_ties_alone(erring, num_classes):
 @pytest.mark.parametrize("num_classes", [27, 64, 256])
 def test_losses_keep_the_digits_of_their_logits(rough, family, num_classes, dtype):
     check_digits_of_logits("triton", family, num_classes, dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("family", ["uniform", "absorbing_last", "marginal"])
+def test_losses_of_rows_that_are_read_in_parts_keep_them_too(rough, monkeypatch, family, dtype):
+    monkeypatch.setattr(loss, "tile_for", lambda *_: Tile(1, 1, 1, 4))
+    monkeypatch.setattr(loss, "tile_of_long_row", lambda *_: (Tile(1, 4, 4, 4), 2))
+    chain, count = make_chain(family, 45), 24
+    x0, t = torch.randint(44, (count,)), torch.arange(count) % 3 + 1
+    x_t = functional.q_sample(chain.transition, x0, t, seeds=torch.arange(count))
+    logits = torch.randn(count, 45)
+    logits[torch.arange(count), x0] += torch.linspace(-2, 14, count)
+    logits[::5, ::3] = -torch.inf
+    logits[torch.arange(count), x0] = logits[torch.arange(count), x0].clamp(min=-2)
+    logits = logits.to(dtype)
+    for count_as, rows in {"all": logits, "large": 1e9 + logits.float().clamp(min=-9e3)}.items():
+        found, expected = (
+            chain_loss(chain, rows.to(kind), x0, x_t, t, impl)
+            for kind, impl in ((rows.dtype, "triton"), (torch.float64, "cpu"))
+        )
+        for ours, true in zip(found, expected, strict=True):
+            scale = true.abs().amax(-1, keepdim=True)
+            least = 2**-8 if ours.dtype == torch.bfloat16 else 8e-6
+            assert ((ours - true).abs() <= least * scale + 1e-30).all(), count_as
+
+
+def chain_loss(chain, logits, x0, x_t, t, impl):
+    """Each token's loss, and the gradient of their sum."""
+    leaf = logits.clone().requires_grad_()
+    value = functional.loss(chain.transition, leaf, x0, x_t, t, reduction="none", impl=impl)
+    value.sum().backward()
+    return value.detach()[:, None], leaf.grad

@@ -196,13 +196,16 @@ def phi(x, y):
 
 
 @triton.jit
-def sum_of_phi(sum, rest):
+def sum_of_phi(sum, rest, product=None):
     """Return that of x - log(1 + x) over a few x of float32, given their sum.
 
-    The product of all 1 + x is 1 + sum + rest.
+    The product of all 1 + x is 1 + sum + rest; below 1/2 this has fewer digits than a product.
     """
     x = sum + rest
-    n, r, curve = _split(x, 1.0 + x)
+    y = 1.0 + x
+    if product is not None:
+        y = tl.where(x > -0.5, y, product)
+    n, r, curve = _split(x, y)
     return (tl.where(n == 0.0, -rest, sum - r) - n * LN2_LOW) - n * LN2_HIGH + curve
 
 

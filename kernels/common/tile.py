@@ -33,6 +33,7 @@ class Tile(NamedTuple):
 NUMBERS = {torch.float32: 32, torch.float64: 8}
 LONGEST = {torch.float32: 8192, torch.float64: 512}
 LONG_ROW_WARPS = {torch.float32: 8, torch.float64: 4}
+ANYHOW = tl.constexpr("")  # how the cache keeps what is read or written
 
 
 def is_aligned(num_classes: int) -> bool:
@@ -112,12 +113,13 @@ def on_flat(x, HIGH: tl.constexpr):
 
 
 @triton.jit
-def load_tile(pointer, classes, mask=None, other=None):
+def load_tile(pointer, classes, mask=None, other=None, KEEP: tl.constexpr = ANYHOW):
     """Return the numbers of a tile; where the mask is false, ``other`` or anything.
 
-    Those of a row beyond the last are those of the last.
+    Those of a row beyond the last are those of the last. KEEP is the cache's policy.
     """
-    x = tl.load(pointer + classes.first + classes.at + classes.on, mask=mask, other=other)
+    at = pointer + classes.first + classes.at + classes.on
+    x = tl.load(at, mask=mask, other=other, eviction_policy=KEEP)
     return tl.reshape(x, classes.j.shape)
 
 
@@ -135,16 +137,17 @@ def load_classes(pointer, classes, FILLED: tl.constexpr = False):
 
 
 @triton.jit
-def store_tile(pointer, classes, values):
+def store_tile(pointer, classes, values, KEEP: tl.constexpr = ANYHOW):
     """Write the numbers of a tile."""
-    store_flat(pointer, classes, tl.reshape(values, classes.flat.shape))
+    store_flat(pointer, classes, tl.reshape(values, classes.flat.shape), KEEP)
 
 
 @triton.jit
-def store_flat(pointer, classes, values):
+def store_flat(pointer, classes, values, KEEP: tl.constexpr = ANYHOW):
     """Write numbers as they are in memory, (HIGH * ROWS, LOW) or broadcast to it."""
     values = tl.broadcast_to(values.to(pointer.dtype.element_ty), classes.flat.shape)
-    tl.store(pointer + classes.first + classes.at + classes.on, values, mask=classes.there)
+    at = pointer + classes.first + classes.at + classes.on
+    tl.store(at, values, mask=classes.there, eviction_policy=KEEP)
 
 
 @triton.jit

@@ -16,13 +16,20 @@ from ...reductions import reduced
 from ..common.launch import constant, launch, triton_type
 from ..common.staged import staged_tile_of
 from ..common.tile import Tile, classes_from, on_tile, row_max, row_sum, tile_of
+from .loss_long import (
+    holds,
+    is_curved,
+    line_of_row,
+    statistics_of_row,
+    store_curved_gradient,
+    store_settled_gradient,
+    store_straight_gradient,
+    sums_of_row,
+    tile_of_long_row,
+)
 from .loss_rest import (
     gradient_of,
-    gradient_of_row,
     highest,
-    line_of,
-    statistics_of_row,
-    sums_of_row,
 )
 from .loss_row import ends_of, finish, result_of, row_of, solve
 from .loss_tokens import (
@@ -92,23 +99,34 @@ def loss_of_whole_rows(
 @triton.jit
 def loss_of_long_rows(
     a, chain, vb_weight: tl.float64, ce_weight: tl.float64, grad_scale: tl.float64,
-    model, REAL: tl.constexpr, HIGH: tl.constexpr, LOW: tl.constexpr,
+    model, REAL: tl.constexpr, HIGH: tl.constexpr, LOW: tl.constexpr, THREADS: tl.constexpr,
 ):  # fmt: skip
     """A row a program, a tile of classes at a time."""
     tokens, token = load_tokens(a, chain, vb_weight, ce_weight, model, REAL, 1)
-    special = load_special(a, chain, tokens, REAL)
-    top, e_rest = statistics_of_row(a, chain, tokens, special, REAL, HIGH, LOW)
-    row = row_of(a, top, e_rest, special)
-    solved = solve(token, row, REAL)
-    line = line_of(chain, solved, REAL)
-    sum_phi, sum_h = tl.zeros([1], REAL), tl.zeros([1], REAL)
-    if tl.max(solved.curved.to(tl.int32), axis=0) > 0:
-        sum_phi, sum_h = sums_of_row(a, chain, tokens, line, top, REAL, HIGH, LOW)
-    result = finish(a, token, row, solved, sum_phi, sum_h, REAL)
-    store_loss(a, tokens, token, solved, result)
-    if a.grad is not None:
-        factor = gradient_factor(a, grad_scale, REAL)
-        gradient_of_row(a, chain, tokens, line, top, result, factor, REAL, HIGH, LOW)
+    if holds(tokens.settled):
+        store_value(a, tokens)
+        if a.grad is not None:
+            store_settled_gradient(a, tokens, HIGH, LOW)
+    else:
+        special = load_special(a, chain, tokens, REAL)
+        top, e_rest = statistics_of_row(a, chain, tokens, special, REAL, HIGH, LOW, THREADS)
+        row = row_of(a, top, e_rest, special)
+        solved = solve(token, row, REAL)
+        line = line_of_row(chain, solved, REAL)
+        if is_curved(line):
+            sum_phi, sum_h = sums_of_row(a, chain, tokens, line, top, e_rest, REAL, HIGH, LOW)
+            result = finish(a, token, row, solved, sum_phi, sum_h, REAL)
+            store_loss(a, tokens, token, solved, result)
+            if a.grad is not None:
+                factor = gradient_factor(a, grad_scale, REAL)
+                store_curved_gradient(a, chain, tokens, line, top, result, factor, REAL, HIGH, LOW)
+        else:
+            zero = tl.zeros([1], REAL)
+            result = finish(a, token, row, solved, zero, zero, REAL)
+            store_loss(a, tokens, token, solved, result)
+            if a.grad is not None:
+                factor = gradient_factor(a, grad_scale, REAL)
+                store_straight_gradient(a, chain, tokens, top, result, factor, REAL, HIGH, LOW)
 
 
 class Prepared(NamedTuple):
@@ -186,7 +204,8 @@ def loss(of: Loss[RankOneStep], reduction: str, late: bool | None = None) -> Any
     else:
         tile = tile_for(call, chain, of.model)
     if tile.num_classes < num_classes:
-        kernel, shape = loss_of_long_rows, (tile.high, tile.low)
+        tile, threads = tile_of_long_row(num_classes, of.logits.dtype)
+        kernel, shape = loss_of_long_rows, (tile.high, tile.low, threads)
     else:
         filled = tile.num_classes == num_classes
         kernel, shape = loss_of_whole_rows, (filled, tile.rows, tile.high, tile.low)

@@ -9,18 +9,12 @@ import triton
 import triton.language as tl
 
 from ..common.marks import bit_of, hidden, mark
-from ..common.math import fast_exp, phi
 from ..common.once import once
 from ..common.tile import (
-    classes_from,
     load_tile,
     on_flat,
     on_tile,
-    row_max,
-    row_sum,
-    store_tile,
 )
-from .loss_tokens import store_special
 from .step import pi_of
 
 
@@ -109,67 +103,7 @@ def curve(chain, classes, e, line):
 
 
 @triton.jit
-def curvature(a, chain, tokens, classes, e, line):
-    """Return the sums of pi phi(g) and e h over classes of the rest."""
-    g, y = curve(chain, classes, e, line)
-    if chain.pi is None:
-        terms = phi(g, y) / chain.num_classes.to(e.dtype)
-    else:
-        pi = pi_of(chain, classes)
-        terms = tl.where(pi > 0.0, pi * phi(g, y), line.slope * e)
-    excluded = is_excluded(a, chain, tokens, classes)
-    return row_sum(tl.where(excluded, 0.0, terms)), row_sum(e * (g / y))
-
-
-@triton.jit
 def gradient_of(tokens, e, h, result, factor):
     """Return the gradient of the rest; what it has for the special classes is to be replaced."""
     flat = tl.where(tokens.settled, tokens.value, result.flat * factor)
     return e * (on_tile(once(result.steep * factor)) * h + on_tile(once(flat)))
-
-
-@triton.jit
-def statistics_of_row(
-    a, chain, tokens, special, REAL: tl.constexpr, HIGH: tl.constexpr, LOW: tl.constexpr
-):
-    """Return the largest logit of a row, and the sum of the exponentials of the rest."""
-    top = highest(tokens, tl.full([1], float("-inf"), REAL), special)
-    e_rest = tl.zeros([1], REAL)
-    for start in range(0, a.num_classes, HIGH * LOW):
-        classes = classes_from(a, start, 1, HIGH, LOW)
-        logits = load_rest(a, chain, tokens, classes, REAL)
-        higher = tl.maximum(top, row_max(logits))
-        e = fast_exp(logits - on_tile(higher))
-        e = tl.where(logits == float("-inf"), 0.0, e)
-        e_rest = tl.where(top == higher, e_rest, e_rest * fast_exp(top - higher)) + row_sum(e)
-        top = higher
-    return top, e_rest
-
-
-@triton.jit
-def sums_of_row(
-    a, chain, tokens, line, top, REAL: tl.constexpr, HIGH: tl.constexpr, LOW: tl.constexpr
-):
-    """Return the sums of curvature over a row."""
-    sum_phi, sum_h = tl.zeros([1], REAL), tl.zeros([1], REAL)
-    for start in range(0, a.num_classes, HIGH * LOW):
-        classes = classes_from(a, start, 1, HIGH, LOW)
-        e = fast_exp(load_rest(a, chain, tokens, classes, REAL) - on_tile(top))
-        more_phi, more_h = curvature(a, chain, tokens, classes, e, line)
-        sum_phi += more_phi
-        sum_h += more_h
-    return sum_phi, sum_h
-
-
-@triton.jit
-def gradient_of_row(
-    a, chain, tokens, line, top, result, factor,
-    REAL: tl.constexpr, HIGH: tl.constexpr, LOW: tl.constexpr,
-):  # fmt: skip
-    """Write the gradient of a row."""
-    for start in range(0, a.num_classes, HIGH * LOW):
-        classes = classes_from(a, start, 1, HIGH, LOW)
-        e = fast_exp(load_rest(a, chain, tokens, classes, REAL) - on_tile(top))
-        g, y = curve(chain, classes, e, line)
-        store_tile(a.grad, classes, gradient_of(tokens, e, g / y, result, factor))
-    store_special(a, chain, tokens, result, factor)

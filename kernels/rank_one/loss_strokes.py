@@ -13,8 +13,18 @@ from torch import Tensor
 from ...chains.structures import RankOneStep
 from ...records import Loss, Shard
 from ..common.launch import constant, launch, triton_type
-from ..common.tile import LONG_ROW_WARPS, on_tile
-from .loss_rest import Line, gradient_of_row, line_of, statistics_of_row, sums_of_row
+from .loss_long import (
+    LongLine,
+    holds,
+    is_curved,
+    line_of_row,
+    statistics_of_row,
+    store_curved_gradient,
+    store_settled_gradient,
+    store_straight_gradient,
+    sums_of_row,
+    tile_of_long_row,
+)
 from .loss_row import finish, row_of, solve
 from .loss_tokens import LossCall, Tokens, load_special, load_tokens, store_loss
 from .step import chain_of
@@ -49,13 +59,15 @@ def load_statistics(tokens, strokes):
 @triton.jit
 def statistics_stroke(
     a, chain, shard, strokes, vb_weight: tl.float64, ce_weight: tl.float64,
-    model, REAL: tl.constexpr, HIGH: tl.constexpr, LOW: tl.constexpr,
+    model, REAL: tl.constexpr, HIGH: tl.constexpr, LOW: tl.constexpr, THREADS: tl.constexpr,
 ):  # fmt: skip
     """The first stroke."""
     tokens, _ = load_tokens(a, chain, vb_weight, ce_weight, model, REAL, 1)
     tokens = in_shard(tokens, strokes.first)
     special = load_special(a, shard, tokens, REAL)
-    top, e_rest = statistics_of_row(a, shard, tokens, special, REAL, HIGH, LOW)
+    top, e_rest = tl.zeros([1], REAL), tl.zeros([1], REAL)
+    if holds(tokens.settled == 0):
+        top, e_rest = statistics_of_row(a, shard, tokens, special, REAL, HIGH, LOW, THREADS)
     logit_x0, logit_xt, logit_mask = special
     to = strokes.statistics + tokens.at * 5
     tl.store(to, top)
@@ -68,7 +80,7 @@ def statistics_stroke(
 @triton.jit
 def solve_stroke(
     a, chain, shard, strokes, vb_weight: tl.float64, ce_weight: tl.float64,
-    model, REAL: tl.constexpr, HIGH: tl.constexpr, LOW: tl.constexpr,
+    model, REAL: tl.constexpr, HIGH: tl.constexpr, LOW: tl.constexpr, THREADS: tl.constexpr,
 ):  # fmt: skip
     """The second stroke."""
     tokens, token = load_tokens(a, chain, vb_weight, ce_weight, model, REAL, 1)
@@ -82,7 +94,7 @@ def solve_stroke(
 @triton.jit
 def sums_stroke(
     a, chain, shard, strokes, vb_weight: tl.float64, ce_weight: tl.float64,
-    model, REAL: tl.constexpr, HIGH: tl.constexpr, LOW: tl.constexpr,
+    model, REAL: tl.constexpr, HIGH: tl.constexpr, LOW: tl.constexpr, THREADS: tl.constexpr,
 ):  # fmt: skip
     """The third stroke."""
     tokens, _ = load_tokens(a, chain, vb_weight, ce_weight, model, REAL, 1)
@@ -90,12 +102,12 @@ def sums_stroke(
     at = strokes.line + tokens.at * 3
     ratio, shift, slope = tl.load(at), tl.load(at + 1), tl.load(at + 2)
     sum_phi, sum_h = tl.zeros([1], REAL), tl.zeros([1], REAL)
-    if tl.max((slope != 0.0).to(tl.int32), axis=0) > 0:
-        if chain.pi is None:
-            slope *= chain.num_classes.to(REAL)
-        line = Line(on_tile(ratio), on_tile(shift), on_tile(slope))
+    if chain.pi is None:
+        slope *= chain.num_classes.to(REAL)
+    line = LongLine(ratio, shift, slope)
+    if is_curved(line):
         top = tl.load(strokes.statistics + tokens.at * 5)
-        sum_phi, sum_h = sums_of_row(a, shard, tokens, line, top, REAL, HIGH, LOW)
+        sum_phi, sum_h = sums_of_row(a, shard, tokens, line, top, None, REAL, HIGH, LOW)
     to = strokes.sums + tokens.at * 2
     tl.store(to, sum_phi)
     tl.store(to + 1, sum_h)
@@ -104,20 +116,27 @@ def sums_stroke(
 @triton.jit
 def gradient_stroke(
     a, chain, shard, strokes, vb_weight: tl.float64, ce_weight: tl.float64,
-    model, REAL: tl.constexpr, HIGH: tl.constexpr, LOW: tl.constexpr,
+    model, REAL: tl.constexpr, HIGH: tl.constexpr, LOW: tl.constexpr, THREADS: tl.constexpr,
 ):  # fmt: skip
     """The fourth stroke, and the loss."""
     tokens, token = load_tokens(a, chain, vb_weight, ce_weight, model, REAL, 1)
     statistics = load_statistics(tokens, strokes)
     row = row_of(a, *statistics)
     solved = solve(token, row, REAL)
-    line = line_of(chain, solved, REAL)
+    line = line_of_row(chain, solved, REAL)
     at = strokes.sums + tokens.at * 2
     result = finish(a, token, row, solved, tl.load(at), tl.load(at + 1), REAL)
     store_loss(a, tokens, token, solved, result)
     tokens = in_shard(tokens, strokes.first)
     factor = tl.full([1], 1.0, REAL)
-    gradient_of_row(a, shard, tokens, line, statistics[0], result, factor, REAL, HIGH, LOW)
+    if holds(tokens.settled):
+        store_settled_gradient(a, tokens, HIGH, LOW)
+    elif is_curved(line):
+        top = statistics[0]
+        store_curved_gradient(a, shard, tokens, line, top, result, factor, REAL, HIGH, LOW)
+    else:
+        top = statistics[0]
+        store_straight_gradient(a, shard, tokens, top, result, factor, REAL, HIGH, LOW)
 
 
 def loss_statistics(of: Loss[RankOneStep], shard: Shard) -> Tensor:
@@ -176,9 +195,9 @@ def _run(
     pi = None if chain.pi is None else chain.pi[shard.first : shard.first + num_logits]
     mask_id, forbidden = chain.mask_id - shard.first, chain.forbidden - shard.first
     of_shard = chain._replace(pi=pi, mask_id=mask_id, forbidden=forbidden)
-    num_warps = LONG_ROW_WARPS[real]
-    shape = 1, num_warps * 32 * (16 // logits.dtype.itemsize)
+    tile, threads = tile_of_long_row(num_logits, logits.dtype)
     launch(
         kernel, num_tokens, logits, a, chain, of_shard, strokes, weights.vb, weights.ce,
-        constant(model), triton_type(real), *shape, num_warps=num_warps,
+        constant(model), triton_type(real), tile.high, tile.low, threads,
+        num_warps=tile.num_warps,
     )  # fmt: skip
