@@ -188,7 +188,9 @@ def tile_for(call: LossCall, chain: Chain, model: Model) -> Tile:
         return Tile(1, high, num_classes // high, num_classes // (32 * numbers))
     fills = num_classes == triton.next_power_of_2(num_classes) <= 2048
     if has_pi:  # takes registers, too
-        fills &= num_classes > 64 and chain.mask_id < 0 and call.mask is None
+        fills &= (
+            num_classes > 128 and dtype.itemsize == 2 and chain.mask_id < 0 and call.mask is None
+        )
         fills &= not model.posterior_mean
     return tile_of(num_classes, dtype, copies, numbers if fills else numbers // 2)
 
