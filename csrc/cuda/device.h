@@ -120,6 +120,19 @@ __device__ inline void put_in_block(float* to, int rank, float value) {
 #endif
 }
 
+// Lets a kernel have more of a block's shared memory than the 48 KiB that need no asking: always
+// all of it, for another thread may be about to start the kernel with more.
+template <class Kernel>
+void allow_shared(Kernel* kernel, size_t bytes) {
+  int device = 0, most = 0;
+  cudaFuncAttributes compiled;
+  if (bytes <= 48 << 10 || cudaGetDevice(&device) || cudaFuncGetAttributes(&compiled, kernel) ||
+      cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device))
+    return;
+  cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                       most - static_cast<int>(compiled.sharedSizeBytes));
+}
+
 // Starts a kernel in clusters; false where it was not compiled for them, or none has a place.
 template <class... Arguments>
 bool launch_clusters(void (*kernel)(Arguments...), int64_t num_clusters, int num_blocks,
@@ -127,8 +140,7 @@ bool launch_clusters(void (*kernel)(Arguments...), int64_t num_clusters, int num
                      const Arguments&... arguments) {
   cudaFuncAttributes compiled;
   if (cudaFuncGetAttributes(&compiled, kernel) || compiled.ptxVersion < 90) return false;
-  cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                       static_cast<int>(shared_bytes));
+  allow_shared(kernel, shared_bytes);
   cudaLaunchAttribute cluster = {};
   cluster.id = cudaLaunchAttributeClusterDimension;
   cluster.val.clusterDim.x = num_blocks;
@@ -327,14 +339,6 @@ __device__ inline double sum_before(int threads, double value, double& total) {
     __syncthreads();
   }
   return before;
-}
-
-// Lets a kernel have so many bytes of a block's shared memory, of which 48 KiB need no asking.
-template <class Kernel>
-void allow_shared(Kernel* kernel, size_t bytes) {
-  if (bytes > 48 << 10)
-    cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                         static_cast<int>(bytes));
 }
 
 // What went wrong with the last launch; null for nothing.

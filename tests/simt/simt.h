@@ -301,9 +301,9 @@ struct BlockSize {
   } x;
 };
 
-// Bytes of a block's shared memory that the next kernel may have.
+// Bytes of a block's shared memory that this thread's next kernel may have.
 inline size_t& most_shared() {
-  static size_t bytes = 48 << 10;
+  static thread_local size_t bytes = 48 << 10;
   return bytes;
 }
 
@@ -383,11 +383,16 @@ inline void put_in_block(float* to, int rank, float value) {
   std::memcpy(simt::Block::current().in_block(to, rank), &value, sizeof(value));
 }
 
+template <class Kernel>
+void allow_shared(Kernel*, size_t bytes) {
+  if (bytes > 48 << 10) simt::most_shared() = bytes;
+}
+
 template <class... Arguments>
 bool launch_clusters(void (*kernel)(Arguments...), int64_t num_clusters, int num_blocks,
                      int num_threads, size_t shared_bytes, void*, const Arguments&... arguments) {
   if (!simt::schedule().has_clusters || shared_bytes > 227 << 10) return false;
-  simt::most_shared() = shared_bytes;
+  allow_shared(kernel, shared_bytes);
   simt::launch(num_clusters, num_threads, shared_bytes, [&] { kernel(arguments...); }, num_blocks);
   return true;
 }
@@ -415,12 +420,6 @@ inline float hardware_exp2(float x) {
 inline float hardware_log2(float x) {
   const float y = log2f(flushed(x)), error = 0x1p-22f * noise(x);
   return x > 0.5f && x < 2 ? y + error : y * (1 + error);
-}
-
-constexpr int cudaFuncAttributeMaxDynamicSharedMemorySize = 0;
-template <class Kernel>
-void cudaFuncSetAttribute(Kernel*, int, int bytes) {
-  simt::most_shared() = bytes;
 }
 
 #define D3PM_LAUNCH(kernel, num_blocks, num_threads, shared_bytes, stream, ...) \
