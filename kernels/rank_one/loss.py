@@ -19,7 +19,6 @@ from ..common.tile import Tile, classes_from, on_tile, row_max, row_sum, tile_of
 from .loss_long import (
     holds,
     is_curved,
-    line_of_row,
     statistics_of_row,
     store_curved_gradient,
     store_settled_gradient,
@@ -30,6 +29,7 @@ from .loss_long import (
 from .loss_rest import (
     gradient_of,
     highest,
+    line_of,
 )
 from .loss_row import ends_of, finish, result_of, row_of, solve
 from .loss_tokens import (
@@ -112,7 +112,7 @@ def loss_of_long_rows(
         top, e_rest = statistics_of_row(a, chain, tokens, special, REAL, HIGH, LOW, THREADS)
         row = row_of(a, top, e_rest, special)
         solved = solve(token, row, REAL)
-        line = line_of_row(chain, solved, REAL)
+        line = line_of(chain, solved)
         if is_curved(line):
             sum_phi, sum_h = sums_of_row(a, chain, tokens, line, top, e_rest, REAL, HIGH, LOW)
             result = finish(a, token, row, solved, sum_phi, sum_h, REAL)

@@ -12,8 +12,6 @@ mean of g. Where that is too little next to its parts, phi is summed without the
 at a time, or one.
 """
 
-from typing import Any, NamedTuple
-
 import torch
 import triton
 import triton.language as tl
@@ -21,23 +19,12 @@ import triton.language as tl
 from ..common.marks import hidden
 from ..common.math import fast_exp, fast_log, phi, reciprocal, sum_of_phi, widened
 from ..common.tile import Tile, classes_from, is_aligned, load_tile, on_tile, row_sum, store_tile
-from .loss_rest import Line, curve, highest, is_excluded, marks_of
+from .loss_rest import curve, highest, is_excluded, least_sum, line_on_tile, marks_of
 from .loss_tokens import count_special, store_special
 from .step import pi_at, pi_of
 
 LARGEST = tl.constexpr(1e9)  # of 1 + g and its inverse: products of four are in float32's range
 LEAST_PI = tl.constexpr(1e-18)  # but for 0
-
-
-class LongLine(NamedTuple):
-    """For a class of the rest ``1 + g = ratio + slope e / pi``, and so on, a number each.
-
-    The slope has 1 / pi in it where all are 1/K.
-    """
-
-    ratio: Any
-    shift: Any
-    slope: Any
 
 
 def tile_of_long_row(num_classes: int, dtype: torch.dtype) -> tuple[Tile, int]:
@@ -101,19 +88,6 @@ def statistics_of_row(
     of_row = highest(tokens, tl.max(top[None, :], axis=1), special)
     scaled = e_rest * fast_exp(top - of_row[:, None])
     return of_row, tl.sum(tl.where(top == float("-inf"), 0.0, scaled), axis=1)
-
-
-@triton.jit
-def line_of_row(chain, solved, REAL: tl.constexpr):
-    """Return the line of a token; h = 1 on that of one without curvature."""
-    slope = solved.slope
-    if chain.pi is None:
-        slope *= chain.num_classes.to(REAL)
-    return LongLine(
-        tl.where(solved.curved, solved.ratio, 1.0),
-        tl.where(solved.curved, solved.shift, 1.0),
-        tl.where(solved.curved, slope, 0.0),
-    )
 
 
 @triton.jit
@@ -184,19 +158,6 @@ def weight_of_rest(a, chain, tokens, REAL: tl.constexpr):
 
 
 @triton.jit
-def least_sum(a, chain, parts, weight):
-    """Return what a sum of phi must be, so that parts of it may cancel.
-
-    A logarithm of one class, in place of one of four, adds four times the error.
-    """
-    ALONE: tl.constexpr = 1.0 if chain.pi is None else 4.0
-    if a.logits.dtype.element_ty.primitive_bitwidth == 16:
-        return tl.maximum(parts * (1.0 / 32), weight * (ALONE / 128))
-    else:
-        return tl.maximum(parts * (1.0 / 8), weight * (ALONE / 32))
-
-
-@triton.jit
 def exponentials_of_part(a, chain, tokens, classes, top, REAL: tl.constexpr):
     """Return exp(logit - top) of the rest, 0 elsewhere."""
     return fast_exp(load_part(a, chain, tokens, classes, REAL) - on_tile(top))
@@ -260,7 +221,7 @@ def sums_by_fours(
     a, chain, tokens, line, top, REAL: tl.constexpr, HIGH: tl.constexpr, LOW: tl.constexpr
 ):
     """Return the sums of phi(g), by four classes of a thread at a time, and of e h."""
-    on = Line(on_tile(line.ratio), on_tile(line.shift), on_tile(line.slope))
+    on = line_on_tile(line)
     sum_phi, sum_h = tl.zeros([HIGH // 4, 1, LOW], REAL), tl.zeros([HIGH // 4, 1, LOW], REAL)
     count = tl.zeros([1, 1, LOW], REAL)
     for start in range(0, a.num_classes, HIGH * LOW):
@@ -298,7 +259,7 @@ def sums_by_class(
 
     Without pi few rows need it, and its program is short.
     """
-    on = Line(on_tile(line.ratio), on_tile(line.shift), on_tile(line.slope))
+    on = line_on_tile(line)
     sum_phi, sum_h = tl.zeros([1, 1, LOW], REAL), tl.zeros([1, 1, LOW], REAL)
     STEPS: tl.constexpr = HIGH if chain.pi is None else 1
     for start in range(0, a.num_classes, HIGH * LOW):

@@ -78,16 +78,41 @@ def highest(tokens, of_rest, special):
 
 
 @triton.jit
-def line_of(chain, solved, REAL: tl.constexpr):
-    """Return the line of each token; h = 1 on that of one without curvature."""
+def slope_of(chain, solved):
+    """Return the slope of the line of each token, where all pi are 1/K with 1 / pi in it."""
     slope = solved.slope
     if chain.pi is None:
-        slope *= chain.num_classes.to(REAL)
+        slope *= chain.num_classes.to(slope.dtype)
+    return slope
+
+
+@triton.jit
+def line_of(chain, solved):
+    """Return the line of each token, a number each; h = 1 on that of one without curvature."""
     return Line(
-        on_tile(tl.where(solved.curved, solved.ratio, 1.0)),
-        on_tile(tl.where(solved.curved, solved.shift, 1.0)),
-        on_tile(tl.where(solved.curved, slope, 0.0)),
+        tl.where(solved.curved, solved.ratio, 1.0),
+        tl.where(solved.curved, solved.shift, 1.0),
+        tl.where(solved.curved, slope_of(chain, solved), 0.0),
     )
+
+
+@triton.jit
+def line_on_tile(line):
+    """Return the lines of a tile's tokens as they lie beside its numbers."""
+    return Line(on_tile(line.ratio), on_tile(line.shift), on_tile(line.slope))
+
+
+@triton.jit
+def least_sum(a, chain, parts, sum_pi):
+    """Return which sum of phi has enough digits left of its parts and of its logarithms.
+
+    Those of single classes add four times the error of those of products of four.
+    """
+    FOLD: tl.constexpr = 1.0 if chain.pi is None else 4.0
+    if a.logits.dtype.element_ty.primitive_bitwidth == 16:
+        return tl.maximum(parts * (1.0 / 32), sum_pi * (FOLD / 128))
+    else:
+        return tl.maximum(parts * (1.0 / 8), sum_pi * (FOLD / 32))
 
 
 @triton.jit

@@ -14,10 +14,8 @@ from ...chains.structures import RankOneStep
 from ...records import Loss, Shard
 from ..common.launch import constant, launch, triton_type
 from .loss_long import (
-    LongLine,
     holds,
     is_curved,
-    line_of_row,
     statistics_of_row,
     store_curved_gradient,
     store_settled_gradient,
@@ -25,6 +23,7 @@ from .loss_long import (
     sums_of_row,
     tile_of_long_row,
 )
+from .loss_rest import Line, line_of
 from .loss_row import finish, row_of, solve
 from .loss_tokens import LossCall, Tokens, load_special, load_tokens, store_loss
 from .step import chain_of
@@ -104,7 +103,7 @@ def sums_stroke(
     sum_phi, sum_h = tl.zeros([1], REAL), tl.zeros([1], REAL)
     if chain.pi is None:
         slope *= chain.num_classes.to(REAL)
-    line = LongLine(ratio, shift, slope)
+    line = Line(ratio, shift, slope)
     if is_curved(line):
         top = tl.load(strokes.statistics + tokens.at * 5)
         sum_phi, sum_h = sums_of_row(a, shard, tokens, line, top, None, REAL, HIGH, LOW)
@@ -123,7 +122,7 @@ def gradient_stroke(
     statistics = load_statistics(tokens, strokes)
     row = row_of(a, *statistics)
     solved = solve(token, row, REAL)
-    line = line_of_row(chain, solved, REAL)
+    line = line_of(chain, solved)
     at = strokes.sums + tokens.at * 2
     result = finish(a, token, row, solved, tl.load(at), tl.load(at + 1), REAL)
     store_loss(a, tokens, token, solved, result)

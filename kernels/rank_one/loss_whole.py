@@ -33,7 +33,16 @@ from ..common.math import (
 from ..common.once import once
 from ..common.staged import load_staged, store_staged
 from ..common.tile import classes_from, on_tile, row_sum, store_tile
-from .loss_rest import curve, is_excluded, line_of, load_rest, marks_of
+from .loss_rest import (
+    curve,
+    is_excluded,
+    least_sum,
+    line_of,
+    line_on_tile,
+    load_rest,
+    marks_of,
+    slope_of,
+)
 from .loss_row import Row
 from .loss_tokens import count_special, pi_of_special
 from .step import pi_of
@@ -136,15 +145,6 @@ def bend_of(chain, solved):
 
 
 @triton.jit
-def slope_of(chain, solved):
-    """Return the slope of the line of each token, where all pi are 1/K with 1/pi in it."""
-    slope = solved.slope
-    if chain.pi is None:
-        slope *= chain.num_classes.to(slope.dtype)
-    return slope
-
-
-@triton.jit
 def curvature_of_whole(a, chain, tokens, classes, e, row, level, solved, FILLED: tl.constexpr):
     """Return h, and the sums of pi phi(g) and of e h over the rest."""
     bend = bend_of(chain, solved)
@@ -172,11 +172,11 @@ def curvature_of_whole(a, chain, tokens, classes, e, row, level, solved, FILLED:
     if chain.pi is None:
         by_class &= by_groups == 0
     if tl.max(by_class.to(tl.int32), axis=0) > 0:
-        sum = sum_by_class(a, chain, tokens, line_of(chain, solved, e.dtype), level, classes)
+        sum = sum_by_class(a, chain, tokens, line_on_tile(line_of(chain, solved)), level, classes)
         sum_phi = tl.where(cancels, sum, sum_phi)
     elif chain.pi is None:  # noqa: SIM102 (one is a constant)
         if tl.max(cancels.to(tl.int32), axis=0) > 0:
-            sum = sum_by_groups(a, chain, tokens, classes, e, line_of(chain, solved, e.dtype))
+            sum = sum_by_groups(a, chain, tokens, classes, e, line_on_tile(line_of(chain, solved)))
             sum_phi = tl.where(cancels, sum, sum_phi)
     if chain.pi is None:
         sum_phi /= chain.num_classes.to(e.dtype)
@@ -211,19 +211,6 @@ def sum_of_pi(a, chain, tokens, REAL: tl.constexpr):
         return (every - count_special(a, chain, tokens)).to(REAL)
     else:
         return 1.0 - pi_of_special(chain, tokens, REAL)
-
-
-@triton.jit
-def least_sum(a, chain, parts, sum_pi):
-    """Return which sum of phi has enough digits left of its parts and of its logarithms.
-
-    Those of single classes add four times the error of those of products of four.
-    """
-    FOLD: tl.constexpr = 1.0 if chain.pi is None else 4.0
-    if a.logits.dtype.element_ty.primitive_bitwidth == 16:
-        return tl.maximum(parts * (1.0 / 32), sum_pi * (FOLD / 128))
-    else:
-        return tl.maximum(parts * (1.0 / 8), sum_pi * (FOLD / 32))
 
 
 @triton.jit
