@@ -90,6 +90,36 @@ def test_a_penalty_of_the_gradient_counts(operation, family, reverse):
     )
 
 
+@pytest.mark.parametrize("reverse", REVERSE)
+@pytest.mark.parametrize("forbids", ["the chain", "the logits", "a logit of -2000"])
+def test_a_penalty_counts_where_a_class_is_forbidden(forbids, reverse, impl):
+    mask = K - 1
+    options = {"mask_id": mask, "data_has_mask": forbids != "the chain"}
+    chain = d3.transitions.absorbing(K, d3.schedules.cosine(6), **options)
+    x0, x_t = torch.tensor([0, 1, 2, 2]), torch.full((4,), mask)
+    t = torch.tensor([1, 2, 5, 6])
+    logits = torch.randn(4, K).double()
+    level = -2000.0 if forbids == "a logit of -2000" else -torch.inf
+    if forbids != "the chain":
+        logits[:, mask] = level
+
+    def value(x, impl=impl):
+        return functional.loss(chain, x, x0, x_t, t, ce_weight=0.3, reverse=reverse, impl=impl)
+
+    def closed_form(x):
+        ratio = torch.stack([_weight(chain, int(time)) for time in t])
+        return ((ratio + 0.3) * -x[:, :mask].log_softmax(-1).gather(1, x0[:, None])[:, 0]).mean()
+
+    truth = penalized(closed_form, logits)
+    check_gradient(penalized(value, logits), truth, torch.float64, ulps=1 << 12)
+
+
+def _weight(chain, t):
+    """``(abar_s - abar_t) / (1 - abar_t)``, what the cross-entropy of a mask weighs at t."""
+    before, after = (chain.q_bar_matrix(time)[0, 0] for time in (t - 1, t))
+    return (before - after) / (1 - after)
+
+
 @pytest.mark.parametrize("reduction", ["none", "batch", "sum", "mean"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_a_penalty_counts_with_every_reduction(reduction, dtype, impl):

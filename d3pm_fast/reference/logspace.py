@@ -2,7 +2,7 @@
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
+from torch.nn.functional import pad, softplus
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -16,9 +16,15 @@ def spread(values: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 
 def log_add_exp(x: Tensor, y: Tensor) -> Tensor:
-    """Return ``log(exp(x) + exp(y))``; two -inf give -inf, with a gradient of zero."""
+    """Return ``log(exp(x) + exp(y))``; two -inf give -inf, with a gradient of zero.
+
+    Derivatives of all orders are finite, which those of ``torch.logaddexp`` are not where one of
+    the two is far below the other.
+    """
     nothing = (x == -torch.inf) & (y == -torch.inf)
-    total = torch.logaddexp(x.masked_fill(nothing, 0), y.masked_fill(nothing, 0))
+    high, low = x.where(x > y, y), y.where(x > y, x)
+    below = (low - high).masked_fill(nothing, 0)
+    total = high + softplus(below, threshold=1000)  # above it linear, which nothing here is
     return total.masked_fill(nothing, -torch.inf)
 
 
@@ -37,6 +43,13 @@ def without(logits: Tensor, forbidden: int) -> Tensor:
     """Return logits of all classes, -inf for one of them."""
     classes = torch.arange(logits.shape[-1], device=logits.device)
     return logits.masked_fill(classes == forbidden, -torch.inf)
+
+
+def filled(logits: Tensor, num_classes: int, forbidden: int) -> Tensor:
+    """Return logits of all classes, -inf for one of them, which may be left out if it is last."""
+    if logits.shape[-1] == num_classes:
+        return without(logits, forbidden)
+    return whole(logits, num_classes)
 
 
 def at(values: Tensor, index: Tensor) -> Tensor:
