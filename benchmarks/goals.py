@@ -35,6 +35,13 @@ DENSE_GOALS = [  # family, provider, least or greatest ratio as above
     (GAUSSIAN_FULL, "two products", "greatest", 1.25),
     (GAUSSIAN, "two products", "greatest", 1.0),
 ]
+LINEAR_SHAPE, LINEAR_FEATURES = (2, 1024, 32768), 512
+LINEAR_GOALS = [
+    ("three matmuls and our row kernel", "greatest", 1.05),
+    ("plain logits, closed form eager", "least", 1.5),
+    ("plain logits, closed form compiled", "least", 1.5),
+    ("ours, all rows", "greatest", 0.55),
+]
 
 
 class Goal(NamedTuple):
@@ -69,6 +76,12 @@ def _loss_goals(timings: Timings) -> Iterator[Goal]:
     of_cases += [
         (Case("logistic", family, *LARGE), "logits first", "greatest", LOGISTIC_SHARE)
         for family in ("uniform", GAUSSIAN)
+    ]
+    of_cases += [
+        (Case("linear", family, *LINEAR_SHAPE), *goal)
+        for family in ("uniform", "absorbing")
+        for goal in LINEAR_GOALS
+        if family == "absorbing" or goal[0] != "ours, all rows"
     ]
     of_cases += [
         (Case("sparse p_sample", family, *NEIGHBORS_SHAPE), "dense product", "least", 10)
@@ -110,6 +123,10 @@ def _memory_goals(memory: Mapping[tuple[Case, str], int]) -> Iterator[Goal]:
             above = (peak - gradient_bytes(case)) / case.num_tokens
             text = f"{case.name}: bytes a row above one gradient"
             yield Goal(text, BYTES_A_ROW, False, above)
+        if provider == OURS and case.operation == "linear":
+            above = (peak - 4 * LINEAR_FEATURES * (case.num_tokens + case.num_classes)) / 2**20
+            text = f"{case.name}: MiB above both gradients, of a budget of 128"
+            yield Goal(text, 130, False, above)
 
 
 def _goal(

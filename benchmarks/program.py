@@ -15,6 +15,7 @@ from d3pm_fast._files import replaced
 from .bench_dense import DENSE
 from .bench_elbo import ELBO
 from .bench_hosts import HOSTS
+from .bench_linear_loss import LINEAR_LOSS
 from .bench_logistic import LOGISTIC
 from .bench_loss import LOSS
 from .bench_p_sample import P_SAMPLE
@@ -36,7 +37,20 @@ from .report import (
 )
 from .timing import OtherWork, interleave
 
-ALL = LOSS, Q_SAMPLE, P_SAMPLE, SHAPED, POSTERIOR, DENSE, LOGISTIC, PRODUCTS, SPARSE, ELBO, HOSTS
+ALL = (
+    LOSS,
+    LINEAR_LOSS,
+    Q_SAMPLE,
+    P_SAMPLE,
+    SHAPED,
+    POSTERIOR,
+    DENSE,
+    LOGISTIC,
+    PRODUCTS,
+    SPARSE,
+    ELBO,
+    HOSTS,
+)
 OPERATIONS = {operation.name: operation for operation in ALL}
 CASES = [case for operation in OPERATIONS.values() for case in operation.cases]
 
@@ -101,7 +115,7 @@ def measure(cases: Sequence[Case], providers: Sequence[str] | None, budget: floa
         report.others |= dict.fromkeys(group, others.cores())
         for case in group:
             tqdm.write(f"\n{text_of_case(report, case)}", file=sys.stdout)
-        if group[0].operation in (LOSS.name, DENSE.name, HOSTS.name):
+        if group[0].operation in (LOSS.name, LINEAR_LOSS.name, DENSE.name, HOSTS.name):
             report.memory |= measure_memory(runs)
     print()
     report.seconds = time.perf_counter() - start

@@ -15,6 +15,7 @@ from . import (
 from .d3pm import D3PM
 from .elbo import ELBO
 from .functional import draw_seeds
+from .linear_loss import LinearLoss
 from .ops import Implementation, Implementations, implementation
 from .products import cumulative_products
 
@@ -25,6 +26,7 @@ __all__ = [
     "ELBO",
     "Implementation",
     "Implementations",
+    "LinearLoss",
     "choices",
     "cumulative_products",
     "draw_seeds",

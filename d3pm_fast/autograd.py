@@ -135,7 +135,7 @@ class Loss(torch.autograd.Function):
         loss, *grads = operation.with_gradient(inputs, items, reduction, late)
         ctx.late_count = at_least_one(counted(items)) if late else None
         ctx.operation, ctx.reduction, ctx.count = operation, reduction, count
-        ctx.dtype, ctx.num_items = inputs[0].dtype, len(items)
+        ctx.dtypes, ctx.num_items = [x.dtype for x in inputs], len(items)
         ctx.is_compiled = is_compiling()
         if ctx.is_compiled:
             ctx.save_for_backward(*grads)
@@ -153,7 +153,8 @@ class Loss(torch.autograd.Function):
         else:
             factor = upstream if ctx.late_count is None else upstream / ctx.late_count
             made = ctx.saved_tensors if ctx.is_compiled else _made_once(ctx)
-            grads = tuple(scaled(grad, factor).to(ctx.dtype) for grad in made)
+            pairs = zip(made, ctx.dtypes, strict=True)
+            grads = tuple(scaled(grad, factor).to(dtype) for grad, dtype in pairs)
         return None, None, None, *grads, *[None] * ctx.num_items
 
 

@@ -6,6 +6,7 @@ together. Those of a chain's step are in ``chains/structures.py``.
 
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
+import torch
 from torch import Tensor
 
 
@@ -15,6 +16,10 @@ class OfClasses(Protocol):
     @property
     def num_classes(self) -> int:
         """K."""
+
+    @property
+    def of_tokens(self) -> tuple[str, ...]:
+        """Which fields are of tokens, ``(B,)`` or ``(B, *S)``."""
 
 
 AnyStep = TypeVar("AnyStep", bound=OfClasses)
@@ -111,7 +116,65 @@ class Loss(NamedTuple, Generic[AnyStep]):
     @property
     def counts(self) -> Tensor | None:
         """Which tokens have a loss, bool ``(B, *S)``; None for all."""
-        if self.weights.tokens is None:
-            return self.mask
-        has_weight = self.weights.tokens != 0
-        return has_weight if self.mask is None else self.mask & has_weight
+        return counts_of(self.mask, self.weights)
+
+
+class Head(NamedTuple):
+    """What logits ``hidden weight^T + bias`` are made by, some of them at a time.
+
+    Attributes:
+        weight: ``(K, D)``, or without the last class where that is forbidden.
+        bias: as many as the weight has rows; None for 0.
+        num_classes: K.
+        dtype: that the products are made in, and the logits are of.
+        filled: the class that kernels do not leave out, whose logits are -inf; -1 for none.
+        memory_budget: bytes of logits at a time.
+        pulls_hidden: whether a gradient of hidden is wanted.
+        pulls_weight: whether gradients of weight and bias are wanted.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+    num_classes: int
+    dtype: torch.dtype
+    filled: int
+    memory_budget: int
+    pulls_hidden: bool
+    pulls_weight: bool
+
+
+class LinearLoss(NamedTuple, Generic[AnyStep]):
+    """What a loss of logits that a head makes is of; all but the first two as :class:`Loss` has it.
+
+    Attributes:
+        hidden: ``(B, *S, D)``.
+        head: of the logits.
+    """
+
+    hidden: Tensor
+    head: Head
+    x0: Tensor
+    mask: Tensor | None
+    x_t: Tensor
+    step: AnyStep
+    model: Model
+    weights: Weights
+    is_density: bool = False
+    with_terms: bool = False
+
+    def of(self, logits: Tensor) -> Loss[AnyStep]:
+        """Return what the loss of the logits is of."""
+        return Loss(logits, *self[2:])
+
+    @property
+    def counts(self) -> Tensor | None:
+        """Which tokens have a loss, bool ``(B, *S)``; None for all."""
+        return counts_of(self.mask, self.weights)
+
+
+def counts_of(mask: Tensor | None, weights: Weights) -> Tensor | None:
+    """Return which tokens have a loss, bool ``(B, *S)``; None for all."""
+    if weights.tokens is None:
+        return mask
+    has_weight = weights.tokens != 0
+    return has_weight if mask is None else mask & has_weight

@@ -61,8 +61,8 @@ nitpick_ignore_regex = [
 # The pages are plain Markdown, which GitHub shows too. What only the site has is added here.
 CONTENTS = {
     "index": {
-        "Use": "install quickstart transitions samplers examples trainers hosts/index "
-        "command_line api/index",
+        "Use": "install quickstart transitions samplers examples trainers large_vocabularies "
+        "hosts/index command_line api/index",
         "Learn": "notebooks/quickstart notebooks/annotated_diffusion notebooks/annotated_training "
         "notebooks/continuous_time notebooks/elbo_ladder",
         "Understand": "mathematics numerics performance comparison",

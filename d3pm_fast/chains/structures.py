@@ -41,6 +41,11 @@ class RankOneStep(NamedTuple):
     num_classes: int
     forbidden: int
 
+    @property
+    def of_tokens(self) -> tuple[str, ...]:
+        """Which fields are of tokens."""
+        return ("rows",)
+
 
 class RankOneMarginal(NamedTuple):
     """``q(x_t | x_0)`` of the tokens, of a rank-one chain.
@@ -75,6 +80,11 @@ class MatrixStep(NamedTuple):
     t: Tensor
     s: Tensor | None
     handle: int
+
+    @property
+    def of_tokens(self) -> tuple[str, ...]:
+        """Which fields are of tokens."""
+        return "t", "s"
 
     @property
     def chain(self) -> Any:

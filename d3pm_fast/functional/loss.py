@@ -245,9 +245,9 @@ def _of_logits(
     operations, structure = prediction.operations, transition.structure
     by_reference = operations.loss.kernel("reference", structure)
 
-    def record(inputs: "Inputs", items: "Items") -> "Loss[Any]":
-        (logits,) = inputs
-        return Loss(logits, *_without_logits(transition, model, terms, with_terms, items))
+    def record(inputs: "Inputs", items: "Items") -> "Any":
+        others = _without_logits(transition, model, terms, with_terms, items)
+        return prediction.loss_record(inputs, others)
 
     def value(inputs: "Inputs", items: "Items", reduction: "str") -> "Tensor":
         kernel = operations.loss.kernel(name, structure)
@@ -260,7 +260,9 @@ def _of_logits(
     def meaning(items: "tuple[Any, ...]") -> "Callable[..., Tensor]":
         x0, mask, x_t, step, *rest = _without_logits(transition, model, terms, with_terms, items)
         tokens = x0, mask, x_t, reference.looked_up(step)
-        return lambda logits: by_reference(Loss(logits, *tokens, *rest), "none")
+        return lambda *inputs: by_reference(
+            prediction.loss_record(inputs, (*tokens, *rest)), "none"
+        )
 
     gradient = None if name == "reference" else with_gradient
     return LossOperation(value, gradient, meaning, with_terms=with_terms)

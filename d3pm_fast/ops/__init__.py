@@ -7,6 +7,13 @@ called. All trust their arguments: tokens are int64, all tensors contiguous.
 from .available import Implementations
 from .gap import gap
 from .implementations import Implementation, implementation
+from .linear import (
+    linear_loss,
+    linear_loss_and_grad,
+    log_prob_gradient,
+    log_prob_of_rows,
+    pull_linear,
+)
 from .logistic import logistic_gradient, logistic_logits
 from .loss import loss, loss_and_grad
 from .loss_strokes import loss_gradient, loss_solve, loss_statistics, loss_sums, merged
@@ -34,6 +41,10 @@ __all__ = [
     "euler_posterior",
     "gap",
     "implementation",
+    "linear_loss",
+    "linear_loss_and_grad",
+    "log_prob_gradient",
+    "log_prob_of_rows",
     "logistic_gradient",
     "logistic_logits",
     "loss",
@@ -47,6 +58,7 @@ __all__ = [
     "p_posterior_grad",
     "p_sample",
     "products_scan",
+    "pull_linear",
     "q_posterior",
     "q_sample",
     "score_loss",

@@ -26,6 +26,7 @@ _SCHEMA = {
     str: "str",
     torch.dtype: "ScalarType",
     tuple[Tensor, Tensor]: "(Tensor, Tensor)",
+    tuple[Tensor, Tensor, Tensor, Tensor]: "(Tensor, Tensor, Tensor, Tensor)",
 }
 
 

@@ -29,15 +29,26 @@ def fake_loss_and_grad(of: Loss[Any], reduction: str, late: bool) -> tuple[Tenso
     return fake_loss(of, reduction), torch.empty_like(of.logits)
 
 
+def fake_loss_and_grad_(of: Loss[Any]) -> tuple[Tensor, Tensor]:
+    """Return the loss of each token without its numbers, and the logits."""
+    return fake_loss(of, "none"), of.logits
+
+
 loss = Operation("loss", fake_loss)
 loss_and_grad = Operation("loss_and_grad", fake_loss_and_grad)
+loss_and_grad_ = Operation("loss_and_grad_", fake_loss_and_grad_)  # in the place of the logits
 
 
-# Both operations, by one function: the loss alone, or with ``late`` the loss and its gradient.
+# All operations, by one function: the loss alone, or with ``late`` the loss and its gradient, which
+# is new unless there is room for it.
 
 
-def _on_cpu(of: Loss[RankOneStep], reduction: str, late: bool | None = None) -> Any:
-    grad = None if late is None else torch.empty_like(of.logits)
+def _on_cpu(
+    of: Loss[RankOneStep], reduction: str, late: bool | None = None, room: Tensor | None = None
+) -> Any:
+    grad = room
+    if late is not None and room is None:
+        grad = torch.empty_like(of.logits)
     value = fake_loss(of, reduction)
     pi = pi_in(of.step, of.logits.dtype)
     chain = chain_record(of.x0.numel(), of.step, pi, of.step.forbidden)
@@ -75,15 +86,24 @@ def by_tokens(
     return value if grad is None else (value, grad)
 
 
+def _in_place(kernel: Callable[..., Any]) -> Callable[[Loss[Any]], Any]:
+    """Return the third operation from what takes room for a gradient."""
+    return lambda of: kernel(of, "none", False, of.logits)
+
+
+_TRITON = triton_kernel("rank_one.loss.loss")
+
 loss.serve("reference", reference.loss, [RANK_ONE, DENSE, SPARSE])
 loss.serve("cpu", _on_cpu, [RANK_ONE], reads_classes_first=True)
 loss.serve("cuda", _on_cuda, [RANK_ONE])
-loss.serve("triton", triton_kernel("rank_one.loss.loss"), [RANK_ONE])
+loss.serve("triton", _TRITON, [RANK_ONE])
 loss.serve("cpu", dense.loss, [DENSE, SPARSE])
 loss.serve("triton", triton_kernel("dense.loss.loss"), [DENSE, SPARSE])
 
 loss_and_grad.serve("cpu", _on_cpu, [RANK_ONE], reads_classes_first=True)
+loss_and_grad_.serve("cpu", _in_place(_on_cpu), [RANK_ONE], is_registered=False)
 loss_and_grad.serve("cuda", _on_cuda, [RANK_ONE])
-loss_and_grad.serve("triton", triton_kernel("rank_one.loss.loss"), [RANK_ONE])
+loss_and_grad.serve("triton", _TRITON, [RANK_ONE])
+loss_and_grad_.serve("triton", _in_place(_TRITON), [RANK_ONE], is_registered=False)
 loss_and_grad.serve("cpu", dense.loss, [DENSE, SPARSE])
 loss_and_grad.serve("triton", triton_kernel("dense.loss.loss"), [DENSE, SPARSE])

@@ -7,18 +7,30 @@ from torch import Tensor
 from .._checks import check_choice, not_a_tensor
 from ..chains import Transition
 from ..choices import CLASS_DIMS, ClassDim
+from .linear import Linear, LinearPrediction, as_linear
 from .logistic import Logistic, LogisticPrediction
 from .logits import LogitsPrediction
 from .prediction import Classes, Prediction
 from .score import Score, ScorePrediction
 from .shaped import Shaped, ShapedPrediction
 
-__all__ = ["Classes", "Logistic", "Predicted", "Prediction", "Score", "Shaped", "as_prediction"]
+__all__ = [
+    "Classes",
+    "Linear",
+    "Logistic",
+    "Predicted",
+    "Prediction",
+    "Score",
+    "Shaped",
+    "as_linear",
+    "as_prediction",
+]
 
 Predicted = Tensor | tuple[Any, ...]
 """What a denoiser may give: logits, or a kind of prediction in their place."""
 
 _KINDS: dict[type, Any] = {
+    Linear: LinearPrediction,
     Score: ScorePrediction,
     Shaped: ShapedPrediction,
     tuple: LogisticPrediction,

@@ -11,26 +11,25 @@ from .._no_law import NoLaw
 CHUNK_BYTES = {"cpu": 1 << 21, "cuda": 1 << 25}  # what the cache holds until it is read
 
 
-def chunks(item_bytes: int, *tensors: Tensor | None) -> Iterator[tuple[Any, ...]]:
+def chunks(size: int, *tensors: Tensor | None) -> Iterator[tuple[Any, ...]]:
     """Yield the tensors of a chunk of items, then of the next; the first one is not None.
 
     Args:
-        item_bytes: the size of an item's logits.
+        size: of a chunk, at least 1.
         tensors: their first axis is the batch.
     """
     first = tensors[0]
     assert first is not None
-    chunk_bytes = CHUNK_BYTES.get(first.device.type, CHUNK_BYTES["cuda"])
-    size = max(chunk_bytes // max(item_bytes, 1), 1)
+    size = max(size, 1)
     for start in range(0, max(len(first), 1), size):
         part = slice(start, start + size)
         yield tuple(None if x is None else x[part] for x in tensors)
 
 
-def in_chunks(item_bytes: int, operation: Callable[..., Tensor], *tensors: Tensor | None) -> Tensor:
+def in_chunks(size: int, operation: Callable[..., Tensor], *tensors: Tensor | None) -> Tensor:
     """Return an operation's result on all items; its first axis is the batch."""
     done, results = 0, []
-    for part in chunks(item_bytes, *tensors):
+    for part in chunks(size, *tensors):
         try:
             results.append(operation(*part))
         except NoLaw as error:

@@ -16,9 +16,10 @@ from ..autograd import LossOperation, at_least_one, counted, scaled
 from ..chains import Transition
 from ..choices import ClassDim
 from ..derivatives import Differentiable, Inputs, Items, split
+from ..records import Loss
 from ..reductions import of_loss, reduced
-from ..reference.logspace import compute_dtype, whole, without
-from .chunks import chunks, in_chunks
+from ..reference.logspace import compute_dtype, filled
+from .chunks import CHUNK_BYTES, chunks, in_chunks
 
 __all__ = ["Classes", "Prediction"]
 
@@ -42,10 +43,7 @@ class Classes(NamedTuple):
 
     def filled(self, logits: Tensor) -> Tensor:
         """Return logits as kernels need them: the same, or a copy with -inf."""
-        if not self.is_filled:
-            return logits
-        is_whole = logits.shape[-1] == self.number
-        return without(logits, self.forbidden) if is_whole else whole(logits, self.number)
+        return filled(logits, self.number, self.forbidden) if self.is_filled else logits
 
 
 class Operations(NamedTuple):
@@ -116,6 +114,11 @@ class Prediction(ABC):
         return self.parameters[0].dtype
 
     @property
+    def chunk_bytes(self) -> int:
+        """Of the logits at a time: what the cache holds until it is read."""
+        return CHUNK_BYTES.get(self.parameters[0].device.type, CHUNK_BYTES["cuda"])
+
+    @property
     def result_dtype(self) -> torch.dtype:
         """Of log-probabilities that are made of it."""
         return compute_dtype(self.dtype)
@@ -182,6 +185,11 @@ class Prediction(ABC):
     @abstractmethod
     def row(self, token: tuple[int, ...]) -> Tensor:
         """Return the logits of a token, ``(K,)``, by plain PyTorch."""
+
+    def loss_record(self, inputs: Inputs, others: tuple[Any, ...]) -> Any:
+        """Return what its loss is of, from the parameters and what comes after them."""
+        (logits,) = inputs
+        return Loss(logits, *others)
 
     def sampled(self, find: FindKernel, call: Callable[..., Tensor], items: Items) -> Tensor:
         """Return draws, by what an implementation has for this kind of prediction.
@@ -261,7 +269,7 @@ class Prediction(ABC):
                 return self.pull(own, grad)
 
             grads = self._collected(on_chunk, inputs, items, upstream)
-            return tuple(grad.to(inputs[0].dtype) for grad in grads)
+            return tuple(grad.to(x.dtype) for grad, x in zip(grads, inputs, strict=True))
 
         known = None if of_logits.gradient is None else gradient
         return Differentiable(value, known, self._meaning_of(of_logits))
@@ -283,7 +291,7 @@ class Prediction(ABC):
             some, parts = split(part, len(items))
             return operation(self.logits(*parts, *shared), *some)
 
-        return in_chunks(self._item_bytes(items), on_chunk, *items, *own)
+        return in_chunks(self._chunk_size(items), on_chunk, *items, *own)
 
     def _collected(
         self,
@@ -299,7 +307,7 @@ class Prediction(ABC):
         own, shared = split(parameters, len(parameters) - self.num_shared)
         of_chunks: list[Inputs] = []
         totals: Inputs = ()
-        for *part, above in chunks(self._item_bytes(items), *items, *own, upstream):
+        for *part, above in chunks(self._chunk_size(items), *items, *own, upstream):
             some, parts = split(tuple(part), len(items))
             grads, of_shared = split(gradients((*parts, *shared), some, above), len(own))
             of_chunks.append(grads)
@@ -308,7 +316,8 @@ class Prediction(ABC):
             totals = of_shared
         return *map(torch.cat, zip(*of_chunks, strict=True)), *totals
 
-    def _item_bytes(self, items: Items) -> int:
+    def _chunk_size(self, items: Items) -> int:
+        """Return how many items a chunk has."""
         tokens = items[0]
         assert tokens is not None
-        return tokens[:1].numel() * self.num_classes * 4
+        return self.chunk_bytes // max(tokens[:1].numel() * self.num_classes * 4, 1)

@@ -5,6 +5,7 @@ explicit matrices. Tokens are ``(B, *S)``, logits ``(B, *S, K)``; a step or a ma
 that a chain makes of the times, as ``transition.step_record(t, s)``.
 """
 
+from .linear import linear_logits
 from .logistic import logistic_logits
 from .loss import loss
 from .p_sample import p_sample
@@ -27,6 +28,7 @@ __all__ = [
     "cumulative_products",
     "euler_p_sample",
     "euler_posterior",
+    "linear_logits",
     "logistic_logits",
     "looked_up",
     "loss",

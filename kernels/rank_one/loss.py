@@ -56,6 +56,13 @@ FILLED_BY_A_ROW = {4096, 8192, 16384}
 
 
 @triton.jit
+def await_readers(a):
+    """Wait for the threads that still read logits, where the gradient takes their place."""
+    if a.IS_IN_PLACE:
+        tl.debug_barrier()
+
+
+@triton.jit
 def loss_of_whole_rows(
     a, chain, vb_weight: tl.float64, ce_weight: tl.float64, grad_scale: tl.float64,
     model, REAL: tl.constexpr, FILLED: tl.constexpr,
@@ -84,6 +91,7 @@ def loss_of_whole_rows(
             store_loss(a, tokens, token, solved, result)
             if a.grad is not None:
                 factor = gradient_factor(a, grad_scale, REAL)
+                await_readers(a)
                 store_whole(a, classes, gradient_of(tokens, e, h, result, factor))
                 store_special(a, chain, tokens, result, factor)
         else:
@@ -92,6 +100,7 @@ def loss_of_whole_rows(
             store_loss(a, tokens, token, solved, result)
             if a.grad is not None:
                 factor = gradient_factor(a, grad_scale, REAL)
+                await_readers(a)
                 store_whole(a, classes, gradient_of(tokens, e, 1.0, result, factor))
                 store_special(a, chain, tokens, result, factor)
 
@@ -119,6 +128,7 @@ def loss_of_long_rows(
             store_loss(a, tokens, token, solved, result)
             if a.grad is not None:
                 factor = gradient_factor(a, grad_scale, REAL)
+                await_readers(a)
                 store_curved_gradient(a, chain, tokens, line, top, result, factor, REAL, HIGH, LOW)
         else:
             zero = tl.zeros([1], REAL)
@@ -126,6 +136,7 @@ def loss_of_long_rows(
             store_loss(a, tokens, token, solved, result)
             if a.grad is not None:
                 factor = gradient_factor(a, grad_scale, REAL)
+                await_readers(a)
                 store_straight_gradient(a, chain, tokens, top, result, factor, REAL, HIGH, LOW)
 
 
@@ -144,9 +155,13 @@ class Prepared(NamedTuple):
         return value if self.call.grad is None else (value, self.call.grad)
 
 
-def prepared(of: Loss[RankOneStep], reduction: str, late: bool | None) -> Prepared:
+def prepared(
+    of: Loss[RankOneStep], reduction: str, late: bool | None, room: torch.Tensor | None = None
+) -> Prepared:
     """Return what a kernel takes for a loss, and with ``late`` for its gradient."""
-    grad = None if late is None else torch.empty_like(of.logits)
+    grad = room
+    if late is not None and room is None:
+        grad = torch.empty_like(of.logits)
     logits, x0, mask, x_t, step, _, weights, is_density, with_terms = of
     real = torch.float64 if logits.dtype == torch.float64 else torch.float32
     num_tokens, num_classes = x0.numel(), logits.shape[-1]
@@ -170,6 +185,7 @@ def prepared(of: Loss[RankOneStep], reduction: str, late: bool | None) -> Prepar
         tl.constexpr(with_terms),
         tl.constexpr(step.mask_id >= 0),
         tl.constexpr(step.mask_id >= 0 or mask is not None),
+        IS_IN_PLACE=tl.constexpr(room is not None),
     )
     scale = 1 / max(num_tokens, 1) if early and count is None else 1.0
     return Prepared(arguments, chain_of(num_tokens, step, real), scale, real, count)
@@ -195,9 +211,17 @@ def tile_for(call: LossCall, chain: Chain, model: Model) -> Tile:
     return tile_of(num_classes, dtype, copies, numbers if fills else numbers // 2)
 
 
-def loss(of: Loss[RankOneStep], reduction: str, late: bool | None = None) -> Any:
-    """Return the loss, and with ``late`` its gradient, which a mean leaves undivided where True."""
-    made = prepared(of, reduction, late)
+def loss(
+    of: Loss[RankOneStep],
+    reduction: str,
+    late: bool | None = None,
+    room: torch.Tensor | None = None,
+) -> Any:
+    """Return the loss, and with ``late`` its gradient, which a mean leaves undivided where True.
+
+    The gradient is new, or in the ``room`` of the logits themselves.
+    """
+    made = prepared(of, reduction, late, room)
     call, chain, scale, real, _ = made
     num_classes = call.num_classes
     tile = staged_tile_of(num_classes, of.logits.dtype)

@@ -30,6 +30,7 @@ class LossCall(NamedTuple):
     HAS_MASK: Any  # whether the chain has a mask
     SPARSE: Any  # whether many tokens may be settled
     IS_STAGED: Any = tl.constexpr(False)  # whether rows are read by way of shared memory
+    IS_IN_PLACE: Any = tl.constexpr(False)  # whether grad is logits
 
 
 class Tokens(NamedTuple):

@@ -1,0 +1,13 @@
+"""Operations on logits ``hidden weight^T + bias`` that are made some rows at a time."""
+
+from .log_prob import log_prob_gradient, log_prob_of_rows
+from .loss import linear_loss, linear_loss_and_grad
+from .products import pull_linear
+
+__all__ = [
+    "linear_loss",
+    "linear_loss_and_grad",
+    "log_prob_gradient",
+    "log_prob_of_rows",
+    "pull_linear",
+]

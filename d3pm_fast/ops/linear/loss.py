@@ -1,0 +1,126 @@
+"""``torch.ops.d3pm_fast.linear_loss`` and ``linear_loss_and_grad``: of logits that are not stored.
+
+Both take the record of a loss with a head in place of logits, and make these for some tokens at a
+time. What serves the logits serves the head. The gradients are of the tensors of the record, those
+of weight and bias in float32 at least, and empty where they are not wanted.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ... import reference
+from ...chains.structures import DENSE, RANK_ONE, SPARSE, Structure
+from ...records import LinearLoss, Loss
+from ...reductions import reduced
+from ...reference.logspace import compute_dtype
+from ..loss import loss, loss_and_grad, loss_and_grad_
+from ..register import Operation
+from .rows import Chunk, chunks, zero_gradients
+from .tokens import as_rows, at_rows, counted, rows_with_loss
+
+FourTensors = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+def fake_loss(of: LinearLoss[Any], reduction: str) -> Tensor:
+    """Return a loss without its numbers."""
+    shape = *(of.x0.shape if reduction == "none" else ()), *((3,) if of.with_terms else ())
+    return of.hidden.new_empty(shape, dtype=compute_dtype(of.head.dtype))
+
+
+def fake_loss_and_grad(of: LinearLoss[Any], reduction: str, late: bool) -> FourTensors:
+    """Return a loss and its gradients without their numbers."""
+    return fake_loss(of, reduction), *zero_gradients(*of[:2])
+
+
+linear_loss = Operation("linear_loss", fake_loss)
+linear_loss_and_grad = Operation("linear_loss_and_grad", fake_loss_and_grad)
+
+
+def _served_by(implementation: str, structure: Structure) -> Any:
+    """Return both operations: the loss alone, or with ``late`` the loss and its gradients."""
+
+    def run(of: LinearLoss[Any], reduction: str, late: bool | None = None) -> Any:
+        with torch.autocast(of.hidden.device.type, enabled=False):
+            if late is None:
+                return value(of, reduction)
+            return with_gradient(of, reduction, late)
+
+    def value(of: LinearLoss[Any], reduction: str) -> Tensor:
+        make = loss.kernel(implementation, structure.name)
+        losses = torch.zeros_like(fake_loss(of, "none"))
+        to, rows = _by_rows(losses, of), as_rows(of)
+        for chunk in _chunks(rows, 1):
+            to[chunk.rows] = make(_of_chunk(rows, chunk), "none")
+        return reduced(losses, reduction, counted(of), of.with_terms)
+
+    def with_gradient(of: LinearLoss[Any], reduction: str, late: bool) -> FourTensors:
+        make, copies = _gradient_of(implementation, structure)
+        count = counted(of)
+        divided = reduction == "mean" and not late
+        losses, gradients = torch.zeros_like(fake_loss(of, "none")), zero_gradients(*of[:2])
+        to, rows = _by_rows(losses, of), as_rows(of)
+        rows = _divided(rows, count) if divided else rows
+        by_rows = gradients._replace(hidden=gradients.hidden.view(-1, of.hidden.shape[-1]))
+        for chunk in _chunks(rows, copies):
+            to[chunk.rows], grad = make(_of_chunk(rows, chunk))
+            by_rows.add(chunk, rows.head, grad)
+        if not divided:
+            return reduced(losses, reduction, count, of.with_terms), *gradients
+        mean = reduced(losses, "sum", None, of.with_terms)
+        is_some = torch.as_tensor(count, device=mean.device) > 0
+        return mean.where(is_some, torch.nan), *gradients
+
+    return run
+
+
+def _gradient_of(implementation: str, structure: Structure) -> tuple[Any, int]:
+    """Return what makes losses and gradients of logits, and how many tensors of their size."""
+    if loss_and_grad_.is_served(implementation, structure.name):
+        return loss_and_grad_.kernel(implementation, structure.name), 1
+    kernel = loss_and_grad.kernel(implementation, structure.name)
+    return lambda of: kernel(of, "none", False), 2
+
+
+def _by_rows(losses: Tensor, of: LinearLoss[Any]) -> Tensor:
+    return losses.view(-1, 3) if of.with_terms else losses.view(-1)
+
+
+def _chunks(of: LinearLoss[Any], copies: int) -> Iterator[Chunk]:
+    """Yield the logits of ``N`` tokens that may have a loss."""
+    chosen = rows_with_loss(of)
+    counts = of.counts if chosen is None else None
+    return chunks(of.hidden, of.head, chosen, counts, copies)
+
+
+def _of_chunk(of: LinearLoss[Any], chunk: Chunk) -> Loss[Any]:
+    return at_rows(of, chunk.rows).of(chunk.logits)
+
+
+def _divided(of: LinearLoss[Any], count: Tensor | int) -> LinearLoss[Any]:
+    """Return the loss of tokens that are divided by a number: by their factors, at no cost."""
+    ones = torch.ones_like(of.x0, dtype=compute_dtype(of.head.dtype))
+    factors = ones if of.weights.tokens is None else of.weights.tokens
+    by = count.clamp(min=1) if isinstance(count, Tensor) else max(count, 1)
+    return of._replace(weights=of.weights._replace(tokens=factors / by))
+
+
+def _by_reference(of: LinearLoss[Any], reduction: str) -> Tensor:
+    """Return the loss of the logits, which are made as a whole."""
+    head = of.head
+    made = head.weight, head.bias, head.num_classes, head.filled
+    return reference.loss(of.of(reference.linear_logits(of.hidden, *made)), reduction)
+
+
+linear_loss.serve("reference", _by_reference, [RANK_ONE, DENSE, SPARSE])
+for implementation, structures in (
+    ("cpu", [RANK_ONE, DENSE, SPARSE]),
+    ("triton", [RANK_ONE, DENSE, SPARSE]),
+    ("cuda", [RANK_ONE]),
+):
+    for structure in structures:
+        served = _served_by(implementation, structure)
+        for operation in (linear_loss, linear_loss_and_grad):
+            operation.serve(implementation, served, [structure])

@@ -1,0 +1,119 @@
+"""Logits by chunks of rows: made, turned into their gradient by whoever takes them, pulled back.
+
+Nothing of the size of all logits is made. A gradient that all rows share is read and written once a
+chunk, so chunks are as large as the budget lets them be.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ...records import Head
+from ...reference.logspace import compute_dtype
+from .products import add_to_bias, add_to_weight, logits_into, pull_hidden
+
+MULTIPLE = 64  # of rows, which matmuls have in blocks
+
+Rows = Tensor | slice
+
+
+class Chunk(NamedTuple):
+    """Some of ``N`` rows: which, their hidden states ``(n, D)`` and their logits ``(n, K)``."""
+
+    rows: Rows
+    hidden: Tensor
+    logits: Tensor
+
+
+class Gradients(NamedTuple):
+    """Of hidden ``(N, D)``, and in the dtype of sums of weight and bias; empty if not wanted."""
+
+    hidden: Tensor
+    weight: Tensor
+    bias: Tensor
+
+    def add(self, chunk: Chunk, head: Head, grad: Tensor) -> None:
+        """Add what a chunk has from the gradient of its logits; its rows of hidden are written."""
+        grad = grad[:, : len(head.weight)]
+        if self.hidden.numel():
+            _write_hidden(self.hidden, chunk.rows, grad, head.weight)
+        if self.weight.numel():
+            add_to_weight(self.weight, grad, chunk.hidden)
+        if self.bias.numel():
+            add_to_bias(self.bias, grad)
+
+
+def zero_gradients(hidden: Tensor, head: Head) -> Gradients:
+    """Return zeros for the gradients that are wanted, of hidden in its own shape."""
+    total = compute_dtype(head.dtype)
+    has_bias = head.bias is not None
+    shapes = hidden.shape, head.weight.shape, head.weight.shape[:1]
+    wanted = head.pulls_hidden, head.pulls_weight, head.pulls_weight and has_bias
+    dtypes = hidden.dtype, total, total
+    return Gradients(
+        *(
+            hidden.new_zeros(shape if is_wanted else (0,), dtype=dtype)
+            for shape, is_wanted, dtype in zip(shapes, wanted, dtypes, strict=True)
+        )
+    )
+
+
+def in_own_dtype(head: Head) -> Head:
+    """Return a head with its tensors in the dtype of its products."""
+    bias = None if head.bias is None else head.bias.to(head.dtype)
+    return head._replace(weight=head.weight.to(head.dtype), bias=bias)
+
+
+def chunks(
+    hidden: Tensor,
+    head: Head,
+    chosen: Tensor | None = None,
+    counts: Tensor | None = None,
+    copies: int = 1,
+) -> Iterator[Chunk]:
+    """Yield the logits of all rows, or of those that are chosen, chunk by chunk.
+
+    Args:
+        hidden: ``(N, D)``.
+        head: in its own dtype.
+        chosen: int64 ``(n,)``, the rows; None for all.
+        counts: bool ``(N,)``, where hidden is not 0 instead, which else may hold anything.
+        copies: how many tensors of the size of a chunk's logits there are at most.
+    """
+    num_rows = len(hidden if chosen is None else chosen)
+    columns = len(head.weight) if head.filled < 0 else head.num_classes
+    size = _chunk_rows(num_rows, columns * head.dtype.itemsize * copies, head.memory_budget)
+    room = torch.empty(size, columns, dtype=head.dtype, device=hidden.device)
+    for start in range(0, num_rows, size):
+        rows: Rows = slice(start, min(start + size, num_rows))
+        if chosen is not None:
+            rows = chosen[rows]
+        part = hidden[rows].to(head.dtype)
+        if counts is not None:
+            part = part.where(counts[rows].unsqueeze(-1), 0)
+        logits = room[: len(part)]
+        logits_into(logits[:, : len(head.weight)], part, head.weight, head.bias)
+        if head.filled >= 0:
+            logits[:, head.filled] = -torch.inf
+        yield Chunk(rows, part, logits)
+
+
+def _write_hidden(to: Tensor, rows: Rows, grad: Tensor, weight: Tensor) -> None:
+    if isinstance(rows, slice) and to.dtype == grad.dtype:
+        pull_hidden(to[rows], grad, weight)
+        return
+    made = grad.new_empty(len(grad), weight.shape[1])
+    pull_hidden(made, grad, weight)
+    to[rows] = made.to(to.dtype)
+
+
+def _chunk_rows(num_rows: int, row_bytes: int, budget: int) -> int:
+    """Return how many rows a chunk has: all have about as many, within the budget."""
+    most = max(budget // max(row_bytes, 1), 1)
+    if num_rows <= most:
+        return max(num_rows, 1)
+    num_chunks = -(-num_rows // most)
+    even = -(-num_rows // num_chunks)
+    return min(-(-even // MULTIPLE) * MULTIPLE, most)
