@@ -21,10 +21,10 @@ def mark(j, HIGH: tl.constexpr, LOW: tl.constexpr, KIND: tl.constexpr):
     VECTOR: tl.constexpr = WIDE if LOW > WIDE else LOW
     PER: tl.constexpr = 32 // VECTOR  # vectors whose bits a word has
     high, low = tl.arange(0, HIGH)[:, None, None], tl.arange(0, LOW)[None, None, :]
-    at = j.to(tl.uint32)  # of a class before the tile, beyond it
+    at = on_tile(j).to(tl.uint32)  # of a class before the tile, beyond it
     bit = 1 << (at // LOW % PER * VECTOR + at % VECTOR).to(tl.int32)
-    of_thread = tl.where(on_tile(at % LOW // VECTOR) == low // VECTOR, on_tile(bit), 0)
-    return tl.where(on_tile(at // LOW // PER) == high // PER, of_thread, 0)
+    of_thread = tl.where(at % LOW // VECTOR == low // VECTOR, bit, 0)
+    return tl.where(at // LOW // PER == high // PER, of_thread, 0)
 
 
 @triton.jit

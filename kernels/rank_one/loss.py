@@ -14,6 +14,7 @@ from ...chains.structures import RankOneStep
 from ...records import Loss, Model
 from ...reductions import reduced
 from ..common.launch import constant, launch, triton_type
+from ..common.once import once
 from ..common.staged import staged_tile_of
 from ..common.tile import Tile, classes_from, on_tile, row_max, row_sum, tile_of
 from .loss_long import (
@@ -74,13 +75,13 @@ def loss_of_whole_rows(
     if a.SPARSE and tl.min(tokens.settled.to(tl.int32), axis=0) > 0:
         store_value(a, tokens)
         if a.grad is not None:
-            store_whole(a, classes, tl.broadcast_to(on_tile(tokens.value), classes.j.shape))
+            store_whole(a, classes, tl.broadcast_to(on_tile(once(tokens.value)), classes.j.shape))
     else:
         logits = load_whole(a, chain, tokens, classes, REAL, FILLED)
         special = load_special(a, chain, tokens, REAL)
-        level = level_of(highest(tokens, row_max(logits), special))
+        level = level_of(highest(tokens, once(row_max(logits)), special))
         e = exponentials_of_tile(logits, level)
-        row = row_of_whole(a, level, row_sum(e), special)
+        row = row_of_whole(a, level, once(row_sum(e)), special)
         solved = solve(token, row, REAL)
         ends = ends_of(a, token, row, solved, REAL)
         if tl.max(solved.curved.to(tl.int32), axis=0) > 0:

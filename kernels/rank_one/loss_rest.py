@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 
 from ..common.marks import bit_of, hidden, mark
+from ..common.math import widened
 from ..common.once import once
 from ..common.tile import (
     load_tile,
@@ -66,7 +67,7 @@ def load_rest(a, chain, tokens, classes, REAL: tl.constexpr, FILLED: tl.constexp
             on_flat(once(tokens.settled.to(tl.int32)), classes.j.shape[0]) == 0
         ) & classes.there
         logits = load_tile(a.logits, classes, reads, float("-inf"))
-    return hidden(logits.to(REAL), words, bit)
+    return hidden(widened(logits, REAL), words, bit)
 
 
 @triton.jit
@@ -99,7 +100,7 @@ def line_of(chain, solved):
 @triton.jit
 def line_on_tile(line):
     """Return the lines of a tile's tokens as they lie beside its numbers."""
-    return Line(on_tile(line.ratio), on_tile(line.shift), on_tile(line.slope))
+    return Line(on_tile(once(line.ratio)), on_tile(once(line.shift)), on_tile(once(line.slope)))
 
 
 @triton.jit

@@ -100,7 +100,7 @@ def exponentials_of_tile(logits, level):
         return tl.exp(logits - on_tile(level.origin))
     else:
         if tl.max((level.origin != 0.0).to(tl.int32), axis=0) > 0:
-            logits -= on_tile(level.origin)
+            logits -= on_tile(once(level.origin))
         return fast_exp2(tl.fma(logits, LOG2E, on_tile(once(-level.scaled))))
 
 
@@ -163,20 +163,24 @@ def curvature_of_whole(a, chain, tokens, classes, e, row, level, solved, FILLED:
     else:
         pi = pi_of(chain, classes, FILLED)
         h, log2 = bent(e, pi, bend)
-        sum_phi = parts + LN2 * row_sum(pi * log2)
+        sum_phi = parts + LN2 * once(row_sum(pi * log2))
         in_range = sum_pi > 1.0 / 16  # a difference
-    sum_h = row_sum(e * h)
+    sum_h = once(row_sum(e * h))
     keeps = in_range & (sum_phi > least_sum(a, chain, parts, sum_pi))
     cancels = solved.curved & (keeps == 0)
     by_class = cancels
     if chain.pi is None:
         by_class &= by_groups == 0
     if tl.max(by_class.to(tl.int32), axis=0) > 0:
-        sum = sum_by_class(a, chain, tokens, line_on_tile(line_of(chain, solved)), level, classes)
+        sum = once(
+            sum_by_class(a, chain, tokens, line_on_tile(line_of(chain, solved)), level, classes)
+        )
         sum_phi = tl.where(cancels, sum, sum_phi)
     elif chain.pi is None:  # noqa: SIM102 (one is a constant)
         if tl.max(cancels.to(tl.int32), axis=0) > 0:
-            sum = sum_by_groups(a, chain, tokens, classes, e, line_on_tile(line_of(chain, solved)))
+            sum = once(
+                sum_by_groups(a, chain, tokens, classes, e, line_on_tile(line_of(chain, solved)))
+            )
             sum_phi = tl.where(cancels, sum, sum_phi)
     if chain.pi is None:
         sum_phi /= chain.num_classes.to(e.dtype)
@@ -219,7 +223,7 @@ def sum_of_logs(y):
     HIGH: tl.constexpr = y.shape[0]
     FOUR: tl.constexpr = 4 if HIGH > 4 else HIGH
     of_four = tl.reduce(tl.reshape(y, [HIGH // FOUR, FOUR, y.shape[1], y.shape[2]]), 1, product)
-    return LN2 * row_sum(fast_log2(of_four))
+    return LN2 * once(row_sum(fast_log2(of_four)))
 
 
 @triton.jit
@@ -253,11 +257,12 @@ def sum_by_class(a, chain, tokens, line, level, classes):
     ROWS: tl.constexpr = classes.j.shape[1]
     LOW: tl.constexpr = classes.j.shape[2]
     HIGH: tl.constexpr = classes.j.shape[0] // 2 if a.IS_STAGED else 1
-    total = tl.zeros_like(level.origin)
+    origin, scaled = on_tile(once(level.origin)), on_tile(once(level.scaled))
+    total = row_sum(tl.zeros([1, ROWS, LOW], level.origin.dtype))
     for start in range(0, a.num_classes, HIGH * LOW):
         part = classes_from(a, start, ROWS, HIGH, LOW)
         logits = load_rest(a, chain, tokens, part, total.dtype)
-        e, _ = exponentials(logits, Level(on_tile(level.origin), on_tile(level.scaled)))
+        e, _ = exponentials(logits, Level(origin, scaled))
         g, y = curve(chain, part, e, line)
         terms = phi(g, y)
         if chain.pi is not None:
