@@ -149,6 +149,7 @@ def curvature_of_whole(a, chain, tokens, classes, e, row, level, solved, FILLED:
     """Return h, and the sums of pi phi(g) and of e h over the rest."""
     bend = bend_of(chain, solved)
     slope, sum_pi = slope_of(chain, solved), sum_of_pi(a, chain, tokens, e.dtype)
+    HAS_GROUPS: tl.constexpr = chain.pi is None and e.dtype == tl.float32
     parts = sum_pi * phi(solved.shift, solved.ratio) + slope * row.e_rest
     if chain.pi is None:
         w = bend.c * e
@@ -169,14 +170,14 @@ def curvature_of_whole(a, chain, tokens, classes, e, row, level, solved, FILLED:
     keeps = in_range & (sum_phi > least_sum(a, chain, parts, sum_pi))
     cancels = solved.curved & (keeps == 0)
     by_class = cancels
-    if chain.pi is None:
+    if HAS_GROUPS:
         by_class &= by_groups == 0
     if tl.max(by_class.to(tl.int32), axis=0) > 0:
         sum = once(
             sum_by_class(a, chain, tokens, line_on_tile(line_of(chain, solved)), level, classes)
         )
         sum_phi = tl.where(cancels, sum, sum_phi)
-    elif chain.pi is None:  # noqa: SIM102 (one is a constant)
+    elif HAS_GROUPS:  # noqa: SIM102 (one is a constant)
         if tl.max(cancels.to(tl.int32), axis=0) > 0:
             sum = once(
                 sum_by_groups(a, chain, tokens, classes, e, line_on_tile(line_of(chain, solved)))
