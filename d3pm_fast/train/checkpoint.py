@@ -14,6 +14,7 @@ NAME = "checkpoint.pt"
 KEYS = {"options", "statistics", "step", "denoiser", "average", "optimizer", "bound"}
 # Options that may differ from those of the checkpoint a run goes on from.
 FREE = {
+    "accumulate",
     "checkpoint_every",
     "config",
     "data",

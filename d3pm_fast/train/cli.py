@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Union
 if TYPE_CHECKING:
     from .config import TrainConfig
 
-GOES_ON = ("train", "train-text", "eval")
+TRAINS = ("train", "train-text")
+GOES_ON = (*TRAINS, "eval")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -118,7 +118,10 @@ class TrainConfig(ABC):
     impl: Impl = "auto"
     """The implementation of loss and sampler in training; all draw the same samples."""
     batch_size: int = 64
-    """Items a step."""
+    """Items a step, of all processes together."""
+    accumulate: int = 1
+    """Pieces in which a process takes its items of a step, one after the other, which takes less
+    memory. The loss and its gradient are those of all items of the step."""
     learning_rate: float = 1e-3
     """Peak learning rate: a linear rise over 200 steps, then half a cosine down to 0."""
     weight_decay: float = 0.01
@@ -152,7 +155,15 @@ class TrainConfig(ABC):
         for name, kind in get_type_hints(type(self)).items():
             if get_origin(kind) is Literal:
                 check_choice(name, getattr(self, name), get_args(kind))
-        counts = "epochs", "timesteps", "batch_size", "checkpoint_every", "width", "depth"
+        counts = (
+            "epochs",
+            "timesteps",
+            "batch_size",
+            "accumulate",
+            "checkpoint_every",
+            "width",
+            "depth",
+        )
         for name in (*counts, "sample_count", "max_steps"):
             if getattr(self, name) is not None:
                 check_count(name, getattr(self, name))
@@ -162,6 +173,10 @@ class TrainConfig(ABC):
         most_steps = self.num_steps or MOST["timesteps"]
         if not 1 <= self.steps_to_sample <= most_steps:
             raise ValueError(f"sample_steps must lie in [1, {most_steps}], got {self.sample_steps}")
+        if self.accumulate > self.batch_size:
+            raise ValueError(
+                f"accumulate must be at most batch_size = {self.batch_size}, got {self.accumulate}"
+            )
         self._check_time()
         for name in ("learning_rate", "clip"):
             if check_number(name, getattr(self, name)) <= 0:

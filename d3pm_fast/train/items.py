@@ -36,6 +36,10 @@ class Items:
         """Return the tokens that count, one after the other."""
         return self.x0.flatten() if self.mask is None else self.x0[self.mask]
 
+    def count(self) -> int:
+        """Return how many tokens count."""
+        return self.x0.numel() if self.mask is None else int(self.mask.sum())
+
     def lengths(self) -> Tensor:
         """Return how many tokens of each item count, int64 ``(N,)``."""
         mask = torch.ones_like(self.x0, dtype=torch.bool) if self.mask is None else self.mask

@@ -1,27 +1,31 @@
 """The training loop.
 
 All randomness is a function of the seed and the step, so that a run that was stopped anywhere
-goes on from its last checkpoint as if it never had been.
+goes on from its last checkpoint as if it never had been. It is drawn for the whole batch, so that
+any number of processes take the same steps.
 """
 
 import json
 import math
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import tomli_w
 import torch
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from .. import _files
 from .._random import mixed_seed, seeded
-from . import checkpoint, figures, model, records
+from ..functional import draw_seeds
+from . import checkpoint, distributed, figures, model, records
 from .averaging import averaged
 from .config import T_MIN, TrainConfig
-from .device import autocast, pick_device, place
+from .device import autocast, place
 from .generate import draw
 from .held_out import bits_per_token
 from .items import Items
@@ -40,10 +44,27 @@ def train(config: TrainConfig) -> None:
     Raises:
         SystemExit: a signal asked to stop; with its exit status.
     """
-    run = Run(config)
-    run.go()
+    with distributed.joined(config.device):
+        run = Run(config)
+        run.go()
     if run.stopped_by:
         raise SystemExit(exit_status(run.stopped_by))
+
+
+class Piece(NamedTuple):
+    """What a process has found of a piece of a batch.
+
+    Attributes:
+        means: its share of the mean loss and of the mean cross-entropy, ``(2,)``.
+        t: the times ``(B,)``.
+        nats: the bound's term of each item, the sum over the tokens that count, ``(B,)``.
+        tokens: how many those are, ``(B,)``.
+    """
+
+    means: Tensor
+    t: Tensor
+    nats: Tensor
+    tokens: Tensor
 
 
 class Run:
@@ -53,8 +74,8 @@ class Run:
         records.check_installed(config.log)
         checkpoint.check_folder(config.out)
         self.config = config
-        self.device = pick_device(config.device)
-        self.items, self.held_out = config.load()
+        self.device = distributed.pick_own_device(config.device)
+        self.items, self.held_out = distributed.first_alone(config.load)
         self.steps_per_epoch = len(self.items) // config.batch_size
         if self.steps_per_epoch == 0:
             raise ValueError(
@@ -68,6 +89,7 @@ class Run:
         torch.manual_seed(mixed_seed(config.seed))
         self.denoiser = config.denoiser().to(self.device)
         self.average = averaged(self.denoiser, config.ema)
+        self.network = distributed.replicated(self.denoiser)
         self.optimizer = torch.optim.AdamW(
             self.denoiser.parameters(),
             config.learning_rate,
@@ -89,25 +111,46 @@ class Run:
             ValueError: the run cannot go on from what is in its folder, or another process is at
                 work there; the loss became infinite or NaN.
         """
-        out = self.config.out
-        out.mkdir(parents=True, exist_ok=True)
-        with locked(out, "choose another --out, or wait until it ends"):
+        with self.folder():
             self.resume()
-            print(f"{self.diffusion.transition}\nimplementation {self.config.impl}, {self.device}")
-            print(f"step {self.step} of {self.total}; files go to {out}", flush=True)
-            options = to_options(self.config)
-            given = {k: v for k, v in options.items() if v is not None and k != "config"}
-            _files.write_text(out / "config.toml", tomli_w.dumps(given))
-            with (
-                stop_requested() as stopped,
-                records.open_log(out, self.config.log, self.metrics, options) as log,
-            ):
+            distributed.say(f"{self.diffusion.transition}\n{self.place()}")
+            distributed.say(f"step {self.step} of {self.total}; files go to {self.config.out}")
+            with stop_requested() as stopped, self.log() as log:
                 self.advance(log, stopped)
-                self.stopped_by = stopped()
+                self.stopped_by = distributed.agreed(stopped())
             if self.stopped_by or self.step < self.end:
-                print(f"stopped at step {self.step}; the same command goes on from here")
-            else:
+                distributed.say(f"stopped at step {self.step}; the same command goes on from here")
+            elif distributed.is_first():
                 self.finish()
+
+    def place(self) -> str:
+        """Return where the run computes, and by what."""
+        number = distributed.world()
+        processes = "" if number == 1 else f", {number} processes"
+        return f"implementation {self.config.impl}, {self.device}{processes}"
+
+    @contextmanager
+    def folder(self) -> Iterator[None]:
+        """Have the folder of the run for its processes alone."""
+        out = self.config.out
+        with ExitStack() as kept:
+            if distributed.is_first():
+                out.mkdir(parents=True, exist_ok=True)
+                kept.enter_context(locked(out, "choose another --out, or wait until it ends"))
+            distributed.wait()
+            yield
+
+    @contextmanager
+    def log(self) -> Iterator[records.Write]:
+        """Yield what writes the metrics of a step, which the first process does."""
+        if not distributed.is_first():
+            yield lambda line: None
+            return
+        out, options = self.config.out, to_options(self.config)
+        given = {k: v for k, v in options.items() if v is not None and k != "config"}
+        _files.write_text(out / "config.toml", tomli_w.dumps(given))
+        with records.open_log(out, self.config.log, self.metrics, options) as log:
+            yield log
 
     def advance(self, log: records.Write, stopped: Any) -> None:
         """Train to the end or until ``stopped()``."""
@@ -115,17 +158,23 @@ class Run:
         with (
             # Whoever reads the output may end first, as after Ctrl-C in a pipe.
             suppress(BrokenPipeError),
-            tqdm(total=self.end, initial=self.step, unit="step", smoothing=0.05) as bar,
+            tqdm(
+                total=self.end,
+                initial=self.step,
+                unit="step",
+                smoothing=0.05,
+                disable=not distributed.is_first(),
+            ) as bar,
         ):
-            while self.step < self.end and not stopped():
+            stop = distributed.agreed(stopped())
+            while self.step < self.end and not stop:
                 line = self.train_step()
                 self.metrics.append(line)
                 log(line)
-                bar.update()
-                bar.set_postfix_str(self.progress())
-                if self.step % self.config.checkpoint_every == 0 or stopped():
+                stop = distributed.agreed(stopped() or not self.shows(bar))
+                if self.step % self.config.checkpoint_every == 0 or stop:
                     self.save()
-                if is_preview(self.step) and self.step < self.end:
+                if is_preview(self.step) and self.step < self.end and distributed.is_first():
                     self.draw(self.config.out / "preview", PREVIEW_COUNT)
         if self.step > start:
             self.save()
@@ -153,44 +202,73 @@ class Run:
         """
         started = time.perf_counter()
         config = self.config
+        batch = self.batch()
         generator = seeded(config.seed, NOISE, self.step)
-        batch = self.batch().to(self.device)
-        x0, mask = batch.x0, batch.mask
-        t = self.diffusion.sample_t(len(x0), low_discrepancy=True, generator=generator, t_min=T_MIN)
-        x_t = self.diffusion.q_sample(x0, t, generator=generator)
+        t = self.diffusion.sample_t(
+            len(batch), low_discrepancy=True, generator=generator, t_min=T_MIN
+        )
+        seeds = draw_seeds(len(batch), generator).to(self.device)
         for group in self.optimizer.param_groups:
             group["lr"] = config.learning_rate * self.rate()
-        with autocast(config.precision, self.device):
-            logits = batch.predict(self.denoiser, x_t, t)
-        loss_of = partial(self.diffusion.loss, logits, x0, x_t, t, mask=mask)
-        vb, ce = config.duration * config.vb_weight, config.timesteps * config.ce_weight
         self.optimizer.zero_grad(set_to_none=True)
-        loss = loss_of(vb_weight=vb, ce_weight=ce)
-        loss.backward()
+        pieces = []
+        for rows in (parts := distributed.parts(config.accumulate)):
+            with distributed.gathering(self.network, is_last=rows is parts[-1]):
+                pieces.append(self.learn(batch, rows, t, seeds))
         norm = torch.nn.utils.clip_grad_norm_(self.denoiser.parameters(), config.clip)
-        if not bool(loss.isfinite() & norm.isfinite()):
+        loss, cross_entropy, sums = self.measured(pieces)
+        if not math.isfinite(loss) or not bool(norm.isfinite()):
             raise ValueError(
-                f"the loss is {loss.item()} and its gradient's norm {norm.item()} at step "
+                f"the loss is {loss} and its gradient's norm {norm.item()} at step "
                 f"{self.step}; the last checkpoint is kept. A smaller --learning-rate, or "
                 "--precision float32, may help"
             )
         self.optimizer.step()
         self.average.update_parameters(self.denoiser)
-        with torch.no_grad():
-            terms = loss_of(reduction="batch")
-            cross_entropy = loss_of(vb_weight=0.0, ce_weight=1.0).item()
-        self.bound.update(t, terms, batch.lengths())
+        self.bound.update(sums)
         running = self.bound.nats()
         self.step += 1
         return {
             "step": self.step,
             "epoch": self.step / self.steps_per_epoch,
-            "loss": loss.item(),
+            "loss": loss,
             "bound": None if running is None else (running + self.prior) / math.log(2),
             "cross_entropy": cross_entropy / math.log(2),
             "gradient_norm": norm.item(),
-            "items_per_second": len(x0) / (time.perf_counter() - started),
+            "items_per_second": len(batch) / (time.perf_counter() - started),
         }
+
+    def learn(self, batch: Items, rows: slice, t: Tensor, seeds: Tensor) -> Piece:
+        """Add the gradient of some rows of a batch, and return what is found of them."""
+        config, count = self.config, batch.count()
+        is_empty = not range(len(batch))[rows]
+        if is_empty:  # which networks do not take: an item of which no token counts
+            rows = slice(1)
+        part, t = batch[rows].to(self.device), t[rows]
+        mask = torch.zeros_like(part.x0, dtype=torch.bool) if is_empty else part.mask
+        x_t = self.diffusion.q_sample(part.x0, t, seeds=seeds[rows])
+        with autocast(config.precision, self.device):
+            logits = part.predict(self.network, x_t, t)
+        loss_of = partial(self.diffusion.loss, logits, part.x0, x_t, t, mask=mask)
+        vb, ce = config.duration * config.vb_weight, config.timesteps * config.ce_weight
+        loss = loss_of(vb_weight=vb, ce_weight=ce, denominator=count)
+        # The network's gradient is the mean over the processes: here it is to be their sum.
+        loss.backward(torch.full_like(loss, distributed.world()))
+        with torch.no_grad():
+            terms = loss_of(reduction="batch")
+            cross_entropy = loss_of(vb_weight=0.0, ce_weight=1.0, denominator=count)
+        means = torch.stack([loss.detach(), cross_entropy])
+        return Piece(means, t, terms, Items(part.x0, mask).lengths())
+
+    def measured(self, pieces: list[Piece]) -> tuple[float, float, Tensor]:
+        """Return the loss of the whole batch, its cross-entropy, and what it adds to the bound."""
+        means, *of_items = zip(*pieces, strict=True)
+        distributed.wait()  # hears of a dead process before it is waited for on a GPU
+        sums = self.bound.sums_of(*(torch.cat(values) for values in of_items))
+        both = torch.stack(means).double().sum(0).cpu()
+        numbers = distributed.total(torch.cat([both, sums.flatten()]))
+        loss, cross_entropy = numbers[:2].tolist()
+        return loss, cross_entropy, numbers[2:].view_as(sums)
 
     def batch(self) -> Items:
         """Return the items of this step, in an order of each epoch's own."""
@@ -206,6 +284,15 @@ class Run:
         warm_up = min(1.0, (self.step + 1) / WARM_UP)
         return warm_up * 0.5 * (1 + math.cos(math.pi * self.step / self.total))
 
+    def shows(self, bar: tqdm) -> bool:
+        """Move the progress bar on; return whether somebody reads it."""
+        try:
+            bar.update()
+            bar.set_postfix_str(self.progress())
+        except BrokenPipeError:
+            return False
+        return True
+
     def progress(self) -> str:
         """Return what the progress bar says."""
         recent = self.metrics[-50:]
@@ -216,6 +303,8 @@ class Run:
 
     def save(self) -> None:
         """Write the checkpoint, and the model with averaged weights."""
+        if not distributed.is_first():
+            return
         out = self.config.out
         state = {
             "options": to_options(self.config),

@@ -34,8 +34,8 @@ class RunningBound:
         self.sums = torch.zeros(len(self.last), dtype=torch.float64)
         self.counts = torch.zeros(len(self.last), dtype=torch.float64)
 
-    def update(self, t: Tensor, nats: Tensor, tokens: Tensor) -> None:
-        """Take in a batch.
+    def sums_of(self, t: Tensor, nats: Tensor, tokens: Tensor) -> Tensor:
+        """Return what a batch, or a part of it, adds to the stretches, float64 ``(2, n)``.
 
         Args:
             t: times ``(B,)`` in 1..T, or float64 in [t_min, 1].
@@ -43,8 +43,13 @@ class RunningBound:
             tokens: how many those are, ``(B,)``.
         """
         stretch = torch.searchsorted(self.last, t.cpu())
-        for running, values in ((self.sums, nats), (self.counts, tokens)):
-            running.mul_(self.DECAY).index_add_(0, stretch, values.cpu().double())
+        sums = torch.zeros(2, len(self.last), dtype=torch.float64)
+        return sums.index_add_(1, stretch, torch.stack([nats.cpu().double(), tokens.cpu()]))
+
+    def update(self, sums: Tensor) -> None:
+        """Take in a batch: what :meth:`sums_of` returns of all of it."""
+        for running, new in zip((self.sums, self.counts), sums, strict=True):
+            running.mul_(self.DECAY).add_(new)
 
     def nats(self) -> float | None:
         """Return the bound without its prior, nats a token; None while a stretch is not seen."""

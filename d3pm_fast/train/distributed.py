@@ -1,0 +1,143 @@
+"""The processes that ``torchrun`` starts for one run; with one process nothing here does anything.
+
+All processes know the whole batch and what is drawn for it, and each learns from its part. Whatever
+is not the network's goes by gloo, also where the network's sums go by NCCL: gloo fails at once when
+a process has died, while NCCL waits.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from .device import pick_device
+
+T = TypeVar("T")
+PATIENCE = timedelta(hours=1)  # of those that wait for the first process, which draws samples
+
+
+@contextmanager
+def joined(device: str) -> Iterator[None]:
+    """Join the other processes of ``torchrun``, if there are any and they are not joined yet.
+
+    Raises:
+        ValueError: one of them has died, or does not answer; or as :func:`pick_device`.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield
+        return
+    is_new = not dist.is_initialized()
+    try:
+        if is_new:
+            init(pick_device(device_of(device, int(os.environ["LOCAL_RANK"]))))
+        yield
+    except RuntimeError as error:
+        if "gloo" not in str(error) and not isinstance(error, dist.DistError):
+            raise
+        raise ValueError(
+            f"process {os.environ['RANK']} ends, as another one of the run has died or does not "
+            "answer; the same command goes on from the last checkpoint"
+        ) from error
+    if is_new:
+        dist.destroy_process_group()
+
+
+def init(device: torch.device) -> None:
+    """Make the process group of processes that compute on such a device."""
+    backend = "gloo"
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        backend = "cpu:gloo,cuda:nccl"
+    dist.init_process_group(backend, timeout=PATIENCE)
+
+
+def device_of(name: str, local_rank: int) -> str:
+    """Return the device that a name means for one of several processes on a machine."""
+    has_gpus = name == "cuda" or (name == "auto" and torch.cuda.is_available())
+    return f"cuda:{local_rank}" if has_gpus else name
+
+
+def pick_own_device(name: str) -> torch.device:
+    """Return the device of this process, as :func:`pick_device` has it."""
+    return pick_device(name if world() == 1 else device_of(name, int(os.environ["LOCAL_RANK"])))
+
+
+def world() -> int:
+    """Return how many processes there are."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """Return the number of this process, from 0."""
+    return dist.get_rank() if world() > 1 else 0
+
+
+def is_first() -> bool:
+    """Return whether this is the process that writes files and speaks."""
+    return rank() == 0
+
+
+def say(*words: object) -> None:
+    """Print words, in the first process."""
+    if is_first():
+        print(*words, flush=True)
+
+
+def total(numbers: Tensor) -> Tensor:
+    """Return the sum of all processes' numbers, which are on the CPU; in place."""
+    if world() > 1:
+        dist.all_reduce(numbers)
+    return numbers
+
+
+def agreed(number: int) -> int:
+    """Return the largest of all processes' numbers."""
+    if world() == 1:
+        return number
+    largest = torch.tensor(number, dtype=torch.int64)
+    dist.all_reduce(largest, dist.ReduceOp.MAX)
+    return int(largest)
+
+
+def wait() -> None:
+    """Wait for all processes."""
+    agreed(0)
+
+
+def first_alone(call: Callable[[], T]) -> T:
+    """Return ``call()``, which the others begin once it is done in the first process."""
+    if not is_first():
+        wait()
+    result = call()
+    if is_first():
+        wait()
+    return result
+
+
+def parts(pieces: int) -> list[slice]:
+    """Return the rows of each of the pieces in which this process takes its part of a batch.
+
+    Rows are dealt out in turn, so that each process has early and late times. Some have one row
+    more than others; a small batch leaves a process none.
+    """
+    return [slice(rank() + world() * piece, None, world() * pieces) for piece in range(pieces)]
+
+
+def replicated(network: nn.Module) -> nn.Module:
+    """Return a network whose gradient is the mean of all processes'."""
+    if world() == 1:
+        return network
+    return DistributedDataParallel(network)
+
+
+def gathering(network: nn.Module, is_last: bool) -> AbstractContextManager[None]:
+    """Return the context of a pass through the network; gradients are exchanged in the last one."""
+    if is_last or not isinstance(network, DistributedDataParallel):
+        return nullcontext()
+    return network.no_sync()

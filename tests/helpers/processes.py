@@ -1,0 +1,141 @@
+"""Training runs of many kinds, by one process or by several in one start of ``torchrun``.
+
+``torchrun ... -m helpers.processes FOLDER`` is one of the processes; :func:`run` starts them.
+"""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+
+from d3pm_fast.train import distributed
+from d3pm_fast.train.cli import main
+from d3pm_fast.train.images import ImageConfig
+from d3pm_fast.train.loop import Run, train
+from d3pm_fast.train.text import TextConfig
+
+FOLDERS = [str(Path(__file__).parents[levels]) for levels in (1, 2)]  # for imports
+LINES = ["a", "the cat sat on the mat", "b", "hello world", "no", "one two three", "x"]
+CASES = {
+    "uneven": {},
+    "pieces": {"accumulate": 3},
+    "few": {"batch_size": 3},
+    "images": {"levels": 4, "width": 16, "epochs": 2, "max_steps": None},
+}
+STOPPED_AT = 3
+
+
+def run(number, folder):
+    """Run all cases in so many processes."""
+    if number == 1:
+        for case in CASES:
+            train(config_of(case, folder, 1))
+        return
+    ended = torchrun(number, "helpers.processes", folder)
+    (folder / str(number) / "said.txt").write_text(ended.stdout + ended.stderr)
+    assert (folder / str(number) / "done").exists(), ended.stderr
+    assert ended.returncode != 0  # the last run dies
+
+
+def torchrun(number, *arguments):
+    """Run a module in so many processes of this machine."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={number}"]
+    command += ["--master-addr=127.0.0.1", f"--master-port={port}", "-m", *map(str, arguments)]
+    shared = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    shared["PYTHONPATH"] = os.pathsep.join(FOLDERS)
+    with subprocess.Popen(
+        command,
+        env=os.environ | shared,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            out, err = process.communicate(timeout=100)
+        except subprocess.TimeoutExpired:
+            process.terminate()  # which ends its processes
+            raise
+    return subprocess.CompletedProcess(command, process.returncode, out, err)
+
+
+def config_of(case, folder, number, **changes):
+    """The options of a case in so many processes; ``folder`` has the data."""
+    options = {
+        "data": folder / "text.txt",
+        "out": folder / str(number) / case,
+        "timesteps": 20,
+        "max_steps": 8,
+        "batch_size": 5,
+        "sample_count": 2,
+        "sample_steps": 2,
+        "checkpoint_every": 3,
+        "precision": "float32",
+    }
+    options |= CASES.get(case, {}) | changes
+    if case == "images":
+        return ImageConfig(**options | {"data": folder})
+    return TextConfig(split="lines", context=16, width=32, depth=1, **options)
+
+
+def seen_pieces():
+    """A list that grows by the items of each piece that this process learns from, and its bound."""
+    seen, learn = [], Run.learn
+
+    def noted(*args):
+        piece = learn(*args)
+        seen.append((int(piece.tokens.count_nonzero()), piece.nats.sum().item()))
+        return piece
+
+    Run.learn = noted
+    return seen
+
+
+def in_step(number, then):
+    """Let this process do something in a step of the runs from now on."""
+    train_step = Run.train_step
+
+    def acting(run):
+        if run.step == number:
+            then()
+        return train_step(run)
+
+    Run.train_step = acting
+
+
+def die():
+    """Fail as a program does."""
+    raise ValueError("no more paper")
+
+
+def be_one(folder):
+    """Be one of the processes."""
+    distributed.init(torch.device("cpu"))  # once, for all runs
+    number, rank = os.environ["WORLD_SIZE"], int(os.environ["RANK"])
+    seen = seen_pieces()
+    for case in CASES:
+        seen.clear()
+        train(config_of(case, folder, number))
+        (folder / number / f"{case}-{rank}.json").write_text(json.dumps(seen))
+    if rank == 1:
+        in_step(STOPPED_AT, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with suppress(SystemExit):
+        train(config_of("stopped", folder, number))
+        raise RuntimeError("the run was not stopped")
+    if rank == 1:
+        in_step(STOPPED_AT + 2, die)
+    (folder / number / "done").touch()
+    dying = ["train-text", "--config", folder / number / "stopped" / "config.toml"]
+    main([*map(str, dying)])
+
+
+if __name__ == "__main__":
+    be_one(Path(sys.argv[1]))

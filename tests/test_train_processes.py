@@ -1,0 +1,117 @@
+"""Training by several processes: the same steps as by one, and one end for all."""
+
+import json
+
+import pytest
+import torch
+from helpers import processes
+from helpers.once import once
+from helpers.training import images_folder, losses
+
+from d3pm_fast.train import checkpoint, model, records
+
+if not torch.distributed.is_available() or not torch.distributed.is_gloo_available():
+    pytest.skip("gloo is not installed", allow_module_level=True)
+SEVERAL = [2, 4]
+
+
+def make(number):
+    """A folder with all cases, run by so many processes."""
+
+    def fill(folder):
+        (folder / "text.txt").write_text("\n".join(processes.LINES * 4))
+        images_folder(folder, 14)
+        (folder / str(number)).mkdir()
+        processes.run(number, folder)
+
+    return once(f"processes_{number}", fill) / str(number)
+
+
+@pytest.fixture(scope="module")
+def alone():
+    torch.set_num_threads(1)
+    return make(1)
+
+
+@pytest.fixture(scope="module", params=SEVERAL)
+def several(request):
+    return make(request.param)
+
+
+def assert_same_losses(found, expected):
+    assert len(found) == len(expected) > 2
+    assert len({round(loss, 3) for loss in expected}) == len(expected)
+    assert found == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("case", processes.CASES)
+def test_the_losses_are_those_of_one_process(case, several, alone):
+    assert_same_losses(losses(several / case), losses(alone / case))
+
+
+def test_the_cases_have_what_they_are_named_for(several):
+    def of_ranks(case):
+        return [json.loads(path.read_text()) for path in sorted(several.glob(f"{case}-*.json"))]
+
+    number = int(several.name)
+    uneven, few, pieces = map(of_ranks, ("uneven", "few", "pieces"))
+    steps = list(zip(*uneven, strict=True))
+    assert {sum(items for items, _ in step) for step in steps} == {5}
+    assert {len({items for items, _ in step}) for step in steps} == {2}
+    assert {items for items, _ in few[-1]} == ({1} if number == 2 else {0})
+    assert [len(seen) for seen in pieces] == [3 * len(steps)] * number
+    assert {items for seen in pieces for items, _ in seen} == {0, 1}
+    has_masks = [nats > 0 for seen in (*uneven, *few) for items, nats in seen if items]
+    assert {*has_masks} == {True, False}
+
+
+def files_of(out):
+    return sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize("case", processes.CASES)
+def test_one_process_writes_the_files_that_one_alone_does(case, several, alone):
+    assert files_of(several / case) == files_of(alone / case)
+    for line, other in zip(*(records.read(out / case) for out in (several, alone)), strict=True):
+        assert line.keys() == other.keys()
+        for name in line.keys() - {"items_per_second"}:
+            assert line[name] == (other[name] and pytest.approx(other[name], rel=5e-6))
+
+
+def test_a_finished_run_opens_and_has_the_bound_of_one_process(several, alone):
+    found, expected = (model.load(out / "images", torch.device("cpu")) for out in (several, alone))
+    for weight, other in zip(
+        found.denoiser.parameters(), expected.denoiser.parameters(), strict=True
+    ):
+        torch.testing.assert_close(weight, other, rtol=0, atol=1e-5)
+    bits, others = (
+        json.loads((out / "images" / "held_out.json").read_text())["bits"]
+        for out in (several, alone)
+    )
+    assert bits == pytest.approx(others, rel=1e-5)
+
+
+def test_a_signal_to_one_process_stops_all_after_the_same_step(several):
+    out = several / "stopped"
+    assert len(losses(out)) >= processes.STOPPED_AT + 1
+    assert checkpoint.load(out / checkpoint.NAME)["step"] == processes.STOPPED_AT + 1
+
+
+def test_where_a_process_dies_each_other_ends_with_a_sentence(several):
+    said = (several / "said.txt").read_text()
+    assert said.count("d3pm-fast train-text: no more paper\n") == 1
+    for rank in range(int(several.name)):
+        sentence = (
+            f"d3pm-fast train-text: process {rank} ends, as another one of the run has died or "
+            "does not answer; the same command goes on from the last checkpoint\n"
+        )
+        assert said.count(sentence) == (rank != 1)
+    assert said.count("step/s") > 0
+    before_torchrun = said.split("torch/distributed/elastic")[0]
+    assert "Traceback" not in before_torchrun
+
+
+def test_the_command_of_several_processes_is_that_of_one(tmp_path):
+    ended = processes.torchrun(2, "d3pm_fast.train", "train-text", tmp_path / "nothing.txt")
+    assert ended.returncode != 0
+    assert f"d3pm-fast train-text: there is no text file {tmp_path / 'nothing.txt'}" in ended.stderr
