@@ -13,6 +13,7 @@ __all__ = [
     "GraphMethod",
     "Impl",
     "Last",
+    "LinearSchedule",
     "Reduction",
     "Reverse",
     "ScoreStep",
@@ -29,6 +30,8 @@ Reduction = Literal["mean", "sum", "none", "batch"]
 """What is returned of the losses of all tokens."""
 Last = Literal["sample", "argmax"]
 """What a sampler does in the step to time 0."""
+LinearSchedule = Literal["rows", "tiles"]
+"""What a loss has of a head's logits at a time, see :class:`d3pm_fast.functional.Linear`."""
 ScoreStep = Literal["analytic", "euler"]
 """The reverse step of a score, see :class:`d3pm_fast.functional.Score`."""
 Spacing = Literal["uniform", "cosine", "log"]
@@ -43,6 +46,7 @@ FIRST_STEPS: tuple[FirstStep, ...] = get_args(FirstStep)
 IMPLS: tuple[Impl, ...] = get_args(Impl)
 REDUCTIONS: tuple[Reduction, ...] = get_args(Reduction)
 LASTS: tuple[Last, ...] = get_args(Last)
+LINEAR_SCHEDULES: tuple[LinearSchedule, ...] = get_args(LinearSchedule)
 SCORE_STEPS: tuple[ScoreStep, ...] = get_args(ScoreStep)
 SPACINGS: tuple[Spacing, ...] = get_args(Spacing)
 CLASS_DIMS: tuple[ClassDim, ...] = get_args(ClassDim)

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .choices import LinearSchedule
 from .d3pm import D3PM
 from .functional import Linear, LogProb, log_prob
 
@@ -23,6 +24,7 @@ class LinearLoss(nn.Module):
         diffusion: whose loss it is.
         bias: whether the head has one.
         memory_budget: bytes of logits at a time, see :class:`d3pm_fast.functional.Linear`.
+        schedule: what there is of the logits at a time, see there.
         device: of the head.
         dtype: of the head.
 
@@ -37,16 +39,21 @@ class LinearLoss(nn.Module):
         diffusion: D3PM,
         bias: bool = False,
         memory_budget: int | None = None,
+        schedule: LinearSchedule = "rows",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         self.head = nn.Linear(in_features, num_classes, bias, device, dtype)
-        self.diffusion, self.memory_budget = diffusion, memory_budget
+        self.diffusion, self.memory_budget, self.schedule = diffusion, memory_budget, schedule
 
     @classmethod
     def wrap(
-        cls, head: nn.Linear, diffusion: D3PM, memory_budget: int | None = None
+        cls,
+        head: nn.Linear,
+        diffusion: D3PM,
+        memory_budget: int | None = None,
+        schedule: LinearSchedule = "rows",
     ) -> "LinearLoss":
         """Return the loss of a head that there is, whose parameters it shares.
 
@@ -54,11 +61,12 @@ class LinearLoss(nn.Module):
             head: its ``weight`` ``(K, D)`` may be that of an embedding.
             diffusion: whose loss it is.
             memory_budget: bytes of logits at a time.
+            schedule: what there is of the logits at a time.
         """
         if not isinstance(head, nn.Linear):
             raise TypeError(f"head must be a torch.nn.Linear, got {type(head).__name__}")
-        size = head.in_features, head.out_features
-        made = cls(*size, diffusion, memory_budget=memory_budget, device="meta")
+        size, options = (head.in_features, head.out_features), (memory_budget, schedule)
+        made = cls(*size, diffusion, False, *options, device="meta")
         made.head = head
         return made
 
@@ -68,7 +76,8 @@ class LinearLoss(nn.Module):
         Args:
             hidden: ``(B, *S, D)``.
         """
-        return Linear(hidden, self.head.weight, self.head.bias, self.memory_budget)
+        head, how = self.head, (self.memory_budget, self.schedule)
+        return Linear(hidden, head.weight, head.bias, *how)
 
     def forward(self, hidden: Tensor, *tokens: Any, **options: Any) -> Tensor:
         """Return the loss.

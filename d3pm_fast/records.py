@@ -129,6 +129,7 @@ class Head(NamedTuple):
         dtype: that the products are made in, and the logits are of.
         filled: the class that kernels do not leave out, whose logits are -inf; -1 for none.
         memory_budget: bytes of logits at a time.
+        schedule: ``"rows"`` or ``"tiles"``.
         pulls_hidden: whether a gradient of hidden is wanted.
         pulls_weight: whether gradients of weight and bias are wanted.
     """
@@ -139,6 +140,7 @@ class Head(NamedTuple):
     dtype: torch.dtype
     filled: int
     memory_budget: int
+    schedule: str
     pulls_hidden: bool
     pulls_weight: bool
 

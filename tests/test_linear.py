@@ -40,6 +40,11 @@ def budget(request):
     return request.param
 
 
+@pytest.fixture(params=["rows", "tiles"])
+def schedule(request):
+    return request.param
+
+
 @pytest.fixture(params=CHAINS)
 def problem(request):
     return drawn(CHAINS[request.param])
@@ -47,10 +52,11 @@ def problem(request):
 
 @pytest.fixture(autouse=True)
 def served(request):
-    """CUDA C++ serves no chains of matrices."""
+    """CUDA C++ serves no chains of matrices, these have no tiles, nor has CUDA C++."""
     params = getattr(getattr(request.node, "callspec", None), "params", {})
     chain = str(params.get("problem", params.get("name")))
-    if params.get("impl") == "cuda" and chain.startswith("gaussian"):
+    by_cuda, is_dense = params.get("impl") == "cuda", chain.startswith("gaussian")
+    if (by_cuda and is_dense) or (params.get("schedule") == "tiles" and (by_cuda or is_dense)):
         pytest.skip("not served")
 
 
@@ -69,13 +75,13 @@ def parameters(dtype=torch.float64, with_bias=True, shape=SHAPE):
     return [x.to(dtype).requires_grad_() for x in made[: 2 + with_bias]]
 
 
-def check(operation, leaves, impl, dtype, budget, ulps=512):
+def check(operation, leaves, impl, dtype, budget, schedule="rows", ulps=512):
     """Compare value and gradients with those of whole logits in float64, and of plain PyTorch.
 
     For an upstream gradient that differs between tokens.
     """
     hidden, weight, *bias = leaves
-    value = operation(Linear(hidden, weight, *bias or (None,), budget), impl=impl)
+    value = operation(Linear(hidden, weight, *bias or (None,), budget, schedule), impl=impl)
     upstream = torch.rand(value.shape).to(value.dtype) + 0.5
     true_leaves = [x.detach().double().requires_grad_() for x in leaves]
     truth = operation(F.linear(*true_leaves), impl="reference")
@@ -98,38 +104,48 @@ def check(operation, leaves, impl, dtype, budget, ulps=512):
             assert error <= 1.5 * allowed + storage_error(dtype) + ulps * unit(dtype)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("counted", ["all", "some", "some, weighted"])
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none", "batch"])
-def test_loss(problem, impl, budget, reduction, weighted, masked, dtype):
+def test_loss(problem, impl, schedule, reduction, counted):
     chain, *tokens = problem
     options = {"reduction": reduction, "ce_weight": 0.1}
-    if masked:
+    if counted != "all":
         options["mask"] = torch.rand(SHAPE) < 0.6
-    if weighted:
+    if counted == "some, weighted":
         options["weights"] = torch.rand(SHAPE).where(torch.rand(SHAPE) < 0.8, 0)
 
     def loss(prediction, **kwargs):
         return functional.loss(chain, prediction, *tokens, **options, **kwargs)
 
-    check(loss, parameters(dtype), impl, dtype, budget)
+    check(loss, parameters(), impl, torch.float64, 6 * K * 8, schedule)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("name", ["uniform", "absorbing", "gaussian"])
+def test_every_dtype(name, impl, budget, schedule, reduction, dtype):
+    chain, *tokens = drawn(CHAINS[name])
+
+    def loss(prediction, **kwargs):
+        return functional.loss(chain, prediction, *tokens, reduction=reduction, **kwargs)
+
+    check(loss, parameters(dtype), impl, dtype, budget, schedule)
 
 
 @pytest.mark.parametrize("reverse", ["joint", "posterior_mean"])
 @pytest.mark.parametrize("first_step", ["posterior", "logits"])
-def test_models_and_terms(problem, impl, reverse, first_step):
+def test_models_and_terms(problem, impl, schedule, reverse, first_step):
     chain, *tokens = problem
     options = {"reverse": reverse, "first_step": first_step, "reduction": "none"}
 
     def loss(prediction, **kwargs):
         return functional.loss(chain, prediction, *tokens, **options, **kwargs)
 
-    check(loss, parameters(), impl, torch.float64, 6 * K * 8)
-    hidden, weight, bias = parameters()
+    check(loss, parameters(), impl, torch.float64, 6 * K * 8, schedule)
+    leaves = parameters()
     found, expected = (
         functional.loss_terms(chain, prediction, *tokens, **options, impl=impl)
-        for prediction in (Linear(hidden, weight, bias), F.linear(hidden, weight, bias))
+        for prediction in (Linear(*leaves, 1, schedule), F.linear(*leaves))
     )
     for term, other in zip(found, expected, strict=True):
         assert_close(term, other, torch.float64, ulps=512, scale=other.abs() + 1)
@@ -162,14 +178,14 @@ def test_a_head_without_the_mask(impl, name):
 
 
 @pytest.mark.parametrize("frozen", [0, 1, 2])
-def test_what_needs_no_gradient_has_none(problem, impl, frozen):
+def test_what_needs_no_gradient_has_none(problem, impl, schedule, frozen):
     chain, *tokens = problem
     leaves = parameters()
     expected = torch.autograd.grad(
         functional.loss(chain, F.linear(*leaves), *tokens, impl="reference"), leaves
     )
     leaves[frozen].requires_grad_(False)
-    functional.loss(chain, Linear(*leaves), *tokens, impl=impl).backward()
+    functional.loss(chain, Linear(*leaves, None, schedule), *tokens, impl=impl).backward()
     for index, (leaf, truth) in enumerate(zip(leaves, expected, strict=True)):
         if index == frozen:
             assert leaf.grad is None
@@ -177,14 +193,14 @@ def test_what_needs_no_gradient_has_none(problem, impl, frozen):
             assert_gradient_close(leaf.grad.flatten(), truth.flatten(), torch.float64, ulps=512)
 
 
-def test_without_a_graph(problem, impl, budget):
+def test_without_a_graph(problem, impl, schedule, budget):
     chain, *tokens = problem
     leaves = parameters()
     for reduction in ("mean", "none"):
         with torch.no_grad():
             found, expected = (
                 functional.loss(chain, prediction, *tokens, reduction=reduction, impl=impl)
-                for prediction in (Linear(*leaves, budget), F.linear(*leaves))
+                for prediction in (Linear(*leaves, budget, schedule), F.linear(*leaves))
             )
         assert not found.requires_grad
         assert_close(found, expected, torch.float64, ulps=64, scale=expected.abs() + 1)
@@ -205,6 +221,8 @@ def test_a_second_backward_pass(problem, impl):
 @given(st.data())
 def test_any_shape_and_budget(data):
     chain = CHAINS[data.draw(st.sampled_from(sorted(CHAINS)))]
+    schedules = ["rows"] if chain is CHAINS["gaussian"] else ["rows", "tiles"]
+    schedule = data.draw(st.sampled_from(schedules))
     shape = tuple(data.draw(st.lists(st.integers(0, 5), min_size=1, max_size=3)))
     budget = data.draw(st.integers(1, 400))
     _, *tokens = drawn(chain, shape)
@@ -213,7 +231,7 @@ def test_any_shape_and_budget(data):
     def loss(prediction, **kwargs):
         return functional.loss(chain, prediction, *tokens, reduction="sum", **kwargs)
 
-    found, expected = loss(Linear(*leaves, budget)), loss(F.linear(*leaves))
+    found, expected = loss(Linear(*leaves, budget, schedule)), loss(F.linear(*leaves))
     assert_close(found, expected, torch.float64, ulps=512, scale=expected.abs() + 1)
     pairs = zip(*(torch.autograd.grad(x, leaves) for x in (found, expected)), strict=True)
     if tokens[0].numel() == 0:
@@ -225,11 +243,12 @@ def test_any_shape_and_budget(data):
         )
 
 
-def test_no_token(impl):
+def test_no_token(impl, schedule):
     chain, *tokens = drawn(CHAINS["absorbing"])
     leaves = parameters()
     mask = torch.zeros(SHAPE, dtype=torch.bool)
-    value = functional.loss(chain, Linear(*leaves), *tokens, mask=mask, impl=impl)
+    prediction = Linear(*leaves, None, schedule)
+    value = functional.loss(chain, prediction, *tokens, mask=mask, impl=impl)
     assert bool(value.isnan())
     for gradient in torch.autograd.grad(value, leaves):
         assert not bool(gradient.any())
@@ -275,7 +294,7 @@ def test_a_pair_that_cannot_be(cpu):
     assert bool(value.isnan().all())
 
 
-def test_logits_out_of_the_range_of_exp(problem, impl):
+def test_logits_out_of_the_range_of_exp(problem, impl, schedule):
     chain, *tokens = problem
     hidden, weight, bias = (x.detach() for x in parameters())
     leaves = [x.requires_grad_() for x in (hidden, weight * 30, bias - 1e4)]
@@ -283,7 +302,7 @@ def test_logits_out_of_the_range_of_exp(problem, impl):
     def loss(prediction, **kwargs):
         return functional.loss(chain, prediction, *tokens, **kwargs)
 
-    check(loss, leaves, impl, torch.float64, 1, ulps=2**20)
+    check(loss, leaves, impl, torch.float64, 1, schedule, ulps=2**20)
 
 
 def test_posterior(problem, impl, budget):
@@ -445,6 +464,7 @@ WRONG = {
     "weight must be torch.float64 as hidden is": lambda h, w, b: Linear(h, w.float(), b),
     "bias must be torch.float64 as hidden is": lambda h, w, b: Linear(h, w, b.float()),
     "memory_budget must be at least 1": lambda h, w, b: Linear(h, w, b, 0),
+    "schedule must be one of 'rows', 'tiles'": lambda h, w, b: Linear(h, w, b, 9, "columns"),
     "hidden must be float32": lambda h, w, b: Linear(h.long(), w, b),
     "hidden must be a tensor": lambda h, w, b: Linear(None, w, b),
     "weight must be a tensor": lambda h, w, b: Linear(h, None, b),
@@ -456,3 +476,27 @@ def test_what_is_refused(message):
     chain, *tokens = drawn(CHAINS["uniform"])
     with pytest.raises((ValueError, TypeError), match=message):
         functional.loss(chain, WRONG[message](*parameters()), *tokens)
+
+
+def test_a_schedule_that_is_not_served():
+    chain, *tokens = drawn(CHAINS["gaussian"])
+    with pytest.raises(ValueError, match=r"schedule='tiles' serves rank-one chains"):
+        functional.loss(chain, Linear(*parameters(), None, "tiles"), *tokens)
+
+
+@pytest.mark.parametrize("schedule", ["rows", "tiles"])
+@pytest.mark.parametrize("name", ["uniform", "absorbing"])
+def test_more_classes_than_a_tile_has(cpu, name, schedule):
+    """In float32 against float64, with tiles of 64 classes and chunks of a few rows."""
+    num_classes = 300
+    make = getattr(transitions, name)
+    options = {} if name == "uniform" else {"mask_id": num_classes - 1}
+    chain = make(num_classes, schedules.cosine(T), **options)
+    x0, t = torch.randint(num_classes - 1, SHAPE), torch.tensor([1, 2, 6, T - 1, T])
+    tokens = x0, functional.q_sample(chain, x0, t), t
+    leaves = [x.requires_grad_() for x in (torch.randn(*SHAPE, D), torch.randn(num_classes, D))]
+
+    def loss(prediction, **kwargs):
+        return functional.loss(chain, prediction, *tokens, ce_weight=0.1, **kwargs)
+
+    check(loss, leaves, cpu, torch.float32, 5000, schedule)

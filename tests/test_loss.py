@@ -244,7 +244,7 @@ def test_adding_a_number_to_a_row_changes_nothing(impl, family, reverse):
     plain = loss_and_gradient(chain, logits, x0, x_t, t, impl, reverse=reverse)
     moved = loss_and_gradient(chain, logits + 4096, x0, x_t, t, impl, reverse=reverse)
     assert_close(moved[0], plain[0], torch.float32, ulps=16, scale=plain[0].abs() + 1)
-    assert_gradient_close(moved[1], plain[1], torch.float32, ulps=16, floor=0.1)
+    assert_gradient_close(moved[1], plain[1], torch.float32, ulps=32, floor=0.1)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

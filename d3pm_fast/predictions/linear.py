@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .. import derivatives, ops, reference
 from .._checks import (
+    check_choice,
     check_count,
     check_float,
     check_no_nan,
@@ -16,6 +17,9 @@ from .._checks import (
     check_shape,
 )
 from ..autograd import LossOperation
+from ..chains import Transition
+from ..chains.structures import RANK_ONE
+from ..choices import LINEAR_SCHEDULES, LinearSchedule
 from ..derivatives import Inputs, Items
 from ..records import Head, LinearLoss
 from ..reductions import of_loss
@@ -48,12 +52,16 @@ class Linear(NamedTuple):
         bias: as many as the weight has rows; None for 0.
         memory_budget: bytes of logits at a time; None for 512 MiB on a GPU and 128 MiB on a CPU.
             Where chunks have few rows, the weight and its gradient are read too often.
+        schedule: of a loss. ``"rows"`` has all classes of some rows at a time, ``"tiles"`` some
+            classes of all rows: the least memory, for that is the gradient of the weight in its own
+            dtype, written once; the logits are made two or three times. For rank-one chains.
     """
 
     hidden: Tensor
     weight: Tensor
     bias: Tensor | None = None
     memory_budget: int | None = None
+    schedule: LinearSchedule = "rows"
 
 
 class LinearPrediction(Prediction):
@@ -97,7 +105,7 @@ class LinearPrediction(Prediction):
 
     def check(self, shape: torch.Size) -> None:
         """Raise unless hidden is ``(*shape, D)``, and the head is of it and has K rows."""
-        hidden, weight, bias, budget = self.given
+        hidden, weight, bias, budget, schedule = self.given
         check_float("hidden", hidden)
         check_float("weight", weight)
         if hidden.shape[:-1] != shape or hidden.ndim < 2:
@@ -121,6 +129,7 @@ class LinearPrediction(Prediction):
         self._check_dtypes()
         if budget is not None:
             check_count("memory_budget", budget)
+        check_choice("schedule", schedule, LINEAR_SCHEDULES)
 
     def _check_dtypes(self) -> None:
         hidden, *head = self.parameters
@@ -129,6 +138,13 @@ class LinearPrediction(Prediction):
         for name, x in zip(("weight", "bias"), head, strict=False):
             if x.dtype != hidden.dtype:
                 raise TypeError(f"{name} must be {hidden.dtype} as hidden is, got {x.dtype}")
+
+    def check_loss(self, transition: Transition, ce_weight: float | Tensor) -> None:
+        """Raise where the schedule does not serve the chain."""
+        if self.given.schedule == "tiles" and transition.structure != RANK_ONE.name:
+            raise ValueError(
+                f"schedule='tiles' serves rank-one chains, got {transition.family}: take 'rows'"
+            )
 
     def check_no_nan(self) -> None:
         """Raise for a NaN."""
@@ -146,6 +162,9 @@ class LinearPrediction(Prediction):
             if self._mask is not None:
                 hidden = hidden.where(self._mask.unsqueeze(-1), 0)
             return LogitsPrediction(self.meaning(hidden, *head), self.classes)
+        has_tiles = ops.loss_sums.is_served(implementation, RANK_ONE.name)
+        if self.given.schedule == "tiles" and not has_tiles:
+            raise ValueError(f"impl={implementation!r} has no schedule 'tiles': take 'rows'")
         return self._with(*(x.contiguous() for x in self.parameters))
 
     def masked(self, mask: Tensor) -> LinearPrediction:
@@ -163,7 +182,7 @@ class LinearPrediction(Prediction):
         """Return the record of a head of these parameters."""
         hidden, *shared = (x.requires_grad for x in self.parameters)
         logits = self.num_classes, self.dtype, self._filled, self.chunk_bytes
-        return Head(weight, bias, *logits, hidden, any(shared))
+        return Head(weight, bias, *logits, self.given.schedule, hidden, any(shared))
 
     def loss(self, of_logits: LossOperation) -> LossOperation:
         """Return the loss; factors of tokens are in the gradients before these add up."""
@@ -211,7 +230,7 @@ class LinearPrediction(Prediction):
 
     def _with(self, *parameters: Tensor) -> LinearPrediction:
         hidden, weight, *bias = parameters
-        given = Linear(hidden, weight, bias[0] if bias else None, self.given.memory_budget)
+        given = Linear(hidden, weight, bias[0] if bias else None, *self.given[3:])
         return LinearPrediction(given, self.classes)
 
 

@@ -5,7 +5,6 @@ time. What serves the logits serves the head. The gradients are of the tensors o
 of weight and bias in float32 at least, and empty where they are not wanted.
 """
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -13,14 +12,15 @@ from torch import Tensor
 
 from ... import reference
 from ...chains.structures import DENSE, RANK_ONE, SPARSE, Structure
-from ...records import LinearLoss, Loss
+from ...records import LinearLoss
 from ...reductions import reduced
 from ...reference.logspace import compute_dtype
-from ..loss import loss, loss_and_grad, loss_and_grad_
 from ..register import Operation
-from .rows import Chunk, chunks, zero_gradients
-from .tokens import as_rows, at_rows, counted, rows_with_loss
+from . import by_rows, by_tiles
+from .rows import zero_gradients
+from .tokens import as_rows, counted
 
+_SCHEDULES: dict[str, Any] = {"rows": by_rows, "tiles": by_tiles}
 FourTensors = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
@@ -49,24 +49,19 @@ def _served_by(implementation: str, structure: Structure) -> Any:
             return with_gradient(of, reduction, late)
 
     def value(of: LinearLoss[Any], reduction: str) -> Tensor:
-        make = loss.kernel(implementation, structure.name)
         losses = torch.zeros_like(fake_loss(of, "none"))
-        to, rows = _by_rows(losses, of), as_rows(of)
-        for chunk in _chunks(rows, 1):
-            to[chunk.rows] = make(_of_chunk(rows, chunk), "none")
+        schedule = _SCHEDULES[of.head.schedule]
+        schedule.write_losses(as_rows(of), _by_rows(losses, of), implementation, structure.name)
         return reduced(losses, reduction, counted(of), of.with_terms)
 
     def with_gradient(of: LinearLoss[Any], reduction: str, late: bool) -> FourTensors:
-        make, copies = _gradient_of(implementation, structure)
         count = counted(of)
         divided = reduction == "mean" and not late
         losses, gradients = torch.zeros_like(fake_loss(of, "none")), zero_gradients(*of[:2])
-        to, rows = _by_rows(losses, of), as_rows(of)
-        rows = _divided(rows, count) if divided else rows
-        by_rows = gradients._replace(hidden=gradients.hidden.view(-1, of.hidden.shape[-1]))
-        for chunk in _chunks(rows, copies):
-            to[chunk.rows], grad = make(_of_chunk(rows, chunk))
-            by_rows.add(chunk, rows.head, grad)
+        rows = _divided(as_rows(of), count) if divided else as_rows(of)
+        to = gradients._replace(hidden=gradients.hidden.view(-1, of.hidden.shape[-1]))
+        schedule, by = _SCHEDULES[of.head.schedule], (implementation, structure.name)
+        schedule.write_gradients(rows, _by_rows(losses, of), to, *by)
         if not divided:
             return reduced(losses, reduction, count, of.with_terms), *gradients
         mean = reduced(losses, "sum", None, of.with_terms)
@@ -76,27 +71,8 @@ def _served_by(implementation: str, structure: Structure) -> Any:
     return run
 
 
-def _gradient_of(implementation: str, structure: Structure) -> tuple[Any, int]:
-    """Return what makes losses and gradients of logits, and how many tensors of their size."""
-    if loss_and_grad_.is_served(implementation, structure.name):
-        return loss_and_grad_.kernel(implementation, structure.name), 1
-    kernel = loss_and_grad.kernel(implementation, structure.name)
-    return lambda of: kernel(of, "none", False), 2
-
-
 def _by_rows(losses: Tensor, of: LinearLoss[Any]) -> Tensor:
     return losses.view(-1, 3) if of.with_terms else losses.view(-1)
-
-
-def _chunks(of: LinearLoss[Any], copies: int) -> Iterator[Chunk]:
-    """Yield the logits of ``N`` tokens that may have a loss."""
-    chosen = rows_with_loss(of)
-    counts = of.counts if chosen is None else None
-    return chunks(of.hidden, of.head, chosen, counts, copies)
-
-
-def _of_chunk(of: LinearLoss[Any], chunk: Chunk) -> Loss[Any]:
-    return at_rows(of, chunk.rows).of(chunk.logits)
 
 
 def _divided(of: LinearLoss[Any], count: Tensor | int) -> LinearLoss[Any]:

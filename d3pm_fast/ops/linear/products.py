@@ -1,11 +1,13 @@
 """The three products of a head: ``H W^T + b``, ``G W`` and ``G^T H``, for G the gradient of logits.
 
 Each is PyTorch's own matmul. What is summed over chunks is summed in float32, of float64 in
-float64. PyTorch's matmuls of float16 on CPUs take up to a hundred times those of float32: there
+float64; where no matmul of 16 bits adds to float32, as on CPUs, each chunk's product is rounded
+first. PyTorch's matmuls of float16 on CPUs take up to a hundred times those of float32: there
 blocks of classes are widened.
 """
 
 from collections.abc import Iterator
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -40,16 +42,24 @@ def pull_hidden(out: Tensor, grad: Tensor, weight: Tensor) -> None:
     out.copy_(total)
 
 
-def add_to_weight(total: Tensor, grad: Tensor, hidden: Tensor) -> None:
-    """Add the gradient of the weight, ``(K, D)``, in place."""
-    if grad.dtype == total.dtype:
-        total.addmm_(grad.T, hidden)
-    elif grad.is_cuda and hasattr(torch.ops.aten.addmm, "dtype_out"):
-        torch.addmm(total, grad.T, hidden, out_dtype=total.dtype, out=total)
+def write_weight(out: Tensor, grad: Tensor, hidden: Tensor) -> None:
+    """Write the gradient of the weights of some classes, all rows at once."""
+    if _is_slow(grad):
+        out.copy_(grad.T.float() @ hidden.float())
     else:
-        wide = hidden.float() if _is_slow(grad) else hidden
+        torch.mm(grad.T, hidden, out=out)
+
+
+def add_product(total: Tensor, x: Tensor, y: Tensor) -> None:
+    """Add ``x y`` in place to a sum in float32, or in float64."""
+    if x.dtype == total.dtype:
+        total.addmm_(x, y)
+    elif _adds_to_float32(x.device.type, x.dtype):
+        _add_product(total, x, y)
+    else:
+        wide = y.float() if _is_slow(y) else y
         for part in _blocks(total):
-            total[part] += grad[:, part].T.to(wide.dtype) @ wide
+            total[part] += x[part].to(wide.dtype) @ wide
 
 
 def add_to_bias(total: Tensor, grad: Tensor) -> None:
@@ -64,8 +74,23 @@ def pull_linear(hidden: Tensor, weight: Tensor, grad: Tensor) -> tuple[Tensor, T
     dtype = compute_dtype(weight.dtype)
     of_weight = torch.zeros_like(weight, dtype=dtype)
     pull_hidden(of_hidden.view(-1, hidden.shape[-1]), rows, weight)
-    add_to_weight(of_weight, rows, hidden.flatten(0, -2))
+    add_product(of_weight, rows.T, hidden.flatten(0, -2))
     return of_hidden, of_weight, rows.sum(dim=0, dtype=dtype)
+
+
+@cache
+def _adds_to_float32(device: str, dtype: torch.dtype) -> bool:
+    """Return whether a matmul of 16 bits adds to float32 on a kind of device."""
+    factor = torch.ones(1, 1, dtype=dtype, device=device)
+    try:
+        _add_product(factor.float(), factor, factor)
+    except (AttributeError, RuntimeError):
+        return False
+    return True
+
+
+def _add_product(total: Tensor, x: Tensor, y: Tensor) -> None:
+    torch.ops.aten.addmm.dtype_out(total, x, y, total.dtype, out=total)
 
 
 def _is_slow(x: Tensor) -> bool:
@@ -73,7 +98,7 @@ def _is_slow(x: Tensor) -> bool:
 
 
 def _blocks(weight: Tensor) -> Iterator[slice]:
-    """Yield blocks of the classes of ``(K, D)``."""
+    """Yield blocks of the rows of ``(K, D)``."""
     size = max(BLOCK // max(weight.shape[1], 1), 1)
     for start in range(0, len(weight), size):
         yield slice(start, start + size)

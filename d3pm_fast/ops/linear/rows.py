@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...records import Head
 from ...reference.logspace import compute_dtype
-from .products import add_to_bias, add_to_weight, logits_into, pull_hidden
+from .products import add_product, add_to_bias, logits_into, pull_hidden
 
 MULTIPLE = 64  # of rows, which matmuls have in blocks
 
@@ -28,7 +28,7 @@ class Chunk(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """Of hidden ``(N, D)``, and in the dtype of sums of weight and bias; empty if not wanted."""
+    """Of hidden ``(N, D)``, weight and bias; empty if not wanted."""
 
     hidden: Tensor
     weight: Tensor
@@ -40,18 +40,22 @@ class Gradients(NamedTuple):
         if self.hidden.numel():
             _write_hidden(self.hidden, chunk.rows, grad, head.weight)
         if self.weight.numel():
-            add_to_weight(self.weight, grad, chunk.hidden)
+            add_product(self.weight, grad.T, chunk.hidden)
         if self.bias.numel():
             add_to_bias(self.bias, grad)
 
 
 def zero_gradients(hidden: Tensor, head: Head) -> Gradients:
-    """Return zeros for the gradients that are wanted, of hidden in its own shape."""
+    """Return zeros for the gradients that are wanted, of hidden in its own shape.
+
+    That of the weight has the dtype of a sum over chunks, or its own where it is written at once.
+    """
     total = compute_dtype(head.dtype)
+    written = total if head.schedule == "rows" else head.weight.dtype
     has_bias = head.bias is not None
     shapes = hidden.shape, head.weight.shape, head.weight.shape[:1]
     wanted = head.pulls_hidden, head.pulls_weight, head.pulls_weight and has_bias
-    dtypes = hidden.dtype, total, total
+    dtypes = hidden.dtype, written, total
     return Gradients(
         *(
             hidden.new_zeros(shape if is_wanted else (0,), dtype=dtype)
