@@ -4,9 +4,10 @@ A registered operation takes the fields one by one; whoever calls it and whoever
 together. Those of a chain's step are in ``chains/structures.py``.
 """
 
-from typing import Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 
@@ -85,6 +86,30 @@ class Shard(NamedTuple):
     """Which of all classes a call has logits of: as many as those have, from ``first`` on."""
 
     first: int
+
+
+class Sharding(NamedTuple):
+    """How classes are shared out to the ranks of a process group, in their order.
+
+    Attributes:
+        group: of processes; None for the default one.
+        size: how many classes a rank has; the last ranks may have fewer, or none.
+        num_logits: how many classes have logits, on all ranks together.
+    """
+
+    group: Any
+    size: int
+    num_logits: int
+
+    @property
+    def num_here(self) -> int:
+        """How many classes this rank has logits of."""
+        return min(max(self.num_logits - self.shard.first, 0), self.size)
+
+    @property
+    def shard(self) -> Shard:
+        """The classes of this rank."""
+        return Shard(dist.get_rank(self.group) * self.size)
 
 
 class Loss(NamedTuple, Generic[AnyStep]):
@@ -172,6 +197,20 @@ class LinearLoss(NamedTuple, Generic[AnyStep]):
     def counts(self) -> Tensor | None:
         """Which tokens have a loss, bool ``(B, *S)``; None for all."""
         return counts_of(self.mask, self.weights)
+
+
+class ShardedLoss(NamedTuple, Generic[AnyStep]):
+    """What a loss is of, of which this rank has a shard.
+
+    Attributes:
+        of: with the logits of the shard.
+        sharding: how the classes are shared out.
+        redraws: whether the chain has tokens go to other classes than the mask.
+    """
+
+    of: Loss[AnyStep]
+    sharding: Sharding
+    redraws: bool
 
 
 def counts_of(mask: Tensor | None, weights: Weights) -> Tensor | None:

@@ -34,6 +34,7 @@ class Transition(nn.Module):
             have it in common up to some 1e-12.
         needs_float64: whether its probabilities are too small for float32, so that whatever the
             dtype of the logits they are calculated with in float64.
+        redraws: whether tokens go to other classes than the mask.
         asks_tokens: whether what operations are given depends on the tokens, see ``of_tokens``.
     """
 
@@ -41,6 +42,7 @@ class Transition(nn.Module):
     steps_forbid = False
     fingerprint: float
     needs_float64 = False
+    redraws = True
     asks_tokens = False
     _TABLES: tuple[str, ...] = ()  # attributes that move to a device, tensors or None
 

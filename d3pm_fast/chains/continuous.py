@@ -106,6 +106,7 @@ class ContinuousTransition(ContinuousChain):
         super().__init__(family, num_classes, pi, mask_id, data_has_mask)
         self.schedule = schedule
         self._share = base_share
+        self.redraws = base_share != 0
         self._end = self.product_coefficients(torch.ones((), dtype=torch.float64, device="cpu"))
         shares = [share for share in (base_share * self._rarest, 1 - base_share) if share > 0]
         self.needs_float64 = min(shares) < _LEAST_SHARE

@@ -132,6 +132,7 @@ class RankOneTransition(RankOneChain):
         betas = check_probabilities("betas", betas)
         super().__init__(family, num_classes, len(betas), mask_id, data_has_mask)
         self._constant_share = base_share if isinstance(base_share, float) else None
+        self.redraws = self._constant_share != 0
 
         first = betas.new_zeros(1)
         share = torch.as_tensor(base_share, dtype=torch.float64, device="cpu").expand(len(betas))

@@ -4,11 +4,12 @@ Shapes: tokens ``(B, *S)`` of any integer dtype with values in [0, K), S any num
 axes, also none; ``t`` ``(B,)`` or, per token, ``(B, *S)``, in 1..T; ``logits`` ``(B, *S, K)``,
 float32, float64, bfloat16 or float16, ``-inf`` for a forbidden class; or in their place a pair
 ``(loc, log_scale)``, see :class:`Logistic`, the :class:`Linear` head of a large vocabulary, the
-:class:`Score` of a network of score entropy, or, to draw from, :class:`Shaped` logits. With
-``class_dim=1`` logits and posteriors are ``(B, K, *S)``; logits are then read without a copy where
-the classes are next to each other in memory, as in ``torch.channels_last``. float64 logits are
-calculated in float64, all others in float32, or, with a chain that has a class entered with a
-probability below 1e-18 (``transition.needs_float64``), in float64 too.
+:class:`Score` of a network of score entropy, :class:`Sharded` logits of tensor parallel heads, or,
+to draw from, :class:`Shaped` logits. With ``class_dim=1`` logits and posteriors are ``(B, K, *S)``;
+logits are then read without a copy where the classes are next to each other in memory, as in
+``torch.channels_last``. float64 logits are calculated in float64, all others in float32, or, with a
+chain that has a class entered with a probability below 1e-18 (``transition.needs_float64``), in
+float64 too.
 
 All functions take ``impl``, see :func:`d3pm_fast.implementation`, and raise
 
@@ -19,7 +20,7 @@ All functions take ``impl``, see :func:`d3pm_fast.implementation`, and raise
   a draw -1).
 """
 
-from ..predictions import Linear, Logistic, Score, Shaped
+from ..predictions import Linear, Logistic, Score, Shaped, Sharded
 from .log_prob import LogProb, log_prob
 from .logistic import logistic_logits
 from .loss import LossTerms, loss, loss_terms
@@ -36,6 +37,7 @@ __all__ = [
     "LossTerms",
     "Score",
     "Shaped",
+    "Sharded",
     "draw_seeds",
     "log_prob",
     "logistic_logits",

@@ -30,6 +30,7 @@ from .score_step import (
     euler_posterior,
 )
 from .shaped import shaped_logits
+from .sharded_loss import sharded_loss, sharded_loss_and_grad
 
 __all__ = [
     "Implementation",
@@ -65,4 +66,6 @@ __all__ = [
     "score_loss_and_grad",
     "shaped_logits",
     "shaped_p_sample",
+    "sharded_loss",
+    "sharded_loss_and_grad",
 ]

@@ -32,7 +32,7 @@ def _scale_on_cpu(grad: Tensor, factor: Tensor) -> Tensor:
         return grad
     items, factors = grad, factor
     if grad.is_contiguous():
-        items, factors = grad.view(-1, grad.shape[-1]), factor.reshape(-1)
+        items, factors = grad.flatten(0, -2), factor.flatten()
     length = max(ENTRIES * len(items) // max(grad.numel(), 1), 1)
     for part, by in zip(items.split(length), factors.split(length), strict=True):
         part.mul_(by.unsqueeze(-1))

@@ -13,6 +13,7 @@ from .logits import LogitsPrediction
 from .prediction import Classes, Prediction
 from .score import Score, ScorePrediction
 from .shaped import Shaped, ShapedPrediction
+from .sharded import Sharded, sharded_prediction
 
 __all__ = [
     "Classes",
@@ -22,6 +23,7 @@ __all__ = [
     "Prediction",
     "Score",
     "Shaped",
+    "Sharded",
     "as_linear",
     "as_prediction",
 ]
@@ -47,6 +49,8 @@ def as_prediction(given: Predicted, transition: Transition, class_dim: ClassDim 
         given = _classes_last(given, dim)
     if isinstance(given, Tensor):
         return LogitsPrediction(given, classes)
+    if isinstance(given, Sharded):
+        return sharded_prediction(given, classes, transition.redraws)
     for kind, make in _KINDS.items():
         if isinstance(given, kind):
             return make(given, classes)  # type: ignore[no-any-return]
@@ -57,6 +61,6 @@ def _classes_last(given: Predicted, dim: ClassDim) -> Predicted:
     """Return logits with the classes moved to the end; parameters have no axis of classes."""
     if isinstance(given, Tensor):
         return given.movedim(dim, -1) if given.ndim > 1 else given
-    if isinstance(given, Score | Shaped):
+    if isinstance(given, Score | Shaped | Sharded):
         return type(given)(*(_classes_last(x, dim) if isinstance(x, Tensor) else x for x in given))  # type: ignore[arg-type]
     return given

@@ -20,6 +20,7 @@ from .score_step import (
     euler_posterior,
 )
 from .shaped import shaped_logits, shaped_row
+from .sharded import sharded_loss
 from .step import looked_up
 
 __all__ = [
@@ -40,4 +41,5 @@ __all__ = [
     "score_loss",
     "shaped_logits",
     "shaped_row",
+    "sharded_loss",
 ]

@@ -27,21 +27,21 @@ ITEMS = RANKS * STEPS * ACCUMULATION * BATCH
 FOLDERS = [str(Path(__file__).parents[levels]) for levels in (1, 2)]  # for imports
 
 
-def run(folder):
-    """Run all recipes on two ranks; each leaves a file."""
+def run(folder, module="helpers.ranks", size=RANKS):
+    """Run a module on so many ranks; each leaves a file in the folder."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = str(listener.getsockname()[1])
     shared = {
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": port,
-        "WORLD_SIZE": str(RANKS),
+        "WORLD_SIZE": str(size),
         "CUDA_VISIBLE_DEVICES": "",
         "OMP_NUM_THREADS": "1",
         "HF_HUB_OFFLINE": "1",
-        "PYTHONPATH": os.pathsep.join(FOLDERS),
+        "PYTHONPATH": os.pathsep.join([*FOLDERS, os.environ.get("PYTHONPATH", "")]),
     }
-    command = [sys.executable, "-m", "helpers.ranks", folder]
+    command = [sys.executable, "-m", module, folder]
     with (folder / "log.txt").open("w") as log:
         ranks = [
             subprocess.Popen(
@@ -51,14 +51,14 @@ def run(folder):
                 stdout=log,
                 stderr=subprocess.STDOUT,
             )
-            for rank in map(str, range(RANKS))
+            for rank in map(str, range(size))
         ]
         try:
             ended = [rank.wait(timeout=300) for rank in ranks]
         finally:
             for rank in ranks:
                 rank.kill()
-    assert ended == [0] * RANKS, (folder / "log.txt").read_text()
+    assert ended == [0] * size, (folder / "log.txt").read_text()
 
 
 class Recorder:

@@ -1,0 +1,249 @@
+"""Calls with logits whose classes are sharded over ranks, and what each rank made of them.
+
+``python -m helpers.shards FOLDER`` is one rank; :func:`start` starts several. Each makes the same
+calls, of :data:`CASES`, and leaves a file of what it got.
+"""
+
+import importlib.util
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from d3pm_fast import functional, transitions
+from d3pm_fast.schedules import continuous
+
+from . import ranks
+
+K, T, SHAPE = 10, 8, (6, 5)  # on 4 ranks the last one has but one class, and two of padding
+BETAS = torch.linspace(0.05, 0.6, T, dtype=torch.float64)
+PI = (1.0 + torch.arange(K, dtype=torch.float64)) / (K * (K + 1) / 2)
+LINEAR = continuous.linear()
+CHAINS = {
+    "uniform": transitions.uniform(K, BETAS),
+    "marginal": transitions.marginal(K, BETAS, PI),
+    "absorbing": transitions.absorbing(K, BETAS, mask_id=K - 1),
+    "absorbing with data": transitions.absorbing(K, BETAS, mask_id=4, data_has_mask=True),
+    "mask and uniform": transitions.mask_and_uniform(K, BETAS, 7, 0.3),
+    "masked uniform": transitions.masked_uniform(K, BETAS, BETAS.flip(0), mask_id=2),
+    "uniform, continuous": transitions.uniform(K, LINEAR),
+    "absorbing, continuous": transitions.absorbing(K, LINEAR, mask_id=K - 1),
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A loss. ``given`` are arguments beside the tokens; names of tensors in :meth:`tokens`."""
+
+    chain: str
+    dtype: torch.dtype = torch.float64
+    impl: str = "cpu"
+    steps: bool = False  # whether s is given
+    columns: int = K  # of whole logits
+    width: int = 0  # of local logits; 0 for the least
+    given: dict = field(default_factory=dict)
+    masked: str = ""  # "some" or "all" tokens left out
+    weighted: bool = False
+    shape: tuple = SHAPE
+    shift: float = 0.0  # of all logits
+    spread: float = 2.0
+    upstream: bool = False  # whether the upstream gradient is of tokens
+
+    def inputs(self):
+        """Whole logits, the tokens, and keyword arguments: the same in every process."""
+        generator = torch.Generator().manual_seed(7)
+        chain, shape = CHAINS[self.chain], self.shape
+        x0 = torch.randint(K - 1, shape, generator=generator)
+        if chain.forbidden >= 0:
+            x0 = torch.where(x0 == chain.forbidden, K - 2 - x0 // 2, x0)
+        t = torch.randint(1, T + 1, shape[:1], generator=generator)
+        t[:2] = torch.tensor([1, T])[: shape[0]]
+        if not chain.has_steps:
+            t = t / T - 0.01
+        x_t = functional.q_sample(chain, x0, t, generator=generator)
+        logits = self.spread * torch.randn(*shape, self.columns, generator=generator).double()
+        logits = (logits + self.shift).to(self.dtype)
+        options = dict(self.given, impl=self.impl)
+        if self.steps:
+            options["s"] = t // 2 if chain.has_steps else t / 2
+        if self.masked:
+            kept = torch.rand(shape, generator=generator) < 0.6
+            options["mask"] = kept if self.masked == "some" else kept & False
+        if self.weighted:
+            weights = torch.rand(shape, generator=generator).double()
+            options["weights"] = weights * (weights > 0.2)
+        return logits, (x0, x_t, t), options
+
+    def value(self, logits, **changed):
+        """The loss, or its terms, of logits, or of a prediction in their place."""
+        _, tokens, options = self.inputs()
+        return functional.loss(CHAINS[self.chain], logits, *tokens, **(options | changed))
+
+    def factors(self, value):
+        """The upstream gradient of a value."""
+        if self.given.get("with_terms"):  # which are detached
+            return torch.tensor([1.0, 0, 0]).to(value.dtype).expand(value.shape)
+        if not self.upstream:
+            return torch.ones_like(value)
+        generator = torch.Generator().manual_seed(9)
+        return (torch.rand(value.shape, generator=generator) - 0.3).to(value.dtype)
+
+
+def shard(whole, rank, size, width):
+    """The columns of a rank, with 1e30 and NaN where there are no classes."""
+    each = width or -(-whole.shape[-1] // size)
+    local = whole[..., rank * each : (rank + 1) * each]
+    lacking = each - local.shape[-1]
+    padding = torch.tensor([1e30, torch.nan]).repeat(each)[:lacking]
+    return torch.cat([local, padding.to(whole.dtype).expand(*whole.shape[:-1], lacking)], -1)
+
+
+def loss_of(case):
+    """The loss and the gradient of the local logits."""
+    whole, _, _ = case.inputs()
+    local = shard(whole, dist.get_rank(), dist.get_world_size(), case.width).requires_grad_()
+    value = case.value(functional.Sharded(local, dist.group.WORLD, case.columns))
+    (gradient,) = torch.autograd.grad(value, local, case.factors(value), retain_graph=True)
+    if case.impl == "triton":  # in its interpreter
+        return value.detach(), gradient, value.detach()
+    (again,) = torch.autograd.grad(value, local, case.factors(value))  # it is made once more
+    assert torch.equal(again, gradient)
+    with torch.no_grad():
+        alone = case.value(functional.Sharded(local, dist.group.WORLD, case.columns))
+    return value.detach(), gradient, alone
+
+
+def losses():
+    """The cases of losses, by name."""
+    cases = {}
+    for chain in CHAINS:
+        for impl in ("reference", "cpu"):
+            for reverse in ("joint", "posterior_mean"):
+                given = {"reverse": reverse, "ce_weight": 0.1}
+                cases[f"{chain}, {reverse}, {impl}"] = Case(chain, impl=impl, given=given)
+        sum_of_terms = {"reduction": "sum", "with_terms": True, "ce_weight": 0.1}
+        cases[f"{chain}, terms"] = Case(chain, given=sum_of_terms)
+        first = {"first_step": "logits", "reduction": "batch"}
+        cases[f"{chain}, steps"] = Case(chain, given=first, steps=True, upstream=True)
+        none = {"reduction": "none", "vb_weight": 0.7, "ce_weight": 0.2}
+        cases[f"{chain}, tokens"] = Case(
+            chain, given=none, masked="some", weighted=True, upstream=True
+        )
+        for dtype in (torch.float32, torch.bfloat16, torch.float16):
+            cases[f"{chain}, {dtype}"] = Case(chain, dtype, masked="some")
+        for shift in (-1e4, 1e4):
+            cases[f"{chain}, {shift}"] = Case(chain, torch.float32, shift=shift)
+    denominator = {"denominator": torch.tensor(17.0), "ce_weight": 1.0}
+    if importlib.util.find_spec("triton") is not None:
+        cases["triton"] = Case("mask and uniform", torch.float32, "triton", shape=(2, 1))
+    return cases | {
+        "weights": Case("uniform", weighted=True),
+        "denominator": Case("uniform", given=denominator, masked="some", weighted=True),
+        "denominator, float16": Case("uniform", torch.float16, given=denominator),
+        "cross-entropy": Case("uniform", given={"vb_weight": 0.0, "ce_weight": 1.0}),
+        "weights of tensors": Case("uniform", given={"ce_weight": torch.tensor(0.3)}),
+        "no token counts": Case("absorbing", masked="all"),
+        "a rank without classes": Case(
+            "uniform", width=K, given={"reduction": "none"}, upstream=True
+        ),
+        "many classes of padding": Case("absorbing", torch.float32, width=17),
+        "no items": Case("uniform", shape=(0, 5), given={"reduction": "sum"}),
+        "no positions": Case("uniform", shape=(6,)),
+        "without the mask's logit": Case("absorbing", columns=K - 1),
+        "large logits": Case("uniform", spread=1e4),
+    }
+
+
+def bytes_of(case):
+    """How many bytes a rank sends for a row."""
+    sent, gather = [], dist.all_gather
+
+    def spy(whole, part, group):
+        sent.append(part.numel() * part.element_size())
+        return gather(whole, part, group=group)
+
+    dist.all_gather = spy
+    try:
+        loss_of(case)
+    finally:
+        dist.all_gather = gather
+    return [count / case.inputs()[1][0].numel() for count in sent]
+
+
+WIRE = {
+    "absorbing": Case("absorbing", torch.float32),
+    "absorbing, continuous": Case("absorbing, continuous", torch.bfloat16),
+    "uniform": Case("uniform", torch.float32),
+    "uniform, float64": Case("uniform"),
+    "uniform, cross-entropy": Case(
+        "uniform", torch.float32, given={"vb_weight": 0.0, "ce_weight": 1.0}
+    ),
+    "mask and uniform": Case("mask and uniform", torch.float32),
+}
+
+
+def error_of(make):
+    """The type of an error and what it says."""
+    try:
+        make()
+    except Exception as error:
+        return type(error).__name__, str(error)
+    return "", ""
+
+
+def of_local(local, num_classes=K, chain="uniform", **options):
+    """The loss of local logits that may be wrong."""
+    sharded = functional.Sharded(local, dist.group.WORLD, num_classes)
+    shape = 2, 3
+    tokens = torch.zeros(shape, dtype=torch.int64), torch.zeros(shape, dtype=torch.int64)
+    return functional.loss(
+        CHAINS.get(chain, chain), sharded, *tokens, torch.ones(2).long(), **options
+    )
+
+
+def twice():
+    """Differentiate a gradient."""
+    local = torch.zeros(2, 3, K, requires_grad=True)
+    (gradient,) = torch.autograd.grad(of_local(local), local, create_graph=True)
+    gradient.sum().backward()
+
+
+REFUSED = {
+    "no tensor": lambda: of_local([1.0]),
+    "integers": lambda: of_local(torch.zeros(2, 3, K).long()),
+    "other tokens": lambda: of_local(torch.zeros(2, 4, K)),
+    "other tokens, classes first": lambda: of_local(torch.zeros(2, K, 4), class_dim=1),
+    "other K": lambda: of_local(torch.zeros(2, 3, K), K - 1),
+    "too few": lambda: of_local(torch.zeros(2, 3, 1)),
+    "no number": lambda: of_local(torch.zeros(2, 3, K), "10"),
+    "dense": lambda: of_local(torch.zeros(2, 3, K), chain=transitions.band(K, BETAS, 2)),
+    "cuda": lambda: of_local(torch.zeros(2, 3, K), impl="cuda"),
+    "transform": lambda: torch.func.grad(of_local)(torch.zeros(2, 3, K)),
+    "gradient of a gradient": twice,
+}
+
+CASES = {
+    "loss": (loss_of, losses()),
+    "wire": (bytes_of, WIRE),
+    "refused": (error_of, REFUSED),
+}
+
+
+def start(folder, size):
+    """Make all calls on so many ranks."""
+    ranks.run(folder, "helpers.shards", size)
+
+
+def main(folder):
+    """Be one of the ranks."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    made = {kind: {n: run(c) for n, c in cases.items()} for kind, (run, cases) in CASES.items()}
+    torch.save(made, folder / f"{dist.get_rank()}.pt")
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
