@@ -196,6 +196,19 @@ def phi(x, y):
 
 
 @triton.jit
+def phi_plus(x, y, more):
+    """Return x - log(y) + more: with 0 for it :func:`phi`, else for any y > 0."""
+    if y.dtype == tl.float64:
+        return tl.where(more == 0.0, phi(x, y), (x + more) - tl.log(y))
+    else:
+        small = y < 1.1754944e-38
+        y = tl.where(small, y * 16777216.0, y)
+        n, r, curve = _split(tl.where(more == 0.0, x, y - 1.0), y)
+        n = tl.where(small, n - 24.0, n)
+        return ((x + more - r) - n * LN2_LOW) - n * LN2_HIGH + curve
+
+
+@triton.jit
 def sum_of_phi(sum, rest, product=None):
     """Return that of x - log(1 + x) over a few x of float32, given their sum.
 

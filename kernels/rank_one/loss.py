@@ -31,8 +31,9 @@ from .loss_rest import (
     gradient_of,
     highest,
     line_of,
+    straight_gradient_of,
 )
-from .loss_row import ends_of, finish, result_of, row_of, solve
+from .loss_row import ends_of, finish, needs_sums, result_alone, result_of, row_of, solve
 from .loss_tokens import (
     LossCall,
     gradient_factor,
@@ -72,7 +73,7 @@ def loss_of_whole_rows(
     """For rows that a tile holds whole; FILLED where they fill it."""
     tokens, token = load_tokens(a, chain, vb_weight, ce_weight, model, REAL, ROWS)
     classes = classes_from(a, 0, ROWS, HIGH, LOW, FILLED)
-    if a.SPARSE and tl.min(tokens.settled.to(tl.int32), axis=0) > 0:
+    if a.SPARSE and tokens.read == ROWS:
         store_value(a, tokens)
         if a.grad is not None:
             store_whole(a, classes, tl.broadcast_to(on_tile(once(tokens.value)), classes.j.shape))
@@ -83,8 +84,8 @@ def loss_of_whole_rows(
         e = exponentials_of_tile(logits, level)
         row = row_of_whole(a, level, once(row_sum(e)), special)
         solved = solve(token, row, REAL)
-        ends = ends_of(a, token, row, solved, REAL)
-        if tl.max(solved.curved.to(tl.int32), axis=0) > 0:
+        if tl.max(needs_sums(a, token, solved, REAL).to(tl.int32), axis=0) > 0:
+            ends = ends_of(a, token, row, solved, REAL)
             h, sum_phi, sum_h = curvature_of_whole(
                 a, chain, tokens, classes, e, row, level, solved, FILLED
             )
@@ -96,13 +97,12 @@ def loss_of_whole_rows(
                 store_whole(a, classes, gradient_of(tokens, e, h, result, factor))
                 store_special(a, chain, tokens, result, factor)
         else:
-            zero = tl.zeros_like(row.e_rest)
-            result = result_of(ends, solved, zero, zero)
+            result = result_alone(ends_of(a, token, row, solved, REAL, True))
             store_loss(a, tokens, token, solved, result)
             if a.grad is not None:
                 factor = gradient_factor(a, grad_scale, REAL)
                 await_readers(a)
-                store_whole(a, classes, gradient_of(tokens, e, 1.0, result, factor))
+                store_whole(a, classes, straight_gradient_of(tokens, e, result, factor))
                 store_special(a, chain, tokens, result, factor)
 
 

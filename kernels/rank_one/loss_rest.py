@@ -62,6 +62,13 @@ def load_rest(a, chain, tokens, classes, REAL: tl.constexpr, FILLED: tl.constexp
     words, bit = marks_of(a, chain, tokens, classes)
     if FILLED and not a.SPARSE:
         logits = load_tile(a.logits, classes)
+    elif FILLED:  # a settled row is not read: another is read twice
+        HIGH: tl.constexpr = classes.j.shape[0]
+        ROWS: tl.constexpr = classes.j.shape[1]
+        row = on_tile(once(tl.where(tokens.settled, tokens.read, tl.arange(0, ROWS))))
+        row = tl.reshape(tl.broadcast_to(row, [HIGH, ROWS, 1]), [HIGH * ROWS, 1])
+        at = a.logits + classes.first + row * a.num_classes + classes.flat
+        logits = tl.reshape(tl.load(at), classes.j.shape)
     else:
         reads = (
             on_flat(once(tokens.settled.to(tl.int32)), classes.j.shape[0]) == 0
@@ -131,5 +138,16 @@ def curve(chain, classes, e, line):
 @triton.jit
 def gradient_of(tokens, e, h, result, factor):
     """Return the gradient of the rest; what it has for the special classes is to be replaced."""
-    flat = tl.where(tokens.settled, tokens.value, result.flat * factor)
-    return e * (on_tile(once(result.steep * factor)) * h + on_tile(once(flat)))
+    return e * (on_tile(once(result.steep * factor)) * h + on_tile(flat_of(tokens, result, factor)))
+
+
+@triton.jit
+def straight_gradient_of(tokens, e, result, factor):
+    """Return that of rows where all of it is flat."""
+    return e * on_tile(flat_of(tokens, result, factor))
+
+
+@triton.jit
+def flat_of(tokens, result, factor):
+    """Return what the gradient has for each e, of a settled token what it is."""
+    return once(tl.where(tokens.settled, tokens.value, result.flat * factor))

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from ..common.math import fast_exp, log, log1p, phi, reciprocal, tiny
+from ..common.math import fast_exp, log1p, phi, phi_plus, reciprocal, tiny
 
 
 class Token(NamedTuple):
@@ -180,8 +180,20 @@ def solve(token, row, REAL: tl.constexpr):
 
 
 @triton.jit
-def ends_of(a, token, row, solved, REAL: tl.constexpr):
-    """Return all of the result that needs no sum of curvature."""
+def needs_sums(a, token, solved, REAL: tl.constexpr):
+    """Return which tokens have a curve, or a mask apart with a phi of its own."""
+    needs = solved.curved
+    if a.HAS_MASK:
+        needs |= token.diverges & (token.bar_mask > tiny(REAL))
+    return needs
+
+
+@triton.jit
+def ends_of(a, token, row, solved, REAL: tl.constexpr, ALONE: tl.constexpr = False):
+    """Return all of the result that needs no sum of curvature.
+
+    ALONE says that no token needs any, see :func:`needs_sums`.
+    """
     least = tiny(REAL)
     ratio = solved.ratio
     per_z, per_zq = solved.per_z, solved.per_zq
@@ -193,9 +205,9 @@ def ends_of(a, token, row, solved, REAL: tl.constexpr):
     q_x0 = c_x0 * per_zq * solved.d_x0
     has_x0 = token.bar_x0 > least
     r_x0 = one_plus(solved.g_x0, solved.f_x0 * solved.per_d_x0 * ratio)
-    far = solved.g_x0 + solved.cross_entropy - log(solved.level * ratio)
     is_far = (token.bar_x0 <= least) & (solved.g_x0 < -0.5)
-    phi_x0 = tl.where(is_far, far, phi(solved.g_x0, r_x0))
+    less = tl.where(is_far, solved.cross_entropy, 0.0)
+    phi_x0 = phi_plus(solved.g_x0, tl.where(is_far, solved.level * ratio, r_x0), less)
     w_x0 = tl.where(has_x0, token.bar_keep * solved.s_x0 * reciprocal(solved.f_x0), 1.0)
     # Also where q_x0 is below the range.
     possible = (c_x0 > 0.0) & (solved.d_x0 > 0.0) & ((is_density & token.same) == 0)
@@ -214,7 +226,10 @@ def ends_of(a, token, row, solved, REAL: tl.constexpr):
 
     # The mask, where it is neither.
     term_mask, pull_mask = tl.zeros_like(ratio), tl.zeros_like(ratio)
-    if a.HAS_MASK:
+    if a.HAS_MASK and ALONE:
+        term_mask = token.spread * per_z * token.bar_keep * solved.s_mask
+        pull_mask = term_mask
+    elif a.HAS_MASK:
         has_mask = token.bar_mask > least
         lift = ratio * token.bar_keep * solved.s_mask * reciprocal(token.bar_mask)
         r_mask = ratio + lift
@@ -227,7 +242,9 @@ def ends_of(a, token, row, solved, REAL: tl.constexpr):
 
     # The rest.
     per_e = token.spread * per_z * token.bar_keep * solved.inv
-    flat_rest = tl.where(solved.curved, 0.0, per_e * row.e_rest)
+    flat_rest = per_e * row.e_rest
+    if not ALONE:
+        flat_rest = tl.where(solved.curved, 0.0, flat_rest)
     of_phi = token.spread * per_zq * token.bar_base
 
     divergence = term_x0 + tl.where(token.same, 0.0, term_xt) + term_mask + flat_rest
@@ -265,6 +282,20 @@ def result_of(ends, solved, sum_phi, sum_h):
         ends.grad_x0 - pull * solved.s_x0,
         ends.grad_xt - pull * solved.s_xt,
         ends.grad_mask - pull * solved.s_mask,
+    )
+
+
+@triton.jit
+def result_alone(ends):
+    """Return the result where there are no sums; h is 1, and so all of the gradient is flat."""
+    return Result(
+        ends.loss,
+        ends.divergence,
+        tl.zeros_like(ends.steep),
+        ends.steep + ends.flat,
+        ends.grad_x0,
+        ends.grad_xt,
+        ends.grad_mask,
     )
 
 

@@ -42,7 +42,7 @@ class Strokes(NamedTuple):
 def in_shard(tokens, first):
     """Return tokens whose classes are places in a shard, or beside it."""
     x0, x_t = tokens.x0 - first, tokens.x_t - first
-    return Tokens(tokens.at, x0, x_t, tokens.inside, tokens.settled, tokens.value)
+    return Tokens(tokens.at, x0, x_t, tokens.inside, tokens.settled, tokens.value, tokens.read)
 
 
 @triton.jit

@@ -42,6 +42,7 @@ class Tokens(NamedTuple):
     inside: Any
     settled: Any
     value: Any  # of a settled token's loss and of all its gradient
+    read: Any  # the first of the program's rows that is not settled; beyond them if there is none
 
 
 @triton.jit
@@ -99,7 +100,8 @@ def load_tokens(
     value = tl.where(undefined & counts, float("nan"), 0.0).to(REAL)
     vb = tl.where(settled, 0.0, vb)
     diverges = diverges & (settled == 0)
-    tokens = Tokens(at, x0, x_t, inside, settled, value)
+    read = tl.min(tl.where(settled, ROWS, tl.arange(0, ROWS)), axis=0)
+    tokens = Tokens(at, x0, x_t, inside, settled, value, read)
     special = Token(
         step.keep,
         spread,
