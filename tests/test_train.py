@@ -397,7 +397,8 @@ def test_a_killed_run_goes_on_as_if_it_never_had_been(config, tmp_path):
     whole = replace(config, out=tmp_path / "whole")
     train(whole)
 
-    options = [f"--{k.replace('_', '-')}={v}" for k, v in config.to_dict().items() if v is not None]
+    values = {k.replace("_", "-"): v for k, v in config.to_dict().items()}
+    options = [f"--{k}={v}" for k, v in values.items() if v is not None and v is not False]
     with subprocess.Popen(
         [sys.executable, "-m", "d3pm_fast.train", *options],
         stdout=subprocess.DEVNULL,

@@ -1,41 +1,39 @@
 """Training by several processes: the same steps as by one, and one end for all."""
 
 import json
+import shutil
+from functools import partial
 
 import pytest
 import torch
 from helpers import processes
 from helpers.once import once
-from helpers.training import images_folder, losses
+from helpers.training import losses
 
-from d3pm_fast.train import checkpoint, model, records
+from d3pm_fast.train import model, records
+from d3pm_fast.train.loop import train
 
 if not torch.distributed.is_available() or not torch.distributed.is_gloo_available():
     pytest.skip("gloo is not installed", allow_module_level=True)
 SEVERAL = [2, 4]
 
 
-def make(number):
-    """A folder with all cases, run by so many processes."""
-
-    def fill(folder):
-        (folder / "text.txt").write_text("\n".join(processes.LINES * 4))
-        images_folder(folder, 14)
-        (folder / str(number)).mkdir()
-        processes.run(number, folder)
-
-    return once(f"processes_{number}", fill) / str(number)
+def made(number):
+    """The folder of the runs of so many processes, which go on with what half as many began."""
+    before = made(number // 2) / "for-others" if number > 1 else None
+    fill = partial(processes.run, number, before=before)
+    return once(f"processes_{number}", lambda folder: fill(folder=folder)) / str(number)
 
 
 @pytest.fixture(scope="module")
 def alone():
     torch.set_num_threads(1)
-    return make(1)
+    return made(1)
 
 
 @pytest.fixture(scope="module", params=SEVERAL)
-def several(request):
-    return make(request.param)
+def several(request, alone):
+    return made(request.param)
 
 
 def assert_same_losses(found, expected):
@@ -66,7 +64,8 @@ def test_the_cases_have_what_they_are_named_for(several):
 
 
 def files_of(out):
-    return sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file())
+    files = (path.relative_to(out) for path in out.rglob("*") if path.is_file())
+    return sorted(str(path) for path in files if not path.parts[0].startswith("checkpoint-"))
 
 
 @pytest.mark.parametrize("case", processes.CASES)
@@ -91,10 +90,48 @@ def test_a_finished_run_opens_and_has_the_bound_of_one_process(several, alone):
     assert bits == pytest.approx(others, rel=1e-5)
 
 
+@pytest.mark.parametrize("case", processes.BEGUN)
+def test_another_number_of_processes_goes_on_as_if_the_run_had_never_ended(case, several, alone):
+    """One process and two, two and four; what was sharded no longer is, and the reverse."""
+    assert_same_losses(losses(several / case), losses(alone / "uneven"))
+    assert len(list((several / case).glob("checkpoint-*"))) == 1
+
+
+@pytest.mark.parametrize("case", processes.BEGUN)
+def test_one_process_goes_on_with_what_four_have_begun(case, alone, tmp_path):
+    folder = alone.parent
+    config = processes.config_of(case, folder, 1, out=tmp_path / "run")
+    shutil.copytree(made(4) / "for-others" / case, config.out)
+    train(config)
+    assert_same_losses(losses(config.out), losses(alone / "uneven"))
+    assert not list(config.out.glob("checkpoint-*"))
+    assert losses(config.out)[:4] == losses(made(4) / "for-others" / case)
+
+
+def test_as_many_processes_go_on_with_the_same_digits(several):
+    found, expected = losses(several / "stopped"), losses(several / "uneven")
+    assert len(found) == processes.DEAD_AT > processes.STOPPED_AT + 1
+    if several.name == "2":  # a sum of four numbers has as many orders as a bucket has places
+        assert found == expected[: len(found)]
+    assert found == pytest.approx(expected[: len(found)], rel=1e-6)
+
+
+def test_a_damaged_folder_of_weights_is_named(several, tmp_path):
+    config = processes.config_of("begun", several.parent, 1, out=tmp_path / "run")
+    shutil.copytree(several / "for-others" / "begun", config.out)
+    folder = config.out / "checkpoint-4"
+    for damage in (
+        lambda: next(folder.glob("*.distcp")).write_bytes(b"no"),
+        partial(shutil.rmtree, folder),
+    ):
+        damage()
+        with pytest.raises(ValueError, match="checkpoint-4 is damaged"):
+            train(config)
+
+
 def test_a_signal_to_one_process_stops_all_after_the_same_step(several):
-    out = several / "stopped"
-    assert len(losses(out)) >= processes.STOPPED_AT + 1
-    assert checkpoint.load(out / checkpoint.NAME)["step"] == processes.STOPPED_AT + 1
+    said = (several / "said.txt").read_text()
+    assert said.count(f"stopped at step {processes.STOPPED_AT + 1}; the same command goes on") == 1
 
 
 def test_where_a_process_dies_each_other_ends_with_a_sentence(several):

@@ -122,6 +122,9 @@ class TrainConfig(ABC):
     accumulate: int = 1
     """Pieces in which a process takes its items of a step, one after the other, which takes less
     memory. The loss and its gradient are those of all items of the step."""
+    fsdp: bool = False
+    """Of several processes, each keeps a part of the weights, of their average and of the optimizer
+    (FSDP2); else each has all of them (DDP)."""
     learning_rate: float = 1e-3
     """Peak learning rate: a linear rise over 200 steps, then half a cosine down to 0."""
     weight_decay: float = 0.01

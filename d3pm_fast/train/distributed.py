@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
-from typing import TypeVar
+from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -17,6 +17,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from .device import pick_device
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 T = TypeVar("T")
 PATIENCE = timedelta(hours=1)  # of those that wait for the first process, which draws samples
@@ -130,14 +133,65 @@ def parts(pieces: int) -> list[slice]:
 
 
 def replicated(network: nn.Module) -> nn.Module:
-    """Return a network whose gradient is the mean of all processes'."""
-    if world() == 1:
+    """Return a network whose gradient is the mean of all processes', as a sharded one's is."""
+    if world() == 1 or is_sharded(network):
         return network
     return DistributedDataParallel(network)
 
 
+def shard(network: nn.Module) -> None:
+    """Leave each process a part of each weight (FSDP2).
+
+    A block's weights are put together while it computes.
+
+    Raises:
+        ValueError: PyTorch is too old.
+    """
+    if world() == 1:
+        return
+    try:
+        from torch.distributed.fsdp import fully_shard
+    except ImportError as error:
+        raise ValueError("--fsdp needs PyTorch 2.6 or later") from error
+    network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    for modules in network.modules():
+        if isinstance(modules, nn.ModuleList):
+            for block in modules:
+                if not isinstance(block, nn.ModuleList):
+                    fully_shard(block)
+    fully_shard(network)
+
+
+def is_sharded(network: nn.Module) -> bool:
+    """Return whether each process has a part of each weight."""
+    return world() > 1 and any(is_part(weight) for weight in network.parameters())
+
+
+def is_part(tensor: Any) -> TypeGuard["DTensor"]:
+    """Return whether a tensor is a part of one that all processes have."""
+    return hasattr(tensor, "full_tensor")
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """Return a tensor put together from all processes' parts, if it is in parts."""
+    return tensor.full_tensor() if is_part(tensor) else tensor
+
+
+def placed_like(values: Any, others: Any) -> Any:
+    """Return whole tensors, in dictionaries, in parts where others in the same places are."""
+    if isinstance(values, dict):
+        return {name: placed_like(value, others[name]) for name, value in values.items()}
+    if not is_part(others):
+        return values
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(values, others.device_mesh, others.placements)
+
+
 def gathering(network: nn.Module, is_last: bool) -> AbstractContextManager[None]:
     """Return the context of a pass through the network; gradients are exchanged in the last one."""
-    if is_last or not isinstance(network, DistributedDataParallel):
-        return nullcontext()
-    return network.no_sync()
+    if is_sharded(network):
+        network.set_requires_gradient_sync(is_last)  # type: ignore[operator]
+    elif isinstance(network, DistributedDataParallel) and not is_last:
+        return network.no_sync()
+    return nullcontext()

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import tomli_w
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from .. import _files
@@ -89,6 +89,9 @@ class Run:
         torch.manual_seed(mixed_seed(config.seed))
         self.denoiser = config.denoiser().to(self.device)
         self.average = averaged(self.denoiser, config.ema)
+        if config.fsdp:
+            distributed.shard(self.denoiser)
+            distributed.shard(self.average.module)
         self.network = distributed.replicated(self.denoiser)
         self.optimizer = torch.optim.AdamW(
             self.denoiser.parameters(),
@@ -96,7 +99,7 @@ class Run:
             weight_decay=config.weight_decay,
             fused=True,
         )
-        self.step = 0
+        self.step = self.saved = 0
         self.stopped_by = 0  # a signal
         self.metrics: list[dict[str, Any]] = []
         self.bound = RunningBound(config.num_steps)
@@ -120,7 +123,7 @@ class Run:
                 self.stopped_by = distributed.agreed(stopped())
             if self.stopped_by or self.step < self.end:
                 distributed.say(f"stopped at step {self.step}; the same command goes on from here")
-            elif distributed.is_first():
+            else:
                 self.finish()
 
     def place(self) -> str:
@@ -154,7 +157,6 @@ class Run:
 
     def advance(self, log: records.Write, stopped: Any) -> None:
         """Train to the end or until ``stopped()``."""
-        start = self.step
         with (
             # Whoever reads the output may end first, as after Ctrl-C in a pipe.
             suppress(BrokenPipeError),
@@ -174,21 +176,25 @@ class Run:
                 stop = distributed.agreed(stopped() or not self.shows(bar))
                 if self.step % self.config.checkpoint_every == 0 or stop:
                     self.save()
-                if is_preview(self.step) and self.step < self.end and distributed.is_first():
+                if is_preview(self.step) and self.step < self.end:
                     self.draw(self.config.out / "preview", PREVIEW_COUNT)
-        if self.step > start:
+        if self.step > self.saved:
             self.save()
 
     def finish(self) -> None:
         """Draw samples, and bound the items held out where the run is whole."""
         out = self.config.out
         samples = out / "samples" / f"step-{self.step}"
-        if not samples.exists():
-            print("wrote", *self.draw(samples, self.config.sample_count))
+        if not distributed.agreed(distributed.is_first() and samples.exists()):
+            distributed.say("wrote", *self.draw(samples, self.config.sample_count))
         if self.step < self.total:
-            print(f"stopped at step {self.step}; with more --max-steps it goes on from here")
+            distributed.say(
+                f"stopped at step {self.step}; with more --max-steps it goes on from here"
+            )
             return
         bits = self.evaluate()
+        if bits is None:
+            return
         found = {"step": self.step, "bits": bits, "unit": self.config.UNIT}
         _files.write_text(out / "held_out.json", json.dumps(found) + "\n")
         print(f"held out: at most {bits:.3f} bits per {self.config.UNIT}")
@@ -216,6 +222,7 @@ class Run:
             with distributed.gathering(self.network, is_last=rows is parts[-1]):
                 pieces.append(self.learn(batch, rows, t, seeds))
         norm = torch.nn.utils.clip_grad_norm_(self.denoiser.parameters(), config.clip)
+        norm = distributed.whole(norm)
         loss, cross_entropy, sums = self.measured(pieces)
         if not math.isfinite(loss) or not bool(norm.isfinite()):
             raise ValueError(
@@ -303,20 +310,46 @@ class Run:
 
     def save(self) -> None:
         """Write the checkpoint, and the model with averaged weights."""
-        if not distributed.is_first():
-            return
         out = self.config.out
         state = {
             "options": to_options(self.config),
             "step": self.step,
             "statistics": self.statistics,
-            "denoiser": self.denoiser.state_dict(),
-            "average": self.average.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
             "bound": self.bound.state_dict(),
         }
-        checkpoint.save(out / checkpoint.NAME, state)
-        model.save(out / model.NAME, self.config, self.statistics, self.average.module)
+        checkpoint.save_all(out, state, self.weights())
+        average = self.whole_average()
+        if distributed.is_first():
+            model.save(out / model.NAME, self.config, self.statistics, average)
+        self.saved = self.step
+
+    def weights(self) -> dict[str, Any]:
+        """Return the weights, their average and the optimizer's state, which is 0 at first."""
+        optimizer = self.optimizer.state_dict()
+        if not optimizer["state"]:
+            optimizer["state"] = {
+                index: {
+                    "step": torch.zeros(()),
+                    "exp_avg": torch.zeros_like(weight),
+                    "exp_avg_sq": torch.zeros_like(weight),
+                }
+                for index, weight in enumerate(map(Tensor.detach, self.denoiser.parameters()))
+            }
+        return {
+            "denoiser": self.denoiser.state_dict(),
+            "average": self.average.state_dict(),
+            "optimizer": optimizer,
+        }
+
+    def whole_average(self) -> nn.Module:
+        """Return the network of averaged weights, put together from all processes' parts."""
+        average: nn.Module = self.average.module
+        if not distributed.is_sharded(average):
+            return average
+        weights = {name: distributed.whole(part) for name, part in average.state_dict().items()}
+        network = self.config.denoiser().to(self.device)
+        network.load_state_dict(weights)
+        return network
 
     def resume(self) -> None:
         """Take over the checkpoint and the metrics in the run's folder, if there are any.
@@ -344,30 +377,38 @@ class Run:
                 f"are {self.config.epochs}"
             )
         with checkpoint.of_this_version(path):
-            self.denoiser.load_state_dict(state["denoiser"])
-            self.average.load_state_dict(state["average"])
-            self.optimizer.load_state_dict(state["optimizer"])
+            weights = checkpoint.load_weights(path, state, self.weights())
+            self.denoiser.load_state_dict(weights["denoiser"])
+            self.average.load_state_dict(weights["average"])
+            self.optimizer.load_state_dict(weights["optimizer"])
             self.bound.load_state_dict(state["bound"])
-            self.step = state["step"]
+            self.step = self.saved = state["step"]
         self.metrics = records.read(self.config.out, self.step)
 
     def draw(self, folder: Path, count: int) -> list[Path]:
         """Show samples of the averaged weights, plot loss.png, and return the files."""
-        config = self.config
+        config, average = self.config, self.whole_average()
+        if not distributed.is_first():
+            return []
         sampler = partial(self.diffusion.sample, steps=config.steps_to_sample)
         files = draw(
-            config, sampler, self.average.module, self.statistics, folder, count, config.seed,
-            self.device,
-        )  # fmt: skip
+            config, sampler, average, self.statistics, folder, count, config.seed, self.device
+        )
         plot = config.out / "loss.png"
         figures.curve(plot, self.metrics, config.UNIT)
         return [*files, plot]
 
-    def evaluate(self) -> float:
-        """Return the averaged weights' bound on the items held out, in bits a token."""
+    def evaluate(self) -> float | None:
+        """Return the averaged weights' bound on the items held out, in bits a token.
+
+        It is computed by the first process; others return None.
+        """
+        average = self.whole_average()
+        if not distributed.is_first():
+            return None
         return bits_per_token(
             self.diffusion,
-            self.average.module,
+            average,
             self.held_out,
             self.config.batch_size,
             self.config.precision,

@@ -5,6 +5,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -20,24 +21,51 @@ from d3pm_fast.train.images import ImageConfig
 from d3pm_fast.train.loop import Run, train
 from d3pm_fast.train.text import TextConfig
 
+from .training import images_folder
+
 FOLDERS = [str(Path(__file__).parents[levels]) for levels in (1, 2)]  # for imports
 LINES = ["a", "the cat sat on the mat", "b", "hello world", "no", "one two three", "x"]
 CASES = {
     "uneven": {},
     "pieces": {"accumulate": 3},
     "few": {"batch_size": 3},
+    "sharded": {"fsdp": True},
+    "sharded-pieces": {"fsdp": True, "accumulate": 2},
     "images": {"levels": 4, "width": 16, "epochs": 2, "max_steps": None},
+    "sharded-images": {"levels": 4, "width": 16, "max_steps": 3, "fsdp": True},
 }
-STOPPED_AT = 3
+STOPPED_AT, DEAD_AT = 3, 6
+BEGUN = {"begun": False, "begun-sharded": True}  # with FSDP
 
 
-def run(number, folder):
-    """Run all cases in so many processes."""
+def go_on(folder, number, before, last=8):
+    """Continue what another number of processes has begun, the sharded one no longer sharded."""
+    for case, is_sharded in BEGUN.items():
+        config = config_of(case, folder, number, fsdp=not is_sharded, max_steps=last)
+        if number == 1 or int(os.environ["RANK"]) == 0:
+            shutil.copytree(before / case, config.out)
+        distributed.wait()
+        train(config)
+
+
+def begin(folder, number):
+    """Begin runs that others go on with."""
+    for case, is_sharded in BEGUN.items():
+        out = folder / str(number) / "for-others" / case
+        train(config_of(case, folder, number, out=out, fsdp=is_sharded, max_steps=4))
+
+
+def run(number, folder, before):
+    """Run all cases in so many processes, and go on with what was begun in the folder before."""
+    (folder / "text.txt").write_text("\n".join(LINES * 4))
+    images_folder(folder, 14)
+    (folder / str(number)).mkdir()
     if number == 1:
         for case in CASES:
             train(config_of(case, folder, 1))
+        begin(folder, 1)
         return
-    ended = torchrun(number, "helpers.processes", folder)
+    ended = torchrun(number, "helpers.processes", folder, before)
     (folder / str(number) / "said.txt").write_text(ended.stdout + ended.stderr)
     assert (folder / str(number) / "done").exists(), ended.stderr
     assert ended.returncode != 0  # the last run dies
@@ -81,7 +109,7 @@ def config_of(case, folder, number, **changes):
         "precision": "float32",
     }
     options |= CASES.get(case, {}) | changes
-    if case == "images":
+    if case.endswith("images"):
         return ImageConfig(**options | {"data": folder})
     return TextConfig(split="lines", context=16, width=32, depth=1, **options)
 
@@ -116,7 +144,7 @@ def die():
     raise ValueError("no more paper")
 
 
-def be_one(folder):
+def be_one(folder, before):
     """Be one of the processes."""
     distributed.init(torch.device("cpu"))  # once, for all runs
     number, rank = os.environ["WORLD_SIZE"], int(os.environ["RANK"])
@@ -125,17 +153,19 @@ def be_one(folder):
         seen.clear()
         train(config_of(case, folder, number))
         (folder / number / f"{case}-{rank}.json").write_text(json.dumps(seen))
+    begin(folder, number)
+    go_on(folder, number, before)
     if rank == 1:
         in_step(STOPPED_AT, lambda: os.kill(os.getpid(), signal.SIGTERM))
     with suppress(SystemExit):
         train(config_of("stopped", folder, number))
         raise RuntimeError("the run was not stopped")
     if rank == 1:
-        in_step(STOPPED_AT + 2, die)
+        in_step(DEAD_AT, die)
     (folder / number / "done").touch()
     dying = ["train-text", "--config", folder / number / "stopped" / "config.toml"]
     main([*map(str, dying)])
 
 
 if __name__ == "__main__":
-    be_one(Path(sys.argv[1]))
+    be_one(*map(Path, sys.argv[1:]))
