@@ -4,6 +4,7 @@ from importlib.metadata import version as _version
 
 from . import (
     choices,
+    distributed,
     evaluation,
     functional,
     sampling,
@@ -29,6 +30,7 @@ __all__ = [
     "LinearLoss",
     "choices",
     "cumulative_products",
+    "distributed",
     "draw_seeds",
     "evaluation",
     "functional",

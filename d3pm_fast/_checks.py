@@ -94,6 +94,17 @@ def check_choice(name: str, value: str | int, choices: tuple[Choice, ...]) -> Ch
     return value
 
 
+def check_plain(name: str, value: Tensor) -> None:
+    """Raise unless ``value`` is a tensor, and no DTensor."""
+    if not isinstance(value, Tensor):
+        raise not_a_tensor(name, value)
+    if type(value) is not Tensor and hasattr(value, "device_mesh"):
+        raise TypeError(
+            f"{name} must be a plain tensor, of the items of this rank, got a DTensor: take "
+            f"{name}.to_local()"
+        )
+
+
 def check_tokens(
     name: str, value: Tensor, num_classes: int = 0, shape: tuple[int, ...] | None = None
 ) -> None:
@@ -102,8 +113,7 @@ def check_tokens(
     One-hot vectors of K classes are told by the shape that is expected; where none is, they are
     only what numbers with K in the last axis may be.
     """
-    if not isinstance(value, Tensor):
-        raise not_a_tensor(name, value)
+    check_plain(name, value)
     may_be_one_hot = value.ndim > 1 and value.shape[-1] == num_classes
     if may_be_one_hot and value.shape[:-1] == shape:
         raise ValueError(
@@ -119,8 +129,7 @@ def check_tokens(
 
 def check_times(name: str, t: Tensor, shape: torch.Size, are_integers: bool = True) -> None:
     """Raise unless ``t`` is a tensor of integers, or of floats, of shape (B,) or (B, *S)."""
-    if not isinstance(t, Tensor):
-        raise not_a_tensor(name, t)
+    check_plain(name, t)
     if t.dtype not in (INTEGER_DTYPES if are_integers else FLOAT_DTYPES):
         kind = "an integer" if are_integers else "a float"
         raise TypeError(f"{name} must be {kind} tensor, got {t.dtype}")

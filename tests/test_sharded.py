@@ -6,6 +6,8 @@ from helpers import shards
 from helpers.compare import assert_close, check_gradient, same_bits, unit
 from helpers.once import once
 
+from d3pm_fast import distributed, functional
+
 LOSSES = shards.CASES["loss"][1]
 
 
@@ -100,9 +102,72 @@ def test_what_is_on_the_wire(made):
             assert rank["wire"][name] == 3 * each
 
 
+@pytest.mark.parametrize("name", shards.PLACED)
+def test_a_dtensor_has_a_gradient_placed_as_it_is(made, name):
+    case = shards.PLACED[name]
+    values, gradients, are_placed, parts = zip(
+        *(rank["dtensor"][name] for rank in made), strict=True
+    )
+    assert all(are_placed)
+    whole, tokens, options = case.inputs()
+    for part in set(parts):
+        mine = [n for n, other in enumerate(parts) if other == part]
+        logits, *tokens_here = whole, *tokens
+        if case.placements[0].is_shard(0):
+            logits, *tokens_here = (x.tensor_split(2)[part] for x in (whole, *tokens))
+        logits = logits.clone().requires_grad_()
+        chain = shards.CHAINS[case.chain]
+        truth = functional.loss(chain, logits, *tokens_here, **options)
+        (expected,) = torch.autograd.grad(truth, logits)
+        assert all(same_bits(values[n], values[mine[0]]) for n in mine)
+        assert_close(values[mine[0]], truth, torch.float64, ulps=4500)
+        if len(case.placements) == 2 and not case.placements[0].is_shard(0):
+            mine = mine[: len(mine) // 2]
+        found = [gradients[n] for n in mine]
+        if case.placements[-1].is_replicate():
+            found = found[:1]
+        found = torch.cat(found, dim=-1)
+        if expected.numel() == 0:
+            assert found.shape == expected.shape
+            continue
+        largest = torch.linalg.vector_norm(expected, dim=-1).max()
+        check_gradient(found, expected, torch.float64, ulps=4500, floor=largest)
+
+
+def test_tokens_are_counted_over_all_ranks(made):
+    size = len(made)
+    for n, rank in enumerate(made):
+        count = rank["count"]
+        assert count["mask"].dtype == torch.float64
+        assert count["mask"].shape == ()
+        assert count["mask"] == sum(range(0, 2 * size, 2))
+        assert count["no tokens"] == 12 * sum(range(size))
+        assert count["group"] == (1 if n == 0 else sum(range(2, size + 1)))
+
+
+def test_averaged_gradients_are_those_of_the_mean_over_all_tokens(made):
+    _, tokens, _ = shards.Case("uniform", shape=(2, 3)).inputs()
+    gradients, masks, logits = zip(*(rank["count"]["gradient"] for rank in made), strict=True)
+    whole, mask = torch.cat(logits).requires_grad_(), torch.cat(masks)
+    tokens = (torch.cat([x] * len(made)) for x in tokens)
+    loss = functional.loss(shards.CHAINS["uniform"], whole, *tokens, mask=mask)
+    (truth,) = torch.autograd.grad(loss, whole)
+    check_gradient(torch.cat(gradients) / len(made), truth, torch.float64, ulps=64, floor=0.1)
+
+
+def test_the_count_of_one_process():
+    assert distributed.global_count(torch.tensor([True, False, True])) == 2
+    with pytest.raises(TypeError, match="mask_or_tokens must be an integer tensor"):
+        distributed.global_count(torch.ones(3))
+
+
 @pytest.mark.parametrize(
     ("name", "kind", "message"),
     [
+        ("partial", ValueError, "got P"),
+        ("positions", ValueError, "on mesh dimension 'tp': redistribute them"),
+        ("classes twice", ValueError, "sharded over classes on one mesh dimension"),
+        ("tokens as a DTensor", TypeError, "x0 must be a plain tensor, of the items of this rank"),
         ("no tensor", TypeError, "local_logits must be a tensor, got list"),
         ("integers", TypeError, "local_logits must be float32"),
         ("other tokens", ValueError, r"local_logits must have shape (2, 3, 10), got (2, 4, 10)"),

@@ -13,7 +13,7 @@ from .logits import LogitsPrediction
 from .prediction import Classes, Prediction
 from .score import Score, ScorePrediction
 from .shaped import Shaped, ShapedPrediction
-from .sharded import Sharded, sharded_prediction
+from .sharded import Sharded, distributed_prediction, is_distributed, sharded_prediction
 
 __all__ = [
     "Classes",
@@ -48,6 +48,8 @@ def as_prediction(given: Predicted, transition: Transition, class_dim: ClassDim 
     if dim != -1:
         given = _classes_last(given, dim)
     if isinstance(given, Tensor):
+        if is_distributed(given):
+            return distributed_prediction(given, classes, transition.redraws)
         return LogitsPrediction(given, classes)
     if isinstance(given, Sharded):
         return sharded_prediction(given, classes, transition.redraws)

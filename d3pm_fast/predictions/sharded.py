@@ -17,7 +17,7 @@ from ..chains.structures import RANK_ONE
 from ..derivatives import Inputs, Items
 from ..records import Loss, ShardedLoss, Sharding
 from .logits import LogitsPrediction
-from .prediction import Classes, Operations
+from .prediction import Classes, Operations, Prediction
 
 __all__ = ["Sharded"]
 
@@ -130,6 +130,38 @@ def sharded_prediction(given: Sharded, classes: Classes, redraws: bool) -> Shard
     if num_classes is None:
         num_classes = size * dist.get_world_size(group)
     return ShardedPrediction(local, classes, Sharding(group, size, num_classes), redraws)
+
+
+def is_distributed(given: Tensor) -> bool:
+    """Return whether a tensor is a DTensor; to ask costs no import."""
+    return type(given) is not Tensor and hasattr(given, "device_mesh")
+
+
+def distributed_prediction(given: Any, classes: Classes, redraws: bool) -> Prediction:
+    """Return a prediction by this rank's part of a DTensor, unchecked but for its placements."""
+    mesh, axes = given.device_mesh, []
+    for axis, placement in enumerate(given.placements):
+        name = (mesh.mesh_dim_names or range(mesh.ndim))[axis]
+        if placement.is_shard(given.ndim - 1):
+            axes.append(axis)
+        elif not (placement.is_replicate() or placement.is_shard(0)):
+            raise ValueError(
+                "logits as a DTensor must be sharded over classes or items, or replicated, got "
+                f"{placement} on mesh dimension {name!r}: redistribute them"
+            )
+    if len(axes) > 1:
+        raise ValueError(
+            "logits as a DTensor must be sharded over classes on one mesh dimension, got "
+            f"{given.placements}: redistribute them"
+        )
+    local = given.to_local()
+    if not axes:
+        return LogitsPrediction(local, classes)
+    (axis,) = axes
+    num_logits = given.shape[-1]
+    size = -(-num_logits // mesh.size(axis))  # as DTensor cuts them
+    sharding = Sharding(mesh.get_group(axis), size, num_logits)
+    return ShardedPrediction(local, classes, sharding, redraws)
 
 
 def _no_derivative(_items: Items) -> Callable[..., Tensor]:

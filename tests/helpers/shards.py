@@ -6,13 +6,16 @@ calls, of :data:`CASES`, and leaves a file of what it got.
 
 import importlib.util
 import sys
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 
-from d3pm_fast import functional, transitions
+from d3pm_fast import distributed, functional, transitions
 from d3pm_fast.schedules import continuous
 
 from . import ranks
@@ -210,7 +213,109 @@ def twice():
     gradient.sum().backward()
 
 
+def mesh_of(*names):
+    """A mesh with all ranks in its last dimension, or half of them."""
+    size = dist.get_world_size()
+    sizes = (size,) if len(names) == 1 else (2, size // 2)
+    return init_device_mesh("cpu", sizes, mesh_dim_names=names)
+
+
+def of_dtensor(case):
+    """The loss and the gradient of a DTensor: its local part, and whether it is placed the same."""
+    whole, (x0, x_t, t), options = case.inputs()
+    mesh, placements = mesh_of(*case.mesh), case.placements
+    first = case.dim == 1
+    whole = whole.movedim(-1, 1) if first else whole
+    logits = distribute_tensor(whole, mesh, placements).requires_grad_()
+    part = 0
+    if len(placements) == 2 and placements[0].is_shard(0):
+        part = mesh.get_local_rank("dp")
+        x0, x_t, t = (x.tensor_split(2)[part] for x in (x0, x_t, t))
+    options |= {"class_dim": case.dim}
+    with forbidden(DTensor, "full_tensor"), forbidden(DTensor, "redistribute"):
+        value = functional.loss(CHAINS[case.chain], logits, x0, x_t, t, **options)
+        value.backward()
+    gradient = logits.grad
+    same = gradient.placements == tuple(placements) and gradient.device_mesh == mesh
+    local = gradient.to_local()
+    return value.detach(), local.movedim(1, -1) if first else local, same, part
+
+
+@contextmanager
+def forbidden(owner, name):
+    """Fail where a method is called."""
+    method = getattr(owner, name)
+
+    def refuse(*_args, **_options):
+        raise AssertionError(f"{name} is called")
+
+    setattr(owner, name, refuse)
+    try:
+        yield
+    finally:
+        setattr(owner, name, method)
+
+
+@dataclass(frozen=True)
+class Placed(Case):
+    """A loss of a DTensor."""
+
+    mesh: tuple = ("tp",)
+    placements: tuple = (Shard(2),)
+    dim: int = -1
+
+
+PLACED = {
+    "classes": Placed("uniform", given={"ce_weight": 0.1}),
+    "absorbing": Placed("absorbing"),
+    "without the mask's logit": Placed("absorbing", columns=K - 1),
+    "classes first": Placed("uniform", placements=(Shard(1),), dim=1),
+    "replicated": Placed("uniform", placements=(Replicate(),)),
+    "items and classes": Placed("uniform", mesh=("dp", "tp"), placements=(Shard(0), Shard(2))),
+    "no items here": Placed(
+        "uniform",
+        mesh=("dp", "tp"),
+        placements=(Shard(0), Shard(2)),
+        shape=(1, 5),
+        given={"reduction": "sum"},
+    ),
+    "classes of two": Placed("absorbing", mesh=("dp", "tp"), placements=(Replicate(), Shard(2))),
+}
+
+
+def of_placed(*placements, names=("tp",), tokens_placed=False):
+    """The loss of a DTensor that may be placed wrong."""
+    mesh = mesh_of(*names)
+    logits = DTensor.from_local(torch.zeros(2, 4, K), mesh, placements, run_check=False)
+    tokens = torch.zeros(2, 4, dtype=torch.int64)
+    if tokens_placed:
+        tokens = DTensor.from_local(tokens, mesh, [Replicate()], run_check=False)
+    return functional.loss(CHAINS["uniform"], logits, tokens, tokens, torch.ones(2).long())
+
+
+def count_of(kind):
+    """How many tokens count, and by how much gradients that are averaged are off."""
+    rank, size = dist.get_rank(), dist.get_world_size()
+    mask = torch.arange(6).view(2, 3) < rank * 2
+    if kind == "mask":
+        return distributed.global_count(mask)
+    if kind == "no tokens":
+        return distributed.global_count(torch.zeros(4 * rank, 3, dtype=torch.int32))
+    if kind == "group":
+        groups = [dist.new_group([0]), dist.new_group(list(range(1, size)))]
+        return distributed.global_count(torch.zeros(rank + 1, dtype=torch.int64), groups[rank > 0])
+    logits, tokens, _ = Case("uniform", shape=(2, 3)).inputs()
+    logits = (logits * (rank + 1)).requires_grad_()
+    count = distributed.global_count(mask) / size
+    loss = functional.loss(CHAINS["uniform"], logits, *tokens, mask=mask, denominator=count)
+    return torch.autograd.grad(loss, logits)[0], mask, logits.detach()
+
+
 REFUSED = {
+    "partial": lambda: of_placed(Partial()),
+    "positions": lambda: of_placed(Shard(1)),
+    "classes twice": lambda: of_placed(Shard(2), Shard(2), names=("dp", "tp")),
+    "tokens as a DTensor": lambda: of_placed(Shard(2), tokens_placed=True),
     "no tensor": lambda: of_local([1.0]),
     "integers": lambda: of_local(torch.zeros(2, 3, K).long()),
     "other tokens": lambda: of_local(torch.zeros(2, 4, K)),
@@ -227,6 +332,8 @@ REFUSED = {
 CASES = {
     "loss": (loss_of, losses()),
     "wire": (bytes_of, WIRE),
+    "dtensor": (of_dtensor, PLACED),
+    "count": (count_of, {kind: kind for kind in ("mask", "no tokens", "group", "gradient")}),
     "refused": (error_of, REFUSED),
 }
 
