@@ -32,6 +32,7 @@ from d3pm_fast.train.images import ImageConfig
 from d3pm_fast.train.loop import Run, is_preview, train
 from d3pm_fast.train.process import interrupted_by_signals
 from d3pm_fast.train.running import RunningBound
+from d3pm_fast.train.scaling import GradientScale
 
 COUNT = 24
 
@@ -629,6 +630,35 @@ def test_the_seed_changes_order_times_and_noise_in_all_of_its_bits(config):
     for one, other in itertools.combinations(starts, 2):
         for here, there in zip(one, other, strict=True):
             assert not torch.equal(here, there)
+
+
+def test_a_gradient_of_float16_that_overflows_is_skipped_until_no_smaller_factor_is_left(config):
+    run = Run(replace(config, precision="float16"))
+    weight = run.denoiser.keep.weight
+    run.train_step()
+    first = weight.clone()
+    overflow = weight.register_hook(lambda gradient: gradient * torch.inf)
+    run.scale.factor = 2.0
+    assert run.train_step()["gradient_norm"] is None
+    assert run.scale.factor == 1.0
+    assert torch.equal(weight, first)
+    with pytest.raises(ValueError, match="norm inf at step 2; the last checkpoint is kept"):
+        run.train_step()
+    assert torch.equal(weight, first)
+    overflow.remove()
+    assert run.train_step()["gradient_norm"] > 0
+    assert not torch.equal(weight, first)
+
+
+def test_the_factor_of_float16_grows_after_many_steps_and_goes_on_from_a_checkpoint():
+    scale, other = GradientScale(enabled=True), GradientScale(enabled=True)
+    scale.update(False)
+    for _ in range(scale.GROWS_AFTER - 1):
+        scale.update(True)
+    assert scale.factor == scale.START / 2
+    other.load_state_dict(scale.state_dict())
+    other.update(True)
+    assert other.factor == scale.START
 
 
 def test_an_early_average_has_forgotten_the_start():

@@ -10,7 +10,7 @@ from helpers import processes
 from helpers.once import once
 from helpers.training import losses
 
-from d3pm_fast.train import model, records
+from d3pm_fast.train import checkpoint, model, records
 from d3pm_fast.train.loop import train
 
 if not torch.distributed.is_available() or not torch.distributed.is_gloo_available():
@@ -42,7 +42,10 @@ def assert_same_losses(found, expected):
     assert found == pytest.approx(expected, rel=1e-6)
 
 
-@pytest.mark.parametrize("case", processes.CASES)
+EXACT = [case for case in processes.CASES if "half" not in case]
+
+
+@pytest.mark.parametrize("case", EXACT)
 def test_the_losses_are_those_of_one_process(case, several, alone):
     assert_same_losses(losses(several / case), losses(alone / case))
 
@@ -68,7 +71,19 @@ def files_of(out):
     return sorted(str(path) for path in files if not path.parts[0].startswith("checkpoint-"))
 
 
-@pytest.mark.parametrize("case", processes.CASES)
+@pytest.mark.parametrize("case", ["half", "sharded-half"])
+def test_float16_skips_the_same_steps(case, several, alone):
+    lines = [records.read(out / case) for out in (several, alone)]
+    skipped, expected = ([line["gradient_norm"] is None for line in of] for of in lines)
+    assert skipped == expected
+    assert {*skipped} == {True, False}
+    assert losses(several / case) == pytest.approx(losses(alone / case), rel=5e-3)
+    states = [checkpoint.load(out / case / checkpoint.NAME)["scale"] for out in (several, alone)]
+    assert states[0] == states[1]
+    assert states[0]["factor"] == 2.0 ** (16 - sum(skipped))
+
+
+@pytest.mark.parametrize("case", EXACT)
 def test_one_process_writes_the_files_that_one_alone_does(case, several, alone):
     assert files_of(several / case) == files_of(alone / case)
     for line, other in zip(*(records.read(out / case) for out in (several, alone)), strict=True):

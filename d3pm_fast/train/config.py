@@ -133,8 +133,9 @@ class TrainConfig(ABC):
     """Upper bound of the gradient's norm, for a loss in nats a token."""
     ema: float = 0.999
     """Decay of the averaged weights that the samples are drawn with; it rises to this value."""
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Arithmetic of the network; auto takes bfloat16 where the hardware has it."""
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Arithmetic of the network; auto takes bfloat16 where the hardware has it. The gradients of
+    float16 are scaled, and a step whose gradient overflows is skipped."""
     device: str = "auto"
     """A PyTorch device; auto takes the GPU where there is one."""
     seed: int = 0

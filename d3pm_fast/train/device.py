@@ -36,8 +36,9 @@ def place(diffusion: D3PM, device: torch.device) -> D3PM:
 
 def autocast(precision: str, device: torch.device) -> torch.autocast:
     """Return the context of the network's arithmetic; ``"auto"`` is bfloat16 where it is fast."""
-    low = has_bfloat16(device) if precision == "auto" else precision == "bfloat16"
-    return torch.autocast(device.type, torch.bfloat16, enabled=low)
+    low = has_bfloat16(device) if precision == "auto" else precision != "float32"
+    dtype = torch.float16 if precision == "float16" else torch.bfloat16
+    return torch.autocast(device.type, dtype, enabled=low)
 
 
 def has_bfloat16(device: torch.device) -> bool:

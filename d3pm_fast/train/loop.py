@@ -31,6 +31,7 @@ from .held_out import bits_per_token
 from .items import Items
 from .process import exit_status, locked, stop_requested
 from .running import RunningBound
+from .scaling import GradientScale
 from .tasks import to_options
 
 WARM_UP = 200
@@ -99,6 +100,7 @@ class Run:
             weight_decay=config.weight_decay,
             fused=True,
         )
+        self.scale = GradientScale(enabled=config.precision == "float16")
         self.step = self.saved = 0
         self.stopped_by = 0  # a signal
         self.metrics: list[dict[str, Any]] = []
@@ -221,17 +223,20 @@ class Run:
         for rows in (parts := distributed.parts(config.accumulate)):
             with distributed.gathering(self.network, is_last=rows is parts[-1]):
                 pieces.append(self.learn(batch, rows, t, seeds))
-        norm = torch.nn.utils.clip_grad_norm_(self.denoiser.parameters(), config.clip)
-        norm = distributed.whole(norm)
+        self.scale.undo(self.denoiser.parameters(), distributed.world())
+        clipped = torch.nn.utils.clip_grad_norm_(self.denoiser.parameters(), config.clip)
         loss, cross_entropy, sums = self.measured(pieces)
-        if not math.isfinite(loss) or not bool(norm.isfinite()):
+        norm = distributed.whole(clipped).item()
+        if not math.isfinite(loss) or not (math.isfinite(norm) or self.scale.can_shrink()):
             raise ValueError(
-                f"the loss is {loss} and its gradient's norm {norm.item()} at step "
+                f"the loss is {loss} and its gradient's norm {norm} at step "
                 f"{self.step}; the last checkpoint is kept. A smaller --learning-rate, or "
                 "--precision float32, may help"
             )
-        self.optimizer.step()
-        self.average.update_parameters(self.denoiser)
+        self.scale.update(math.isfinite(norm))
+        if math.isfinite(norm):
+            self.optimizer.step()
+            self.average.update_parameters(self.denoiser)
         self.bound.update(sums)
         running = self.bound.nats()
         self.step += 1
@@ -241,7 +246,7 @@ class Run:
             "loss": loss,
             "bound": None if running is None else (running + self.prior) / math.log(2),
             "cross_entropy": cross_entropy / math.log(2),
-            "gradient_norm": norm.item(),
+            "gradient_norm": norm if math.isfinite(norm) else None,
             "items_per_second": len(batch) / (time.perf_counter() - started),
         }
 
@@ -259,8 +264,7 @@ class Run:
         loss_of = partial(self.diffusion.loss, logits, part.x0, x_t, t, mask=mask)
         vb, ce = config.duration * config.vb_weight, config.timesteps * config.ce_weight
         loss = loss_of(vb_weight=vb, ce_weight=ce, denominator=count)
-        # The network's gradient is the mean over the processes: here it is to be their sum.
-        loss.backward(torch.full_like(loss, distributed.world()))
+        loss.backward(torch.full_like(loss, self.scale.factor))
         with torch.no_grad():
             terms = loss_of(reduction="batch")
             cross_entropy = loss_of(vb_weight=0.0, ce_weight=1.0, denominator=count)
@@ -316,6 +320,7 @@ class Run:
             "step": self.step,
             "statistics": self.statistics,
             "bound": self.bound.state_dict(),
+            "scale": self.scale.state_dict(),
         }
         checkpoint.save_all(out, state, self.weights())
         average = self.whole_average()
@@ -382,6 +387,7 @@ class Run:
             self.average.load_state_dict(weights["average"])
             self.optimizer.load_state_dict(weights["optimizer"])
             self.bound.load_state_dict(state["bound"])
+            self.scale.load_state_dict(state.get("scale", self.scale.state_dict()))
             self.step = self.saved = state["step"]
         self.metrics = records.read(self.config.out, self.step)
 

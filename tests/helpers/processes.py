@@ -30,6 +30,8 @@ CASES = {
     "pieces": {"accumulate": 3},
     "few": {"batch_size": 3},
     "sharded": {"fsdp": True},
+    "half": {"precision": "float16", "timesteps": 100},  # 100 times the loss: gradients overflow
+    "sharded-half": {"precision": "float16", "timesteps": 100, "fsdp": True},
     "sharded-pieces": {"fsdp": True, "accumulate": 2},
     "images": {"levels": 4, "width": 16, "epochs": 2, "max_steps": None},
     "sharded-images": {"levels": 4, "width": 16, "max_steps": 3, "fsdp": True},
