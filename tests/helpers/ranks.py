@@ -143,6 +143,32 @@ def lightning(names, data):
     L.Trainer(**options, enable_model_summary=False).fit(names["Model"](), batches)
 
 
+def fabric(names, data):
+    """Take steps by Lightning Fabric, on as many processes."""
+    import lightning.fabric
+
+    options = {"accelerator": "cpu", "strategy": "ddp", "devices": RANKS}
+    with_defaults(lightning.fabric, "Fabric", options)
+    execute("Lightning Fabric", names, 0)
+    names["batches"] = of_rank(data)
+    execute("Lightning Fabric", names, 1)
+
+
+def accelerate(names, data):
+    """Take steps by Accelerate, each of several micro-batches."""
+    import accelerate
+
+    with_defaults(accelerate, "Accelerator", {"cpu": True})
+    execute("Accelerate", names, 0)
+    names["batches"] = of_rank(data).reshape(-1, BATCH, POSITIONS)
+    execute("Accelerate", names, 1)
+
+
+def with_defaults(module, name, options):
+    """Give a class of a module other defaults."""
+    setattr(module, name, partial(getattr(module, name), **options))
+
+
 def huggingface(names, data):
     """Take steps by the Hugging Face Trainer; items have paddings of many lengths."""
     length = 1 + torch.arange(len(data)) % POSITIONS
@@ -168,7 +194,7 @@ def main(folder):
     torch.save(seen, folder / f"{os.environ['RANK']}.pt")
 
 
-RECIPES = [ddp, fsdp, lightning, huggingface]
+RECIPES = [ddp, fsdp, lightning, fabric, accelerate, huggingface]
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
