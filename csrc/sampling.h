@@ -30,10 +30,11 @@ D3PM_HOST_DEVICE inline double to_unit(uint32_t low, uint32_t high) {
   return static_cast<double>(bits) * 0x1p-53;
 }
 
-// One seed for every item of the batch, and the counter of the step.
+// One seed for every item of the batch, the counter of the step, and the position in its item of
+// the first token that is given of each.
 struct Random {
   const int64_t* seeds;
-  int64_t num_seeds, step;
+  int64_t num_seeds, step, position_offset;
 };
 
 // A token has more than one pair where it jumps more than once.
@@ -41,7 +42,8 @@ D3PM_HOST_DEVICE inline Uniforms token_uniforms(const Random& random, int64_t nu
                                                 int64_t token, int64_t pair = 0) {
   const int64_t positions = num_tokens / random.num_seeds;
   uint32_t words[4], key[2];
-  split(static_cast<uint64_t>(token % positions + (pair << 40)), words[0], words[1]);
+  const int64_t position = random.position_offset + token % positions;
+  split(static_cast<uint64_t>(position + (pair << 40)), words[0], words[1]);
   split(static_cast<uint64_t>(random.step), words[2], words[3]);
   split(static_cast<uint64_t>(random.seeds[token / positions]), key[0], key[1]);
   philox(words, key[0], key[1]);

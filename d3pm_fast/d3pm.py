@@ -148,6 +148,7 @@ class D3PM(nn.Module):
         seeds: Tensor | None = None,
         step: int = 0,
         mask: Tensor | None = None,
+        position_offset: int = 0,
     ) -> Tensor:
         """Draw ``x_t ~ q(x_t | x_0)``, the corrupted data (D3PM, eq. 3).
 
@@ -158,6 +159,9 @@ class D3PM(nn.Module):
             seeds: int64 ``(B,)`` in place of a generator, see :func:`d3pm_fast.draw_seeds`: the
                 draw of an item depends on its own seed, ``step`` and the position in it alone.
             step: a counter in [0, 2^63) that tells draws of the same seeds apart.
+            position_offset: the position in its item of the first token that is given of each,
+                where these are a part of the positions, as the shard of a sequence; positions of
+                several axes count as flattened.
             mask: bool ``(B, *S)``, True where a token is drawn. The others come back as they are,
                 and may hold anything.
 
@@ -178,6 +182,7 @@ class D3PM(nn.Module):
             generator=generator,
             seeds=seeds,
             step=step,
+            position_offset=position_offset,
             impl=self.impl,
         )
 
@@ -435,6 +440,7 @@ class D3PM(nn.Module):
         generator: torch.Generator | None = None,
         seeds: Tensor | None = None,
         step: int = 0,
+        position_offset: int = 0,
     ) -> Tensor:
         """Draw ``x_s ~ p(x_s | x_t)``, a reverse step (D3PM, eq. 4 and appendix A.3).
 
@@ -452,6 +458,9 @@ class D3PM(nn.Module):
             seeds: int64 ``(B,)`` in place of a generator, see :func:`d3pm_fast.draw_seeds`: the
                 draw of an item depends on its own seed, ``step`` and the position in it alone.
             step: a counter in [0, 2^63) that tells draws of the same seeds apart.
+            position_offset: the position in its item of the first token that is given of each,
+                where these are a part of the positions, as the shard of a sequence; positions of
+                several axes count as flattened.
 
         Returns:
             ``(B, *S)`` in the dtype of x_t. On a GPU -1 (255 as uint8) where the logits have no
@@ -475,6 +484,7 @@ class D3PM(nn.Module):
             generator=generator,
             seeds=seeds,
             step=step,
+            position_offset=position_offset,
             class_dim=self.class_dim,
             impl=self.impl,
         )
@@ -491,6 +501,7 @@ class D3PM(nn.Module):
         known: tuple[Tensor, Tensor] | None = None,
         time_independent: bool = False,
         seeds: Tensor | None = None,
+        position_offset: int = 0,
     ) -> Tensor:
         """Draw new data: x_T from the stationary distribution, then each ``x_s ~ p(x_s | x_t)``.
 
@@ -514,6 +525,9 @@ class D3PM(nn.Module):
             time_independent: the denoiser promises not to look at t. It is then called only for
                 the items that the last step has changed.
             seeds: int64 ``(B,)`` in place of a generator, see :func:`d3pm_fast.draw_seeds`.
+            position_offset: the position in its item of the first token that is given of each,
+                where these are a part of the positions, as the shard of a sequence; positions of
+                several axes count as flattened.
 
         Returns:
             x_0, int64 ``(B, *S)``, on the module's device.
@@ -534,6 +548,7 @@ class D3PM(nn.Module):
             time_independent=time_independent,
             generator=generator,
             seeds=seeds,
+            position_offset=position_offset,
             progress=progress,
             callback=callback,
         )

@@ -56,10 +56,17 @@ class Weights(NamedTuple):
 
 
 class Random(NamedTuple):
-    """What the random numbers of a call depend on: int64 ``(B,)``, and a counter."""
+    """What the random numbers of a call depend on, beside a token's position.
+
+    Attributes:
+        seeds: int64 ``(B,)``.
+        step: a counter.
+        position_offset: the position in its item of the first token that is given of each.
+    """
 
     seeds: Tensor
     step: int
+    position_offset: int = 0
 
 
 class Shaping(NamedTuple):

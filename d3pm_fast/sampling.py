@@ -22,7 +22,7 @@ from ._reuse import Reuse
 from .chains import Transition
 from .choices import LASTS, Last
 from .diffusion import Diffusion
-from .functional.seeds import check_seeds
+from .functional.seeds import check_offset, check_seeds
 from .predictions import Predicted, as_prediction
 from .records import Random
 from .reference.draws import NONE
@@ -45,6 +45,7 @@ def ancestral(
     time_independent: bool = False,
     generator: torch.Generator | None = None,
     seeds: Tensor | None = None,
+    position_offset: int = 0,
     progress: bool = False,
     callback: Callable[[Tensor, Any], None] | None = None,
 ) -> Tensor:
@@ -73,6 +74,9 @@ def ancestral(
             the items that the last step has changed.
         generator: where the seeds come from; None for PyTorch's default generator.
         seeds: int64 ``(B,)`` in its place, see :func:`d3pm_fast.draw_seeds`.
+        position_offset: the position in its item of the first token that is given of each, where
+            these are a part of the positions, as the shard of a sequence; positions of several
+            axes count as flattened.
         progress: show a progress bar.
         callback: called with ``(x_T, T)`` and then with each ``(x_s, s)``.
 
@@ -86,14 +90,16 @@ def ancestral(
     times = timesteps.path(chain.num_steps, steps)
     check_choice("last", last, LASTS)
     counters = counters_of(chain, times)
-    x, seeds = start(diffusion, shape, known, generator, seeds, counters[0] + 1)
+    first = counters[0] + 1, position_offset
+    x, seeds = start(diffusion, shape, known, generator, seeds, *first)
     if time_independent:
         denoiser = Reuse(denoiser)
     if callback is not None:
         callback(x, times[0])
     pairs = list(zip(itertools.pairwise(times), counters, strict=True))
     for (t, s), counter in tqdm(pairs, desc="sampling", unit="step", disable=not progress):
-        x = step(diffusion, denoiser, x, t, s, Random(seeds, counter), last, known)
+        random = Random(seeds, counter, position_offset)
+        x = step(diffusion, denoiser, x, t, s, random, last, known)
         if callback is not None:
             callback(x, s)
     warn_of_masks(diffusion, x, known)
@@ -126,6 +132,7 @@ def start(
     generator: torch.Generator | None,
     seeds: Tensor | None,
     counter: int,
+    position_offset: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """Return x_T with the known tokens in it, and each item's seed, after all checks."""
     check_sizes("shape", shape)
@@ -141,7 +148,8 @@ def start(
         check_range("known[0]", tokens.where(mask, 0), 0, diffusion.transition.num_classes)
     items = torch.empty(shape[0], device=device)
     seeds = check_seeds(seeds, generator, items).to(device)
-    x = functional.sample_prior(diffusion.transition, shape, seeds, counter)
+    offset = check_offset(position_offset, torch.empty(shape, device="meta"))
+    x = functional.sample_prior(diffusion.transition, shape, seeds, counter, offset)
     return hold(x, known), seeds
 
 
@@ -177,9 +185,8 @@ def step(
         return x_s
     # A step of one has its coefficients in a table.
     ends = None if chain.has_steps and s == t - 1 else targets
-    drawn = functional.p_sample(
-        chain, prediction, x_t, starts, ends, seeds=random.seeds, step=random.step, **model
-    )
+    numbers = random._asdict()
+    drawn = functional.p_sample(chain, prediction, x_t, starts, ends, **numbers, **model)
     return hold(drawn, known)
 
 

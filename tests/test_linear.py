@@ -327,6 +327,19 @@ def test_draws_are_those_of_the_logits(problem, impl, budget):
     assert torch.equal(found, expected)
 
 
+def test_draws_of_many_positions(cpu):
+    """Of several axes, with a time for each token, more than the budget has logits of."""
+    for name in ("uniform", "absorbing", "gaussian"):
+        chain, _, x_t, t = drawn(CHAINS[name], (2, 5, 3))
+        leaves = parameters(shape=(2, 5, 3))
+        for times in (t, t[:, None, None].expand_as(x_t).contiguous()):
+            found, expected = (
+                functional.p_sample(chain, prediction, x_t, times, seeds=torch.arange(2), impl=cpu)
+                for prediction in (Linear(*leaves, 7 * K * 4), F.linear(*leaves))
+            )
+            assert torch.equal(found, expected)
+
+
 def test_a_denoiser_that_returns_it():
     chain, *_ = drawn(CHAINS["absorbing"])
     diffusion = D3PM(chain)

@@ -49,12 +49,12 @@ def arguments(chain, x):
 def test_the_dispatcher_is_given_the_fields_of_records(shifted):
     assert str(torch.ops.d3pm_fast.shifted.default._schema) == (
         "d3pm_fast::shifted(Tensor x, Tensor rows, Tensor table, Tensor? pi, Tensor? pi_cdf, "
-        "int mask_id, int num_classes, int forbidden, Tensor seeds, int step, str names) "
-        "-> (Tensor, Tensor)"
+        "int mask_id, int num_classes, int forbidden, Tensor seeds, int step, "
+        "int position_offset, str names) -> (Tensor, Tensor)"
     )
     assert str(torch.ops.d3pm_fast.dense_shifted.default._schema) == (
         "d3pm_fast::dense_shifted(Tensor x, Tensor t, Tensor? s, int handle, "
-        "Tensor seeds, int step, str names) -> (Tensor, Tensor)"
+        "Tensor seeds, int step, int position_offset, str names) -> (Tensor, Tensor)"
     )
 
 

@@ -13,7 +13,7 @@ from d3pm_fast.reference.philox import philox, uniforms
 
 ROOT = Path(__file__).parents[1]
 FLAGS = "-std=c++17 -O2 -shared -fPIC -Wall -Wextra -Werror -Wno-unknown-pragmas -Wno-psabi"
-STEP, LOW = 2**40 + 3, 2**32 - 1
+STEP, OFFSET, LOW = 2**40 + 3, 2**35 + 7, 2**32 - 1
 # Seeds and positions: items of one token, shorter and longer than the 64 made at once.
 SHAPES = [(1, 1), (3, 1), (200, 1), (1, 15), (7, 5), (50, 3), (3, 63), (2, 64), (3, 65), (2, 1000)]
 
@@ -28,14 +28,15 @@ def drawn(function, kind, seeds, positions, tokens):
     """What a function of tests/cpu/uniforms.cpp draws, float64 (count, 2)."""
     library = ctypes.CDLL(str(once("uniforms", build) / "uniforms.so"))
     out = torch.full((len(tokens), 2), torch.nan, dtype=torch.float64)
-    numbers = [ctypes.c_int64(n) for n in (len(seeds), STEP, len(seeds) * positions, len(tokens))]
+    given = len(seeds), STEP, OFFSET, len(seeds) * positions, len(tokens)
+    numbers = [ctypes.c_int64(n) for n in given]
     seeds_at, *others = (ctypes.c_void_p(tensor.data_ptr()) for tensor in (seeds, tokens, out))
     library[function](ctypes.c_int64(kind), seeds_at, *numbers, *others)
     return out
 
 
 def expected(seeds, positions, tokens):
-    counter, key = tokens % positions, seeds[tokens // positions]
+    counter, key = OFFSET + tokens % positions, seeds[tokens // positions]
     step = (torch.full_like(tokens, STEP & LOW), torch.full_like(tokens, STEP >> 32))
     words = philox((counter & LOW, counter >> 32, *step), (key & LOW, key >> 32 & LOW))
     return torch.stack(
@@ -70,4 +71,4 @@ def test_positions_may_pass_32_bits(instructions):
 def test_a_token_alone_has_pairs_of_numbers(pair, cpu):
     seeds, tokens = random_seeds(7), torch.arange(35)
     found = drawn("uniforms_by_token", pair, seeds, 5, tokens)
-    assert torch.equal(found, torch.stack(uniforms(seeds, STEP, 35, pair), dim=-1))
+    assert torch.equal(found, torch.stack(uniforms(seeds, STEP, 35, pair, OFFSET), dim=-1))

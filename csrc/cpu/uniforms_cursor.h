@@ -56,7 +56,8 @@ class UniformsCursor {
     for (int64_t i = 0; i < count; ++item, position = 0) {
       const auto seed = static_cast<uint64_t>(random_.seeds[item]);
       for (const int64_t end = std::min(count, i + positions_ - position); i < end; ++i) {
-        split(static_cast<uint64_t>(position++), words_[0][i], words_[1][i]);
+        const int64_t of_item = random_.position_offset + position++;
+        split(static_cast<uint64_t>(of_item), words_[0][i], words_[1][i]);
         split(seed, keys_[0][i], keys_[1][i]);
       }
     }

@@ -19,7 +19,7 @@ from .arguments import (
     contiguous_times,
     is_too_narrow,
 )
-from .seeds import check_seeds
+from .seeds import check_offset, check_seeds
 
 # In quotes on inner functions: the compilers of PyTorch 2.4 to 2.6 cannot build annotations.
 
@@ -36,6 +36,7 @@ def p_sample(
     generator: torch.Generator | None = None,
     seeds: Tensor | None = None,
     step: int = 0,
+    position_offset: int = 0,
     class_dim: ClassDim = -1,
     impl: Impl = "auto",
 ) -> Tensor:
@@ -58,6 +59,9 @@ def p_sample(
         seeds: int64 ``(B,)`` in place of a generator: an item's draw depends on its own seed,
             ``step`` and the position in the item alone (:func:`d3pm_fast.draw_seeds`).
         step: a counter in [0, 2^63) that tells draws of the same seeds apart.
+        position_offset: the position in its item of the first token that is given of each, where
+            these are a part of the positions, as the shard of a sequence; positions of several
+            axes count as flattened.
         class_dim: where the logits have the classes: -1, or 1 for ``(B, K, *S)``.
         impl: which implementation serves the call.
 
@@ -77,7 +81,7 @@ def p_sample(
         prediction = prediction.double()
     if _environment.CHECK:
         prediction.check_no_nan()
-    seeds = check_seeds(seeds, generator, x_t)
+    seeds, offset = check_seeds(seeds, generator, x_t), check_offset(position_offset, x_t)
     s = check_target(transition, s, t, x_t.shape)
     name = choose(impl, prediction.operations.p_sample.name, transition, t, 1, x_t=x_t)
 
@@ -93,9 +97,11 @@ def p_sample(
         s: "Tensor",
         seeds: "Tensor",
         *last: "Any",
+        position: "int" = 0,
     ) -> "Tensor":
         step_of = prediction.step_record(transition, x_t, t, s)
-        return kernel(logits, x_t, step_of, model, Random(seeds, step), *last)  # type: ignore[no-any-return]
+        random = Random(seeds, step, offset + position)
+        return kernel(logits, x_t, step_of, model, random, *last)  # type: ignore[no-any-return]
 
     with torch.no_grad():
         items = contiguous(x_t), contiguous_times(transition, t), s, seeds

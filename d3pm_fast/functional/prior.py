@@ -39,7 +39,11 @@ def prior(transition: Transition, x0: Tensor, mask: Tensor | None = None) -> Ten
 
 
 def sample_prior(
-    transition: Transition, shape: tuple[int, ...], seeds: Tensor, step: int = 0
+    transition: Transition,
+    shape: tuple[int, ...],
+    seeds: Tensor,
+    step: int = 0,
+    position_offset: int = 0,
 ) -> Tensor:
     """Draw x_T from the stationary distribution, int64 ``(B, *S)``.
 
@@ -49,8 +53,11 @@ def sample_prior(
         seeds: int64 ``(B,)``: an item's draw depends on its own seed, ``step`` and the position in
             the item alone (:func:`d3pm_fast.draw_seeds`).
         step: a counter in [0, 2^63) that tells draws of the same seeds apart.
+        position_offset: the position in its item of the first token that is given of each, where
+            these are a part of the positions, as the shard of a sequence; positions of several
+            axes count as flattened.
     """
-    _, draw = uniforms(seeds, step, math.prod(shape))
+    _, draw = uniforms(seeds, step, math.prod(shape), position_offset=position_offset)
     return draw_base(draw, running_sums(transition.stationary()), transition.num_classes).view(
         shape
     )

@@ -9,7 +9,7 @@ from ..chains import Transition
 from ..choices import Impl
 from ..records import Random
 from .arguments import choose, contiguous, contiguous_times
-from .seeds import check_seeds
+from .seeds import check_offset, check_seeds
 
 
 def q_sample(
@@ -21,6 +21,7 @@ def q_sample(
     generator: torch.Generator | None = None,
     seeds: Tensor | None = None,
     step: int = 0,
+    position_offset: int = 0,
     impl: Impl = "auto",
 ) -> Tensor:
     """Draw ``x_t ~ q(x_t | x_0)`` (D3PM, eq. 3).
@@ -35,6 +36,9 @@ def q_sample(
         seeds: int64 ``(B,)`` in place of a generator: an item's draw depends on its own seed,
             ``step`` and the position in the item alone (:func:`d3pm_fast.draw_seeds`).
         step: a counter in [0, 2^63) that tells draws of the same seeds apart.
+        position_offset: the position in its item of the first token that is given of each, where
+            these are a part of the positions, as the shard of a sequence; positions of several
+            axes count as flattened.
         impl: which implementation serves the call.
 
     Returns:
@@ -45,7 +49,8 @@ def q_sample(
     if mask is not None:
         check_mask(mask, x0.shape)
     check_same_device(x0=x0, t=t, mask=mask, transition=transition)
-    random = Random(check_seeds(seeds, generator, x0), step)
+    seeds = check_seeds(seeds, generator, x0)
+    random = Random(seeds, step, check_offset(position_offset, x0))
     tokens = data = contiguous(x0)
     if mask is not None:
         data = tokens.where(mask, 0)

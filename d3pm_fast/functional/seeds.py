@@ -3,8 +3,10 @@
 import torch
 from torch import Tensor
 
-from .._checks import check_shape
+from .._checks import check_count, check_shape
 from .._random import of_generator
+
+LAST_POSITION = 1 << 40
 
 
 def draw_seeds(batch: int, generator: torch.Generator | None = None) -> Tensor:
@@ -23,6 +25,15 @@ def draw_seeds(batch: int, generator: torch.Generator | None = None) -> Tensor:
     bounds = torch.iinfo(torch.int64)
     options = of_generator(generator)
     return torch.randint(bounds.min, bounds.max, (batch,), device=device, **options)
+
+
+def check_offset(position_offset: int, tokens: Tensor) -> int:
+    """Return where positions begin, such that all of the tokens' are below 2^40."""
+    offset = check_count("position_offset", position_offset, least=0)
+    last = offset + tokens[:1].numel()
+    if last > LAST_POSITION:
+        raise ValueError(f"positions must be at most 2^40, position_offset makes them {last}")
+    return offset
 
 
 def check_seeds(seeds: Tensor | None, generator: torch.Generator | None, tokens: Tensor) -> Tensor:

@@ -56,9 +56,9 @@ def loss_record(
     )
 
 
-def random_record(random: Random) -> tuple[int, int, int]:
+def random_record(random: Random) -> tuple[int, int, int, int]:
     """Return ``Random``."""
-    return random.seeds.data_ptr(), len(random.seeds), random.step
+    return random.seeds.data_ptr(), len(random.seeds), random.step, random.position_offset
 
 
 def shaping_record(shaping: Shaping) -> tuple[Any, ...]:

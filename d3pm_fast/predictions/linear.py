@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -24,7 +26,7 @@ from ..derivatives import Inputs, Items
 from ..records import Head, LinearLoss
 from ..reductions import of_loss
 from .logits import LogitsPrediction
-from .prediction import Classes, Operations, Prediction
+from .prediction import Classes, FindKernel, Operations, Prediction
 
 __all__ = ["Linear"]
 
@@ -203,6 +205,23 @@ class LinearPrediction(Prediction):
 
         return of_logits._replace(with_gradient=with_gradient, gradient=gradient)
 
+    def sampled(self, find: FindKernel, call: Callable[..., Tensor], items: Items) -> Tensor:
+        """Return draws; of a part of the positions at a time where an item has too many logits."""
+        x_t, t, s, seeds = items
+        assert x_t is not None
+        num_positions = x_t[:1].numel()
+        size = max(self.chunk_bytes // (4 * self.num_classes), 1)
+        if num_positions <= size:
+            return super().sampled(find, call, items)
+        hidden, *head = self.parameters
+        drawn = []
+        for first in range(0, num_positions, size):
+            x_part, *times = (_positions(x, x_t.shape, first, size) for x in (x_t, t, s))
+            part = self._with(hidden.flatten(1, -2)[:, first : first + size], *head)
+            at = partial(call, position=first)
+            drawn.append(Prediction.sampled(part, find, at, (x_part, *times, seeds)))
+        return torch.cat(drawn, dim=1).view(x_t.shape)
+
     def logits(self, *parameters: Tensor) -> Tensor:
         """Return the logits of some items."""
         return self.meaning(*parameters)
@@ -232,6 +251,13 @@ class LinearPrediction(Prediction):
         hidden, weight, *bias = parameters
         given = Linear(hidden, weight, bias[0] if bias else None, *self.given[3:])
         return LinearPrediction(given, self.classes)
+
+
+def _positions(x: Tensor | None, shape: tuple[int, ...], first: int, size: int) -> Tensor | None:
+    """Return some positions of what is of tokens, ``(B, n)``; what is of items stays."""
+    if x is None or x.shape != shape:
+        return x
+    return x.flatten(1)[:, first : first + size].contiguous()
 
 
 def as_linear(given: Linear) -> LinearPrediction:

@@ -196,7 +196,8 @@ class Prediction(ABC):
 
         Args:
             find: returns the kernel of an operation, None where there is none.
-            call: maps a kernel, logits, the items, and what the kernel takes last, to draws.
+            call: maps a kernel, logits, the items, and what the kernel takes last, to draws; and
+                where the items are a part of the positions, the first ``position``.
             items: what goes with the logits along the batch.
         """
         return self.applied(partial(call, find(self.operations.p_sample)), items)

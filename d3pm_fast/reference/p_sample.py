@@ -8,7 +8,7 @@ from torch import Tensor
 from .._no_law import check_drawn
 from ..records import Model, Random
 from .draws import NONE, draw_row
-from .philox import uniforms
+from .philox import uniforms_of
 from .posterior import log_p_posterior
 from .rank_one import RankOneLogs
 from .step import StepLogs, logs_of
@@ -19,7 +19,7 @@ def p_sample(logits: Tensor, x_t: Tensor, step: Any, model: Model, random: Rando
     logs = logs_of(step, logits.shape, torch.float64)
     logits = logs.allowed(logits.double())
     inside = (x_t >= 0) & (x_t < logits.shape[-1])
-    numbers = tuple(u.view(x_t.shape) for u in uniforms(*random, x_t.numel()))
+    numbers = tuple(u.view(x_t.shape) for u in uniforms_of(random, x_t.numel()))
     draw = _from_mixture if isinstance(logs, RankOneLogs) else _by_inverse_cdf
     drawn = draw(logs, logits, x_t.where(inside, 0), model, numbers)
     drawn = drawn.where(inside & ~logs.target_time.isnan().squeeze(-1), NONE)

@@ -9,12 +9,22 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from ..records import Random
+
 IntOrTensor = TypeVar("IntOrTensor", int, Tensor)
 
 _LOW = 0xFFFFFFFF
 
 
-def uniforms(seeds: Tensor, step: int, num_tokens: int, pair: int = 0) -> tuple[Tensor, Tensor]:
+def uniforms_of(random: Random, num_tokens: int, pair: int = 0) -> tuple[Tensor, Tensor]:
+    """Return the numbers of a call, as :func:`uniforms` does."""
+    seeds, step, offset = random
+    return uniforms(seeds, step, num_tokens, pair, offset)
+
+
+def uniforms(
+    seeds: Tensor, step: int, num_tokens: int, pair: int = 0, position_offset: int = 0
+) -> tuple[Tensor, Tensor]:
     """Return two independent uniforms in [0, 1) for each token, 53 bits each.
 
     Args:
@@ -22,13 +32,15 @@ def uniforms(seeds: Tensor, step: int, num_tokens: int, pair: int = 0) -> tuple[
         step: the counter of the step, in [0, 2^63).
         num_tokens: N.
         pair: which, where a token takes more than one pair; below 2^24.
+        position_offset: the position of the first token of each item; positions are below 2^40.
 
     Returns:
         Two float64 tensors ``(N,)``.
     """
     positions = num_tokens // max(len(seeds), 1)
     key = seeds.repeat_interleave(positions, output_size=num_tokens)
-    position = torch.arange(positions, device=seeds.device).repeat(len(seeds)) + (pair << 40)
+    position = torch.arange(positions, device=seeds.device).repeat(len(seeds))
+    position = position + (position_offset + (pair << 40))
     words = philox(
         (*_halves(position), *(torch.full_like(position, w) for w in _halves(step))),
         _halves(key),

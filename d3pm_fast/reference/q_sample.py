@@ -9,7 +9,7 @@ from ..chains.structures import DenseMarginal, RankOneMarginal, SparseMarginal
 from ..records import Random
 from .draws import NONE, draw_base
 from .logspace import spread
-from .philox import uniforms
+from .philox import uniforms_of
 
 
 def q_sample(x0: Tensor, marginal: Any, random: Random) -> Tensor:
@@ -36,7 +36,7 @@ def _from_mixture(x0: Tensor, marginal: RankOneMarginal, random: Random) -> Tens
     """
     rows, table, pi_cdf, mask_id, num_classes = marginal
     x0, rows, good = _trusted(x0, rows, num_classes, len(table) - 1)
-    choice, draw = (u.view(x0.shape) for u in uniforms(*random, x0.numel()))
+    choice, draw = (u.view(x0.shape) for u in uniforms_of(random, x0.numel()))
     keep, base, _ = table[rows].unbind(-1)
     redrawn = draw_base(draw, pi_cdf, num_classes)
     moved = redrawn.where((choice < keep + base) | (mask_id < 0), mask_id)
@@ -46,7 +46,7 @@ def _from_mixture(x0: Tensor, marginal: RankOneMarginal, random: Random) -> Tens
 def _by_inverse_cdf(x0: Tensor, marginal: DenseMarginal, random: Random) -> Tensor:
     chain = marginal.chain
     x0, t, good = _trusted(x0, marginal.t, chain.num_classes, chain.last_time)
-    _, draw = (u.view(x0.shape) for u in uniforms(*random, x0.numel()))
+    _, draw = (u.view(x0.shape) for u in uniforms_of(random, x0.numel()))
     drawn = torch.empty_like(x0)
     for time in t.unique().tolist():
         here = t == time
@@ -60,7 +60,7 @@ def _by_jumps(x0: Tensor, marginal: SparseMarginal, random: Random) -> Tensor:
     """Draw the number of jumps up to t, and the class that each leads to."""
     chain = marginal.chain
     x, t, good = _trusted(x0, marginal.t, chain.num_classes, chain.last_time)
-    _, draw = (u.view(x.shape) for u in uniforms(*random, x.numel()))
+    _, draw = (u.view(x.shape) for u in uniforms_of(random, x.numel()))
     counts = torch.empty_like(x)
     for time in t.unique().tolist():
         here = t == time
@@ -69,7 +69,7 @@ def _by_jumps(x0: Tensor, marginal: SparseMarginal, random: Random) -> Tensor:
     x = x.clone()
     for jump in range(1, max(counts.flatten().tolist(), default=0) + 1):
         here = counts >= jump
-        _, number = (u.view(x.shape) for u in uniforms(*random, x.numel(), jump))
+        _, number = (u.view(x.shape) for u in uniforms_of(random, x.numel(), jump))
         for place in here.nonzero().tolist():
             row = slice(*starts[x[tuple(place)] :][:2].tolist())
             found = torch.searchsorted(cdf[row], number[tuple(place)], right=True)

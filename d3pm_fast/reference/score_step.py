@@ -12,7 +12,7 @@ from ..chains.structures import RankOneStep
 from ..records import Model, Random
 from .draws import draw_row
 from .logspace import compute_dtype
-from .philox import uniforms
+from .philox import uniforms_of
 from .rank_one import RankOneLogs
 
 Law = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -92,7 +92,7 @@ def _log_law(weights: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _drawn(weights: Tensor, random: Random) -> Tensor:
-    _, draw = (u.view(weights.shape[:-1]) for u in uniforms(*random, weights[..., 0].numel()))
+    _, draw = (u.view(weights.shape[:-1]) for u in uniforms_of(random, weights[..., 0].numel()))
     drawn = draw_row(weights.nan_to_num(0), draw)
     if drawn.device.type == "cpu" and not is_compiling():
         check_has_law(drawn)

@@ -12,18 +12,20 @@ NONE = tl.constexpr(-1)  # the class of a draw from what is no law: out of range
 
 
 class Counter(NamedTuple):
-    """The seeds, and the counter of the step in two halves."""
+    """The seeds, the counter of the step in two halves, and where positions begin."""
 
     seeds: Any  # int64, of each run
     runs: Any
     step_low: Any
     step_high: Any
+    position_offset: Any
 
 
 def random_of(random: Random, num_tokens: int) -> Counter:
     """Return what a kernel takes for its random numbers."""
-    seeds, step = random
-    return Counter(seeds, runs_of(num_tokens, len(seeds)), step & 0xFFFFFFFF, step >> 32)
+    seeds, step, offset = random
+    runs = runs_of(num_tokens, len(seeds))
+    return Counter(seeds, runs, step & 0xFFFFFFFF, step >> 32, offset)
 
 
 @triton.jit
@@ -34,7 +36,7 @@ def uniforms(random, tokens, inside, pair=0):
     """
     run = run_of(tokens, random.runs)
     seed = tl.load(random.seeds + run, mask=inside, other=0)
-    position = tokens - run.to(tl.int64) * random.runs.length
+    position = tokens - run.to(tl.int64) * random.runs.length + random.position_offset
     position = (position + ((tl.zeros_like(position) + pair) << 40)).to(tl.uint64)
     zero = tl.zeros_like(position)
     low, high = zero + random.step_low, zero + random.step_high

@@ -8,7 +8,7 @@ from ..._no_law import check_drawn
 from ...chains.structures import MatrixStep
 from ...records import Model, Random
 from ...reference.draws import NONE, draw_row
-from ...reference.philox import uniforms
+from ...reference.philox import uniforms_of
 from ..host import pointer, random_record
 from .groups import StepGroups
 from .posterior import p_posterior
@@ -47,7 +47,7 @@ def _recomputed(again: Recompute, model: Model, random: Random, num_tokens: int)
 
     The posterior's own arithmetic takes all of a chain's digits, where that of draws is rough.
     """
-    _, draw = uniforms(*random, num_tokens)
+    _, draw = uniforms_of(random, num_tokens)
     drawn = draw_row(
         p_posterior(again.logits, again.x_t, again.step, model).exp(), draw[again.tokens]
     )
