@@ -114,9 +114,14 @@ class Sharding(NamedTuple):
         return min(max(self.num_logits - self.shard.first, 0), self.size)
 
     @property
+    def rank(self) -> int:
+        """Of this process in the group."""
+        return dist.get_rank(self.group)
+
+    @property
     def shard(self) -> Shard:
         """The classes of this rank."""
-        return Shard(dist.get_rank(self.group) * self.size)
+        return Shard(self.rank * self.size)
 
 
 class Loss(NamedTuple, Generic[AnyStep]):
@@ -204,6 +209,18 @@ class LinearLoss(NamedTuple, Generic[AnyStep]):
     def counts(self) -> Tensor | None:
         """Which tokens have a loss, bool ``(B, *S)``; None for all."""
         return counts_of(self.mask, self.weights)
+
+
+class ShardedStep(NamedTuple, Generic[AnyStep]):
+    """The steps that a law is of, of which this rank has some classes.
+
+    Attributes:
+        step: of the chain.
+        sharding: how the classes are shared out.
+    """
+
+    step: AnyStep
+    sharding: Sharding
 
 
 class ShardedLoss(NamedTuple, Generic[AnyStep]):

@@ -7,6 +7,7 @@ from helpers.compare import assert_close, check_gradient, same_bits, unit
 from helpers.once import once
 
 from d3pm_fast import distributed, functional
+from d3pm_fast._no_law import NoLaw
 
 LOSSES = shards.CASES["loss"][1]
 
@@ -102,6 +103,36 @@ def test_what_is_on_the_wire(made):
             assert rank["wire"][name] == 3 * each
 
 
+@pytest.mark.parametrize("name", shards.STEPS)
+def test_posteriors_and_their_gradients_are_those_of_one_process(made, name):
+    case = shards.STEPS[name]
+    whole, (_, x_t, t), options = case.inputs()
+    whole.requires_grad_()
+    options["impl"] = "reference"
+    truth = functional.p_posterior(shards.CHAINS[case.chain], whole, x_t, t, **options)
+    finite = truth.isfinite()
+    above = shards.upstream_of(whole.shape)[finite]
+    (true_gradient,) = torch.autograd.grad(truth[finite], whole, above)
+    parts, gradients = zip(*(rank["posterior"][name] for rank in made), strict=True)
+    log_p = torch.cat(parts, dim=-1)
+    assert bool((log_p[..., shards.K :] == -torch.inf).all())
+    log_p = log_p[..., : shards.K]
+    assert_close(log_p, truth, torch.float64, ulps=4500, scale=1 + truth.nan_to_num(0, 0, 0).abs())
+    gradient = joined(gradients, shards.K)
+    largest = torch.linalg.vector_norm(true_gradient, dim=-1).max()
+    check_gradient(gradient, true_gradient, torch.float64, ulps=4500, floor=largest)
+
+
+@pytest.mark.parametrize("name", shards.DRAWS)
+def test_draws_are_those_of_whole_logits_for_any_number_of_ranks(made, name):
+    case = shards.DRAWS[name]
+    whole, (_, x_t, t), options = case.inputs()
+    options |= {"seeds": torch.arange(len(x_t)), "impl": "reference"}
+    expected = functional.p_sample(shards.CHAINS[case.chain], whole, x_t, t, **options)
+    assert all(torch.equal(rank["draws"][name], expected) for rank in made)
+    assert bool((expected != x_t).any())
+
+
 @pytest.mark.parametrize("name", shards.PLACED)
 def test_a_dtensor_has_a_gradient_placed_as_it_is(made, name):
     case = shards.PLACED[name]
@@ -165,6 +196,9 @@ def test_the_count_of_one_process():
     ("name", "kind", "message"),
     [
         ("partial", ValueError, "got P"),
+        ("no law", NoLaw, "logits must have a softmax, got nothing but -inf at index (0, 0)"),
+        ("NaN", NoLaw, "logits must have a softmax, got NaN at index (0, 0)"),
+        ("no column of the mask", ValueError, "sharded logits must be of all 10 classes"),
         ("positions", ValueError, "on mesh dimension 'tp': redistribute them"),
         ("classes twice", ValueError, "sharded over classes on one mesh dimension"),
         ("tokens as a DTensor", TypeError, "x0 must be a plain tensor, of the items of this rank"),

@@ -99,7 +99,8 @@ def p_posterior(
     Args:
         transition: the chain.
         logits: the denoiser's prediction of x_0, ``(B, *S, K)``. Of :class:`Shaped` ones nothing
-            is differentiable, and a gradient asked of them is a ``ValueError``.
+            is differentiable, and a gradient asked of them is a ``ValueError``. Of
+            :class:`Sharded` ones the result has this rank's classes.
         x_t: the corrupted data, ``(B, *S)``.
         t: times, ``(B,)`` or ``(B, *S)``, in 1..T.
         s: times that the steps lead to, the shape of t, in 0..t-1; t - 1 unless given.
@@ -133,6 +134,7 @@ def p_posterior(
     operation = served.differentiable(_of_logits(transition, name, model, served))
     items = contiguous(x_t), contiguous_times(transition, t), s
     log_p = autograd.differentiable(operation, served.parameters, items).to(dtype)
+    log_p = prediction.result(log_p)
     return log_p if class_dim == -1 else log_p.movedim(-1, class_dim)
 
 

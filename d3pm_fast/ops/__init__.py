@@ -31,6 +31,7 @@ from .score_step import (
 )
 from .shaped import shaped_logits
 from .sharded_loss import sharded_loss, sharded_loss_and_grad
+from .sharded_step import sharded_p_sample, sharded_posterior
 
 __all__ = [
     "Implementation",
@@ -68,4 +69,6 @@ __all__ = [
     "shaped_p_sample",
     "sharded_loss",
     "sharded_loss_and_grad",
+    "sharded_p_sample",
+    "sharded_posterior",
 ]

@@ -147,6 +147,10 @@ class Prediction(ABC):
         """Raise where draws made of it came from what is no law; reads the values."""
         check_drawn(drawn, x_t, self.row)
 
+    def result(self, log_p: Tensor) -> Tensor:
+        """Return log-probabilities as the caller has logits."""
+        return log_p
+
     def step_record(self, transition: Transition, x_t: Tensor, t: Tensor, s: Tensor | None) -> Any:
         """Return the steps ``x_t -> x_s`` that its law is of."""
         return transition.of_tokens(transition.step_record(t, s), x_t=x_t)

@@ -20,7 +20,7 @@ from .score_step import (
     euler_posterior,
 )
 from .shaped import shaped_logits, shaped_row
-from .sharded import sharded_loss
+from .sharded import sharded_loss, sharded_p_sample, sharded_posterior, whole_logits
 from .step import looked_up
 
 __all__ = [
@@ -42,4 +42,7 @@ __all__ = [
     "shaped_logits",
     "shaped_row",
     "sharded_loss",
+    "sharded_p_sample",
+    "sharded_posterior",
+    "whole_logits",
 ]

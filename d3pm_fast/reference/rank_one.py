@@ -115,10 +115,25 @@ class RankOneLogs:
         staying, the other draws the class from s or from pi. Since ``Z >= u + a ubar[x_t]``,
         some tokens stay whatever s is; of the others, ``NONE`` comes where there is no s.
         """
-        choice, draw = uniforms
         first = (self.target_time == 0) & model.direct
         log_s = log_x0.where(first, self.tilt(log_x0, x_t)) if model.posterior_mean else log_x0
         here = at(self.log_predicted(log_s), x_t).exp().squeeze(-1)
+        of_model = draw_row(log_s.exp(), uniforms[1])
+        has_law = ~log_x0.isnan().any(dim=-1)
+        return self.mixed(here, of_model, has_law, x_t, model, uniforms)
+
+    def mixed(
+        self,
+        here: Tensor,
+        of_model: Tensor,
+        has_law: Tensor,
+        x_t: Tensor,
+        model: Model,
+        uniforms: tuple[Tensor, Tensor],
+    ) -> Tensor:
+        """Return x_s of the mixture, given f[x_t], the class drawn from s, and if there is an s."""
+        choice, draw = uniforms
+        first = (self.target_time == 0).squeeze(-1) & model.direct
         is_mask = (x_t == self.mask_id).double()
         vector = self.log_vector.exp()[x_t]
         spread = self.base.squeeze(-1) * vector + self.mask.squeeze(-1) * is_mask
@@ -130,16 +145,16 @@ class RankOneLogs:
         least = choice * (spread + self.keep.squeeze(-1) * bar_spread)
         only_mask = (self.bar_base.squeeze(-1) == 0) & (x_t == self.mask_id)
         stays = (least >= predicted + stationary + mask) | ((least >= predicted) & only_mask)
-        undefined = log_x0.isnan().any(dim=-1) & (~stays | first.squeeze(-1))
+        undefined = ~has_law & (~stays | first)
 
         threshold = choice * (spread + self.keep.squeeze(-1) * here)
-        from_model = (threshold < predicted) | first.squeeze(-1)
+        from_model = (threshold < predicted) | first
         from_base = threshold < predicted + stationary
         from_mask = threshold < predicted + stationary + mask
 
         fallback = x_t.where(~from_mask | (self.mask_id < 0), self.mask_id)
         redrawn = draw_base(draw, self.pi_cdf, len(self.log_vector))
-        drawn = draw_row(log_s.exp(), draw).where(from_model, redrawn.where(from_base, fallback))
+        drawn = of_model.where(from_model, redrawn.where(from_base, fallback))
         return drawn.where(~undefined, NONE)
 
     def _log_reach(self, x_t: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ calls, of :data:`CASES`, and leaves a file of what it got.
 import importlib.util
 import sys
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -311,7 +311,73 @@ def count_of(kind):
     return torch.autograd.grad(loss, logits)[0], mask, logits.detach()
 
 
+def upstream_of(shape):
+    """A gradient of log-probabilities of all classes."""
+    generator = torch.Generator().manual_seed(11)
+    return torch.rand(*shape, generator=generator).double() - 0.3
+
+
+def posterior_of(case):
+    """The local log-probabilities, and the gradient of the local logits."""
+    whole, (_, x_t, t), options = case.inputs()
+    rank, size = dist.get_rank(), dist.get_world_size()
+    local = shard(whole, rank, size, case.width).requires_grad_()
+    sharded = functional.Sharded(local, dist.group.WORLD, K)
+    log_p = functional.p_posterior(CHAINS[case.chain], sharded, x_t, t, **options)
+    above = shard(upstream_of(whole.shape), rank, size, case.width)
+    finite = log_p.isfinite()
+    (gradient,) = torch.autograd.grad(log_p[finite], local, above[finite].to(log_p.dtype))
+    return log_p.detach(), gradient
+
+
+def draws_of(case):
+    """Draws of local logits, and of a DTensor."""
+    whole, (_, x_t, t), options = case.inputs()
+    local = shard(whole, dist.get_rank(), dist.get_world_size(), case.width)
+    sharded = functional.Sharded(local, dist.group.WORLD, K)
+    options["seeds"] = torch.arange(len(x_t))
+    chain = CHAINS[case.chain]
+    drawn = functional.p_sample(chain, sharded, x_t, t, **options)
+    placed = distribute_tensor(whole, mesh_of("tp"), [Shard(2)])
+    assert torch.equal(functional.p_sample(chain, placed, x_t, t, **options), drawn)
+    return drawn
+
+
+STEPS = {
+    f"{chain}, {reverse}, {first_step}, {width}": Case(
+        chain,
+        impl="auto",
+        given={"reverse": reverse, "first_step": first_step},
+        steps=True,
+        width=width,
+    )
+    for chain in CHAINS
+    for reverse in ("joint", "posterior_mean")
+    for first_step, width in (("posterior", 0), ("logits", K))
+}
+DRAWS = {name: replace(case, shape=(24, 40), width=0) for name, case in STEPS.items()}
+
+
+def no_law(logit):
+    """Draw from rows that are no law."""
+    local = torch.full((1, 2, K), logit)
+    sharded = functional.Sharded(local, dist.group.WORLD, K)
+    tokens, t = torch.zeros(1, 2, dtype=torch.int64), torch.ones(1, dtype=torch.int64)
+    options = {"seeds": torch.zeros(1, dtype=torch.int64), "first_step": "logits"}
+    functional.p_sample(CHAINS["uniform"], sharded, tokens, t, **options)
+
+
+def without_mask():
+    """Ask for the law of logits that have no column of the mask."""
+    sharded = functional.Sharded(torch.zeros(2, 3, K), dist.group.WORLD, K - 1)
+    tokens, t = torch.zeros(2, 3, dtype=torch.int64), torch.ones(2, dtype=torch.int64)
+    functional.p_posterior(CHAINS["absorbing"], sharded, tokens, t)
+
+
 REFUSED = {
+    "no law": lambda: no_law(-torch.inf),
+    "NaN": lambda: no_law(torch.nan),
+    "no column of the mask": without_mask,
     "partial": lambda: of_placed(Partial()),
     "positions": lambda: of_placed(Shard(1)),
     "classes twice": lambda: of_placed(Shard(2), Shard(2), names=("dp", "tp")),
@@ -333,6 +399,8 @@ CASES = {
     "loss": (loss_of, losses()),
     "wire": (bytes_of, WIRE),
     "dtensor": (of_dtensor, PLACED),
+    "posterior": (posterior_of, STEPS),
+    "draws": (draws_of, DRAWS),
     "count": (count_of, {kind: kind for kind in ("mask", "no tokens", "group", "gradient")}),
     "refused": (error_of, REFUSED),
 }
