@@ -50,9 +50,15 @@ def test_the_losses_are_those_of_one_process(case, several, alone):
     assert_same_losses(losses(several / case), losses(alone / case))
 
 
+def seen_by_ranks(several, case):
+    paths = sorted(several.glob(f"{case}-[0-9].json"))
+    assert len(paths) == int(several.name)
+    return [json.loads(path.read_text()) for path in paths]
+
+
 def test_the_cases_have_what_they_are_named_for(several):
     def of_ranks(case):
-        return [json.loads(path.read_text()) for path in sorted(several.glob(f"{case}-*.json"))]
+        return [rank["pieces"] for rank in seen_by_ranks(several, case)]
 
     number = int(several.name)
     uneven, few, pieces = map(of_ranks, ("uneven", "few", "pieces"))
@@ -64,6 +70,16 @@ def test_the_cases_have_what_they_are_named_for(several):
     assert {items for seen in pieces for items, _ in seen} == {0, 1}
     has_masks = [nats > 0 for seen in (*uneven, *few) for items, nats in seen if items]
     assert {*has_masks} == {True, False}
+
+
+@pytest.mark.parametrize("task", ["uneven", "images"])
+def test_each_process_has_a_part_of_what_is_sharded(task, several):
+    sharded = {"uneven": "sharded", "images": "sharded-images"}[task]
+    whole, *others = (rank["held"] for rank in seen_by_ranks(several, task))
+    assert others == [whole] * len(others)
+    parts = [rank["held"] for rank in seen_by_ranks(several, sharded)]
+    assert sum(parts) == whole
+    assert max(parts) < 1.3 * whole / len(parts)
 
 
 def files_of(out):

@@ -116,17 +116,27 @@ def config_of(case, folder, number, **changes):
     return TextConfig(split="lines", context=16, width=32, depth=1, **options)
 
 
-def seen_pieces():
-    """A list that grows by the items of each piece that this process learns from, and its bound."""
-    seen, learn = [], Run.learn
+class Seen:
+    """What this process sees of its runs.
 
-    def noted(*args):
-        piece = learn(*args)
-        seen.append((int(piece.tokens.count_nonzero()), piece.nats.sum().item()))
-        return piece
+    Attributes:
+        pieces: of each piece that it learns from, how many items, and their sum of the bound.
+        held: how many numbers of the weights and of their average it has.
+    """
 
-    Run.learn = noted
-    return seen
+    def __init__(self):
+        self.pieces, self.held = [], 0
+        learn = Run.learn
+
+        def noted(run, *args):
+            piece = learn(run, *args)
+            self.pieces.append((int(piece.tokens.count_nonzero()), piece.nats.sum().item()))
+            networks = run.denoiser, run.average.module
+            weights = (weight for network in networks for weight in network.parameters())
+            self.held = sum(getattr(w, "_local_tensor", w).numel() for w in weights)
+            return piece
+
+        Run.learn = noted
 
 
 def in_step(number, then):
@@ -150,11 +160,11 @@ def be_one(folder, before):
     """Be one of the processes."""
     distributed.init(torch.device("cpu"))  # once, for all runs
     number, rank = os.environ["WORLD_SIZE"], int(os.environ["RANK"])
-    seen = seen_pieces()
+    seen = Seen()
     for case in CASES:
-        seen.clear()
+        seen.pieces = []
         train(config_of(case, folder, number))
-        (folder / number / f"{case}-{rank}.json").write_text(json.dumps(seen))
+        (folder / number / f"{case}-{rank}.json").write_text(json.dumps(vars(seen)))
     begin(folder, number)
     go_on(folder, number, before)
     if rank == 1:
