@@ -15,7 +15,7 @@ from ..records import Model, Random, ShardedLoss, ShardedStep, Sharding
 from .draws import NONE, draw_row
 from .logspace import compute_dtype, log_add_exp
 from .loss import loss
-from .philox import uniforms
+from .philox import uniforms_of
 from .rank_one import RankOneLogs
 
 
@@ -59,7 +59,7 @@ def sharded_p_sample(
     sharding = of.sharding
     part = _Part.of(logits.double(), x_t, of, model)
     logs, token = part.logs, x_t.where(part.inside, 0)
-    choice, draw = (u.view(x_t.shape) for u in uniforms(*random, x_t.numel()))
+    choice, draw = (u.view(x_t.shape) for u in uniforms_of(random, x_t.numel()))
     each = gathered(_statistics(part.tilted, part.here), sharding.group)
     top, shares, lse, at_xt = _whole(each)
     owner = draw_row(shares.movedim(0, -1), draw)

@@ -338,6 +338,9 @@ def draws_of(case):
     options["seeds"] = torch.arange(len(x_t))
     chain = CHAINS[case.chain]
     drawn = functional.p_sample(chain, sharded, x_t, t, **options)
+    behind = functional.Sharded(local[:, 7:], dist.group.WORLD, K)
+    later = functional.p_sample(chain, behind, x_t[:, 7:], t, position_offset=7, **options)
+    assert torch.equal(later, drawn[:, 7:])
     placed = distribute_tensor(whole, mesh_of("tp"), [Shard(2)])
     assert torch.equal(functional.p_sample(chain, placed, x_t, t, **options), drawn)
     return drawn
