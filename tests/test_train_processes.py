@@ -1,8 +1,13 @@
 """Training by several processes: the same steps as by one, and one end for all."""
 
 import json
+import os
 import shutil
+import signal
+import socket
+from datetime import timedelta
 from functools import partial
+from threading import Timer
 
 import pytest
 import torch
@@ -10,8 +15,9 @@ from helpers import processes
 from helpers.once import once
 from helpers.training import losses
 
-from d3pm_fast.train import checkpoint, model, records
+from d3pm_fast.train import checkpoint, distributed, model, records
 from d3pm_fast.train.loop import train
+from d3pm_fast.train.process import interrupted_by_signals
 
 if not torch.distributed.is_available() or not torch.distributed.is_gloo_available():
     pytest.skip("gloo is not installed", allow_module_level=True)
@@ -177,6 +183,21 @@ def test_where_a_process_dies_each_other_ends_with_a_sentence(several):
     assert said.count("step/s") > 0
     before_torchrun = said.split("torch/distributed/elastic")[0]
     assert "Traceback" not in before_torchrun
+
+
+def test_a_signal_is_heard_while_others_are_waited_for(monkeypatch):
+    """As torchrun sends it where another process has died before it joined."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    monkeypatch.setattr(distributed, "PATIENCE", timedelta(seconds=10))
+    several = {"WORLD_SIZE": 2, "RANK": 0, "LOCAL_RANK": 0, "MASTER_PORT": port}
+    for name, value in (several | {"MASTER_ADDR": "127.0.0.1"}).items():
+        monkeypatch.setenv(name, str(value))
+    timer = Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM))
+    timer.start()
+    with interrupted_by_signals(), pytest.raises(KeyboardInterrupt):
+        distributed.joined("cpu").__enter__()
 
 
 def test_the_command_of_several_processes_is_that_of_one(tmp_path):

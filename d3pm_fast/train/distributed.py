@@ -7,8 +7,10 @@ a process has died, while NCCL waits.
 
 import os
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
+from threading import Thread
 from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
 
 import torch
@@ -57,7 +59,18 @@ def init(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.set_device(device)
         backend = "cpu:gloo,cuda:nccl"
-    dist.init_process_group(backend, timeout=PATIENCE)
+    # It waits for the others without hearing signals, which torchrun sends when one of them is dead
+    # already. So this thread is left to hear them.
+    joining: Future[None] = Future()
+
+    def join() -> None:
+        try:
+            joining.set_result(dist.init_process_group(backend, timeout=PATIENCE))
+        except Exception as error:
+            joining.set_exception(error)
+
+    Thread(target=join, daemon=True).start()
+    joining.result()
 
 
 def device_of(name: str, local_rank: int) -> str:
