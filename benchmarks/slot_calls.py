@@ -184,7 +184,7 @@ def _cuda_kernel(key: Key) -> Kernel:
     if size <= 64:
         pattern = f"loss_of_few_classes.*Lb{has_pi:d}ELi{size}E"
         program, registers, shared = _found("loss.cu", pattern, key)
-        shared += 129 * size * itemsize
+        shared += (128 * size + 64) * itemsize
         return Kernel(program, lambda _: 1, 4, registers, shared, 1 / (32 * size))
     is_loss, is_gradient = key.operation == "loss and gradient", key.operation.endswith("grad")
     named = 4 if size <= 256 else 16 if size <= 1024 and is_loss else 0

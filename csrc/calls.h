@@ -50,7 +50,7 @@ struct Model {
   bool direct;          // whether p(x_0 | x_1) is the prediction itself
 
   D3PM_HOST_DEVICE bool predicts_x0(const StepCoefficients& step) const {
-    return direct && step.target_time == 0;
+    return direct & (step.target_time == 0);
   }
 };
 

@@ -39,11 +39,12 @@ struct LossPoint {
 };
 
 // A class that is treated on its own: its weight c of staying or leaving, its d_j, ub_j, s_j and
-// g_j, and y = 1 + g_j to its last digit; as 1 or 0, whether q_j is above 0, and whether the class
-// adds to the divergence.
+// g_j, and y = 1 + g_j to its last digit; what d_j must be above for q_j to be above 0; whether the
+// class adds to the divergence.
 template <class Math>
 struct ClassApart {
-  typename Math::V c, d, bar, s, g, y, is_of_data, adds;
+  typename Math::V c, d, bar, s, g, y, least;
+  typename Math::Bits adds;
 };
 
 // What a class adds to the divergence, and its A s_j r_j.
@@ -67,17 +68,19 @@ struct KnownLoss {
   // The step as the special classes see it; bar_mask is 0 where the mask is x_0 or x_t. Of a
   // density, `spread` is v, and `spread_in_z` is 0; else they are the same. `tilt` is of s[x_t].
   V spread, spread_in_z, bar_x0, bar_xt, bar_mask, same, tilt;
+  bool is_density;
 
   // Fills in the second group, from the classes, from pi at each of them, and from the step.
   template <class Classes, class Class>
   D3PM_HOST_DEVICE void look_up(const Classes& x0, const Classes& x_t, Class mask_id,
                                 const V& pi_x0, const V& pi_xt, const V& pi_mask, const V& base,
-                                const V& to_mask, const V& bar_to_mask, bool is_density) {
+                                const V& to_mask, const V& bar_to_mask, bool of_density) {
     const V zero = Math::splat(0);
     const auto x0_is_mask = x0 == mask_id, xt_is_mask = x_t == mask_id;
     const V of_mask = bar_base * pi_mask + bar_to_mask;
     same = Math::select(x0 == x_t, Math::splat(1), zero);
     spread = base * pi_xt + Math::select(xt_is_mask, to_mask, zero);
+    is_density = of_density;
     spread_in_z = is_density ? zero : spread;
     bar_x0 = Math::select(x0_is_mask, of_mask, bar_base * pi_x0);
     bar_xt = Math::select(xt_is_mask, of_mask, bar_base * pi_xt);
@@ -107,6 +110,7 @@ struct LossRow : KnownLoss<Math> {
   using Part = LossPart<Math>;
   using Known = KnownLoss<Math>;
   using Known::bar_mask, Known::same, Known::tilt, Known::is_curved;
+  using Known::is_density;
   using Known::is_direct, Known::spread, Known::spread_in_z, Known::bar_x0, Known::bar_xt;
   using Known::keep, Known::bar_keep, Known::bar_base, Known::vb, Known::ce, Known::diverges;
 
@@ -187,25 +191,25 @@ struct LossRow : KnownLoss<Math> {
     const V zero = Math::splat(0);
     const V c = Math::select(same > zero, spread_in_z + keep, spread);
     const V y = one_plus(g_x0_, f_x0_ * per_d_x0_ * ratio);
-    const V is_of_data = one_where((c > zero) & (d_x0_ > zero));
-    const V adds = Math::select(is_density(), Math::splat(1) - same, Math::splat(1));
-    return {c, d_x0_, bar_x0, s_x0_, g_x0_, y, is_of_data, adds};
+    const Bits other = same == zero;
+    const Bits adds = is_density ? other : always();
+    return {c, d_x0_, bar_x0, s_x0_, g_x0_, y, zero, adds};
   }
 
   // x_t, where it is another class.
   D3PM_HOST_DEVICE Apart at_xt() const {
     const V g = spread * Math::reciprocal(bar_xt) * (bar_keep * s_xt_ * per_z_);
-    const V adds = Math::select(is_density(), Math::splat(0), Math::splat(1));
-    const V y = Math::splat(1) + adds * g, is_of_data = one_where(is_more_than_tiny(bar_xt));
-    return {spread_in_z + keep, bar_xt, bar_xt, s_xt_, g, y, is_of_data, adds};
+    const V one = Math::splat(1), zero = Math::splat(0), y = is_density ? one : one + g;
+    const Bits adds = is_density ? Bits(zero != zero) : always();
+    return {spread_in_z + keep, bar_xt, bar_xt, s_xt_, g, y, Math::splat(Math::tiny), adds};
   }
 
   // The mask, where it is neither.
   D3PM_HOST_DEVICE Apart at_mask() const {
     const V lift = ratio * bar_keep * s_mask_ * Math::reciprocal(bar_mask);
-    const V is_of_data = one_where(is_more_than_tiny(bar_mask));
-    return {spread,       bar_mask,     bar_mask,   s_mask_,
-            shift + lift, ratio + lift, is_of_data, Math::splat(1)};
+    return {
+        spread,  bar_mask, bar_mask, s_mask_, shift + lift, ratio + lift, Math::splat(Math::tiny),
+        always()};
   }
 
   // phi(g) of x_0, given what its g and y say. Where ub = 0 its ratio is that of s, whose logarithm
@@ -226,10 +230,10 @@ struct LossRow : KnownLoss<Math> {
     const V p = of.c * per_z_ * f, q = of.c * per_zq_ * of.d;
     const V w =
         Math::select(is_more_than_tiny(of.bar), of_model * Math::reciprocal(f), Math::splat(1));
-    const auto is_of_data = of.is_of_data > zero;
+    const auto is_of_data = (of.c > zero) & (of.d > of.least);
     const V near = Math::select(phi < Math::splat(INFINITY), q * phi, phi);
     const V term = Math::select(is_of_data, near, p);
-    return {Math::select(of.adds > zero, term, zero), Math::select(is_of_data, q * of.g * w, p)};
+    return {Math::select(of.adds, term, zero), Math::select(is_of_data, q * of.g * w, p)};
   }
 
   D3PM_HOST_DEVICE void finish(bool has_mask) {
@@ -284,13 +288,9 @@ struct LossRow : KnownLoss<Math> {
     return Math::select(g > Math::splat(-0.5), Math::splat(1) + g, product);
   }
 
-  static D3PM_HOST_DEVICE V one_where(const Bits& mask) {
-    return Math::select(mask, Math::splat(1), Math::splat(0));
-  }
+  static D3PM_HOST_DEVICE Bits always() { return Math::splat(0) == Math::splat(0); }
 
   static D3PM_HOST_DEVICE Bits is_more_than_tiny(const V& x) { return x > Math::splat(Math::tiny); }
-
-  D3PM_HOST_DEVICE Bits is_density() const { return spread_in_z != spread; }
 
   V others_, per_sum_, inv_, tilt_x0_, s_x0_, not_x0_, s_xt_, s_mask_;
   V d_x0_, per_d_x0_, f_x0_, per_z_, per_zq_, g_x0_, common_, share_;

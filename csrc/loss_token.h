@@ -5,6 +5,17 @@
 
 namespace d3pm {
 
+// The weights of a loss; that of the cross-entropy is another where the model predicts x_0.
+template <class Real>
+struct LossWeights {
+  Real vb, ce, ce_of_prediction;
+
+  explicit D3PM_HOST_DEVICE LossWeights(const Weights& weights)
+      : vb(static_cast<Real>(weights.vb)),
+        ce(static_cast<Real>(weights.ce)),
+        ce_of_prediction(static_cast<Real>(weights.ce + weights.vb)) {}
+};
+
 // What the tokens of one step have in common.
 template <class Real>
 struct LossStep {
@@ -15,6 +26,9 @@ struct LossStep {
 
   LossStep() = default;
   D3PM_HOST_DEVICE LossStep(const Loss& call, const StepCoefficients& s)
+      : LossStep(call, s, LossWeights<Real>(call.weights)) {}
+  D3PM_HOST_DEVICE LossStep(const Loss& call, const StepCoefficients& s,
+                            const LossWeights<Real>& weights)
       : step(&s),
         predicts_x0(call.model.predicts_x0(s)),
         is_density(call.is_density),
@@ -25,8 +39,8 @@ struct LossStep {
         bar_keep(at_least_normal<Real>(s.bar_keep)),
         bar_base(static_cast<Real>(s.bar_base)),
         bar_to_mask(static_cast<Real>(s.bar_mask)),
-        vb(static_cast<Real>(predicts_x0 ? 0 : call.weights.vb)),
-        ce(static_cast<Real>(call.weights.ce + (predicts_x0 ? call.weights.vb : 0))) {}
+        vb(predicts_x0 ? Real(0) : weights.vb),
+        ce(predicts_x0 ? weights.ce_of_prediction : weights.ce) {}
 };
 
 // A token of good classes: whether its loss and all of its gradient are settled to be `value`
@@ -47,14 +61,13 @@ struct LossToken {
     const Real u = of.base * pi + (is_mask ? of.to_mask : Real(0));
     const Real u_in_z = of.is_density ? Real(0) : u;
     const Real bar_xt = of.bar_base * pi + (is_mask ? of.bar_to_mask : Real(0));
-    if (u_in_z == 0 && never_stays(*of.step, x0 == x_t, bar_xt)) {
-      value = NAN;
-      return;
-    }
-    vb = u == 0 ? 0 : of.vb * weight;
+    const bool is_possible = (u_in_z != 0) | !never_stays(*of.step, x0 == x_t, bar_xt);
+    const bool is_bounded = is_possible & (u != 0);
+    vb = is_bounded ? of.vb * weight : Real(0);
     ce = of.ce * weight;
-    settled = vb == 0 && ce == 0 && !of.with_terms;
-    diverges = of.with_terms && u != 0 && !of.predicts_x0;
+    settled = !is_possible || (vb == 0 && ce == 0 && !of.with_terms);
+    value = is_possible ? Real(0) : Real(NAN);
+    diverges = of.with_terms && is_bounded && !of.predicts_x0;
     is_tilted = posterior_mean && !of.predicts_x0;
   }
 };

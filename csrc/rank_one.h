@@ -52,7 +52,8 @@ constexpr double kTiny = sizeof(Real) == 4 ? 1e-30 : 1e-290;
 template <class Real>
 D3PM_HOST_DEVICE Real at_least_normal(double bar_keep) {
   const double least = sizeof(Real) == 4 ? 0x1p-120 : 0x1p-1000;
-  return static_cast<Real>(bar_keep > 0 && bar_keep < least ? least : bar_keep);
+  const Real rounded = static_cast<Real>(bar_keep), smallest = static_cast<Real>(least);
+  return bar_keep > 0 && rounded < smallest ? smallest : rounded;
 }
 
 // Qbar_t[x_t, x_t]-tilt of s[x_t]; 1 where no other class than x_t can lead to x_t.
@@ -64,7 +65,7 @@ D3PM_HOST_DEVICE inline double posterior_mean_tilt(double a, double u, double ba
 
 // Whether the chain cannot go from x_0 to x_t, where no other class than x_t leads to x_t.
 D3PM_HOST_DEVICE inline bool never_stays(const StepCoefficients& step, bool same, double bar_xt) {
-  return step.keep * (bar_xt + (same ? step.bar_keep : 0)) == 0;
+  return (step.keep == 0) | ((bar_xt == 0) & !(same & (step.bar_keep > 0)));
 }
 
 }  // namespace d3pm

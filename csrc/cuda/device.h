@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #if defined(__CUDACC__)
 #include <cuda_bf16.h>
@@ -72,12 +73,65 @@ struct Memory<Float16> {
   }
 };
 
+// In memory it may be two numbers of 16 bits.
+typedef uint32_t __attribute__((may_alias)) Word;
+
+// Two numbers next to each other in memory; those of 16 bits are one word.
+template <class Element>
+struct Pair {
+  static_assert(sizeof(Element) == 2);
+  uint32_t bits;
+
+  __device__ float widened(int i) const {
+    return Memory<Element>::widen({static_cast<uint16_t>(bits >> 16 * i)});
+  }
+  static __device__ Pair narrow(float first, float second) {
+#if defined(__CUDACC__)
+    if constexpr (std::is_same_v<Element, BFloat16>)
+      return {bit_cast<uint32_t>(__floats2bfloat162_rn(first, second))};
+    else
+      return {bit_cast<uint32_t>(__floats2half2_rn(first, second))};
+#else
+    return {Memory<Element>::narrow(first).bits |
+            static_cast<uint32_t>(Memory<Element>::narrow(second).bits) << 16};
+#endif
+  }
+};
+
+template <>
+struct alignas(8) Pair<float> {
+  float values[2];
+
+  __device__ float widened(int i) const { return values[i]; }
+  static __device__ Pair narrow(float first, float second) { return {{first, second}}; }
+};
+
+// The larger ones of two pairs; of a number and NaN, the number.
+template <class Element>
+__device__ Pair<Element> max(Pair<Element> a, Pair<Element> b) {
+#if defined(__CUDACC__)
+  if constexpr (sizeof(Element) == 2) {
+    using Two = std::conditional_t<std::is_same_v<Element, BFloat16>, __nv_bfloat162, __half2>;
+    return {bit_cast<uint32_t>(__hmax2(bit_cast<Two>(a.bits), bit_cast<Two>(b.bits)))};
+  }
+#endif
+  return Pair<Element>::narrow(fmaxf(a.widened(0), b.widened(0)),
+                               fmaxf(a.widened(1), b.widened(1)));
+}
+
 template <class Element>
 struct alignas(16) Pack {
   static constexpr int kSize = 16 / sizeof(Element);
   Element values[kSize];
 
   __device__ auto widened(int i) const { return Memory<Element>::widen(values[i]); }
+
+  // The i-th and the next.
+  __device__ Pair<Element> pair(int i) const {
+    Pair<Element> pairs[kSize / 2];
+    memcpy(pairs, values, sizeof(pairs));
+    return pairs[i / 2];
+  }
 };
 
 // Two at a time, of which one lies where the float has it.
@@ -96,6 +150,15 @@ __device__ inline void copy_async(void* to, const void* from, bool reads = true)
                    static_cast<uint32_t>(__cvta_generic_to_shared(to))),
                "l"(from), "r"(reads ? 16 : 0)
                : "memory");
+}
+// The same without a branch; nothing is written where nothing is to be copied.
+__device__ inline void copy_async_if(bool copies, void* to, const void* from) {
+  asm volatile(
+      "{ .reg .pred copies; setp.ne.u32 copies, %2, 0;"
+      " @copies cp.async.cg.shared.global [%0], [%1], 16; }" ::"r"(
+          static_cast<uint32_t>(__cvta_generic_to_shared(to))),
+      "l"(from), "r"(static_cast<uint32_t>(copies))
+      : "memory");
 }
 __device__ inline void wait_for_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 #endif
@@ -184,6 +247,8 @@ __device__ inline float hardware_log2(float x) {
 #endif
 
 // The logarithm of a number that is far from 1, or whose error may be absolute.
+__device__ inline float rough_log2(float x) { return hardware_log2(x); }
+__device__ inline double rough_log2(double x) { return ::log2(x); }
 __device__ inline float rough_log(float x) { return hardware_log2(x) * kLn2; }
 __device__ inline double rough_log(double x) { return ::log(x); }
 

@@ -29,7 +29,7 @@ template <class Element, bool kHasPi>
 const char* start(const Loss& call, void* on) {
   const auto stream = static_cast<cudaStream_t>(on);
   const int64_t tokens = call.chain.num_tokens, classes = call.num_logits;
-  const LossVector<typename Memory<Element>::Real> vector(call.chain);
+  const LossVector<typename Memory<Element>::Real> vector(call);
   const std::initializer_list<const void*> starts = {call.logits, call.grad, vector.pi};
   if constexpr (sizeof(Element) < 8) {
     if (classes <= FewClasses<Element>::kMost) {

@@ -78,7 +78,7 @@ struct LossCurve {
     return m * (kHasPi ? tilt * pi + lift * e : tilt + lift * e);
   }
 
-  // Fills in m of four classes, and adds e h to `sums`, and pi log(1 + w / pi) to one.
+  // Fills in m of four classes, and adds e h to `sums`, and pi log2(1 + w / pi) to one.
   __device__ void bend_four(const Real* e, const Real* pi, Real* m, Real* sums,
                             Real& sum_log) const {
     Real product = 1;
@@ -87,11 +87,11 @@ struct LossCurve {
       m[k] = this->m(e[k], pi[k]);
       sums[k] += pull(e[k], m[k], pi[k]);
       if (kHasPi)
-        sum_log += pi[k] * rough_log(1 + lift * e[k] * M::reciprocal(Max()(pi[k], kLeastPi)));
+        sum_log += pi[k] * rough_log2(1 + lift * e[k] * M::reciprocal(Max()(pi[k], kLeastPi)));
       else
         product *= v(e[k], 1);
     }
-    if (!kHasPi) sum_log += rough_log(product);
+    if (!kHasPi) sum_log += rough_log2(product);
   }
 
   // pi phi(g), class by class.
@@ -101,12 +101,12 @@ struct LossCurve {
     return (kHasPi ? pi : Real(1)) * M::phi(at.g, at.y);
   }
 
-  // The sum of pi phi(g) from sums of pi, e and pi log(1 + u), and phi(shift). False where it is
+  // The sum of pi phi(g) from sums of pi, e and pi log2(1 + u), and phi(shift). False where it is
   // not to be used.
   __device__ bool sum_phi(Real phi_of_shift, Real sum_pi, Real sum_e, Real sum_log,
                           Real& sum) const {
     const Real parts = phi_of_shift * sum_pi + line.slope * sum_e;
-    sum = parts - sum_log;
+    sum = parts - sum_log * Real(0.69314718055994531);
     const bool has_sum_pi = !kHasPi || sum_pi > Real(1) / 16;  // it is a difference
     return (kHasPi || has_products()) && has_sum_pi &&
            sum > parts * kLeastOfParts<Element, kHasPi> &&

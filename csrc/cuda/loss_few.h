@@ -7,7 +7,7 @@
 namespace d3pm::device {
 
 // How the rows of a block are laid down: of so many classes that 48 KiB hold them, which is what a
-// block has without asking. Behind them is a row of zeros.
+// block has without asking. Behind them are zeros.
 template <class Element>
 struct FewClasses {
   static constexpr int kMost = 64;
@@ -29,7 +29,7 @@ struct FewClasses {
 
   int64_t blocks(int64_t num_rows) const { return (num_rows + kRows - 1) / kRows; }
   size_t shared_bytes() const {
-    return (size_t(kRows) * (classes + pad) + classes) * sizeof(Element);
+    return (size_t(kRows) * (classes + pad) + kMost) * sizeof(Element);
   }
 };
 
@@ -42,45 +42,60 @@ struct RowsOfWarp {
   static constexpr bool kHasNoPad = kClasses % kWidth != 0;
 
   const Layout& layout;
-  const int64_t num_rows, first;
+  const int64_t first;     // of the block
+  const int before, left;  // rows of the block before those of the warp, and from these on
   const int lane, classes;
   Element *const rows, *const zeros;
 
   __device__ RowsOfWarp(const Layout& layout, int64_t num_rows, Element* shared)
       : layout(layout),
-        num_rows(num_rows),
-        first(int64_t{blockIdx.x} * Layout::kRows + threadIdx.x / kWarp * kWarp),
+        first(int64_t{blockIdx.x} * Layout::kRows),
+        before(threadIdx.x / kWarp * kWarp),
+        left(static_cast<int>(num_rows - first < Layout::kRows ? num_rows - first : Layout::kRows) -
+             before),
         lane(threadIdx.x % kWarp),
         classes(kClasses ? kClasses : layout.classes),
-        rows(shared + threadIdx.x / kWarp * kWarp * pitch()),
+        rows(shared + before * pitch()),
         zeros(shared + Layout::kRows * pitch()) {}
 
-  __device__ int64_t number() const { return first + lane; }
+  __device__ int64_t number() const { return first + threadIdx.x; }
+  __device__ bool inside() const { return lane < left; }
 
   __device__ Element* row() const { return rows + lane * pitch(); }
+
+  // 1 where the row begins in the middle of a pair, else 0.
+  __device__ int is_odd() const { return classes % 2 ? lane % 2 : 0; }
 
   // Where no row is to be read, the zeros.
   __device__ const Element* read(const void* from, bool reads) const {
     each_vector(
         static_cast<const Element*>(from),
-        [](const Element* logits, Element* row) { copy_async(row, logits); },
+        [](bool is_there, const Element* logits, Element* row) {
+          copy_async_if(is_there, row, logits);
+        },
         [](const Element& logit, Element& to) { to = logit; });
-    for (int j = lane; j < classes; j += kWarp) zeros[j] = Memory<Element>::narrow(0);
+    *reinterpret_cast<Pair<Element>*>(zeros + 2 * lane) = {};
     wait_for_copies();
     __syncwarp();
-    return reads ? row() : zeros;
+    return reads ? row() : zeros + is_odd();
   }
 
   __device__ void write(void* to) const {
     __syncwarp();
     each_vector(
-        static_cast<Element*>(to), [](Element* grad, Element* row) { vector(grad) = vector(row); },
+        static_cast<Element*>(to),
+        [](bool is_there, Element* grad, Element* row) {
+          if (is_there) vector(grad) = vector(row);
+        },
         [](Element& grad, Element& from) { grad = from; });
   }
 
   __device__ void write_zeros(void* to) const {
     each_vector(
-        static_cast<Element*>(to), [](Element* grad, Element*) { vector(grad) = {}; },
+        static_cast<Element*>(to),
+        [](bool is_there, Element* grad, Element*) {
+          if (is_there) vector(grad) = {};
+        },
         [](Element& grad, Element&) { grad = Memory<Element>::narrow(0); });
   }
 
@@ -91,20 +106,19 @@ struct RowsOfWarp {
     return *reinterpret_cast<Pack<Element>*>(at);
   }
 
-  // Calls vector(there, here) for the vectors of the rows in `memory` and in shared memory, or
-  // where not all are whole, one(there, here) for the numbers.
+  // Calls vector(is_there, there, here) for the vectors of the rows in `memory` and in shared
+  // memory, or where not all are whole, one(there, here) for the numbers.
   template <class Number, class OfVector, class OfOne>
   __device__ void each_vector(Number* memory, const OfVector& vector, const OfOne& one) const {
-    memory += first * classes;
-    const int64_t left = num_rows - first;
+    memory += first * classes + before * classes;
     if (layout.aligned && left >= kWarp) {
       const int own = lane * kWidth;
       memory += own;
 #pragma unroll
       for (int begin = 0; begin < kMost * kWarp; begin += kWarp * kWidth)
-        if (own < kWarp * classes - begin) vector(memory + begin, rows + place(own, begin));
+        vector(own < kWarp * classes - begin, memory + begin, rows + place(own, begin));
     } else {
-      const int count = static_cast<int>(left < kWarp ? left : kWarp) * classes;
+      const int count = (left < kWarp ? left : kWarp) * classes;
 #pragma unroll 1
       for (int i = lane; i < count; i += kWarp) one(memory[i], rows[place(i, 0)]);
     }
@@ -129,20 +143,21 @@ struct LossOfFewClasses {
   const Loss& call;
   const Vector<Real>& vector;
   TokenRow<Real>& token;
-  const int classes, mask;
+  const int classes, mask, is_odd;
   Element* const row;           // to mark classes of, and for the gradient
   const Element* const logits;  // the row, or zeros where it is settled
   Real top;
   Real e[kMost], m[kMost];
 
   __device__ LossOfFewClasses(const Loss& call, const Vector<Real>& vector, TokenRow<Real>& token,
-                              int classes, Element* row, const Element* logits)
+                              const Rows& rows, const Element* logits)
       : call(call),
         vector(vector),
         token(token),
-        classes(classes),
+        classes(rows.classes),
         mask(static_cast<int>(call.chain.mask_id)),
-        row(row),
+        is_odd(rows.is_odd()),
+        row(rows.row()),
         logits(logits) {}
 
   __device__ void run() {
@@ -153,7 +168,7 @@ struct LossOfFewClasses {
     const bool is_curved = kHasPi || !all(!token.is_curved());
     if (is_curved) sum_over_rest(curve);
     token.finish(mask >= 0 && !all(!token.has_mask_apart));
-    if (call.grad) put_gradient(curve, is_curved);
+    if (kClasses || call.grad) put_gradient(curve, is_curved);
   }
 
  private:
@@ -167,14 +182,14 @@ struct LossOfFewClasses {
     }
   }
 
-  // Calls body(j) for each class.
+  // Calls body(i) for classes i and i + 1.
   template <class Body>
-  __device__ void each_class(const Body& body) const {
-    each_four([&](int i) {
+  __device__ void each_two(const Body& body) const {
 #pragma unroll
-      for (int j = i; j < i + 4; ++j)
-        if (j < classes) body(j);
-    });
+    for (int i = 0; i < kMost; i += 2) {
+      if (i >= classes) break;
+      body(i);
+    }
   }
 
   __device__ Real pi(int j) const { return kHasPi && j < classes ? vector.pi[j] : Real(0); }
@@ -201,24 +216,53 @@ struct LossOfFewClasses {
     row[token.x0] = Memory<Element>::narrow(-INFINITY);
     put(token.x_t, -INFINITY);
     put(mask, -INFINITY);
-    Real tops[] = {logit_x0, logit_xt, logit_mask, Real(-INFINITY)};
-    each_four([&](int i) {
-#pragma unroll
-      for (int k = 0; k < 4; ++k) {
-        e[i + k] = i + k < classes ? Memory<Element>::widen(logits[i + k]) : Real(-INFINITY);
-        tops[k] = Max()(tops[k], e[i + k]);
-      }
-    });
-    top = Max()(Max()(tops[0], tops[1]), Max()(tops[2], tops[3]));
+    top = Max()(Max()(logit_x0, logit_xt), Max()(logit_mask, take()));
     if (token.settled) top = 0;
     const Exponential<Real> exp(top);
     Real sums[4] = {};
     each_four([&](int i) {
 #pragma unroll
-      for (int k = 0; k < 4; ++k) sums[k] += e[i + k] = exp(e[i + k]);
+      for (int k = 0; k < 4; ++k) {
+        e[i + k] = i + k < classes ? exp(e[i + k]) : Real(0);
+        if (i + k < classes) sums[k] += e[i + k];
+      }
     });
     token.e_rest = (sums[0] + sums[1]) + (sums[2] + sums[3]);
     token.read(exp, logit_x0, logit_xt, logit_mask);
+  }
+
+  // Fills in the logits of the rest for e, and returns the largest.
+  __device__ Real take() {
+    Real tops[] = {-INFINITY, -INFINITY};
+    if constexpr (sizeof(Element) == 2) {
+      const auto* const words = reinterpret_cast<const Word*>(logits - is_odd);
+      auto both = Pair<Element>::narrow(-INFINITY, -INFINITY);
+      each_two([&](int i) {
+        const uint32_t word = words[i / 2], next = i + 2 < classes ? words[i / 2 + 1] : word;
+        const Pair<Element> pair = {is_odd ? from_middle(word, next) : word};
+        e[i] = pair.widened(0);
+        e[i + 1] = pair.widened(1);
+        if (i + 1 < classes)
+          both = max(both, pair);
+        else
+          tops[0] = e[i];
+      });
+      tops[0] = Max()(tops[0], both.widened(0));
+      tops[1] = both.widened(1);
+    } else {
+      each_two([&](int i) {
+        for (int k = 0; k < 2; ++k) {
+          e[i + k] = i + k < classes ? logits[i + k] : Real(-INFINITY);
+          tops[k] = Max()(tops[k], e[i + k]);
+        }
+      });
+    }
+    return Max()(tops[0], tops[1]);
+  }
+
+  // The later half of a word, and the earlier one of the next.
+  static __device__ uint32_t from_middle(uint32_t word, uint32_t next) {
+    return word >> 16 | next << 16;
   }
 
   // Fills in m, and sums phi and h.
@@ -266,15 +310,41 @@ struct LossOfFewClasses {
   __device__ void put_gradient(const Curve& curve, bool is_curved) {
     const Real factor = call.factor<Real>();
     const LossSlope<Element, kHasPi> slope(token, curve, factor);
-    const auto put = [&](int j, Real value) { row[j] = Memory<Element>::narrow(value); };
     if (is_curved)
-      each_class([&](int j) { put(j, slope(e[j], m[j], pi(j))); });
+      put_rest([&](int i) { return slope(e[i], m[i], pi(i)); });
     else
-      each_class([&](int j) { put(j, e[j] * slope.flat); });
+      put_rest([&](int i) { return e[i] * slope.flat; });
     if (token.settled) return;
-    if (token.has_mask_apart) this->put(mask, token.grad_mask * factor);
-    if (token.same == 0) this->put(token.x_t, token.grad_xt * factor);
-    put(token.x0, token.grad_x0 * factor);
+    if (token.has_mask_apart) put(mask, token.grad_mask * factor);
+    if (token.same == 0) put(token.x_t, token.grad_xt * factor);
+    row[token.x0] = Memory<Element>::narrow(token.grad_x0 * factor);
+  }
+
+  template <class Gradient>
+  __device__ void put_rest(const Gradient& gradient) {
+    if constexpr (sizeof(Element) == 2) {
+      auto* const words = reinterpret_cast<Word*>(row + is_odd);
+      const auto pair = [&](int i) {
+        return Pair<Element>::narrow(gradient(i), i + 1 < classes ? gradient(i + 1) : Real(0)).bits;
+      };
+      uint32_t word = pair(0);
+      const uint32_t first = word;
+      each_two([&](int i) {
+        if (i + 1 >= classes) return;
+        const uint32_t next = i + 2 < classes ? pair(i + 2) : word;
+        words[i / 2] = is_odd ? from_middle(word, next) : word;
+        word = next;
+      });
+      if (classes % 2) {
+        const uint32_t left = is_odd ? first : word;
+        row[is_odd ? 0 : classes - 1] = {static_cast<uint16_t>(left)};
+      }
+    } else {
+      each_two([&](int i) {
+        for (int j = i; j < i + 2; ++j)
+          if (j < classes) row[j] = gradient(j);
+      });
+    }
   }
 };
 
@@ -290,19 +360,18 @@ __global__ void __launch_bounds__(FewClasses<Element>::kRows)
   const auto vector = any_vector.template known<kHasPi>();
   const RowsOfWarp<Element, kClasses> rows(layout, call.chain.num_tokens, shared);
   LossStep<Real> step;
-  KnownToken<Real> token(call, vector, rows.number(), step);
+  KnownToken<Real> token(call, vector, rows.number(), rows.inside(), step);
   if (__all_sync(0xffffffff, token.settled && token.value == 0)) {
-    if (call.grad) rows.write_zeros(call.grad);
-    TokenRow<Real>(call, token, rows.number()).write_loss(call);
+    if (kClasses || call.grad) rows.write_zeros(call.grad);
+    TokenRow<Real>(token, rows.number(), rows.inside()).write_loss(call);
     return;
   }
   const Element* const logits = rows.read(call.logits, !token.settled);
   token.look_up(call, vector, step);
-  TokenRow<Real> row(call, token, rows.number());
-  LossOfFewClasses<Element, kHasPi, kClasses>(call, vector, row, rows.classes, rows.row(), logits)
-      .run();
+  TokenRow<Real> row(token, rows.number(), rows.inside());
+  LossOfFewClasses<Element, kHasPi, kClasses>(call, vector, row, rows, logits).run();
   row.write_loss(call);
-  if (call.grad) rows.write(call.grad);
+  if (kClasses || call.grad) rows.write(call.grad);
 }
 
 }  // namespace d3pm::device

@@ -8,14 +8,16 @@ namespace d3pm::device {
 
 #include "../loss_row.h"
 
-// The vector of a call, and what the device would divide for.
+// The vector of a call, its weights, and what the device would divide for.
 template <class Real>
 struct LossVector : Vector<Real> {
+  LossWeights<Real> weights;
   double runs_per_token;
 
-  explicit LossVector(const Chain& chain)
-      : Vector<Real>(chain.vector<Real>()),
-        runs_per_token(1 / static_cast<double>(chain.run_length)) {}
+  explicit LossVector(const Loss& call)
+      : Vector<Real>(call.chain.vector<Real>()),
+        weights(call.weights),
+        runs_per_token(1 / static_cast<double>(call.chain.run_length)) {}
 
   // Right for any token below 2^51.
   __device__ int64_t run_of(int64_t token) const {
@@ -61,24 +63,24 @@ struct alignas(16) KnownToken : KnownLoss<Math<Real>> {
   // All that is known.
   __device__ KnownToken(const Loss& call, const LossVector<Real>& vector, int64_t token) {
     LossStep<Real> step;
-    *this = {call, vector, token, step};
+    *this = {call, vector, token, token < call.chain.num_tokens, step};
     look_up(call, vector, step);
   }
 
   // Leaves what only a row needs to look_up(). Without branches: all tokens of a warp are looked
-  // up, in place of those that are not there the last.
+  // up, in place of those that are not there, with !inside, the last.
   __device__ KnownToken(const Loss& call, const LossVector<Real>& vector, int64_t token,
-                        LossStep<Real>& step) {
+                        bool inside, LossStep<Real>& step) {
     const Chain& chain = call.chain;
-    const bool inside = token < chain.num_tokens;
     if (!inside) token = chain.num_tokens - 1;
     const int64_t row = chain.rows[vector.run_of(token)], from = call.x0[token],
                   to = call.x_t[token];
     const bool has_row = static_cast<uint64_t>(row) < static_cast<uint64_t>(chain.table_size);
-    const auto& found = reinterpret_cast<const StepCoefficients*>(chain.table)[has_row ? row : 0];
-    step = {call, found};
-    const bool is_valid =
-        has_row & (step.keep == step.keep) & chain.may_be_data(from) & chain.is_class(to);
+    const int at = has_row ? static_cast<int>(row) : 0;  // as many rows fill no memory
+    step = {call, reinterpret_cast<const StepCoefficients*>(chain.table)[at], vector.weights};
+    const bool is_valid = has_row & (step.keep == step.keep) & chain.is_class(from) &
+                          (static_cast<int>(from) != static_cast<int>(chain.forbidden)) &
+                          chain.is_class(to);
     x0 = is_valid ? static_cast<int>(from) : 0;
     x_t = is_valid ? static_cast<int>(to) : 0;
     const Real weight = call.weights.of<Real>(token);
@@ -115,11 +117,11 @@ struct TokenRow : LossRow<Math<Real>> {
   bool inside, settled, has_mask_apart;
   Real value;
 
-  __device__ TokenRow(const Loss& call, const KnownToken<Real>& known, int64_t token)
+  __device__ TokenRow(const KnownToken<Real>& known, int64_t token, bool inside)
       : token(token),
         x0(known.x0),
         x_t(known.x_t),
-        inside(token < call.chain.num_tokens),
+        inside(inside),
         settled(known.settled),
         has_mask_apart(known.has_mask_apart),
         value(known.value) {

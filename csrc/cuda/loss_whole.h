@@ -35,34 +35,39 @@ struct LossOfWholeRow {
       : call(call),
         rows(rows),
         vector(vector),
-        token(call, known, token),
+        token(known, token, token < call.chain.num_tokens),
         staged(staged),
         num_logits(static_cast<int>(call.num_logits)),
         role(threadIdx.x % kRoles) {
     const int mask = static_cast<int>(call.chain.mask_id);
-    own = role == 0 ? known.x0 : role == 1 ? known.x_t : mask;
-    is_apart = !known.settled &&
-               (role == 0 || (role == 1 && known.same == 0) || (role == 2 && known.has_mask_apart));
+    const int second = role == 1 ? known.x_t : mask;
+    own = role == 0 ? known.x0 : second;
+    const bool has_class =
+        (role == 0) | ((role == 1) & (known.same == 0)) | ((role == 2) & known.has_mask_apart);
+    is_apart = has_class && !known.settled;
   }
 
-  __device__ void run() {
+  // factor: of the gradient.
+  __device__ void run(Real factor) {
     if (rows.all(token.settled)) {
       if (token.inside && call.grad) rows.fill(grad(), num_logits, token.value);
       return;
     }
     Real e[kNumbers], m[kKeepsM ? kNumbers : 4];
     const Real e_own = read(e);
-    if (!token.settled) token.solve();
+    token.solve();
     const Curve curve(call, token);
     const Apart apart(*this, curve);
-    const bool is_curved = kHasPi || !rows.all(!token.is_curved());
-    if (is_curved) sum_over_rest(curve, apart, e, m);
-    if (!token.settled) token.conclude({0, apart.pull_x0}, {apart.terms, apart.pull_others});
+    if (is_curved()) sum_over_rest(curve, apart, e, m);
+    token.conclude({0, apart.pull_x0}, {apart.terms, apart.pull_others});
     if (!token.settled && rows.is_first_thread()) token.write_loss(call);
-    if (call.grad) write_gradient(curve, is_curved, e, m, apart.pull, e_own);
+    if (call.grad) write_gradient(curve, factor, e, m, apart.pull, e_own);
   }
 
  private:
+  // Whether h is not 1 on the rest of any row of the warp.
+  __device__ bool is_curved() const { return kHasPi || !rows.all(!token.is_curved()); }
+
   // Of this lane's class.
   __device__ bool has_logit() const {
     return is_apart && static_cast<unsigned>(own) < static_cast<unsigned>(num_logits);
@@ -84,13 +89,8 @@ struct LossOfWholeRow {
     const int hidden = role == 3 ? forbidden : is_apart ? own : -1;
     if (hidden >= 0 && hidden < num_logits) staged[hidden] = Memory<Element>::narrow(-INFINITY);
     rows.meet();
-    rows.take(staged, e);
-
-    Real tops[4] = {logit, e[0], e[1], e[2]};
-#pragma unroll
-    for (int i = 3; i < kNumbers; ++i) tops[i % 4] = Max()(tops[i % 4], e[i]);
-    const Real largest =
-        rows.reduce(Max()(Max()(tops[0], tops[1]), Max()(tops[2], tops[3])), Max());
+    const Real top_of_thread = Max()(logit, rows.take_largest(staged, e));
+    const Real largest = rows.reduce(top_of_thread, Max());
     if (!token.settled) top = largest;
     const Exponential<Real> exp(top);
     Real sums[4] = {};
@@ -145,22 +145,20 @@ struct LossOfWholeRow {
 
   // The mathematics of the classes apart. Each of four lanes has a logarithm to compute.
   struct Apart {
-    Real pull = 0, phi = 0;  // of this lane's class
+    Real pull, phi;  // of this lane's class
     Real terms, pull_x0, pull_others, pi, phi_of_shift;
 
     __device__ Apart(const LossOfWholeRow& of_row, const Curve& curve) {
       const Token& token = of_row.token;
       const int role = of_row.role;
-      Real term = 0;
-      if (!token.settled) {
-        const auto x0 = token.at_x0(), x_t = token.at_xt(), mask = token.at_mask();
-        auto of = role == 0 ? x0 : role == 1 ? x_t : mask;
-        if (role == 3) of.g = curve.line.shift, of.y = curve.line.ratio;
-        phi = M::phi(of.g, of.y);
-        if (role == 0) phi = token.phi_of_x0(of, phi);
-        const auto part = token.part(of, phi);
-        if (of_row.is_apart) term = part.term, pull = part.pull;
-      }
+      const auto x0 = token.at_x0(), x_t = token.at_xt(), mask = token.at_mask();
+      auto of = role == 0 ? x0 : role == 1 ? x_t : mask;
+      if (role == 3) of.g = curve.line.shift, of.y = curve.line.ratio;
+      phi = M::phi(of.g, of.y);
+      if (role == 0) phi = token.phi_of_x0(of, phi);
+      const auto part = token.part(of, phi);
+      pull = of_row.is_apart ? part.pull : Real(0);
+      const Real term = of_row.is_apart ? part.term : Real(0);
       Real sums[] = {term, role == 0 ? Real(0) : pull, of_row.pi_apart()};
       device::reduce(kRoles, sums, Sum());
       terms = sums[0];
@@ -223,11 +221,10 @@ struct LossOfWholeRow {
     return curve.with_zeros(sums[0], count - sums[1], of_shift);
   }
 
-  __device__ void write_gradient(const Curve& curve, bool is_curved, Real* e, const Real* m,
-                                 Real pull, Real e_own) {
-    const Real factor = call.factor<Real>();
+  __device__ void write_gradient(const Curve& curve, Real factor, Real* e, const Real* m, Real pull,
+                                 Real e_own) {
     const LossSlope<Element, kHasPi> slope(token, curve, factor);
-    if (is_curved) {
+    if (is_curved()) {
       each_four([&](int i, const Real* pi) {
 #pragma unroll
         for (int k = 0; k < 4; ++k) {
@@ -266,18 +263,20 @@ __global__ void __launch_bounds__(kMostThreads, 1)
   {
     const auto of = vector.template known<kHasPi>();
     const int i = rows.in_group();
-    const int64_t token = i < count ? first + i : call.chain.num_tokens;
+    const int64_t token = first + i;
+    const bool inside = i < count && token < call.chain.num_tokens;
     LossStep<Real> step;
-    KnownToken<Real> found(call, of, token, step);
-    if (found.settled) TokenRow<Real>(call, found, token).write_loss(call);
+    KnownToken<Real> found(call, of, token, inside, step);
+    if (found.settled) TokenRow<Real>(found, token, inside).write_loss(call);
     if (!rows.all(found.settled)) found.look_up(call, of, step);
     if (i < count) known[i] = found;
   }
   rows.meet();
+  const Real factor = call.factor<Real>();
   for (int time = 0; time < times; ++time) {  // the same for all threads: they stay together
     const int i = time * rows.rows_at_a_time() + rows.row_in_group();
     LossOfWholeRow<Element, kHasPi, kThreads>(call, rows, vector, known[i], first + i, staged)
-        .run();
+        .run(factor);
     rows.meet();
   }
 }

@@ -88,6 +88,13 @@ struct Rows {
     return start + (vector * threads() + lane()) * kWidth;
   }
 
+  // This thread's part of a row; its vectors lie a multiple of step() apart.
+  template <class Number>
+  __device__ Number* own(Number* row) const {
+    return row + lane() * kWidth;
+  }
+  D3PM_HOST_DEVICE int step() const { return threads() * kWidth; }
+
   template <class Body>
   __device__ void each_part(const Body& body) const {
     for (int start = 0; start < num_classes; start += part()) body(start);
@@ -139,12 +146,13 @@ struct Rows {
     const Element last = Memory<Element>::narrow(fill), zero = Memory<Element>::narrow(0);
     if (aligned && end == part()) {
 #pragma unroll
-      for (int v = 0; v < kVectors; ++v) copy_async(to + first(0, v), row + first(0, v), reads);
+      for (int v = 0; v < kVectors; ++v)
+        copy_async(own(to) + v * step(), own(row) + v * step(), reads);
     } else if (aligned) {
       Pack<Element> behind;
       for (Element& each : behind.values) each = last;
 #pragma unroll 1
-      for (int j = first(0, 0); j < part(); j += first(0, 1) - first(0, 0)) {
+      for (int j = first(0, 0); j < part(); j += step()) {
         if (j < end)
           copy_async(to + j, row + j, reads);
         else
@@ -157,11 +165,27 @@ struct Rows {
     }
   }
 
-  // The numbers of this thread.
+  // The numbers of this thread, and the largest of them.
+  __device__ Real take_largest(const Element* staged, Real* to) const {
+    auto tops = Pair<Element>::narrow(-INFINITY, -INFINITY), others = tops;
+#pragma unroll
+    for (int v = 0; v < kVectors; ++v) {
+      const auto pack = *reinterpret_cast<const Pack<Element>*>(own(staged) + v * step());
+#pragma unroll
+      for (int i = 0; i < kWidth; i += 2) {
+        const auto pair = pack.pair(i);
+        (i % 4 ? others : tops) = max(i % 4 ? others : tops, pair);
+        for (int k = 0; k < 2; ++k) to[v * kWidth + i + k] = pair.widened(k);
+      }
+    }
+    tops = max(tops, others);
+    return Max()(tops.widened(0), tops.widened(1));
+  }
+
   __device__ void take(const Element* staged, Real* to) const {
 #pragma unroll
     for (int v = 0; v < kVectors; ++v) {
-      const auto pack = *reinterpret_cast<const Pack<Element>*>(staged + first(0, v));
+      const auto pack = *reinterpret_cast<const Pack<Element>*>(own(staged) + v * step());
 #pragma unroll
       for (int i = 0; i < kWidth; ++i) to[v * kWidth + i] = pack.widened(i);
     }
@@ -253,7 +277,7 @@ struct Rows {
 #pragma unroll
       for (int i = 0; i < kWidth; ++i)
         pack.values[i] = Memory<Element>::narrow(from[v * kWidth + i]);
-      *reinterpret_cast<Pack<Element>*>(to + first(0, v)) = pack;
+      *reinterpret_cast<Pack<Element>*>(own(to) + v * step()) = pack;
     }
   }
 
@@ -269,7 +293,7 @@ struct Rows {
     if (!writes) return;
     if (aligned) {
 #pragma unroll 1
-      for (int j = first(0, 0); j < end; j += first(0, 1) - first(0, 0))
+      for (int j = first(0, 0); j < end; j += step())
         *reinterpret_cast<Pack<Element>*>(row + j) =
             *reinterpret_cast<const Pack<Element>*>(staged + j);
     } else {
@@ -285,10 +309,10 @@ struct Rows {
     if (aligned && end == part()) {
 #pragma unroll
       for (int v = 0; v < kVectors; ++v)
-        *reinterpret_cast<Pack<Element>*>(row + first(0, v)) = pack;
+        *reinterpret_cast<Pack<Element>*>(own(row) + v * step()) = pack;
     } else if (aligned) {
 #pragma unroll 1
-      for (int j = first(0, 0); j < end; j += first(0, 1) - first(0, 0))
+      for (int j = first(0, 0); j < end; j += step())
         *reinterpret_cast<Pack<Element>*>(row + j) = pack;
     } else {
 #pragma unroll 1

@@ -373,6 +373,10 @@ inline void copy_async(void* to, const void* from, bool reads = true) {
   simt::Block::current().later(to, from, reads);
 }
 
+inline void copy_async_if(bool copies, void* to, const void* from) {
+  if (copies) copy_async(to, from);
+}
+
 inline void wait_for_copies() { simt::Block::current().copy(); }
 
 inline void cluster_sync(const char* path = __builtin_FILE(), int line = __builtin_LINE()) {
