@@ -39,3 +39,21 @@ class GatherRows(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:
         """Return the part of this rank."""
         return upstream.narrow(-1, ctx.rank * ctx.size, ctx.size), None
+
+
+class SumGradient(torch.autograd.Function):
+    """What is the same on all ranks; its gradient is the sum of those that they make of it."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: Any) -> Tensor:
+        """Return the tensor."""
+        ctx.group = group
+        return x.view_as(x)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:
+        """Return the sum."""
+        total = upstream.contiguous().clone()
+        dist.all_reduce(total, group=ctx.group)
+        return total, None

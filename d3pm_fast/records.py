@@ -237,6 +237,20 @@ class ShardedLoss(NamedTuple, Generic[AnyStep]):
     redraws: bool
 
 
+class ShardedLinearLoss(NamedTuple, Generic[AnyStep]):
+    """What a loss is of where the classes of a head are sharded.
+
+    Attributes:
+        of: the loss, by the weights of this rank.
+        sharding: of the classes.
+        redraws: whether the chain redraws tokens, so that sums are on the wire, too.
+    """
+
+    of: LinearLoss[AnyStep]
+    sharding: Sharding
+    redraws: bool
+
+
 def counts_of(mask: Tensor | None, weights: Weights) -> Tensor | None:
     """Return which tokens have a loss, bool ``(B, *S)``; None for all."""
     if weights.tokens is None:

@@ -165,6 +165,46 @@ def test_a_dtensor_has_a_gradient_placed_as_it_is(made, name):
         check_gradient(found, expected, torch.float64, ulps=4500, floor=largest)
 
 
+@pytest.mark.parametrize("name", shards.HEADS)
+def test_a_sharded_head(made, name):
+    case = shards.HEADS[name]
+    values, of_hidden, parts, are_placed = zip(*(rank["head"][name] for rank in made), strict=True)
+    assert all(are_placed)
+    assert all(same_bits(value, values[0]) for value in values)
+    assert all(same_bits(gradient, of_hidden[0]) for gradient in of_hidden)
+    leaves = [x.double().requires_grad_() for x in case.leaves()]
+    truth = case.value(torch.nn.functional.linear(*leaves), impl="reference")
+    expected = torch.autograd.grad(truth, leaves, case.factors(truth))
+    found = of_hidden[0], *(torch.cat(shares) for shares in zip(*parts, strict=True))
+    if case.dtype == torch.float64:
+        scale = truth.detach().abs() + 1
+        assert_close(values[0], truth, case.dtype, ulps=4500, scale=scale)
+        for x, y in zip(found, expected, strict=True):
+            if y.numel() > 0 and bool(y.any()):
+                check_gradient(x.flatten(), y.flatten(), case.dtype, ulps=4500)
+            else:
+                assert not x.any()
+        return
+    for x, y in zip(found, expected, strict=True):
+        error = (x.double() - y).norm() / y.norm()
+        assert error <= 8 * max(torch.finfo(case.dtype).eps, 16 * unit(case.dtype))
+
+
+@pytest.mark.parametrize("name", ["uniform", "absorbing"])
+def test_steps_of_a_sharded_head(made, name):
+    same, equal, gradients = zip(*(rank["head's steps"][name] for rank in made), strict=True)
+    assert all(same)
+    assert all(equal)
+    case = shards.Head(name)
+    hidden, weight, bias = case.leaves()
+    _, (_, x_t, t), _ = case.inputs()
+    logits = torch.nn.functional.linear(hidden.requires_grad_(), weight, bias)
+    log_p = functional.p_posterior(shards.CHAINS[name], logits, x_t, t)
+    (expected,) = torch.autograd.grad(log_p.exp().square().sum(), hidden)
+    for gradient in gradients:
+        check_gradient(gradient.flatten(), expected.flatten(), torch.float64, ulps=4500)
+
+
 def test_tokens_are_counted_over_all_ranks(made):
     size = len(made)
     for n, rank in enumerate(made):
@@ -217,6 +257,12 @@ def test_the_count_of_one_process():
         ("cuda", RuntimeError, "impl='cuda' has no 'sharded_loss'; use 'auto'"),
         ("transform", ValueError, "sharded logits have gradients only"),
         ("gradient of a gradient", ValueError, "the gradient of sharded logits has no derivative"),
+        ("head, features", ValueError, "weight as a DTensor must be sharded over classes"),
+        ("head, replicated", ValueError, "weight as a DTensor must be sharded over classes"),
+        ("head, plain bias", ValueError, "bias must be placed as weight is"),
+        ("head, tiles", ValueError, "a sharded head needs schedule='rows'"),
+        ("head, dense", ValueError, "a sharded head needs a rank-one chain"),
+        ("head, other K", ValueError, "weight must have 11 rows on all ranks, got 10"),
     ],
 )
 def test_what_cannot_be_served_is_refused_by_name(made, name, kind, message):

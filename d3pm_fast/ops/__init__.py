@@ -13,6 +13,8 @@ from .linear import (
     log_prob_gradient,
     log_prob_of_rows,
     pull_linear,
+    sharded_linear_loss,
+    sharded_linear_loss_and_grad,
 )
 from .logistic import logistic_gradient, logistic_logits
 from .loss import loss, loss_and_grad
@@ -67,6 +69,8 @@ __all__ = [
     "score_loss_and_grad",
     "shaped_logits",
     "shaped_p_sample",
+    "sharded_linear_loss",
+    "sharded_linear_loss_and_grad",
     "sharded_loss",
     "sharded_loss_and_grad",
     "sharded_p_sample",

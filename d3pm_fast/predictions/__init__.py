@@ -14,6 +14,7 @@ from .prediction import Classes, Prediction
 from .score import Score, ScorePrediction
 from .shaped import Shaped, ShapedPrediction
 from .sharded import Sharded, distributed_prediction, is_distributed, sharded_prediction
+from .sharded_linear import sharded_linear
 
 __all__ = [
     "Classes",
@@ -51,6 +52,8 @@ def as_prediction(given: Predicted, transition: Transition, class_dim: ClassDim 
         if is_distributed(given):
             return distributed_prediction(given, classes, transition.redraws)
         return LogitsPrediction(given, classes)
+    if isinstance(given, Linear) and is_distributed(given.weight):
+        return sharded_linear(given, classes, transition.redraws)
     if isinstance(given, Sharded):
         return sharded_prediction(given, classes, transition.redraws)
     for kind, make in _KINDS.items():

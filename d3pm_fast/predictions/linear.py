@@ -50,7 +50,8 @@ class Linear(NamedTuple):
     Attributes:
         hidden: ``(B, *S, D)``, float32, float64, bfloat16 or float16.
         weight: ``(K, D)``, of the dtype of hidden unless under autocast; of a chain whose data
-            never hold the last class also ``(K - 1, D)``.
+            never hold the last class also ``(K - 1, D)``. It may be a DTensor sharded over classes,
+            as of a tensor parallel head, for rank-one chains and with ``schedule="rows"``.
         bias: as many as the weight has rows; None for 0.
         memory_budget: bytes of logits at a time; None for 512 MiB on a GPU and 128 MiB on a CPU.
             Where chunks have few rows, the weight and its gradient are read too often.
@@ -105,6 +106,12 @@ class LinearPrediction(Prediction):
         kind = self.given.hidden.device.type
         return BUDGET.get(kind, BUDGET["cuda"]) if budget is None else budget
 
+    @property
+    def num_rows(self) -> int:
+        """How many rows the weight has: K, or one less where that class is forbidden."""
+        number, forbidden, *_ = self.classes
+        return number - 1 if forbidden == number - 1 == len(self.given.weight) else number
+
     def check(self, shape: torch.Size) -> None:
         """Raise unless hidden is ``(*shape, D)``, and the head is of it and has K rows."""
         hidden, weight, bias, budget, schedule = self.given
@@ -113,9 +120,7 @@ class LinearPrediction(Prediction):
         if hidden.shape[:-1] != shape or hidden.ndim < 2:
             expected = ", ".join((*map(str, shape), "D"))
             raise ValueError(f"hidden must have shape ({expected}), got {tuple(hidden.shape)}")
-        num_rows = self.num_classes
-        if self.classes.forbidden == num_rows - 1 == len(weight):
-            num_rows -= 1
+        num_rows = self.num_rows
         check_shape("weight", weight, (num_rows, hidden.shape[-1]))
         if bias is not None:
             check_float("bias", bias)
@@ -175,7 +180,7 @@ class LinearPrediction(Prediction):
         made._mask = mask
         return made
 
-    def loss_record(self, inputs: Inputs, others: tuple[Any, ...]) -> LinearLoss[Any]:
+    def loss_record(self, inputs: Inputs, others: tuple[Any, ...]) -> Any:
         """Return what a loss is of, from the parameters and what comes after them."""
         hidden, *head = inputs
         return LinearLoss(hidden, self.head(*head), *others)

@@ -398,7 +398,111 @@ REFUSED = {
     "gradient of a gradient": twice,
 }
 
+
+@dataclass(frozen=True)
+class Head(Case):
+    """A loss of hidden states and a head whose classes are sharded."""
+
+    bias: bool = True
+    budget: int | None = None  # of a chunk's logits
+    hidden: str = ""  # "DTensor", or "positions" for one of which each rank has some positions
+
+    def leaves(self):
+        """Hidden states, and weight and bias as a whole."""
+        generator = torch.Generator().manual_seed(11)
+        sizes = (*self.shape, 3), (self.columns, 3), (self.columns,)
+        made = [torch.randn(size, generator=generator).double() for size in sizes]
+        return [x.to(self.dtype) for x in made[: 2 + self.bias]]
+
+
+def of_head(case):
+    """The loss, and the gradients of hidden and of this rank's part of the head."""
+    hidden, *head = case.leaves()
+    mesh = mesh_of("tp")
+    head = [distribute_tensor(x, mesh, [Shard(0)]).requires_grad_() for x in head]
+    given = leaf = hidden.requires_grad_()
+    if case.hidden:
+        placement = Shard(1) if case.hidden == "positions" else Replicate()
+        leaf = distribute_tensor(hidden.detach(), mesh, [placement]).requires_grad_()
+        given = leaf.redistribute(mesh, [Replicate()])
+    bias = head[1] if case.bias else None
+    value = case.value(functional.Linear(given, head[0], bias, case.budget))
+    gradients = torch.autograd.grad(value, (leaf, *head), case.factors(value))
+    placed = all(g.placements == x.placements for g, x in zip(gradients[1:], head, strict=True))
+    of_hidden = gradients[0].full_tensor() if case.hidden else gradients[0]
+    return value.detach(), of_hidden, [g.to_local() for g in gradients[1:]], placed
+
+
+HEADS = {
+    f"{chain}, {reduction}": Head(
+        chain, given={"reduction": reduction, "ce_weight": 0.1}, masked="some", upstream=True,
+        budget=K * 8 * 7,
+    )
+    for chain in ("uniform", "absorbing", "marginal", "mask and uniform", "uniform, continuous")
+    for reduction in ("mean", "none")
+} | {
+    "float32": Head("uniform", torch.float32),
+    "bfloat16": Head("absorbing", torch.bfloat16, bias=False),
+    "weights": Head("absorbing", weighted=True, budget=1),
+    "without the mask's row": Head("absorbing", columns=K - 1),
+    "reference": Head("mask and uniform", impl="reference", given={"reduction": "batch"}),
+    "terms": Head("uniform", given={"with_terms": True, "reduction": "sum"}),
+    "hidden as a DTensor": Head("uniform", hidden="DTensor", given={"reduction": "sum"}),
+    "hidden in positions": Head("absorbing", hidden="positions", shape=(6, 8)),
+    "no items": Head("uniform", shape=(0, 5), given={"reduction": "sum"}),
+}  # fmt: skip
+
+
+def steps_of_head(chain):
+    """Whether posteriors, a gradient and draws are those of the logits that a head makes."""
+    case = Head(chain)
+    hidden, weight, bias = case.leaves()
+    _, (_, x_t, t), _ = case.inputs()
+    mesh = mesh_of("tp")
+    weight, bias = (distribute_tensor(x, mesh, [Shard(0)]) for x in (weight, bias))
+    local = torch.nn.functional.linear(hidden, weight.to_local(), bias.to_local())
+    each = -(-K // dist.get_world_size())
+    local = torch.nn.functional.pad(local, (0, each - local.shape[-1]))
+    leaf = hidden.requires_grad_()
+    found, expected = (
+        functional.p_posterior(CHAINS[chain], logits, x_t, t)
+        for logits in (functional.Linear(leaf, weight, bias), functional.Sharded(local, None, K))
+    )
+    same = torch.allclose(found, expected[..., : found.shape[-1]], rtol=1e-12, atol=0)
+    (gradient,) = torch.autograd.grad(found.exp().square().sum(), leaf)
+    seeds = torch.arange(len(x_t))
+    drawn = [
+        functional.p_sample(CHAINS[chain], logits, x_t, t, seeds=seeds)
+        for logits in (functional.Linear(leaf, weight, bias), functional.Sharded(local, None, K))
+    ]
+    return same, torch.equal(*drawn), gradient
+
+
+def of_wrong_head(*placements, chain="uniform", bias=None, schedule="rows", **options):
+    """The loss of a head that may be wrong."""
+    mesh = mesh_of("tp")
+    weight = distribute_tensor(torch.zeros(K, 3), mesh, placements)
+    hidden = torch.zeros(2, 4, 3, requires_grad=True)
+    tokens = torch.zeros(2, 4, dtype=torch.int64)
+    given = functional.Linear(hidden, weight, bias, None, schedule)
+    return functional.loss(
+        CHAINS.get(chain, chain), given, tokens, tokens, torch.ones(2).long(), **options
+    )
+
+
+REFUSED |= {
+    "head, features": lambda: of_wrong_head(Shard(1)),
+    "head, replicated": lambda: of_wrong_head(Replicate()),
+    "head, plain bias": lambda: of_wrong_head(Shard(0), bias=torch.zeros(K)),
+    "head, tiles": lambda: of_wrong_head(Shard(0), schedule="tiles"),
+    "head, dense": lambda: of_wrong_head(Shard(0), chain=transitions.band(K, BETAS, 2)),
+    "head, other K": lambda: of_wrong_head(Shard(0), chain=transitions.uniform(K + 1, BETAS)),
+}
+
+
 CASES = {
+    "head": (of_head, HEADS),
+    "head's steps": (steps_of_head, {chain: chain for chain in ("uniform", "absorbing")}),
     "loss": (loss_of, losses()),
     "wire": (bytes_of, WIRE),
     "dtensor": (of_dtensor, PLACED),

@@ -1,7 +1,12 @@
 """Operations on logits ``hidden weight^T + bias`` that are made some rows at a time."""
 
 from .log_prob import log_prob_gradient, log_prob_of_rows
-from .loss import linear_loss, linear_loss_and_grad
+from .loss import (
+    linear_loss,
+    linear_loss_and_grad,
+    sharded_linear_loss,
+    sharded_linear_loss_and_grad,
+)
 from .products import pull_linear
 
 __all__ = [
@@ -10,4 +15,6 @@ __all__ = [
     "log_prob_gradient",
     "log_prob_of_rows",
     "pull_linear",
+    "sharded_linear_loss",
+    "sharded_linear_loss_and_grad",
 ]

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from ... import reference
-from ...chains.structures import DENSE, RANK_ONE, SPARSE, Structure
-from ...records import LinearLoss
+from ...chains.structures import DENSE, RANK_ONE, SPARSE
+from ...records import LinearLoss, ShardedLinearLoss, ShardedLoss
 from ...reductions import reduced
 from ...reference.logspace import compute_dtype
 from ..register import Operation
@@ -35,40 +35,63 @@ def fake_loss_and_grad(of: LinearLoss[Any], reduction: str, late: bool) -> FourT
     return fake_loss(of, reduction), *zero_gradients(*of[:2])
 
 
+def _fake_sharded(of: ShardedLinearLoss[Any], reduction: str) -> Tensor:
+    return fake_loss(of.of, reduction)
+
+
+def _fake_sharded_and_grad(of: ShardedLinearLoss[Any], reduction: str, late: bool) -> FourTensors:
+    return fake_loss_and_grad(of.of, reduction, late)
+
+
 linear_loss = Operation("linear_loss", fake_loss)
 linear_loss_and_grad = Operation("linear_loss_and_grad", fake_loss_and_grad)
+sharded_linear_loss = Operation("sharded_linear_loss", _fake_sharded)
+sharded_linear_loss_and_grad = Operation("sharded_linear_loss_and_grad", _fake_sharded_and_grad)
 
 
-def _served_by(implementation: str, structure: Structure) -> Any:
+def _served_by(implementation: str, structure: str) -> Any:
     """Return both operations: the loss alone, or with ``late`` the loss and its gradients."""
 
     def run(of: LinearLoss[Any], reduction: str, late: bool | None = None) -> Any:
-        with torch.autocast(of.hidden.device.type, enabled=False):
-            if late is None:
-                return value(of, reduction)
-            return with_gradient(of, reduction, late)
-
-    def value(of: LinearLoss[Any], reduction: str) -> Tensor:
-        losses = torch.zeros_like(fake_loss(of, "none"))
-        schedule = _SCHEDULES[of.head.schedule]
-        schedule.write_losses(as_rows(of), _by_rows(losses, of), implementation, structure.name)
-        return reduced(losses, reduction, counted(of), of.with_terms)
-
-    def with_gradient(of: LinearLoss[Any], reduction: str, late: bool) -> FourTensors:
-        count = counted(of)
-        divided = reduction == "mean" and not late
-        losses, gradients = torch.zeros_like(fake_loss(of, "none")), zero_gradients(*of[:2])
-        rows = _divided(as_rows(of), count) if divided else as_rows(of)
-        to = gradients._replace(hidden=gradients.hidden.view(-1, of.hidden.shape[-1]))
-        schedule, by = _SCHEDULES[of.head.schedule], (implementation, structure.name)
-        schedule.write_gradients(rows, _by_rows(losses, of), to, *by)
-        if not divided:
-            return reduced(losses, reduction, count, of.with_terms), *gradients
-        mean = reduced(losses, "sum", None, of.with_terms)
-        is_some = torch.as_tensor(count, device=mean.device) > 0
-        return mean.where(is_some, torch.nan), *gradients
+        by = _SCHEDULES[of.head.schedule], implementation, structure
+        return _run(of, reduction, late, *by)
 
     return run
+
+
+def _sharded_by(implementation: str) -> Any:
+    """Return both operations on a head whose classes are sharded."""
+
+    def run(sharded: ShardedLinearLoss[Any], reduction: str, late: bool | None = None) -> Any:
+        of, sharding, redraws = sharded
+        by = by_rows.Shards(sharding, redraws), implementation, RANK_ONE.name
+        return _run(of, reduction, late, *by)
+
+    return run
+
+
+def _run(
+    of: LinearLoss[Any],
+    reduction: str,
+    late: bool | None,
+    schedule: Any,
+    *by: str,
+) -> Any:
+    losses, count = torch.zeros_like(fake_loss(of, "none")), counted(of)
+    with torch.autocast(of.hidden.device.type, enabled=False):
+        rows, to = as_rows(of), _by_rows(losses, of)
+        if late is None:
+            schedule.write_losses(rows, to, *by)
+            return reduced(losses, reduction, count, of.with_terms)
+        divided = reduction == "mean" and not late
+        gradients = zero_gradients(*of[:2])
+        of_rows = gradients._replace(hidden=gradients.hidden.view(-1, of.hidden.shape[-1]))
+        schedule.write_gradients(_divided(rows, count) if divided else rows, to, of_rows, *by)
+    if not divided:
+        return reduced(losses, reduction, count, of.with_terms), *gradients
+    mean = reduced(losses, "sum", None, of.with_terms)
+    is_some = torch.as_tensor(count, device=mean.device) > 0
+    return mean.where(is_some, torch.nan), *gradients
 
 
 def _by_rows(losses: Tensor, of: LinearLoss[Any]) -> Tensor:
@@ -90,13 +113,27 @@ def _by_reference(of: LinearLoss[Any], reduction: str) -> Tensor:
     return reference.loss(of.of(reference.linear_logits(of.hidden, *made)), reduction)
 
 
+def _sharded_by_reference(sharded: ShardedLinearLoss[Any], reduction: str) -> Tensor:
+    """Return the loss of logits that are made of all rows, and gathered."""
+    of, sharding, redraws = sharded
+    head = of.head
+    logits = reference.linear_logits(of.hidden, head.weight, head.bias, head.num_classes)
+    return reference.sharded_loss(ShardedLoss(of.of(logits), sharding, redraws), reduction)
+
+
 linear_loss.serve("reference", _by_reference, [RANK_ONE, DENSE, SPARSE])
+sharded_linear_loss.serve("reference", _sharded_by_reference, [RANK_ONE])
 for implementation, structures in (
     ("cpu", [RANK_ONE, DENSE, SPARSE]),
     ("triton", [RANK_ONE, DENSE, SPARSE]),
     ("cuda", [RANK_ONE]),
 ):
     for structure in structures:
-        served = _served_by(implementation, structure)
+        served = _served_by(implementation, structure.name)
         for operation in (linear_loss, linear_loss_and_grad):
             operation.serve(implementation, served, [structure])
+
+for implementation in ("cpu", "triton"):
+    served = _sharded_by(implementation)
+    for operation in (sharded_linear_loss, sharded_linear_loss_and_grad):
+        operation.serve(implementation, served, [RANK_ONE], is_registered=False)

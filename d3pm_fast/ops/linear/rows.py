@@ -76,6 +76,7 @@ def chunks(
     chosen: Tensor | None = None,
     counts: Tensor | None = None,
     copies: int = 1,
+    counts_as: int | None = None,
 ) -> Iterator[Chunk]:
     """Yield the logits of all rows, or of those that are chosen, chunk by chunk.
 
@@ -85,10 +86,12 @@ def chunks(
         chosen: int64 ``(n,)``, the rows; None for all.
         counts: bool ``(N,)``, where hidden is not 0 instead, which else may hold anything.
         copies: how many tensors of the size of a chunk's logits there are at most.
+        counts_as: how many classes the budget is shared out for; None for as many as there are.
     """
     num_rows = len(hidden if chosen is None else chosen)
     columns = len(head.weight) if head.filled < 0 else head.num_classes
-    size = _chunk_rows(num_rows, columns * head.dtype.itemsize * copies, head.memory_budget)
+    row_bytes = (columns if counts_as is None else counts_as) * head.dtype.itemsize * copies
+    size = _chunk_rows(num_rows, row_bytes, head.memory_budget)
     room = torch.empty(size, columns, dtype=head.dtype, device=hidden.device)
     for start in range(0, num_rows, size):
         rows: Rows = slice(start, min(start + size, num_rows))
