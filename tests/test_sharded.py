@@ -257,6 +257,7 @@ def test_the_count_of_one_process():
         ("cuda", RuntimeError, "impl='cuda' has no 'sharded_loss'; use 'auto'"),
         ("transform", ValueError, "sharded logits have gradients only"),
         ("gradient of a gradient", ValueError, "the gradient of sharded logits has no derivative"),
+        ("head, other tokens", ValueError, "x0 must be the same on all ranks of the group"),
         ("head, features", ValueError, "weight as a DTensor must be sharded over classes"),
         ("head, replicated", ValueError, "weight as a DTensor must be sharded over classes"),
         ("head, plain bias", ValueError, "bias must be placed as weight is"),

@@ -76,10 +76,16 @@ def _by_strokes(implementation: str) -> tuple[Callable[..., Any], Callable[..., 
 
 def _of_all(statistics: Tensor, of: Loss[Any], group: Any) -> Tensor:
     """Return the statistics of whole rows; a mask's logit travels where there is one."""
-    if of.step.mask_id >= 0:
-        return merged(tuple(gathered(statistics, group)))
-    parts = pad(gathered(statistics[..., :4], group), (0, 1), value=-torch.inf)
-    return merged(tuple(parts))
+    has_mask = of.step.mask_id >= 0
+    parts = gathered(statistics if has_mask else statistics[..., :4], group)
+    differ = (parts[..., 2] > -torch.inf).sum(dim=0) > 1  # x_0 is in one shard
+    if of.x0.device.type == "cpu" and bool(differ.any()):
+        raise ValueError(
+            "x0 must be the same on all ranks of the group whose classes are sharded; if FSDP "
+            "shards the weight, call the loss in a module that gathers it, as LinearLoss"
+        )
+    whole = merged(tuple(parts if has_mask else pad(parts, (0, 1), value=-torch.inf)))
+    return whole.masked_fill(differ.unsqueeze(-1), torch.nan)
 
 
 def _count(of: Loss[Any]) -> Tensor:

@@ -490,7 +490,17 @@ def of_wrong_head(*placements, chain="uniform", bias=None, schedule="rows", **op
     )
 
 
+def of_other_tokens():
+    """The loss of a head whose ranks have different data, as under FSDP."""
+    mesh, rank = mesh_of("tp"), dist.get_rank()
+    weight = distribute_tensor(torch.randn(K, 3), mesh, [Shard(0)])
+    x0 = torch.full((2, 4), rank * -(-K // dist.get_world_size()))
+    given = functional.Linear(torch.randn(2, 4, 3), weight)
+    return functional.loss(CHAINS["uniform"], given, x0, x0, torch.full((2,), T))
+
+
 REFUSED |= {
+    "head, other tokens": of_other_tokens,
     "head, features": lambda: of_wrong_head(Shard(1)),
     "head, replicated": lambda: of_wrong_head(Replicate()),
     "head, plain bias": lambda: of_wrong_head(Shard(0), bias=torch.zeros(K)),
