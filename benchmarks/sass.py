@@ -154,12 +154,12 @@ class Program(NamedTuple):
         return None if label is None else self.labels.get(label)
 
     def loops(self) -> list[int]:
-        """Return where the branches back are, except the endless one behind the end."""
+        """Return where the branches back are: with a condition, or behind a way past them."""
         return [
             at
             for at, each in enumerate(self.code)
             if each.base == "BRA" and (to := self.target(at)) is not None and to < at
-            if each.is_conditional
+            if each.is_conditional or self.target(at - 1) == at + 1
         ]
 
     def body(self, at: int) -> list[Instruction]:

@@ -159,11 +159,11 @@ class D3PM(nn.Module):
             seeds: int64 ``(B,)`` in place of a generator, see :func:`d3pm_fast.draw_seeds`: the
                 draw of an item depends on its own seed, ``step`` and the position in it alone.
             step: a counter in [0, 2^63) that tells draws of the same seeds apart.
+            mask: bool ``(B, *S)``, True where a token is drawn. The others come back as they are,
+                and may hold anything.
             position_offset: the position in its item of the first token that is given of each,
                 where these are a part of the positions, as the shard of a sequence; positions of
                 several axes count as flattened.
-            mask: bool ``(B, *S)``, True where a token is drawn. The others come back as they are,
-                and may hold anything.
 
         Returns:
             ``(B, *S)`` in the dtype of x0.
@@ -553,17 +553,21 @@ class D3PM(nn.Module):
             callback=callback,
         )
 
-    def sample_prior(self, shape: tuple[int, ...], seeds: Tensor) -> Tensor:
+    def sample_prior(
+        self, shape: tuple[int, ...], seeds: Tensor, position_offset: int = 0
+    ) -> Tensor:
         """Draw x_T from the stationary distribution of the chain.
 
         Args:
             shape: ``(B, *S)``.
             seeds: int64 ``(B,)`` on the module's device, see :func:`d3pm_fast.draw_seeds`.
+            position_offset: the position in its item of the first token of each.
 
         Returns:
             int64 ``(B, *S)``, on the module's device.
         """
-        return functional.sample_prior(self.transition, shape, seeds, (self.num_steps or 0) + 1)
+        step, offset = (self.num_steps or 0) + 1, position_offset
+        return functional.sample_prior(self.transition, shape, seeds, step, position_offset=offset)
 
     @property
     def _device(self) -> torch.device:

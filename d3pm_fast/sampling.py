@@ -22,7 +22,7 @@ from ._reuse import Reuse
 from .chains import Transition
 from .choices import LASTS, Last
 from .diffusion import Diffusion
-from .functional.seeds import check_offset, check_seeds
+from .functional.seeds import check_seeds
 from .predictions import Predicted, as_prediction
 from .records import Random
 from .reference.draws import NONE
@@ -148,8 +148,9 @@ def start(
         check_range("known[0]", tokens.where(mask, 0), 0, diffusion.transition.num_classes)
     items = torch.empty(shape[0], device=device)
     seeds = check_seeds(seeds, generator, items).to(device)
-    offset = check_offset(position_offset, torch.empty(shape, device="meta"))
-    x = functional.sample_prior(diffusion.transition, shape, seeds, counter, offset)
+    x = functional.sample_prior(
+        diffusion.transition, shape, seeds, counter, position_offset=position_offset
+    )
     return hold(x, known), seeds
 
 

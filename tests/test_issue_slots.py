@@ -140,9 +140,14 @@ def test_a_way_that_writes_no_rows_is_none_for_rows_that_are_not_aligned():
     assert slots(program(*made, *longer, *writes), Path.FULL) == 83
 
 
-@pytest.mark.parametrize(("behind", "expected"), [([], 4), (["@P4 BRA `(.L_2)"], 7)])
+OUT_AND_BACK = ["@P4 CALL.REL.NOINC `(.L_0)", "BRA `(.L_2)"]
+
+
+@pytest.mark.parametrize(
+    ("behind", "expected"), [([], 4), (["@P4 BRA `(.L_2)"], 46), (OUT_AND_BACK, 47)]
+)
 def test_rows_that_are_held_are_not_read_again(behind, expected):
-    read = ".L_2:", "LDG.E.128 R8, desc[UR4][R2.64]", "FADD R1, R8, R9", *behind
+    read = ".L_2:", "LDG.E.128 R8, desc[UR4][R2.64]", "40*FADD R1, R8, R9", *behind
     made = ARGUMENT, "ISETP.GE.AND P3, PT, R6, 0x1, PT"
     assert slots(program(*made, "@!P3 BRA `(.L_0)", *read, ".L_0:", "EXIT")) == expected
 

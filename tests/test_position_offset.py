@@ -132,6 +132,8 @@ def test_what_is_refused(seeds):
         with pytest.raises(ValueError, match=message):
             diffusion.p_sample(torch.zeros(*SHAPE, K), x0, t, seeds=seeds, position_offset=offset)
         with pytest.raises(ValueError, match=message):
+            diffusion.sample_prior(SHAPE, seeds, position_offset=offset)
+        with pytest.raises(ValueError, match=message):
             diffusion.sample(lambda x, t: torch.zeros(*x.shape, K), SHAPE, position_offset=offset)
     with pytest.raises(TypeError, match="position_offset must be an integer"):
         diffusion.q_sample(x0, t, position_offset=0.5)

@@ -81,7 +81,8 @@ def p_sample(
         prediction = prediction.double()
     if _environment.CHECK:
         prediction.check_no_nan()
-    seeds, offset = check_seeds(seeds, generator, x_t), check_offset(position_offset, x_t)
+    seeds = check_seeds(seeds, generator, x_t)
+    offset = check_offset(position_offset, x_t[:1].numel())
     s = check_target(transition, s, t, x_t.shape)
     name = choose(impl, prediction.operations.p_sample.name, transition, t, 1, x_t=x_t)
 

@@ -11,6 +11,7 @@ from ..reductions import sum_positions
 from ..reference.draws import draw_base
 from ..reference.philox import uniforms
 from .arguments import can_be_read
+from .seeds import check_offset
 
 
 def prior(transition: Transition, x0: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -43,6 +44,7 @@ def sample_prior(
     shape: tuple[int, ...],
     seeds: Tensor,
     step: int = 0,
+    *,
     position_offset: int = 0,
 ) -> Tensor:
     """Draw x_T from the stationary distribution, int64 ``(B, *S)``.
@@ -57,7 +59,8 @@ def sample_prior(
             these are a part of the positions, as the shard of a sequence; positions of several
             axes count as flattened.
     """
-    _, draw = uniforms(seeds, step, math.prod(shape), position_offset=position_offset)
+    offset = check_offset(position_offset, math.prod(shape[1:]))
+    _, draw = uniforms(seeds, step, math.prod(shape), position_offset=offset)
     return draw_base(draw, running_sums(transition.stationary()), transition.num_classes).view(
         shape
     )

@@ -50,7 +50,7 @@ def q_sample(
         check_mask(mask, x0.shape)
     check_same_device(x0=x0, t=t, mask=mask, transition=transition)
     seeds = check_seeds(seeds, generator, x0)
-    random = Random(seeds, step, check_offset(position_offset, x0))
+    random = Random(seeds, step, check_offset(position_offset, x0[:1].numel()))
     tokens = data = contiguous(x0)
     if mask is not None:
         data = tokens.where(mask, 0)

@@ -27,10 +27,10 @@ def draw_seeds(batch: int, generator: torch.Generator | None = None) -> Tensor:
     return torch.randint(bounds.min, bounds.max, (batch,), device=device, **options)
 
 
-def check_offset(position_offset: int, tokens: Tensor) -> int:
-    """Return where positions begin, such that all of the tokens' are below 2^40."""
+def check_offset(position_offset: int, num_positions: int) -> int:
+    """Return where so many positions begin, such that all of them are below 2^40."""
     offset = check_count("position_offset", position_offset, least=0)
-    last = offset + tokens[:1].numel()
+    last = offset + num_positions
     if last > LAST_POSITION:
         raise ValueError(f"positions must be at most 2^40, position_offset makes them {last}")
     return offset
