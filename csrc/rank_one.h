@@ -65,7 +65,7 @@ D3PM_HOST_DEVICE inline double posterior_mean_tilt(double a, double u, double ba
 
 // Whether the chain cannot go from x_0 to x_t, where no other class than x_t leads to x_t.
 D3PM_HOST_DEVICE inline bool never_stays(const StepCoefficients& step, bool same, double bar_xt) {
-  return (step.keep == 0) | ((bar_xt == 0) & !(same & (step.bar_keep > 0)));
+  return step.keep * (bar_xt + (same ? step.bar_keep : 0)) == 0;
 }
 
 }  // namespace d3pm

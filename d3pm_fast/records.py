@@ -162,7 +162,7 @@ class Head(NamedTuple):
     Attributes:
         weight: ``(K, D)``, or without the last class where that is forbidden.
         bias: as many as the weight has rows; None for 0.
-        num_classes: K.
+        num_logits: how many a row has, K.
         dtype: that the products are made in, and the logits are of.
         filled: the class that kernels do not leave out, whose logits are -inf; -1 for none.
         memory_budget: bytes of logits at a time.
@@ -173,7 +173,7 @@ class Head(NamedTuple):
 
     weight: Tensor
     bias: Tensor | None
-    num_classes: int
+    num_logits: int
     dtype: torch.dtype
     filled: int
     memory_budget: int

@@ -473,8 +473,8 @@ def test_opcheck_finds_nothing(cpu):
         "q_posterior": (x0, x_t, *step, torch.float32),
         "p_posterior": (logits, x_t, *step, False, True),
         "p_posterior_grad": (logits, x_t, *step, False, True, torch.randn(3, 4, 5)),
-        "q_sample": (x0, t, chain.handle, seeds, 0),
-        "p_sample": (logits, x_t, *step, False, True, seeds, 0),
+        "q_sample": (x0, t, chain.handle, seeds, 0, 2),
+        "p_sample": (logits, x_t, *step, False, True, seeds, 0, 2),
     }
     for name, args in calls.items():
         torch.library.opcheck(getattr(torch.ops.d3pm_fast, f"dense_{name}").default, args)

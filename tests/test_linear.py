@@ -20,6 +20,8 @@ from d3pm_fast.ops.linear import rows as of_rows
 
 ALSO_BY = ("triton", "cuda")
 
+# Triton's interpreter is slow: `test_loss` has it in the quick tests, too.
+but_triton = pytest.mark.exhaustive(where=lambda impl, **_: impl == "triton")
 K, T, D, SHAPE = 7, 12, 3, (5, 4)
 LOG_LINEAR = schedules.continuous.log_linear()
 CHAINS = {
@@ -120,6 +122,7 @@ def test_loss(problem, impl, schedule, reduction, counted):
     check(loss, parameters(), impl, torch.float64, 6 * K * 8, schedule)
 
 
+@but_triton
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 @pytest.mark.parametrize("name", ["uniform", "absorbing", "gaussian"])
@@ -132,6 +135,7 @@ def test_every_dtype(name, impl, budget, schedule, reduction, dtype):
     check(loss, parameters(dtype), impl, dtype, budget, schedule)
 
 
+@but_triton
 @pytest.mark.parametrize("reverse", ["joint", "posterior_mean"])
 @pytest.mark.parametrize("first_step", ["posterior", "logits"])
 def test_models_and_terms(problem, impl, schedule, reverse, first_step):
@@ -151,6 +155,7 @@ def test_models_and_terms(problem, impl, schedule, reverse, first_step):
         assert_close(term, other, torch.float64, ulps=512, scale=other.abs() + 1)
 
 
+@but_triton
 def test_a_denominator(impl):
     chain, *tokens = drawn(CHAINS["absorbing"])
 
@@ -160,6 +165,7 @@ def test_a_denominator(impl):
     check(loss, parameters(), impl, torch.float64, 1)
 
 
+@but_triton
 @pytest.mark.parametrize("name", ["absorbing", "gaussian with a mask"])
 def test_a_head_without_the_mask(impl, name):
     chain = transitions.absorbing(K, schedules.jsd(T), mask_id=K - 1)
@@ -177,6 +183,7 @@ def test_a_head_without_the_mask(impl, name):
     check(loss, [hidden, weight, bias], impl, torch.float64, 6 * K * 8)
 
 
+@but_triton
 @pytest.mark.parametrize("frozen", [0, 1, 2])
 def test_what_needs_no_gradient_has_none(problem, impl, schedule, frozen):
     chain, *tokens = problem
@@ -193,6 +200,7 @@ def test_what_needs_no_gradient_has_none(problem, impl, schedule, frozen):
             assert_gradient_close(leaf.grad.flatten(), truth.flatten(), torch.float64, ulps=512)
 
 
+@but_triton
 def test_without_a_graph(problem, impl, schedule, budget):
     chain, *tokens = problem
     leaves = parameters()
@@ -206,6 +214,7 @@ def test_without_a_graph(problem, impl, schedule, budget):
         assert_close(found, expected, torch.float64, ulps=64, scale=expected.abs() + 1)
 
 
+@but_triton
 def test_a_second_backward_pass(problem, impl):
     chain, *tokens = problem
     leaves = parameters()
@@ -243,6 +252,7 @@ def test_any_shape_and_budget(data):
         )
 
 
+@but_triton
 def test_no_token(impl, schedule):
     chain, *tokens = drawn(CHAINS["absorbing"])
     leaves = parameters()
@@ -294,6 +304,7 @@ def test_a_pair_that_cannot_be(cpu):
     assert bool(value.isnan().all())
 
 
+@but_triton
 def test_logits_out_of_the_range_of_exp(problem, impl, schedule):
     chain, *tokens = problem
     hidden, weight, bias = (x.detach() for x in parameters())
@@ -305,6 +316,7 @@ def test_logits_out_of_the_range_of_exp(problem, impl, schedule):
     check(loss, leaves, impl, torch.float64, 1, schedule, ulps=2**20)
 
 
+@but_triton
 def test_posterior(problem, impl, budget):
     chain, _, x_t, t = problem
     s = None if chain.has_steps else t / 2
@@ -316,6 +328,7 @@ def test_posterior(problem, impl, budget):
     check(p_posterior, parameters(), impl, torch.float64, budget)
 
 
+@but_triton
 def test_draws_are_those_of_the_logits(problem, impl, budget):
     chain, _, x_t, t = problem
     s = None if chain.has_steps else t / 2
@@ -363,6 +376,7 @@ def test_a_denoiser_that_returns_it():
     torch.testing.assert_close(*bounds)
 
 
+@but_triton
 def test_tokens_that_do_not_count_may_hold_anything(problem, impl, budget):
     chain, *tokens = problem
     mask = torch.rand(SHAPE) < 0.6

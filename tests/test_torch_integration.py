@@ -216,14 +216,18 @@ def op_arguments(family):
     step = (t, chain.step_table, chain.pi, chain.pi_cdf, chain.mask_id, K, -1)
     mask = torch.rand(B, P) < 0.7
     loss = (logits, x0, mask, x_t, *step, False, True, 1.0, 0.1, None, False, False)
+    head = torch.randn(K, 3), torch.randn(K), K, torch.float32, -1, 99, "rows", True, True
+    linear = torch.randn(B, P, 3), *head, *loss[1:]
     return {
+        "linear_loss": (*linear, "none"),
+        "linear_loss_and_grad": (*linear, "mean", False),
         "loss": (*loss, "none"),
         "loss_and_grad": (*loss, "mean", False),
         "q_posterior": (x0, x_t, *step, torch.float32),
         "p_posterior": (logits, x_t, *step, False, True),
         "p_posterior_grad": (logits, x_t, *step, False, True, torch.randn(B, P, K)),
-        "q_sample": (x0, t, chain.product_table, chain.pi_cdf, chain.mask_id, K, seeds, 0),
-        "p_sample": (logits, x_t, *step, False, True, seeds, 0),
+        "q_sample": (x0, t, chain.product_table, chain.pi_cdf, chain.mask_id, K, seeds, 0, 2),
+        "p_sample": (logits, x_t, *step, False, True, seeds, 0, 2),
         "shaped_p_sample": (
             logits,
             x_t,
@@ -232,6 +236,7 @@ def op_arguments(family):
             True,
             seeds,
             0,
+            2,
             -logits,
             2.0,
             0.5,

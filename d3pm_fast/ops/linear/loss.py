@@ -109,7 +109,7 @@ def _divided(of: LinearLoss[Any], count: Tensor | int) -> LinearLoss[Any]:
 def _by_reference(of: LinearLoss[Any], reduction: str) -> Tensor:
     """Return the loss of the logits, which are made as a whole."""
     head = of.head
-    made = head.weight, head.bias, head.num_classes, head.filled
+    made = head.weight, head.bias, head.num_logits, head.filled
     return reference.loss(of.of(reference.linear_logits(of.hidden, *made)), reduction)
 
 
@@ -117,7 +117,7 @@ def _sharded_by_reference(sharded: ShardedLinearLoss[Any], reduction: str) -> Te
     """Return the loss of logits that are made of all rows, and gathered."""
     of, sharding, redraws = sharded
     head = of.head
-    logits = reference.linear_logits(of.hidden, head.weight, head.bias, head.num_classes)
+    logits = reference.linear_logits(of.hidden, head.weight, head.bias, head.num_logits)
     return reference.sharded_loss(ShardedLoss(of.of(logits), sharding, redraws), reduction)
 
 

@@ -89,7 +89,7 @@ def chunks(
         counts_as: how many classes the budget is shared out for; None for as many as there are.
     """
     num_rows = len(hidden if chosen is None else chosen)
-    columns = len(head.weight) if head.filled < 0 else head.num_classes
+    columns = len(head.weight) if head.filled < 0 else head.num_logits
     row_bytes = (columns if counts_as is None else counts_as) * head.dtype.itemsize * copies
     size = _chunk_rows(num_rows, row_bytes, head.memory_budget)
     room = torch.empty(size, columns, dtype=head.dtype, device=hidden.device)
