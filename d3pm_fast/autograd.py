@@ -13,7 +13,7 @@ from torch.compiler import is_compiling
 from . import derivatives
 from .derivatives import Differentiable, Gradient, Inputs, Items, split
 from .ops.scale import scale_
-from .reductions import of_loss, reduced
+from .reductions import at_least_one, of_loss, reduced
 
 
 class LossOperation(NamedTuple):
@@ -192,8 +192,3 @@ def counted(items: Items) -> Tensor | int:
     x0, mask = items[:2]
     assert x0 is not None
     return x0.numel() if mask is None else mask.sum()
-
-
-def at_least_one(count: Tensor | int) -> Tensor | int:
-    """Return what a mean over so many tokens divides by."""
-    return count.clamp(min=1) if isinstance(count, Tensor) else max(count, 1)

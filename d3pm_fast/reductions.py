@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from .records import Weights
+
 
 def reduced(
     tokens: Tensor, reduction: str, count: Tensor | int | None = None, with_terms: bool = False
@@ -31,6 +33,32 @@ def reduced(
         else:
             total = total / count if count else total * torch.nan
     return total.to(tokens.dtype)
+
+
+def at_least_one(count: Tensor | int) -> Tensor | int:
+    """Return what a mean over so many tokens divides by."""
+    return count.clamp(min=1) if isinstance(count, Tensor) else max(count, 1)
+
+
+def divided(weights: Weights, count: Tensor | int, tokens: Tensor, dtype: torch.dtype) -> Weights:
+    """Return weights of a sum that is the mean, so that its gradient is written once.
+
+    Args:
+        weights: of the mean.
+        count: how many tokens count.
+        tokens: ``(B, *S)``, of which each has a factor.
+        dtype: of the factors.
+    """
+    factors = weights.tokens
+    if factors is None:
+        factors = torch.ones(tokens.shape, dtype=dtype, device=tokens.device)
+    return weights._replace(tokens=(factors / at_least_one(count)).to(dtype))
+
+
+def mean_of_divided(tokens: Tensor, count: Tensor | int, with_terms: bool = False) -> Tensor:
+    """Return the mean of losses with such weights; that of no token is NaN."""
+    total = reduced(tokens, "sum", with_terms=with_terms)
+    return total.where(torch.as_tensor(count, device=total.device) > 0, torch.nan)
 
 
 def of_loss(results: Tensor, with_terms: bool) -> Tensor:

@@ -16,7 +16,7 @@ from .. import reference
 from .._collectives import gathered
 from ..chains.structures import RANK_ONE
 from ..records import Loss, ShardedLoss
-from ..reductions import reduced
+from ..reductions import divided, mean_of_divided, reduced
 from ..reference.logspace import compute_dtype
 from .loss import fake_loss, fake_loss_and_grad
 from .loss_strokes import loss_gradient, loss_solve, loss_statistics, loss_sums, merged
@@ -64,12 +64,12 @@ def _by_strokes(implementation: str) -> tuple[Callable[..., Any], Callable[..., 
         of, count = sharded.of, _count(sharded.of)
         divides = reduction == "mean" and not late
         if divides:
-            sharded = sharded._replace(of=_divided(of, count))
+            weights = divided(of.weights, count, of.x0, compute_dtype(of.logits.dtype))
+            sharded = sharded._replace(of=of._replace(weights=weights))
         tokens, grad = of_tokens(sharded, has_gradient=True)
         if not divides:
             return reduced(tokens, reduction, count, of.with_terms), grad
-        total = reduced(tokens, "sum", with_terms=of.with_terms)
-        return total.where(count > 0, torch.nan), grad
+        return mean_of_divided(tokens, count, of.with_terms), grad
 
     return loss, loss_and_grad
 
@@ -93,15 +93,6 @@ def _count(of: Loss[Any]) -> Tensor:
     if of.mask is not None:
         return of.mask.sum().double()
     return torch.full((), of.x0.numel(), dtype=torch.float64, device=of.x0.device)
-
-
-def _divided(of: Loss[Any], count: Tensor) -> Loss[Any]:
-    """Return a loss whose sum is the mean, so that its gradient is written once."""
-    factors = (1 / count.clamp(min=1)).expand(of.x0.shape)
-    if of.weights.tokens is not None:
-        factors = factors * of.weights.tokens
-    factors = factors.to(compute_dtype(of.logits.dtype)).contiguous()
-    return of._replace(weights=of.weights._replace(tokens=factors))
 
 
 sharded_loss.serve("reference", reference.sharded_loss, [RANK_ONE])

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from .. import ops
 from .._no_law import check_drawn
-from ..autograd import LossOperation, at_least_one, counted, scaled
+from ..autograd import LossOperation, counted, scaled
 from ..chains import Transition
 from ..choices import ClassDim
 from ..derivatives import Differentiable, Inputs, Items, split
 from ..records import Loss
-from ..reductions import of_loss, reduced
+from ..reductions import at_least_one, of_loss, reduced
 from ..reference.logspace import compute_dtype, filled
 from .chunks import CHUNK_BYTES, chunks, in_chunks
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from ... import reference
 from ...chains.structures import DENSE, RANK_ONE, SPARSE
 from ...records import LinearLoss, ShardedLinearLoss, ShardedLoss
-from ...reductions import reduced
+from ...reductions import divided, mean_of_divided, reduced
 from ...reference.logspace import compute_dtype
 from ..register import Operation
 from . import by_rows, by_tiles
@@ -83,27 +83,20 @@ def _run(
         if late is None:
             schedule.write_losses(rows, to, *by)
             return reduced(losses, reduction, count, of.with_terms)
-        divided = reduction == "mean" and not late
+        divides = reduction == "mean" and not late
+        if divides:
+            weights = divided(rows.weights, count, rows.x0, compute_dtype(of.head.dtype))
+            rows = rows._replace(weights=weights)
         gradients = zero_gradients(*of[:2])
         of_rows = gradients._replace(hidden=gradients.hidden.view(-1, of.hidden.shape[-1]))
-        schedule.write_gradients(_divided(rows, count) if divided else rows, to, of_rows, *by)
-    if not divided:
+        schedule.write_gradients(rows, to, of_rows, *by)
+    if not divides:
         return reduced(losses, reduction, count, of.with_terms), *gradients
-    mean = reduced(losses, "sum", None, of.with_terms)
-    is_some = torch.as_tensor(count, device=mean.device) > 0
-    return mean.where(is_some, torch.nan), *gradients
+    return mean_of_divided(losses, count, of.with_terms), *gradients
 
 
 def _by_rows(losses: Tensor, of: LinearLoss[Any]) -> Tensor:
     return losses.view(-1, 3) if of.with_terms else losses.view(-1)
-
-
-def _divided(of: LinearLoss[Any], count: Tensor | int) -> LinearLoss[Any]:
-    """Return the loss of tokens that are divided by a number: by their factors, at no cost."""
-    ones = torch.ones_like(of.x0, dtype=compute_dtype(of.head.dtype))
-    factors = ones if of.weights.tokens is None else of.weights.tokens
-    by = count.clamp(min=1) if isinstance(count, Tensor) else max(count, 1)
-    return of._replace(weights=of.weights._replace(tokens=factors / by))
 
 
 def _by_reference(of: LinearLoss[Any], reduction: str) -> Tensor:
