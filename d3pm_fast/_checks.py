@@ -4,7 +4,7 @@ import math
 import numbers
 import operator
 from collections.abc import Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, SupportsIndex, TypeVar
 
 import torch
 from torch import Tensor
@@ -27,7 +27,7 @@ INTEGER_DTYPES = frozenset(
 FLOAT_DTYPES = frozenset({torch.float32, torch.float64, torch.bfloat16, torch.float16})
 
 
-def check_integer(name: str, value: int) -> int:
+def check_integer(name: str, value: SupportsIndex) -> int:
     """Return ``value`` as an int."""
     try:
         return operator.index(value)
@@ -56,7 +56,7 @@ def check_weight(name: str, value: float | Tensor) -> float | Tensor:
     return value
 
 
-def check_count(name: str, value: int, least: int = 1) -> int:
+def check_count(name: str, value: SupportsIndex, least: int = 1) -> int:
     """Return ``value`` as an int of at least ``least``."""
     count = check_integer(name, value)
     if count < least:

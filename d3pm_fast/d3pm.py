@@ -352,6 +352,46 @@ class D3PM(nn.Module):
         }
         return functional.loss_terms(self.transition, *args, **options, **settings)
 
+    def count_open(
+        self,
+        x0: Tensor,
+        x_t: Tensor,
+        t: Tensor,
+        s: Tensor | None = None,
+        mask: Tensor | None = None,
+        weights: Tensor | None = None,
+    ) -> functional.Count:
+        """Count the tokens whose bound is not 0 whatever is predicted, as masked ones are.
+
+        For :class:`d3pm_fast.functional.Linear`, which leaves the others out. Call it when x_t is
+        drawn: on a GPU the count is made there while you go on.
+
+        Args:
+            x0: the data, integers ``(B, *S)`` in [0, K).
+            x_t: the corrupted data, integers ``(B, *S)`` in [0, K).
+            t: times, as :meth:`loss` has them.
+            s: times that the steps lead to, as :meth:`loss` has them.
+            mask: bool ``(B, *S)``, True where a token counts.
+            weights: ``(B,)`` or ``(B, *S)``, factors of tokens.
+
+        Returns:
+            an integer for ``int()``, which waits for the count alone.
+
+        Raises:
+            TypeError: a wrong type or dtype.
+            ValueError: a wrong shape, device or option.
+        """
+        return functional.count_open(
+            self.transition,
+            x0,
+            x_t,
+            t,
+            s,
+            first_step=self.first_step,
+            mask=mask,
+            weights=weights,
+        )
+
     def prior(self, x0: Tensor, mask: Tensor | None = None) -> Tensor:
         """Return ``KL(q(x_T | x_0) || stationary)`` in nats, the prior term ``L_T`` (D3PM, eq. 1).
 

@@ -1,6 +1,6 @@
 """A head and the loss of its logits as one module, whose logits are never stored as a whole."""
 
-from typing import Any
+from typing import Any, SupportsIndex
 
 import torch
 from torch import Tensor, nn
@@ -70,24 +70,32 @@ class LinearLoss(nn.Module):
         made.head = head
         return made
 
-    def prediction(self, hidden: Tensor) -> Linear:
+    def prediction(self, hidden: Tensor, num_open: SupportsIndex | None = None) -> Linear:
         """Return what stands in the place of logits: for ``sample``, ``elbo`` and the others.
 
         Args:
             hidden: ``(B, *S, D)``.
+            num_open: how many tokens may have a loss, see :class:`d3pm_fast.functional.Linear`.
         """
         head, how = self.head, (self.memory_budget, self.schedule)
-        return Linear(hidden, head.weight, head.bias, *how)
+        return Linear(hidden, head.weight, head.bias, *how, num_open)
 
-    def forward(self, hidden: Tensor, *tokens: Any, **options: Any) -> Tensor:
+    def forward(
+        self,
+        hidden: Tensor,
+        *tokens: Any,
+        num_open: SupportsIndex | None = None,
+        **options: Any,
+    ) -> Tensor:
         """Return the loss.
 
         Args:
             hidden: ``(B, *S, D)``.
             tokens: ``x0``, ``x_t``, ``t`` and what else :meth:`D3PM.loss` takes.
+            num_open: how many tokens may have a loss, of :meth:`D3PM.count_open`.
             options: as :meth:`D3PM.loss` has them.
         """
-        return self.diffusion.loss(self.prediction(hidden), *tokens, **options)
+        return self.diffusion.loss(self.prediction(hidden, num_open), *tokens, **options)
 
     def log_prob(self, hidden: Tensor, tokens: Tensor) -> LogProb:
         """Return :func:`d3pm_fast.functional.log_prob` of tokens."""

@@ -166,6 +166,7 @@ class Head(NamedTuple):
         dtype: that the products are made in, and the logits are of.
         filled: the class that kernels do not leave out, whose logits are -inf; -1 for none.
         memory_budget: bytes of logits at a time.
+        num_open: how many tokens may have a loss, at most; -1 where it is not known.
         schedule: ``"rows"`` or ``"tiles"``.
         pulls_hidden: whether a gradient of hidden is wanted.
         pulls_weight: whether gradients of weight and bias are wanted.
@@ -177,6 +178,7 @@ class Head(NamedTuple):
     dtype: torch.dtype
     filled: int
     memory_budget: int
+    num_open: int
     schedule: str
     pulls_hidden: bool
     pulls_weight: bool

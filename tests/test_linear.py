@@ -392,13 +392,13 @@ def test_tokens_that_do_not_count_may_hold_anything(problem, impl, budget):
 
 
 @pytest.mark.parametrize("reduction", ["mean", "none"])
-def test_autocast(problem, cpu, reduction):
+def test_autocast(problem, cpu, schedule, reduction):
     chain, *tokens = problem
     leaves = parameters(torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
         found, expected = (
             functional.loss(chain, prediction, *tokens, reduction=reduction, impl=cpu)
-            for prediction in (Linear(*leaves, 1), F.linear(*leaves))
+            for prediction in (Linear(*leaves, 1, schedule), F.linear(*leaves))
         )
     torch.testing.assert_close(found, expected)
     upstream = torch.rand_like(found)

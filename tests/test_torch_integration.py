@@ -216,7 +216,7 @@ def op_arguments(family):
     step = (t, chain.step_table, chain.pi, chain.pi_cdf, chain.mask_id, K, -1)
     mask = torch.rand(B, P) < 0.7
     loss = (logits, x0, mask, x_t, *step, False, True, 1.0, 0.1, None, False, False)
-    head = torch.randn(K, 3), torch.randn(K), K, torch.float32, -1, 99, "rows", True, True
+    head = torch.randn(K, 3), torch.randn(K), K, torch.float32, -1, 99, -1, "rows", True, True
     linear = torch.randn(B, P, 3), *head, *loss[1:]
     return {
         "linear_loss": (*linear, "none"),

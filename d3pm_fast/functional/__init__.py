@@ -21,6 +21,7 @@ All functions take ``impl``, see :func:`d3pm_fast.implementation`, and raise
 """
 
 from ..predictions import Linear, Logistic, Score, Shaped, Sharded
+from .count_open import Count, count_open
 from .log_prob import LogProb, log_prob
 from .logistic import logistic_logits
 from .loss import LossTerms, loss, loss_terms
@@ -31,6 +32,7 @@ from .q_sample import q_sample
 from .seeds import draw_seeds
 
 __all__ = [
+    "Count",
     "Linear",
     "LogProb",
     "Logistic",
@@ -38,6 +40,7 @@ __all__ = [
     "Score",
     "Shaped",
     "Sharded",
+    "count_open",
     "draw_seeds",
     "log_prob",
     "logistic_logits",

@@ -246,7 +246,7 @@ def _of_logits(
     by_reference = operations.loss.kernel("reference", structure)
 
     def record(inputs: "Inputs", items: "Items") -> "Any":
-        others = _without_logits(transition, model, terms, with_terms, items)
+        others = without_logits(transition, model, terms, with_terms, items)
         return prediction.loss_record(inputs, others)
 
     def value(inputs: "Inputs", items: "Items", reduction: "str") -> "Tensor":
@@ -258,7 +258,7 @@ def _of_logits(
         return kernel(record(inputs, items), reduction, late)
 
     def meaning(items: "tuple[Any, ...]") -> "Callable[..., Tensor]":
-        x0, mask, x_t, step, *rest = _without_logits(transition, model, terms, with_terms, items)
+        x0, mask, x_t, step, *rest = without_logits(transition, model, terms, with_terms, items)
         tokens = x0, mask, x_t, reference.looked_up(step)
         return lambda *inputs: by_reference(
             prediction.loss_record(inputs, (*tokens, *rest)), "none"
@@ -268,7 +268,7 @@ def _of_logits(
     return LossOperation(value, gradient, meaning, with_terms=with_terms)
 
 
-def _without_logits(
+def without_logits(
     transition: Transition, model: Model, terms: Weights, with_terms: bool, items: tuple[Any, ...]
 ) -> tuple[Any, ...]:
     """Return the fields of a loss's record that come after the logits."""
@@ -293,7 +293,7 @@ def _of_law(
     def meaning(items: "tuple[Any, ...]") -> "Callable[..., Tensor]":
         _, _, x_t, t, s, _ = items
         of_law = prediction.step_record(transition, x_t, t, s)
-        of = _without_logits(transition, model, terms, with_terms, items)
+        of = without_logits(transition, model, terms, with_terms, items)
 
         def value(scores: "Tensor") -> "Tensor":
             log_p = posterior(scores, x_t, of_law, model)

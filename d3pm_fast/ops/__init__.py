@@ -8,6 +8,7 @@ from .available import Implementations
 from .gap import gap
 from .implementations import Implementation, implementation
 from .linear import (
+    count_open,
     linear_loss,
     linear_loss_and_grad,
     log_prob_gradient,
@@ -41,6 +42,7 @@ __all__ = [
     "Operation",
     "analytic_p_sample",
     "analytic_posterior",
+    "count_open",
     "euler_p_sample",
     "euler_posterior",
     "gap",

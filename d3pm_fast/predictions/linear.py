@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from operator import index
+from typing import Any, NamedTuple, SupportsIndex
 
 import torch
 from torch import Tensor
@@ -43,7 +44,8 @@ class Linear(NamedTuple):
     In place of logits wherever these are taken. Of a language model they are most of a training
     step's memory. Here a loss makes them for a part of the tokens, turns them into their gradient
     in the same place, and multiplies that with weight and hidden at once. On a CPU tokens whose
-    loss is 0 whatever is predicted, as unmasked ones of an absorbing chain, are left out before.
+    loss is 0 whatever is predicted, as unmasked ones of an absorbing chain, are left out before;
+    on a GPU, too, where ``num_open`` says how many are left.
     Gradients are those of ``F.linear(hidden, weight, bias)``, that of the weight summed in float32.
     Under ``torch.autocast`` products are in its dtype, as those of ``F.linear``.
 
@@ -58,6 +60,11 @@ class Linear(NamedTuple):
         schedule: of a loss. ``"rows"`` has all classes of some rows at a time, ``"tiles"`` some
             classes of all rows: the least memory, for that is the gradient of the weight in its own
             dtype, written once; the logits are made two or three times. For rank-one chains.
+        num_open: how many tokens may have a loss, of :meth:`d3pm_fast.D3PM.count_open` or any
+            number that is not below it: the others are then left out of the products on a GPU,
+            too. Where it is too small, the loss is NaN. It is read where nothing but the bound is
+            asked for, no cross-entropy and no terms. None for all tokens on a GPU; on a CPU they
+            are counted.
     """
 
     hidden: Tensor
@@ -65,6 +72,7 @@ class Linear(NamedTuple):
     bias: Tensor | None = None
     memory_budget: int | None = None
     schedule: LinearSchedule = "rows"
+    num_open: SupportsIndex | None = None
 
 
 class LinearPrediction(Prediction):
@@ -114,7 +122,7 @@ class LinearPrediction(Prediction):
 
     def check(self, shape: torch.Size) -> None:
         """Raise unless hidden is ``(*shape, D)``, and the head is of it and has K rows."""
-        hidden, weight, bias, budget, schedule = self.given
+        hidden, weight, bias, budget, schedule, num_open = self.given
         check_float("hidden", hidden)
         check_float("weight", weight)
         if hidden.shape[:-1] != shape or hidden.ndim < 2:
@@ -137,6 +145,8 @@ class LinearPrediction(Prediction):
         if budget is not None:
             check_count("memory_budget", budget)
         check_choice("schedule", schedule, LINEAR_SCHEDULES)
+        if num_open is not None:
+            check_count("num_open", num_open, least=0)
 
     def _check_dtypes(self) -> None:
         hidden, *head = self.parameters
@@ -188,7 +198,8 @@ class LinearPrediction(Prediction):
     def head(self, weight: Tensor, bias: Tensor | None = None) -> Head:
         """Return the record of a head of these parameters."""
         hidden, *shared = (x.requires_grad for x in self.parameters)
-        logits = self.num_classes, self.dtype, self._filled, self.chunk_bytes
+        number = -1 if self.given.num_open is None else index(self.given.num_open)
+        logits = self.num_classes, self.dtype, self._filled, self.chunk_bytes, number
         return Head(weight, bias, *logits, self.given.schedule, hidden, any(shared))
 
     def loss(self, of_logits: LossOperation) -> LossOperation:

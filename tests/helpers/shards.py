@@ -406,6 +406,7 @@ class Head(Case):
     bias: bool = True
     budget: int | None = None  # of a chunk's logits
     hidden: str = ""  # "DTensor", or "positions" for one of which each rank has some positions
+    is_told: bool = False  # how many tokens may have a loss
 
     def leaves(self):
         """Hidden states, and weight and bias as a whole."""
@@ -426,7 +427,10 @@ def of_head(case):
         leaf = distribute_tensor(hidden.detach(), mesh, [placement]).requires_grad_()
         given = leaf.redistribute(mesh, [Replicate()])
     bias = head[1] if case.bias else None
-    value = case.value(functional.Linear(given, head[0], bias, case.budget))
+    number = None
+    if case.is_told:
+        number = functional.count_open(CHAINS[case.chain], *case.inputs()[1])
+    value = case.value(functional.Linear(given, head[0], bias, case.budget, num_open=number))
     gradients = torch.autograd.grad(value, (leaf, *head), case.factors(value))
     placed = all(g.placements == x.placements for g, x in zip(gradients[1:], head, strict=True))
     of_hidden = gradients[0].full_tensor() if case.hidden else gradients[0]
@@ -444,6 +448,7 @@ HEADS = {
     "float32": Head("uniform", torch.float32),
     "bfloat16": Head("absorbing", torch.bfloat16, bias=False),
     "weights": Head("absorbing", weighted=True, budget=1),
+    "told how many are open": Head("absorbing", is_told=True),
     "without the mask's row": Head("absorbing", columns=K - 1),
     "reference": Head("mask and uniform", impl="reference", given={"reduction": "batch"}),
     "terms": Head("uniform", given={"with_terms": True, "reduction": "sum"}),

@@ -8,8 +8,10 @@ from .loss import (
     sharded_linear_loss_and_grad,
 )
 from .products import pull_linear
+from .tokens import count_open
 
 __all__ = [
+    "count_open",
     "linear_loss",
     "linear_loss_and_grad",
     "log_prob_gradient",

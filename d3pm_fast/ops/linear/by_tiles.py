@@ -13,9 +13,9 @@ from torch import Tensor
 
 from ...records import LinearLoss, Shard
 from ..loss_strokes import loss_gradient, loss_solve, loss_statistics, loss_sums, merged
+from .kernels import Kernels
 from .products import add_product, logits_into, write_weight
-from .rows import Gradients
-from .tokens import at_rows, rows_with_loss
+from .rows import Gradients, zero_gradients
 
 MULTIPLE = 64  # of classes, which matmuls have in blocks
 
@@ -27,39 +27,32 @@ class Known(NamedTuple):
     sums: Tensor
 
 
-def write_losses(of: LinearLoss[Any], losses: Tensor, implementation: str, structure: str) -> None:
-    """Write the losses of ``N`` tokens, ``(N,)``, or ``(N, 3)`` with terms; 0 is there before."""
-    rows, some = _with_loss(of)
-    tiles = _Tiles(some)
-    known = _known(some, tiles, implementation, structure)
-    finish = loss_gradient.kernel(implementation, structure)
-    no_logits = some.of(some.hidden[:, :0])  # whose gradient is made of nothing
-    losses[rows], _ = finish(no_logits, Shard(0), *known)
+def losses(of: LinearLoss[Any], kernels: Kernels) -> Tensor:
+    """Return the losses of ``N`` tokens, ``(N,)``, or ``(N, 3)`` with terms."""
+    of = _in_dtype_of_head(of)
+    known = _known(of, _Tiles(of), kernels)
+    no_logits = of.of(of.hidden[:, :0])  # whose gradient is made of nothing
+    losses, _ = kernels.of(loss_gradient)(no_logits, Shard(0), *known)
+    return losses  # type: ignore[no-any-return]
 
 
-def write_gradients(
-    of: LinearLoss[Any],
-    losses: Tensor,
-    gradients: Gradients,
-    implementation: str,
-    structure: str,
-) -> None:
-    """Write the losses, and the gradients of their sum; 0 is there before."""
-    rows, some = _with_loss(of)
-    tiles = _Tiles(some)
-    known = _known(some, tiles, implementation, structure)
-    finish = loss_gradient.kernel(implementation, structure)
-    total = torch.zeros_like(some.hidden, dtype=known.sums.dtype)
-    of_tiles = gradients._replace(hidden=total if gradients.hidden.numel() else gradients.hidden)
+def losses_and_gradients(of: LinearLoss[Any], kernels: Kernels) -> tuple[Tensor, Gradients]:
+    """Return the losses, and the gradients of their sum."""
+    gradients, dtype = zero_gradients(of.hidden, of.head), of.hidden.dtype
+    of = _in_dtype_of_head(of)
+    tiles = _Tiles(of)
+    known = _known(of, tiles, kernels)
+    finish = kernels.of(loss_gradient)
+    gradients = gradients._replace(hidden=gradients.hidden.to(known.sums.dtype))
 
-    def on_tile(part: slice, logits: Tensor) -> None:
-        losses[rows], grad = finish(some.of(logits), Shard(part.start), *known)
-        _add_tile(of_tiles, some, part, grad)
+    def on_tile(part: slice, logits: Tensor) -> Tensor:
+        losses, grad = finish(of.of(logits), Shard(part.start), *known)
+        _add_tile(gradients, of, part, grad)
+        return losses  # type: ignore[no-any-return]
 
-    for part, logits in tiles:
-        on_tile(part, logits)
-    if gradients.hidden.numel():
-        gradients.hidden[rows] = total.to(gradients.hidden.dtype)
+    for tile in tiles:
+        losses = on_tile(*tile)
+    return losses, gradients._replace(hidden=gradients.hidden.to(dtype))
 
 
 def _add_tile(to: Gradients, of: LinearLoss[Any], part: slice, grad: Tensor) -> None:
@@ -72,23 +65,13 @@ def _add_tile(to: Gradients, of: LinearLoss[Any], part: slice, grad: Tensor) -> 
         to.bias[part] = grad.sum(dim=0, dtype=to.bias.dtype)
 
 
-def _with_loss(of: LinearLoss[Any]) -> tuple[Tensor | slice, LinearLoss[Any]]:
-    """Return which tokens may have a loss, and theirs."""
-    rows, counts = rows_with_loss(of), of.counts
-    hidden = of.hidden.to(of.head.dtype)
-    if rows is not None:
-        return rows, at_rows(of._replace(hidden=hidden[rows]), rows)
-    if counts is not None:
-        hidden = hidden.where(counts.unsqueeze(-1), 0)
-    return slice(None), of._replace(hidden=hidden)
+def _in_dtype_of_head(of: LinearLoss[Any]) -> LinearLoss[Any]:
+    return of._replace(hidden=of.hidden.to(of.head.dtype))
 
 
-def _known(of: LinearLoss[Any], tiles: "_Tiles", implementation: str, structure: str) -> Known:
+def _known(of: LinearLoss[Any], tiles: "_Tiles", kernels: Kernels) -> Known:
     """Return the first three strokes of all tiles."""
-    read, solve, add_up = (
-        stroke.kernel(implementation, structure)
-        for stroke in (loss_statistics, loss_solve, loss_sums)
-    )
+    read, solve, add_up = map(kernels.of, (loss_statistics, loss_solve, loss_sums))
     found: list[Tensor] = []
     for part, logits in tiles:
         found = [merged([*found, read(of.of(logits), Shard(part.start))])]

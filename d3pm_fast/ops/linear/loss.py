@@ -17,8 +17,9 @@ from ...reductions import divided, mean_of_divided, reduced
 from ...reference.logspace import compute_dtype
 from ..register import Operation
 from . import by_rows, by_tiles
+from .kernels import Kernels
 from .rows import zero_gradients
-from .tokens import as_rows, counted
+from .tokens import as_rows, counted, with_loss
 
 _SCHEDULES: dict[str, Any] = {"rows": by_rows, "tiles": by_tiles}
 FourTensors = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -53,8 +54,8 @@ def _served_by(implementation: str, structure: str) -> Any:
     """Return both operations: the loss alone, or with ``late`` the loss and its gradients."""
 
     def run(of: LinearLoss[Any], reduction: str, late: bool | None = None) -> Any:
-        by = _SCHEDULES[of.head.schedule], implementation, structure
-        return _run(of, reduction, late, *by)
+        schedule, kernels = _SCHEDULES[of.head.schedule], Kernels(implementation, structure)
+        return _run(of, reduction, late, schedule, kernels)
 
     return run
 
@@ -64,39 +65,48 @@ def _sharded_by(implementation: str) -> Any:
 
     def run(sharded: ShardedLinearLoss[Any], reduction: str, late: bool | None = None) -> Any:
         of, sharding, redraws = sharded
-        by = by_rows.Shards(sharding, redraws), implementation, RANK_ONE.name
-        return _run(of, reduction, late, *by)
+        schedule, kernels = (
+            by_rows.Shards(sharding, redraws),
+            Kernels(implementation, RANK_ONE.name),
+        )
+        return _run(of, reduction, late, schedule, kernels)
 
     return run
 
 
 def _run(
-    of: LinearLoss[Any],
-    reduction: str,
-    late: bool | None,
-    schedule: Any,
-    *by: str,
+    of: LinearLoss[Any], reduction: str, late: bool | None, schedule: Any, kernels: Kernels
 ) -> Any:
-    losses, count = torch.zeros_like(fake_loss(of, "none")), counted(of)
+    count, divides = counted(of), reduction == "mean" and late is False
     with torch.autocast(of.hidden.device.type, enabled=False):
-        rows, to = as_rows(of), _by_rows(losses, of)
-        if late is None:
-            schedule.write_losses(rows, to, *by)
-            return reduced(losses, reduction, count, of.with_terms)
-        divides = reduction == "mean" and not late
+        every = as_rows(of)
         if divides:
-            weights = divided(rows.weights, count, rows.x0, compute_dtype(of.head.dtype))
-            rows = rows._replace(weights=weights)
-        gradients = zero_gradients(*of[:2])
-        of_rows = gradients._replace(hidden=gradients.hidden.view(-1, of.hidden.shape[-1]))
-        schedule.write_gradients(rows, to, of_rows, *by)
-    if not divides:
-        return reduced(losses, reduction, count, of.with_terms), *gradients
-    return mean_of_divided(losses, count, of.with_terms), *gradients
+            weights = divided(every.weights, count, every.x0, compute_dtype(of.head.dtype))
+            every = every._replace(weights=weights)
+        some, rows = with_loss(every)
+        if late is None:
+            losses, gradients = schedule.losses(some, kernels), None
+        else:
+            losses, gradients = schedule.losses_and_gradients(some, kernels)
+    losses = _at(rows, losses, fake_loss(of, "none"))
+    value = (
+        mean_of_divided(losses, count, of.with_terms)
+        if divides
+        else reduced(losses, reduction, count, of.with_terms)
+    )
+    if gradients is None:
+        return value
+    of_hidden, *of_head = gradients
+    return value, _at(rows, of_hidden, of.hidden) if of.head.pulls_hidden else of_hidden, *of_head
 
 
-def _by_rows(losses: Tensor, of: LinearLoss[Any]) -> Tensor:
-    return losses.view(-1, 3) if of.with_terms else losses.view(-1)
+def _at(rows: Tensor | None, values: Tensor, like: Tensor) -> Tensor:
+    """Return what there is of some of ``N`` rows in its places, in the shape of the tokens."""
+    if rows is not None:
+        every = values.new_zeros(like.shape).view(-1, *values.shape[1:])
+        every[rows] = values
+        values = every
+    return values.view(like.shape)
 
 
 def _by_reference(of: LinearLoss[Any], reduction: str) -> Tensor:

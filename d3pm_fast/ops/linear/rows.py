@@ -16,13 +16,11 @@ from .products import add_product, add_to_bias, logits_into, pull_hidden
 
 MULTIPLE = 64  # of rows, which matmuls have in blocks
 
-Rows = Tensor | slice
-
 
 class Chunk(NamedTuple):
     """Some of ``N`` rows: which, their hidden states ``(n, D)`` and their logits ``(n, K)``."""
 
-    rows: Rows
+    rows: slice
     hidden: Tensor
     logits: Tensor
 
@@ -38,7 +36,7 @@ class Gradients(NamedTuple):
         """Add what a chunk has from the gradient of its logits; its rows of hidden are written."""
         grad = grad[:, : len(head.weight)]
         if self.hidden.numel():
-            _write_hidden(self.hidden, chunk.rows, grad, head.weight)
+            _write_hidden(self.hidden[chunk.rows], grad, head.weight)
         if self.weight.numel():
             add_product(self.weight, grad.T, chunk.hidden)
         if self.bias.numel():
@@ -48,10 +46,11 @@ class Gradients(NamedTuple):
 def zero_gradients(hidden: Tensor, head: Head) -> Gradients:
     """Return zeros for the gradients that are wanted, of hidden in its own shape.
 
-    That of the weight has the dtype of a sum over chunks, or its own where it is written at once.
+    That of the weight has the dtype of a sum over chunks, or of the products where it is written at
+    once.
     """
     total = compute_dtype(head.dtype)
-    written = total if head.schedule == "rows" else head.weight.dtype
+    written = total if head.schedule == "rows" else head.dtype
     has_bias = head.bias is not None
     shapes = hidden.shape, head.weight.shape, head.weight.shape[:1]
     wanted = head.pulls_hidden, head.pulls_weight, head.pulls_weight and has_bias
@@ -73,33 +72,25 @@ def in_own_dtype(head: Head) -> Head:
 def chunks(
     hidden: Tensor,
     head: Head,
-    chosen: Tensor | None = None,
-    counts: Tensor | None = None,
     copies: int = 1,
     counts_as: int | None = None,
 ) -> Iterator[Chunk]:
-    """Yield the logits of all rows, or of those that are chosen, chunk by chunk.
+    """Yield the logits of all rows, chunk by chunk.
 
     Args:
         hidden: ``(N, D)``.
         head: in its own dtype.
-        chosen: int64 ``(n,)``, the rows; None for all.
-        counts: bool ``(N,)``, where hidden is not 0 instead, which else may hold anything.
         copies: how many tensors of the size of a chunk's logits there are at most.
         counts_as: how many classes the budget is shared out for; None for as many as there are.
     """
-    num_rows = len(hidden if chosen is None else chosen)
+    num_rows = len(hidden)
     columns = len(head.weight) if head.filled < 0 else head.num_logits
     row_bytes = (columns if counts_as is None else counts_as) * head.dtype.itemsize * copies
     size = _chunk_rows(num_rows, row_bytes, head.memory_budget)
     room = torch.empty(size, columns, dtype=head.dtype, device=hidden.device)
     for start in range(0, num_rows, size):
-        rows: Rows = slice(start, min(start + size, num_rows))
-        if chosen is not None:
-            rows = chosen[rows]
+        rows = slice(start, min(start + size, num_rows))
         part = hidden[rows].to(head.dtype)
-        if counts is not None:
-            part = part.where(counts[rows].unsqueeze(-1), 0)
         logits = room[: len(part)]
         logits_into(logits[:, : len(head.weight)], part, head.weight, head.bias)
         if head.filled >= 0:
@@ -107,13 +98,11 @@ def chunks(
         yield Chunk(rows, part, logits)
 
 
-def _write_hidden(to: Tensor, rows: Rows, grad: Tensor, weight: Tensor) -> None:
-    if isinstance(rows, slice) and to.dtype == grad.dtype:
-        pull_hidden(to[rows], grad, weight)
-        return
-    made = grad.new_empty(len(grad), weight.shape[1])
+def _write_hidden(to: Tensor, grad: Tensor, weight: Tensor) -> None:
+    made = to if to.dtype == grad.dtype else grad.new_empty(to.shape)
     pull_hidden(made, grad, weight)
-    to[rows] = made.to(to.dtype)
+    if made is not to:
+        to.copy_(made)
 
 
 def _chunk_rows(num_rows: int, row_bytes: int, budget: int) -> int:
