@@ -11,8 +11,7 @@ busiest pipe allows, what the reads in flight allow (Little's law, the most that
 a time by the warps that registers and shared memory let a multiprocessor hold), and 1: an upper
 bound, which waits and an uneven schedule lower.
 
-CUDA C++ is counted for calls of so many rows that the same threads take four in turn; its
-posteriors and draws are not counted for 27 classes.
+CUDA C++ is counted for calls of so many rows that the same threads take four in turn.
 """
 
 import argparse

@@ -63,12 +63,12 @@ CUDA_WAYS = [
     ("p_posterior_grad", "marginal", "full"),
     ("p_sample", "any", "full"),
 ]
-# Where their kernels for whole rows are, and a pattern of the names.
+# Where their kernels are, and patterns of the names of those for whole rows and for few classes.
 CUDA = {
-    "loss and gradient": ("loss.cu", "loss_of_whole_rows.*Lb{has_pi:d}ELi{named}E"),
-    "p_posterior": ("posterior.cu", "posterior_of_whole_rows.*Lb{has_pi:d}ELb0E"),
-    "p_posterior_grad": ("posterior.cu", "posterior_of_whole_rows.*Lb{has_pi:d}ELb1E"),
-    "p_sample": ("p_sample.cu", "p_sample_of_whole_rows.*Li{named}E"),
+    "loss and gradient": ("loss.cu", "loss_of_{rows}.*Lb{has_pi:d}ELi{named}E"),
+    "p_posterior": ("posterior.cu", "posterior_of_{rows}.*Lb{has_pi:d}ELb0E{of_few}"),
+    "p_posterior_grad": ("posterior.cu", "posterior_of_{rows}.*Lb{has_pi:d}ELb1E{of_few}"),
+    "p_sample": ("p_sample.cu", "p_sample_of_{rows}.*Li{named}E"),
 }
 ROWS_IN_TURN = 4  # by the same threads, where there are many rows
 
@@ -98,8 +98,6 @@ def every_key() -> Iterator[Key]:
     for dtype in ELEMENTS:
         yield Key("triton", *OF_MATRICES, 256, dtype, TARGETS[0])
     for (operation, chain, path), size, dtype in product(CUDA_WAYS, SIZES, ELEMENTS):
-        if size == SIZES[0] and operation != "loss and gradient":
-            continue
         for target in TARGETS if (size, dtype) == OF_EVERY_TARGET else TARGETS[:1]:
             yield Key("cuda", operation, chain, path, size, dtype, target)
 
@@ -181,17 +179,18 @@ def _cuda_kernel(key: Key) -> Kernel:
     """
     has_pi, size = key.chain == "marginal", key.num_classes
     itemsize = DTYPES[key.dtype].itemsize
-    if size <= 64:
-        pattern = f"loss_of_few_classes.*Lb{has_pi:d}ELi{size}E"
-        program, registers, shared = _found("loss.cu", pattern, key)
-        shared += (128 * size + 64) * itemsize
-        return Kernel(program, lambda _: 1, 4, registers, shared, 1 / (32 * size))
     is_loss, is_gradient = key.operation == "loss and gradient", key.operation.endswith("grad")
+    source, pattern = CUDA[key.operation]
+    if size <= 64:
+        of = {"rows": "few_classes", "named": size, "of_few": f"Li{size}E"}
+        pattern = pattern.format(has_pi=has_pi, **of)
+        program, registers, shared = _found(source, pattern, key)
+        shared += (128 * size + 64) * itemsize * (1 + is_gradient)
+        return Kernel(program, lambda _: 1, 4, registers, shared, 1 / (32 * size))
     named = 4 if size <= 256 else 16 if size <= 1024 and is_loss else 0
     held = 32 if is_loss and has_pi and not named else 64
     threads = next(n for n in (4, 16, 128, 256) if size <= n * held)
-    source, pattern = CUDA[key.operation]
-    pattern = pattern.format(has_pi=has_pi, named=named)
+    pattern = pattern.format(rows="whole_rows", has_pi=has_pi, named=named, of_few="")
     program, registers, shared = _found(source, pattern, key)
     in_turn, warps = 1 if is_loss and not named else ROWS_IN_TURN, max(threads, 128) // 32
 

@@ -37,17 +37,23 @@ struct Random {
   int64_t num_seeds, step, position_offset;
 };
 
-// A token has more than one pair where it jumps more than once.
+// Those of the token at a position of an item. It has more than one pair where it jumps more than
+// once.
+D3PM_HOST_DEVICE inline Uniforms uniforms_at(const Random& random, int64_t item, int64_t position,
+                                             int64_t pair = 0) {
+  uint32_t words[4], key[2];
+  position += random.position_offset + (pair << 40);
+  split(static_cast<uint64_t>(position), words[0], words[1]);
+  split(static_cast<uint64_t>(random.step), words[2], words[3]);
+  split(static_cast<uint64_t>(random.seeds[item]), key[0], key[1]);
+  philox(words, key[0], key[1]);
+  return {to_unit(words[0], words[1]), to_unit(words[2], words[3])};
+}
+
 D3PM_HOST_DEVICE inline Uniforms token_uniforms(const Random& random, int64_t num_tokens,
                                                 int64_t token, int64_t pair = 0) {
   const int64_t positions = num_tokens / random.num_seeds;
-  uint32_t words[4], key[2];
-  const int64_t position = random.position_offset + token % positions;
-  split(static_cast<uint64_t>(position + (pair << 40)), words[0], words[1]);
-  split(static_cast<uint64_t>(random.step), words[2], words[3]);
-  split(static_cast<uint64_t>(random.seeds[token / positions]), key[0], key[1]);
-  philox(words, key[0], key[1]);
-  return {to_unit(words[0], words[1]), to_unit(words[2], words[3])};
+  return uniforms_at(random, token / positions, token % positions, pair);
 }
 
 // The class in which the uniform `draw` falls: cdf[j - 1] <= draw < cdf[j].

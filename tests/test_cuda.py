@@ -181,7 +181,7 @@ def test_no_kernel_spills_a_register(nvcc_build):
     )
     kernels = len(re.findall(r"Compiling entry function '\w+' for 'sm_(?:80|90|100)'", log))
     losses = 3 * 14 + 2  # of double by fewer
-    posteriors, draws = 3 * 6 + 2, 3 * 3 + 1
+    posteriors, draws = 3 * 14 + 2, 3 * 5 + 1
     assert kernels == len(frames) == 3 * (1 + 3 + 4 * (1 + 1) + posteriors + draws + losses)
     assert set(frames) == {("0", "0", "0")}
 

@@ -69,14 +69,17 @@ def test_the_first_step_rules_every_step_to_the_data(family, first_step, impl):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("num_classes", [27, 67])
 @pytest.mark.parametrize("reverse", REVERSE)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_kernel_and_reference_draw_the_same_but_for_ties(family, reverse, dtype, kernels):
-    chain = make_chain(family, 67).transition
+def test_kernel_and_reference_draw_the_same_but_for_ties(
+    family, reverse, num_classes, dtype, kernels
+):
+    chain = make_chain(family, num_classes).transition
     count = 500 if kernels == "cpu" else 12
-    logits = (2 * torch.randn(6, count, 67)).to(dtype)
+    logits = (2 * torch.randn(6, count, num_classes)).to(dtype)
     t = torch.arange(6) + 1
-    x_t = functional.q_sample(chain, torch.randint(67, (6, count)), t)
+    x_t = functional.q_sample(chain, torch.randint(num_classes, (6, count)), t)
     drawn = [
         functional.p_sample(
             chain, logits, x_t, t, reverse=reverse, generator=generator(), impl=impl
@@ -86,7 +89,7 @@ def test_kernel_and_reference_draw_the_same_but_for_ties(family, reverse, dtype,
     assert (drawn[0] != drawn[1]).sum() <= (0 if dtype == torch.float64 else 1)
 
 
-@pytest.mark.parametrize("num_classes", [2, 1000, 9000])
+@pytest.mark.parametrize("num_classes", [2, 27, 33, 64, 1000, 9000])
 @pytest.mark.parametrize("family", ["marginal_with_zeros", "mask_and_uniform"])
 def test_rows_of_any_length_are_drawn_alike(family, num_classes, kernels):
     """9000: beyond the rows that a program holds whole."""

@@ -26,7 +26,7 @@ ALSO_BY = ("triton", "cuda")  # the fixture impl; see conftest.py
 SIZES = [2, 3, 5, 16, 17, 27, 64, 255, 256, 257, 1000, 4099, 9001]
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 CASES = [(k, torch.float32) for k in SIZES]
-CASES += [(k, dtype) for k in (3, 17, 257) for dtype in DTYPES if dtype != torch.float32]
+CASES += [(k, dtype) for k in (3, 17, 27, 257) for dtype in DTYPES if dtype != torch.float32]
 BETAS = {
     "ordinary": [0.1, 0.2, 0.3, 0.5],
     "tiny": [1e-8] * 4,
@@ -162,6 +162,24 @@ def test_p_of_every_size_and_dtype_is_within_ulps(impl, family, reverse, num_cla
 
 def _calculated_in(dtype):
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+@pytest.mark.parametrize("offset", [0, 3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("num_classes", [2, 8, 27, 33, 64])
+@pytest.mark.parametrize("family", ["uniform", "absorbing_last", "marginal_with_zeros"])
+def test_any_number_of_rows_beside_each_other(impl, family, num_classes, dtype, offset):
+    """Three warps' rows, settled ones among them, wherever in memory they begin."""
+    chain = make_chain(family, num_classes)
+    _, x_t, t = likely_pairs(chain, [1, 6], 35)
+    logits = torch.randn(len(t) * num_classes + offset).to(dtype)[offset:].view(len(t), -1)
+    arguments = chain, logits, torch.randn(len(t), num_classes).to(dtype), x_t, t
+    log_p, gradient = log_p_and_gradient(*arguments, impl, first_step="posterior")
+    truth, true_gradient = true_log_p_and_gradient(*arguments, first_step="posterior")
+    rounding = 0.5 * torch.finfo(dtype).eps / torch.finfo(torch.float32).eps
+    ulps = 16 + (rounding if dtype.itemsize == 2 else 0)
+    assert_log_close(log_p.double(), truth, torch.float32, ulps)
+    check_gradient(gradient, true_gradient, dtype, ulps=24, floor=arguments[2].norm(dim=-1))
 
 
 @functools.cache

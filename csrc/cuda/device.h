@@ -406,6 +406,19 @@ __device__ inline double sum_before(int threads, double value, double& total) {
   return before;
 }
 
+// Finds the run of a token, where all are of one length, without a division.
+struct Runs {
+  int64_t length;
+  double per_token;
+
+  explicit Runs(int64_t length) : length(length), per_token(1 / static_cast<double>(length)) {}
+
+  // Right for any token below 2^51.
+  __device__ int64_t of(int64_t token) const {
+    return static_cast<int64_t>((static_cast<double>(token) + 0.5) * per_token);
+  }
+};
+
 // What went wrong with the last launch; null for nothing.
 inline const char* last_error() {
   const auto error = cudaGetLastError();

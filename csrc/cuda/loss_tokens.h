@@ -8,21 +8,16 @@ namespace d3pm::device {
 
 #include "../loss_row.h"
 
-// The vector of a call, its weights, and what the device would divide for.
+// The vector of a call, its runs and its weights.
 template <class Real>
 struct LossVector : Vector<Real> {
   LossWeights<Real> weights;
-  double runs_per_token;
+  Runs runs;
 
   explicit LossVector(const Loss& call)
       : Vector<Real>(call.chain.vector<Real>()),
         weights(call.weights),
-        runs_per_token(1 / static_cast<double>(call.chain.run_length)) {}
-
-  // Right for any token below 2^51.
-  __device__ int64_t run_of(int64_t token) const {
-    return static_cast<int64_t>((static_cast<double>(token) + 0.5) * runs_per_token);
-  }
+        runs(call.chain.run_length) {}
 
   // Told the compiler whether there is a pi.
   template <bool kHasPi>
@@ -73,7 +68,7 @@ struct alignas(16) KnownToken : KnownLoss<Math<Real>> {
                         bool inside, LossStep<Real>& step) {
     const Chain& chain = call.chain;
     if (!inside) token = chain.num_tokens - 1;
-    const int64_t row = chain.rows[vector.run_of(token)], from = call.x0[token],
+    const int64_t row = chain.rows[vector.runs.of(token)], from = call.x0[token],
                   to = call.x_t[token];
     const bool has_row = static_cast<uint64_t>(row) < static_cast<uint64_t>(chain.table_size);
     const int at = has_row ? static_cast<int>(row) : 0;  // as many rows fill no memory

@@ -20,10 +20,10 @@ struct PSampleOfLongRow {
   Real top = -INFINITY;
   Real e[kNumbers];
 
-  __device__ PSampleOfLongRow(const PSample& call, const BlockRows& rows)
+  __device__ PSampleOfLongRow(const PSample& call, const DrawVector& vector, const BlockRows& rows)
       : call(call),
         rows(rows),
-        token(call, rows.row()),
+        token(call, vector, rows.row()),
         drawn(token.row()),
         num_classes(static_cast<int>(call.chain.num_classes)),
         forbidden(static_cast<int>(call.chain.forbidden)),
@@ -95,9 +95,9 @@ struct PSampleOfLongRow {
 
 template <class Element>
 __global__ void __launch_bounds__(kMostThreads, 1)
-    p_sample_of_long_rows(const PSample call,
+    p_sample_of_long_rows(const PSample call, const DrawVector vector,
                           const typename PSampleOfLongRow<Element>::BlockRows rows) {
-  PSampleOfLongRow<Element>(call, rows).run();
+  PSampleOfLongRow<Element>(call, vector, rows).run();
 }
 
 }  // namespace d3pm::device

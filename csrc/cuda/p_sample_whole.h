@@ -138,43 +138,22 @@ struct PSampleOfWholeRow {
     const double own = running[kVectors - 1];
     const bool passes = own > target;
     target = !passes ? below(own) : target > 0 ? target : 0;
-    int index = 0;
-    double into = target;
-#pragma unroll
-    for (int v = 0; v < kVectors; ++v) {
-      if (running[v] > target) continue;
-      ++index;
-      into = target - running[v];
-    }
+    double into;
+    const int index = passed(running, target, into);
     int key = kNoVector;
     if (own > 0) key = passes ? first_vector() + index : kNoVector - 1 - (first_vector() + index);
     const int drawn = -rows.reduce(-key, Max());
     if (own > 0 && drawn == key) results.of_model = class_of(exp, index, into, mass_xt);
   }
 
-  // A sum's neighbour: the first running sum above it is the sum itself.
-  static __device__ double below(double sum) { return sum * (1 - 0x1p-52); }
-
-  // One of the classes of a vector, in the same way. Their sum in double has classes that are too
-  // rare for the vector's own: the target moves along.
+  // One of the classes of a vector.
   __device__ int class_of(const Exponential<Real>& exp, int v, double into, Real mass_xt) const {
     const auto pack = *vector(v);
-    const int first = (first_vector() + v) * kWidth, of_xt = row.x_t - first;
-    Real part = 0 <= of_xt && of_xt < kWidth ? mass_xt : Real(0);
-    double running[kWidth];
+    const int first = (first_vector() + v) * kWidth;
+    Real masses[kWidth];
 #pragma unroll
-    for (int i = 0; i < kWidth; ++i) {
-      const Real of = exp(pack.widened(i));
-      part += of;
-      running[i] = (i == of_xt ? mass_xt : of) + (i ? running[i - 1] : 0.0);
-    }
-    const double sum = running[kWidth - 1], last = below(sum);
-    const Real more = static_cast<Real>(sum - part) * Math<Real>::reciprocal(part);
-    const double moved = into + into * more, target = moved < last ? moved : last;
-    int index = 0;
-#pragma unroll
-    for (int i = 0; i < kWidth; ++i) index += running[i] <= target;
-    return first + index;
+    for (int i = 0; i < kWidth; ++i) masses[i] = exp(pack.widened(i));
+    return first + one_of(masses, row.x_t - first, mass_xt, into);
   }
 };
 
@@ -182,7 +161,7 @@ struct PSampleOfWholeRow {
 // after its row is read.
 template <class Element, int kThreads>
 __global__ void __launch_bounds__(kMostThreads, 1)
-    p_sample_of_whole_rows(const PSample call,
+    p_sample_of_whole_rows(const PSample call, const DrawVector vector,
                            const typename PSampleOfWholeRow<Element, kThreads>::BlockRows rows,
                            const int times) {
   using OfRow = PSampleOfWholeRow<Element, kThreads>;
@@ -194,7 +173,7 @@ __global__ void __launch_bounds__(kMostThreads, 1)
   Element* const staged = shared + rows.row_in_block() * pitch;
   const int64_t first = rows.group() * count;
   const int own = rows.in_group();
-  const DrawnToken<typename OfRow::Real> token(call,
+  const DrawnToken<typename OfRow::Real> token(call, vector,
                                                own < count ? first + own : call.chain.num_tokens);
   if (own < count) of_tokens[own] = token.row();
   rows.meet();

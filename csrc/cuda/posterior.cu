@@ -1,5 +1,6 @@
 // Log-probabilities of a step of rank-one chains, and their gradient.
 
+#include "posterior_few.h"
 #include "posterior_long.h"
 #include "posterior_whole.h"
 
@@ -80,8 +81,21 @@ const char* start_whole(
                        times * rows.in_block() * sizeof(typename OfRow::Known);
   const auto kernel = posterior_of_whole_rows<Element, kHasPi, kIsGradient>;
   allow_shared(kernel, bytes);
-  D3PM_LAUNCH(kernel, (blocks + times - 1) / times, rows.block(), bytes, stream, call, vector, rows,
-              times);
+  D3PM_LAUNCH(kernel, (blocks + times - 1) / times, rows.block(), bytes, stream, call, vector,
+              Runs(call.chain.run_length), rows, times);
+  return last_error();
+}
+
+template <class Element, bool kHasPi, bool kIsGradient>
+const char* start_few(const PPosterior& call, const Vector<typename Memory<Element>::Real>& vector,
+                      const FewClasses<Element>& layout, cudaStream_t stream) {
+  const size_t bytes = (kIsGradient ? 2 : 1) * layout.shared_bytes();
+  const auto kernel = layout.classes == 27
+                          ? posterior_of_few_classes<Element, kHasPi, kIsGradient, 27>
+                          : posterior_of_few_classes<Element, kHasPi, kIsGradient, 0>;
+  allow_shared(kernel, bytes);
+  D3PM_LAUNCH(kernel, layout.blocks(call.chain.num_tokens), layout.kRows, bytes, stream, call,
+              vector, Runs(call.chain.run_length), layout);
   return last_error();
 }
 
@@ -93,6 +107,8 @@ const char* start(const PPosterior& call, void* on) {
   const std::initializer_list<const void*> starts = {call.logits, call.upstream, call.out,
                                                      vector.pi};
   if constexpr (sizeof(Element) < 8) {
+    if (classes <= FewClasses<Element>::kMost)
+      return start_few<Element, kHasPi, kIsGradient>(call, vector, {classes, starts}, stream);
     const typename PosteriorOfWholeRow<Element, kHasPi, kIsGradient>::BlockRows rows(classes,
                                                                                      starts);
     if (rows.is_whole())
@@ -100,7 +116,7 @@ const char* start(const PPosterior& call, void* on) {
   }
   const typename PosteriorOfLongRow<Element>::BlockRows rows(classes, starts);
   D3PM_LAUNCH((posterior_of_long_rows<Element>), rows.blocks(call.chain.num_tokens), rows.block(),
-              0, stream, call, vector, rows);
+              0, stream, call, vector, Runs(call.chain.run_length), rows);
   return last_error();
 }
 

@@ -26,11 +26,11 @@ struct PosteriorOfLongRow {
   Real e[kNumbers], g[kNumbers];
 
   __device__ PosteriorOfLongRow(const PPosterior& call, const BlockRows& rows,
-                                const Vector<Real>& vector)
+                                const Vector<Real>& vector, const Runs& runs)
       : call(call),
         rows(rows),
         vector(vector),
-        known(call, vector, rows.row()),
+        known(call, vector, runs, rows.row()),
         inside(rows.row() < call.chain.num_tokens),
         first((inside ? rows.row() : 0) * call.chain.num_classes),
         num_classes(static_cast<int>(call.chain.num_classes)),
@@ -158,9 +158,9 @@ struct PosteriorOfLongRow {
 template <class Element>
 __global__ void __launch_bounds__(kMostThreads, 1)
     posterior_of_long_rows(const PPosterior call,
-                           const Vector<typename Memory<Element>::Real> vector,
+                           const Vector<typename Memory<Element>::Real> vector, const Runs runs,
                            const typename PosteriorOfLongRow<Element>::BlockRows rows) {
-  PosteriorOfLongRow<Element>(call, rows, vector).run();
+  PosteriorOfLongRow<Element>(call, rows, vector, runs).run();
 }
 
 }  // namespace d3pm::device

@@ -43,11 +43,12 @@ struct alignas(16) KnownPosterior {
   bool settled = true, bad = true;
 
   KnownPosterior() = default;
-  __device__ KnownPosterior(const PPosterior& call, const Vector<Real>& vector, int64_t token) {
+  __device__ KnownPosterior(const PPosterior& call, const Vector<Real>& vector, const Runs& runs,
+                            int64_t token) {
     const Chain& chain = call.chain;
     if (token >= chain.num_tokens) return;
     const int64_t at = call.x_t[token];
-    const StepCoefficients* const found = chain.step(token / chain.run_length);
+    const StepCoefficients* const found = chain.step(runs.of(token));
     if (!found || !chain.is_class(at)) return;
     const PosteriorToken<Math<Real>, Real> of(*found, vector, call.model, at);
     x_t = static_cast<int>(at);
@@ -61,6 +62,9 @@ struct alignas(16) KnownPosterior {
     bar_mask = of.bar_mask;
     tilt = of.tilt;
   }
+
+  // Whether ub leads to classes of the rest.
+  __device__ bool is_entered() const { return bar_base > Real(Math<Real>::tiny); }
 
   // What a settled token has at a class.
   __device__ Real value(bool is_gradient, bool is_xt) const {
@@ -120,6 +124,11 @@ struct PosteriorRow {
     return known.log_bar_keep - (any_log(sum) - exp.log(top)) + log_reach;
   }
 
+  // Of such a class of the rest; of a settled row, where e is 1, all of it is the value.
+  __device__ Real log_scale_of_rest(Real log_leave) const {
+    return known.settled ? known.value(false, false) : log_scale(log_leave);
+  }
+
   __device__ Real log_p(const Apart& of, Real log_reach) const {
     const Real tilt = of.is_xt ? known.tilt : Real(1);
     const Real log = any_log(of.is_entered() ? scale * of.e + of.bar : tilt);
@@ -137,6 +146,39 @@ struct PosteriorRow {
   __device__ Real weight(const Apart& of) const {
     if (!of.is_there || of.is_forbidden) return 0;
     return of.is_entered() ? weight(of.e, of.bar) : Real(1);
+  }
+};
+
+// log p of the classes of the rest that ub leads to; of a settled row all of it is the value.
+template <class Real>
+struct EnteredLogP {
+  Real leave, scale, base, more;
+
+  __device__ EnteredLogP(const PosteriorRow<Real>& row, Real log_leave)
+      : leave(log_leave), scale(row.scale), base(row.known.bar_base), more(0) {
+    if (!row.known.settled) return;
+    leave = row.known.value(false, false);
+    scale = base = 0;
+    more = 1;
+  }
+
+  __device__ Real bar(Real pi) const { return base * pi + more; }
+  __device__ Real operator()(Real e, Real bar) const { return leave + rough_log(scale * e + bar); }
+};
+
+// w G of the rest.
+template <class Real>
+struct WeightedUpstream {
+  Real bend, least_pi;
+
+  explicit __device__ WeightedUpstream(const PosteriorRow<Real>& row)
+      : bend(row.bend(row.known.bar_base)),
+        least_pi(row.known.is_entered() ? Real(Math<Real>::tiny) / row.known.bar_base
+                                        : Real(INFINITY)) {}
+
+  __device__ Real operator()(Real e, Real pi, Real upstream) const {
+    const Real v = Max()(e + bend * pi, Real(Math<Real>::least));
+    return pi > least_pi ? upstream * (e * Math<Real>::reciprocal(v)) : upstream;
   }
 };
 

@@ -124,29 +124,24 @@ struct PosteriorOfWholeRow {
     }
   }
 
-  __device__ bool is_entered() const { return known.bar_base > Real(M::tiny); }
-
   // Turns e into log p, writes it, and returns that of this lane's class.
   __device__ Real write_log_p(const Row& row, Real* e) {
     const Real log_reach = row.log_reach(own.is_xt);
-    const Real log_leave = of_role(kRoles - 1, log_reach), log_scale = row.log_scale(log_leave);
+    const Real log_leave = of_role(kRoles - 1, log_reach);
+    const Real log_scale = row.log_scale_of_rest(log_leave);
     bool all_done = true;
-    if (!kHasPi && rows.all(!known.settled && !is_entered())) {
+    if (!kHasPi && rows.all(known.settled || !known.is_entered())) {
       rows.take(staged, e);
 #pragma unroll
       for (int i = 0; i < kNumbers; ++i) e[i] = (e[i] - top) + log_scale;
     } else {
-      // Of a settled row all is the value.
-      const Real leave = known.settled ? known.value(false, false) : log_leave;
-      const Real scale = known.settled ? Real(0) : row.scale;
-      const Real base = known.settled ? Real(0) : known.bar_base;
-      const Real more = known.settled ? Real(1) : Real(0);
+      const EnteredLogP<Real> entered(row, log_leave);
       each_four([&](int i, const Real* pi) {
 #pragma unroll
         for (int k = 0; k < 4; ++k) {
-          const Real bar = base * pi[k] + more;
+          const Real bar = entered.bar(pi[k]);
           all_done &= bar > Real(M::tiny);
-          e[i + k] = leave + rough_log(scale * e[i + k] + bar);
+          e[i + k] = entered(e[i + k], bar);
         }
       });
       if (kHasPi) all_done = rows.reduce(all_done ? 0 : 1, Max()) == 0;
@@ -178,15 +173,11 @@ struct PosteriorOfWholeRow {
   // Turns e into the gradient, given G, writes it, and returns that of this lane's class.
   __device__ Real write_gradient(const Row& row, Real* e, Real* g) const {
     const Real sum_of_rest = over_row(g, 0, Sum());
-    if (!rows.all(!is_entered())) {
-      const Real bend = row.bend(known.bar_base);
-      const Real least_pi = is_entered() ? Real(M::tiny) / known.bar_base : Real(INFINITY);
+    if (!rows.all(!known.is_entered())) {
+      const WeightedUpstream<Real> weighted(row);
       each_four([&](int i, const Real* pi) {
 #pragma unroll
-        for (int k = 0; k < 4; ++k) {
-          const Real v = Max()(e[i + k] + bend * pi[k], Real(M::least));
-          if (pi[k] > least_pi) g[i + k] *= e[i + k] * M::reciprocal(v);
-        }
+        for (int k = 0; k < 4; ++k) g[i + k] = weighted(e[i + k], pi[k], g[i + k]);
       });
     }
     const Real weight = row.weight(own);
@@ -207,7 +198,7 @@ struct PosteriorOfWholeRow {
 // tokens before they are read takes one thread a token.
 template <class Element, bool kHasPi, bool kIsGradient>
 __global__ void __launch_bounds__(kMostThreads, 1) posterior_of_whole_rows(
-    const PPosterior call, const Vector<typename Memory<Element>::Real> vector,
+    const PPosterior call, const Vector<typename Memory<Element>::Real> vector, const Runs runs,
     const typename PosteriorOfWholeRow<Element, kHasPi, kIsGradient>::BlockRows rows,
     const int times) {
   using OfRow = PosteriorOfWholeRow<Element, kHasPi, kIsGradient>;
@@ -220,7 +211,7 @@ __global__ void __launch_bounds__(kMostThreads, 1) posterior_of_whole_rows(
       reinterpret_cast<Known*>(reinterpret_cast<char*>(shared) + OfRow::kInputs * bytes) +
       rows.group_in_block() * count;
   const int64_t first = rows.group() * count;
-  if (const int i = rows.in_group(); i < count) known[i] = Known(call, vector, first + i);
+  if (const int i = rows.in_group(); i < count) known[i] = Known(call, vector, runs, first + i);
   rows.meet();
   for (int time = 0; time < times; ++time) {  // the same for all threads: they stay together
     const int i = time * rows.rows_at_a_time() + rows.row_in_group();
