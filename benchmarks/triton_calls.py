@@ -9,7 +9,16 @@ from torch import Tensor
 
 from d3pm_fast.chains import handles, tables
 from d3pm_fast.chains.structures import DenseMarginal, MatrixStep, RankOneMarginal, RankOneStep
-from d3pm_fast.records import Loss, Model, Random, Shaping, Shard, Weights
+from d3pm_fast.records import (
+    Loss,
+    Model,
+    Random,
+    Shaping,
+    Shard,
+    TokenRandom,
+    Weights,
+    unshaped_of,
+)
 from d3pm_fast.reference.logspace import compute_dtype
 
 SIZES = [27, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 32768]
@@ -52,7 +61,7 @@ def empty(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
 def calls(num_classes: int, dtype: torch.dtype) -> dict[str, Callable[[], Any]]:
     """Return a call of every kernel, by name."""
     from d3pm_fast.kernels.common import scale
-    from d3pm_fast.kernels.predictions import gap, logistic, shaped
+    from d3pm_fast.kernels.predictions import gap, logistic, predict, shaped
     from d3pm_fast.kernels.rank_one import (
         loss,
         loss_strokes,
@@ -72,7 +81,8 @@ def calls(num_classes: int, dtype: torch.dtype) -> dict[str, Callable[[], Any]]:
     )
     weights = Weights(1.0, 0.01)
     loc, made = empty(TOKENS, dtype=dtype), empty(TOKENS, num_classes, dtype=compute_dtype(dtype))
-    draw, shaping = Random(empty(TOKENS // 1024), 3), Shaping(logits, 3.0, 0.5, 5, 0.9, 0)
+    draw, shaping = Random(empty(TOKENS // 1024), 3), Shaping(logits, 3.0, 0.5, 5, 0.9, 0.01, 0)
+    of_tokens, as_it_is = TokenRandom(tokens, tokens, 3), unshaped_of(num_classes, 0)
     model, mean = Model(False, True), Model(True, True)
     plain = Loss(logits, tokens, None, tokens, uniform, model, weights)
     of_mean = Loss(logits, tokens, None, tokens, marginal, mean, weights)
@@ -100,6 +110,8 @@ def calls(num_classes: int, dtype: torch.dtype) -> dict[str, Callable[[], Any]]:
         "logistic logits": lambda: logistic.logits(loc, loc, num_classes, True),
         "logistic gradient": lambda: logistic.gradient(loc, loc, made, True),
         "shaped logits": lambda: shaped.shaped_logits(logits, shaping),
+        "predict": lambda: predict.predict(logits, tokens, of_tokens, True, as_it_is),
+        "predict, shaped": lambda: predict.predict(logits, tokens, of_tokens, True, shaping),
         "q_sample": lambda: q_sample.q_sample(tokens, base, draw),
         "scale": lambda: scale.scale_(logits, made[0, 0]),
         "scale by token": lambda: scale.scale_(logits, made[:, 0]),

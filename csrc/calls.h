@@ -153,12 +153,12 @@ struct PSample {
   int64_t* out;        // (N,)
 };
 
-// Guidance, temperature and truncation of logits; top_k = K and top_p = 1 keep all.
+// Guidance, temperature and truncation of logits; top_k = K, top_p = 1 and min_p = 0 keep all.
 struct Shaping {
   const void* unconditional;  // as the logits; null for no guidance
   double guidance, temperature;
   int64_t top_k;
-  double top_p;
+  double top_p, min_p;
   int64_t forbidden;  // as in Chain
 };
 

@@ -37,17 +37,22 @@ struct Random {
   int64_t num_seeds, step, position_offset;
 };
 
+D3PM_HOST_DEVICE inline Uniforms uniforms_at(int64_t seed, int64_t step, int64_t position,
+                                             int64_t pair) {
+  uint32_t words[4], key[2];
+  split(static_cast<uint64_t>(position + (pair << 40)), words[0], words[1]);
+  split(static_cast<uint64_t>(step), words[2], words[3]);
+  split(static_cast<uint64_t>(seed), key[0], key[1]);
+  philox(words, key[0], key[1]);
+  return {to_unit(words[0], words[1]), to_unit(words[2], words[3])};
+}
+
 // Those of the token at a position of an item. It has more than one pair where it jumps more than
 // once.
 D3PM_HOST_DEVICE inline Uniforms uniforms_at(const Random& random, int64_t item, int64_t position,
                                              int64_t pair = 0) {
-  uint32_t words[4], key[2];
-  position += random.position_offset + (pair << 40);
-  split(static_cast<uint64_t>(position), words[0], words[1]);
-  split(static_cast<uint64_t>(random.step), words[2], words[3]);
-  split(static_cast<uint64_t>(random.seeds[item]), key[0], key[1]);
-  philox(words, key[0], key[1]);
-  return {to_unit(words[0], words[1]), to_unit(words[2], words[3])};
+  const int64_t of_item = random.position_offset + position;
+  return uniforms_at(random.seeds[item], random.step, of_item, pair);
 }
 
 D3PM_HOST_DEVICE inline Uniforms token_uniforms(const Random& random, int64_t num_tokens,

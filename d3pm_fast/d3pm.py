@@ -529,6 +529,59 @@ class D3PM(nn.Module):
             impl=self.impl,
         )
 
+    def predict(
+        self,
+        logits: Predicted,
+        x_t: Tensor,
+        t: Tensor,
+        mask: Tensor | None = None,
+        take: Last = "sample",
+        generator: torch.Generator | None = None,
+        seeds: Tensor | None = None,
+        step: int = 0,
+        position_offset: int = 0,
+    ) -> functional.PredictedTokens:
+        """Draw each x_0 that is not known, and say how sure the prediction of it is.
+
+        What a sampler chooses by which tokens to unmask, and with what, from one read of the
+        logits.
+
+        Args:
+            logits: the denoiser's prediction of x_0, as :meth:`p_sample` takes it.
+            x_t: the corrupted data, integers ``(B, *S)`` in [0, K).
+            t: times, integers ``(B,)`` or ``(B, *S)`` in 1..T.
+            mask: bool ``(B, *S)``: the tokens whose rows are read; None for the masked ones of an
+                absorbing chain, and for all of any other.
+            take: ``"sample"``, or ``"argmax"`` for the likeliest class as the token.
+            generator: where the seeds come from; None for PyTorch's default generator.
+            seeds: int64 ``(B,)`` in place of a generator, see :func:`d3pm_fast.draw_seeds`.
+            step: a counter in [0, 2^63) that tells draws of the same seeds apart.
+            position_offset: the position in its item of the first token that is given of each.
+
+        Returns:
+            :class:`d3pm_fast.functional.PredictedTokens`, each field ``(B, *S)``.
+
+        Raises:
+            TypeError: a wrong type or dtype.
+            ValueError: a wrong shape, device or option; on the CPU, logits without a softmax.
+            IndexError: a class or a time out of range, where values are read. Elsewhere such a
+                token is -1, and its numbers are NaN.
+        """
+        return functional.predict(
+            self.transition,
+            logits,
+            x_t,
+            t,
+            mask=mask,
+            take=take,
+            generator=generator,
+            seeds=seeds,
+            step=step,
+            position_offset=position_offset,
+            class_dim=self.class_dim,
+            impl=self.impl,
+        )
+
     def sample(
         self,
         denoiser: Callable[[Tensor, Tensor], Predicted],

@@ -69,6 +69,20 @@ class Random(NamedTuple):
     position_offset: int = 0
 
 
+class TokenRandom(NamedTuple):
+    """What the random numbers of each token depend on, where tokens are any.
+
+    Attributes:
+        seeds: int64, of its item.
+        positions: int64, in its item.
+        step: a counter.
+    """
+
+    seeds: Tensor
+    positions: Tensor
+    step: int
+
+
 class Shaping(NamedTuple):
     """How logits are shaped, see :class:`d3pm_fast.functional.Shaped`.
 
@@ -78,6 +92,7 @@ class Shaping(NamedTuple):
         temperature: 1 for none.
         top_k: K for all classes.
         top_p: 1 for all classes.
+        min_p: 0 for all classes.
         excluded: the class whose logits count as -inf from the first; -1 for none.
     """
 
@@ -86,7 +101,17 @@ class Shaping(NamedTuple):
     temperature: float
     top_k: int
     top_p: float
+    min_p: float
     excluded: int
+
+    def without_cuts(self, num_classes: int) -> "Shaping":
+        """Return the guidance alone."""
+        return self._replace(temperature=1.0, top_k=num_classes, top_p=1.0, min_p=0.0)
+
+
+def unshaped_of(num_classes: int, excluded: int) -> Shaping:
+    """Return how logits are shaped that are taken as they are."""
+    return Shaping(None, 1.0, 1.0, num_classes, 1.0, 0.0, excluded)
 
 
 class Shard(NamedTuple):

@@ -26,6 +26,16 @@ OPTIONS = {
     "nucleus": {"top_p": 0.9},
     "tiny nucleus": {"top_p": 1e-9},
     "nucleus of no float32 number": {"top_p": 1e-60},
+    "every probability": {"min_p": 0.0},
+    "a tenth of the largest": {"min_p": 0.1},
+    "equals of the largest": {"min_p": 1.0},
+    "hot, no float32 number": {"temperature": 100.0, "min_p": 1e-60},
+    "cold top 9, nucleus and a tenth": {
+        "temperature": 0.7,
+        "top_k": 9,
+        "top_p": 0.95,
+        "min_p": 0.1,
+    },
     "cold top 9 and nucleus": {"temperature": 0.7, "top_k": 9, "top_p": 0.8},
 }
 
@@ -45,10 +55,18 @@ def check(made, shaped, row_scale=1.0):
     for found, row, other in zip(made.reshape(-1, num_classes).double(), *pairs, strict=True):
         truth, kept = naive_row(row, other, shaped)
         fewest = most = kept
-        if shaped.top_p is not None:
-            down, up = (shaped.top_p * (1 + sign * slack) for sign in (-1, 1))
-            fewest = naive_row(row, other, shaped._replace(top_p=down))[1]
-            most = naive_row(row, other, shaped._replace(top_p=up))[1]
+        if shaped.top_p is not None or shaped.min_p:
+            fewest, most = (
+                naive_row(
+                    row,
+                    other,
+                    shaped._replace(
+                        top_p=shaped.top_p and shaped.top_p * (1 + hair),
+                        min_p=shaped.min_p and shaped.min_p * (1 - 8 * hair),
+                    ),
+                )[1]
+                for hair in (-slack, slack)
+            )
         kept = [j for j in most if found[j] > -math.inf]
         possible = [j for j in most if truth[j] > -math.inf]
         assert kept == possible[: len(kept)], "not the largest, or not the first of equal ones"
@@ -82,10 +100,12 @@ def test_guided_rows_are_the_naive_ones(impl, dtype, guidance, options):
     temperature=st.floats(1e-2, 1e2),
     top_k=st.none() | st.integers(1, 70),
     top_p=st.none() | st.floats(1e-6, 1.0),
+    min_p=st.none() | st.floats(0.0, 1.0),
     dtype=st.sampled_from(DTYPES),
 )
-def test_any_row_is_the_naive_one(impl, values, temperature, top_k, top_p, dtype):
-    shaped = Shaped(torch.tensor([values], dtype=dtype), None, 1.0, temperature, top_k, top_p)
+def test_any_row_is_the_naive_one(impl, values, temperature, top_k, top_p, min_p, dtype):
+    logits = torch.tensor([values], dtype=dtype)
+    shaped = Shaped(logits, None, 1.0, temperature, top_k, top_p, min_p)
     check(make(impl, shaped), shaped)
 
 
@@ -188,5 +208,5 @@ def test_each_implementation_serves_draws(kernels):
 def test_opcheck_finds_nothing(dtype, cpu):
     logits, other = torch.randn(2, 3, 4, 9).to(dtype)
     for unconditional in (None, other):
-        arguments = logits, unconditional, 2.0, 0.5, 4, 0.9, 3
+        arguments = logits, unconditional, 2.0, 0.5, 4, 0.9, 0.01, 3
         torch.library.opcheck(torch.ops.d3pm_fast.shaped_logits.default, arguments)

@@ -242,6 +242,7 @@ def op_arguments(family):
             0.5,
             4,
             0.9,
+            0.01,
             -1,
         ),
     }

@@ -23,6 +23,7 @@ bool run(Type type, const QPosterior& call, int num_threads);
 bool run(Type type, const PPosterior& call, int num_threads);
 bool run(const QSample& call, int num_threads);
 bool run(Type type, const PSample& call, const Shaping& shaping, int num_threads);
+bool run(Type type, const Predict& call, int num_threads);
 bool run(Type type, const DensePredict& call, int num_threads);
 bool run(Type type, const DenseLoss& call, int num_threads);
 bool run(Type type, const DensePosterior& call, int num_threads);

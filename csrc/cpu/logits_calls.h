@@ -1,4 +1,4 @@
-// What the CPU's kernels that make logits are called with.
+// What the CPU's kernels that make logits, or look at nothing else, are called with.
 #pragma once
 
 #include <cstdint>
@@ -23,6 +23,20 @@ struct LogisticGradient {
   Logistic logistic;
   const void* upstream;   // (N, K) real
   void *loc, *log_scale;  // (N,)
+};
+
+// What rows of logits say of tokens: two classes, drawn or the argmax and the argmax, and six
+// numbers, in the order of d3pm_fast.functional.PredictedTokens.
+struct Predict {
+  int64_t num_tokens, num_classes;   // N, K
+  const void* logits;                // (N, K)
+  const int64_t* known;              // (N,): a class, or kNone where the row is to be read
+  const int64_t *seeds, *positions;  // (N,)
+  int64_t step;
+  bool samples;
+  Shaping shaping;
+  int64_t* tokens;  // (N, 2)
+  void* numbers;    // (N, 6) real
 };
 
 struct ShapedLogits {

@@ -73,6 +73,7 @@ PYBIND11_MODULE(_cpu, m, py::mod_gil_not_used()) {
   m.def("logistic_logits", typed<LogisticLogits>(&run), Unlocked());
   m.def("logistic_gradient", typed<LogisticGradient>(&run), Unlocked());
   m.def("shaped_logits", typed<ShapedLogits>(&run), Unlocked());
+  m.def("predict", typed<Predict>(&run), Unlocked());
   m.def("dense_predict", typed<DensePredict>(&run), Unlocked());
   m.def("dense_loss", typed<DenseLoss>(&run), Unlocked());
   m.def("dense_posterior", typed<DensePosterior>(&run), Unlocked());

@@ -2,15 +2,15 @@
 // p_sample_token.h has the notation. Where u = 0 a token stays without a number.
 
 #include "shaped_row.h"
+
+#include "class_draw.h"
 #include "uniforms_cursor.h"
 
 template <class Element>
 class RowSampler {
   using Real = typename Memory<Element>::Real;
   using V = typename VectorOf<Real>::Type;
-  using Wide = typename VectorOf<Real>::Wide;
   static constexpr int kWidth = kLanes<Real>;
-  static constexpr int kSpan = 64;        // classes between two entries of the running sum
   static constexpr int64_t kTokens = 64;  // that are looked at before the first row is read
 
  public:
@@ -22,7 +22,7 @@ class RowSampler {
         step_of_(call.chain),
         uniforms_of_(call.random, call.chain.num_tokens),
         e_(row_.padded),
-        running_(row_.padded / kSpan + 1) {}
+        draw_(row_.padded, row_.padded) {}
 
   bool draw(int64_t begin, int64_t end) {
     bool bad = false;
@@ -82,8 +82,9 @@ class RowSampler {
     if (!read_row(token)) return kNone;
     Real& mass_xt = e_.data()[of.x_t];
     if (call_.model.posterior_mean) mass_xt *= static_cast<Real>(of.tilt(true));
-    const double total = running_sums();
-    return of.draw(call_, random, mass_xt, total, [&] { return draw_class(random.draw * total); });
+    const double total = draw_.sum(e_.data(), 0);
+    const auto of_model = [&] { return draw_.of_tile(e_.data(), 0, random.draw * total); };
+    return of.draw(call_, random, mass_xt, total, of_model);
   }
 
   // Has the row's first page on its way into the cache; the processor itself reads on from there.
@@ -101,40 +102,6 @@ class RowSampler {
     return sum_lanes<Real>(exponentiate(e_.data(), row_.padded / kWidth, splat<Real>(top))) > 0;
   }
 
-  // In double, so that a class of probability 1e-9 keeps its share beside one of 1.
-  double running_sums() {
-    double total = 0;
-    for (int64_t begin = 0; begin < row_.padded; begin += kSpan) {
-      Wide sum = {};
-      const int64_t end = std::min<int64_t>(row_.padded, begin + kSpan);
-      for (int64_t j = begin; j < end; j += kWidth)
-        sum += __builtin_convertvector(load<V>(e_.data() + j), Wide);
-      for (int i = 0; i < kWidth; ++i) total += sum[i];
-      running_.data()[begin / kSpan] = total;
-    }
-    return total;
-  }
-
-  // The first class whose running sum passes `target`; where rounding leaves none, the last
-  // one that has any mass.
-  int64_t draw_class(double target) const {
-    const double* ends = running_.data();
-    const int64_t spans = (row_.padded + kSpan - 1) / kSpan;
-    const int64_t found = std::upper_bound(ends, ends + spans, target) - ends;
-    const int64_t span = std::min(found, spans - 1);
-    double sum = span == 0 ? 0 : ends[span - 1];
-    int64_t last = -1;
-    for (int64_t j = span * kSpan; j < row_.classes; ++j) {
-      const double e = e_.data()[j];
-      if (e > 0) last = j;
-      sum += e;
-      if (sum > target && last >= 0) break;
-    }
-    for (int64_t j = row_.classes; last < 0 && j-- > 0;)
-      if (e_.data()[j] > 0) last = j;
-    return std::max<int64_t>(last, 0);
-  }
-
   const PSample& call_;
   const RowReader<Element> row_;
   const ShapedRow<Element> shaped_;
@@ -143,7 +110,7 @@ class RowSampler {
   const StepCoefficients* step_ = nullptr;
   UniformsCursor uniforms_of_;
   const Scratch<Real> e_;
-  const Scratch<double> running_;
+  const ClassDraw<Real> draw_;
   Moving moving_[kTokens];
 };
 

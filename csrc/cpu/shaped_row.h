@@ -1,9 +1,10 @@
 // Rows of logits as they are read for sampling: guided, divided by a temperature, and cut to the
 // largest.
 //
-// Both cuts keep the fewest classes, largest first, whose weights reach a target: k weights of 1,
-// or the share p of exp(logit). The least logit they keep is found by bisection, over the floating
-// point numbers in order: each turn takes a bound to the next logit of the row.
+// The cuts by number and by mass keep the fewest classes, largest first, whose weights reach a
+// target: k weights of 1, or the share p of exp(logit). The least logit they keep is found by
+// bisection, over the floating point numbers in order: each turn takes a bound to the next logit of
+// the row.
 
 #include "row.h"
 
@@ -39,9 +40,22 @@ class ShapedRow {
       : row_(row), logits_(logits), shaping_(shaping), weights_(row.padded) {}
 
   // Makes a token's row, padded with -inf, and returns its largest logit.
-  Real make(int64_t token, Real* to) const {
-    Real top = read(logits_, token, to);
-    if (shaping_.unconditional) top = guide(token, to);
+  Real make(int64_t token, Real* to) const { return cut(guided(token, to), to); }
+
+  // The same before temperature and truncation.
+  Real guided(int64_t token, Real* to) const {
+    const Real top = read(logits_, token, to);
+    return shaping_.unconditional ? guide(token, to) : top;
+  }
+
+  // Whether these change anything.
+  bool has_cuts() const {
+    return shaping_.temperature != 1 || shaping_.top_k < row_.classes || shaping_.top_p < 1 ||
+           shaping_.min_p > 0;
+  }
+
+  // Divides and truncates a guided row in place, given its largest logit.
+  Real cut(Real top, Real* to) const {
     if (shaping_.temperature != 1) top = divide(top, to);
     if (shaping_.top_k < row_.classes) {
       std::fill_n(weights_.data(), row_.padded, Real(1));
@@ -52,6 +66,11 @@ class ShapedRow {
       exponentiate(weights_.data(), row_.padded / kWidth, splat<Real>(top));
       const Real total = row_.sum_of([&](int64_t j) D3PM_MEMBER { return weights(j); });
       keep(top, static_cast<Real>(shaping_.top_p) * total, to);
+    }
+    if (shaping_.min_p > 0) {
+      const V least = splat<Real>(std::log(shaping_.min_p));
+      change(to, [&](const V& x, int64_t)
+                     D3PM_MEMBER { return x - top < least ? splat<Real>(-INFINITY) : x; });
     }
     return top;
   }

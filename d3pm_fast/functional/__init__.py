@@ -27,6 +27,7 @@ from .logistic import logistic_logits
 from .loss import LossTerms, loss, loss_terms
 from .p_sample import p_sample
 from .posterior import p_posterior, q_posterior
+from .predict import PredictedTokens, predict
 from .prior import prior, sample_prior
 from .q_sample import q_sample
 from .seeds import draw_seeds
@@ -37,6 +38,7 @@ __all__ = [
     "LogProb",
     "Logistic",
     "LossTerms",
+    "PredictedTokens",
     "Score",
     "Shaped",
     "Sharded",
@@ -48,6 +50,7 @@ __all__ = [
     "loss_terms",
     "p_posterior",
     "p_sample",
+    "predict",
     "prior",
     "q_posterior",
     "q_sample",

@@ -13,6 +13,7 @@ from .linear import (
     linear_loss_and_grad,
     log_prob_gradient,
     log_prob_of_rows,
+    predict_of_rows,
     pull_linear,
     sharded_linear_loss,
     sharded_linear_loss_and_grad,
@@ -22,6 +23,7 @@ from .loss import loss, loss_and_grad
 from .loss_strokes import loss_gradient, loss_solve, loss_statistics, loss_sums, merged
 from .p_sample import p_sample, shaped_p_sample
 from .posterior import p_posterior, p_posterior_grad, q_posterior
+from .predict import predict
 from .products import products_scan
 from .q_sample import q_sample
 from .register import Operation
@@ -63,6 +65,8 @@ __all__ = [
     "p_posterior",
     "p_posterior_grad",
     "p_sample",
+    "predict",
+    "predict_of_rows",
     "products_scan",
     "pull_linear",
     "q_posterior",

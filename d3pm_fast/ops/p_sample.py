@@ -9,7 +9,7 @@ from .. import reference
 from .._compiled import cpu
 from .._no_law import check_drawn
 from ..chains.structures import DENSE, RANK_ONE, SPARSE, RankOneStep
-from ..records import AnyStep, Model, Random, Shaping
+from ..records import AnyStep, Model, Random, Shaping, unshaped_of
 from .dense import p_sample as dense
 from .host import (
     chain_record,
@@ -49,7 +49,7 @@ def _on_cpu(
     shaping: Shaping | None = None,
 ) -> Tensor:
     out, num_classes = torch.empty_like(x_t), logits.shape[-1]
-    shaping = shaping or Shaping(None, 1.0, 1.0, num_classes, 1.0, step.forbidden)
+    shaping = shaping or unshaped_of(num_classes, step.forbidden)
     call = _record(logits, x_t, step, model, random, out)
     threads = torch.get_num_threads()
     if cpu.p_sample(str(logits.dtype), call, shaping_record(shaping), threads):

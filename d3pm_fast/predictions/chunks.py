@@ -1,12 +1,14 @@
 """Items of a batch a chunk at a time, whose logits stay in the cache until they are read."""
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from .._no_law import NoLaw
+
+Result = TypeVar("Result", Tensor, tuple[Tensor, Tensor])
 
 CHUNK_BYTES = {"cpu": 1 << 21, "cuda": 1 << 25}  # what the cache holds until it is read
 
@@ -26,8 +28,8 @@ def chunks(size: int, *tensors: Tensor | None) -> Iterator[tuple[Any, ...]]:
         yield tuple(None if x is None else x[part] for x in tensors)
 
 
-def in_chunks(size: int, operation: Callable[..., Tensor], *tensors: Tensor | None) -> Tensor:
-    """Return an operation's result on all items; its first axis is the batch."""
+def in_chunks(size: int, operation: Callable[..., Result], *tensors: Tensor | None) -> Result:
+    """Return an operation's result, or several, on all items; their first axis is the batch."""
     done, results = 0, []
     for part in chunks(size, *tensors):
         try:
@@ -35,4 +37,7 @@ def in_chunks(size: int, operation: Callable[..., Tensor], *tensors: Tensor | No
         except NoLaw as error:
             raise error.behind(done) from None
         done += len(part[0])
-    return torch.cat(results)
+    if isinstance(results[0], Tensor):
+        return torch.cat(results)
+    first, second = (torch.cat(each) for each in zip(*results, strict=True))
+    return first, second

@@ -19,12 +19,13 @@ from .._checks import (
     check_same_device,
     check_shape,
 )
+from .._no_law import NoLaw
 from ..autograd import LossOperation
 from ..chains import Transition
 from ..chains.structures import RANK_ONE
 from ..choices import LINEAR_SCHEDULES, LinearSchedule
 from ..derivatives import Inputs, Items
-from ..records import Head, LinearLoss
+from ..records import Head, LinearLoss, TokenRandom, unshaped_of
 from ..reductions import of_loss
 from .logits import LogitsPrediction
 from .prediction import Classes, FindKernel, Operations, Prediction
@@ -237,6 +238,29 @@ class LinearPrediction(Prediction):
             at = partial(call, position=first)
             drawn.append(Prediction.sampled(part, find, at, (x_part, *times, seeds)))
         return torch.cat(drawn, dim=1).view(x_t.shape)
+
+    def predicted(
+        self, kernel: Any, known: Tensor, random: TokenRandom, samples: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Return what an implementation's ``predict`` says of tokens, some rows at a time."""
+        hidden, *head = self.parameters
+        flat = TokenRandom(random.seeds.flatten(), random.positions.flatten(), random.step)
+        shaping = unshaped_of(self.num_classes, self.classes.forbidden)
+        try:
+            found = ops.predict_of_rows(
+                kernel,
+                hidden.flatten(0, -2),
+                self.head(*head),
+                known.flatten(),
+                flat,
+                samples,
+                shaping,
+            )
+        except NoLaw as error:
+            where = torch.unravel_index(torch.tensor(error.index), known.shape)
+            raise NoLaw(error.found, tuple(map(int, where))) from None
+        tokens, numbers = (x.unflatten(0, known.shape) for x in found)
+        return tokens, numbers
 
     def logits(self, *parameters: Tensor) -> Tensor:
         """Return the logits of some items."""

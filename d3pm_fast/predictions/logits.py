@@ -11,6 +11,7 @@ from .._checks import check_logits, check_no_nan
 from ..autograd import LossOperation
 from ..derivatives import Differentiable, Items
 from ..reference.logspace import whole
+from .chunks import Result
 from .prediction import Classes, Prediction
 
 
@@ -88,7 +89,7 @@ class LogitsPrediction(Prediction):
         """Return the logits of a token."""
         return self.classes.filled(self.given[token])
 
-    def applied(self, operation: Callable[..., Tensor], items: Items) -> Tensor:
+    def applied(self, operation: Callable[..., Result], items: Items) -> Result:
         """Return an operation's result on all at a time."""
         return operation(self.given, *items)
 

@@ -16,10 +16,10 @@ from ..autograd import LossOperation, counted, scaled
 from ..chains import Transition
 from ..choices import ClassDim
 from ..derivatives import Differentiable, Inputs, Items, split
-from ..records import Loss
+from ..records import Loss, TokenRandom, unshaped_of
 from ..reductions import at_least_one, of_loss, reduced
 from ..reference.logspace import compute_dtype, filled
-from .chunks import CHUNK_BYTES, chunks, in_chunks
+from .chunks import CHUNK_BYTES, Result, chunks, in_chunks
 
 __all__ = ["Classes", "Prediction"]
 
@@ -206,7 +206,21 @@ class Prediction(ABC):
         """
         return self.applied(partial(call, find(self.operations.p_sample)), items)
 
-    def applied(self, operation: Callable[..., Tensor], items: Items) -> Tensor:
+    def predicted(
+        self, kernel: Any, known: Tensor, random: TokenRandom, samples: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Return what an implementation's ``predict`` says of tokens, shaped by nothing."""
+
+        def on_chunk(
+            logits: Tensor, known: Tensor, seeds: Tensor, positions: Tensor
+        ) -> tuple[Tensor, Tensor]:
+            numbers = TokenRandom(seeds, positions, random.step)
+            shaping = unshaped_of(logits.shape[-1], self.classes.forbidden)
+            return kernel(logits, known, numbers, samples, shaping)  # type: ignore[no-any-return]
+
+        return self.applied(on_chunk, (known, random.seeds, random.positions))
+
+    def applied(self, operation: Callable[..., Result], items: Items) -> Result:
         """Return an operation's result on logits and items, without a gradient."""
         return self._in_chunks(operation, self.parameters, items)
 
@@ -287,12 +301,12 @@ class Prediction(ABC):
         return meaning
 
     def _in_chunks(
-        self, operation: Callable[..., Tensor], parameters: Inputs, items: Items
-    ) -> Tensor:
+        self, operation: Callable[..., Result], parameters: Inputs, items: Items
+    ) -> Result:
         """Return an operation's result on the logits of all items, and on these."""
         own, shared = split(parameters, len(parameters) - self.num_shared)
 
-        def on_chunk(*part: Any) -> Tensor:
+        def on_chunk(*part: Any) -> Result:
             some, parts = split(part, len(items))
             return operation(self.logits(*parts, *shared), *some)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from .._checks import (
 from ..chains import Transition
 from ..derivatives import Items
 from ..ops import shaped_logits, shaped_p_sample
-from ..records import Shaping
+from ..records import Shaping, TokenRandom
 from ..reference.logspace import compute_dtype, whole
 from .prediction import Classes, FindKernel, Prediction
 
@@ -43,6 +43,8 @@ class Shaped(NamedTuple):
     3. All but the ``top_k`` largest become -inf.
     4. All but the fewest classes, largest first, whose probability after step 3 reaches
        ``top_p`` become -inf: the nucleus (Holtzman et al. 2020). One class at least is left.
+    5. All whose probability is below ``min_p`` times the largest become -inf (Nguyen et al. 2024,
+       arXiv 2407.01082).
 
     Of equal logits the class of the lower index counts as the larger one. float64 logits are
     changed in float64, all others in float32: for draws of rank-one chains while a row is read,
@@ -56,6 +58,7 @@ class Shaped(NamedTuple):
         temperature: positive.
         top_k: at least 1; None for all classes.
         top_p: in (0, 1]; None, as 1, for all classes.
+        min_p: in [0, 1]; None, as 0, for all classes.
     """
 
     logits: Tensor
@@ -64,6 +67,7 @@ class Shaped(NamedTuple):
     temperature: float = 1.0
     top_k: int | None = None
     top_p: float | None = None
+    min_p: float | None = None
 
 
 class ShapedPrediction(Prediction):
@@ -156,10 +160,17 @@ class ShapedPrediction(Prediction):
             return super().sampled(find, call, items)
         return call(fused, self.given.logits.contiguous(), *items, self._shaping)
 
+    def predicted(
+        self, kernel: Any, known: Tensor, random: TokenRandom, samples: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Return what an implementation's ``predict`` says of tokens; rows are shaped as read."""
+        logits = self.given.logits.contiguous()
+        return kernel(logits, known, random, samples, self._shaping)  # type: ignore[no-any-return]
+
     @property
     def _shaping(self) -> Shaping:
         """Return what is asked for, and neutral numbers for what is not."""
-        _, unconditional, guidance, temperature, top_k, top_p = self.given
+        _, unconditional, guidance, temperature, top_k, top_p, min_p = self.given
         range_of = torch.finfo(compute_dtype(self.dtype))
         return Shaping(
             None if unconditional is None else unconditional.contiguous(),
@@ -167,6 +178,7 @@ class ShapedPrediction(Prediction):
             min(max(float(temperature), range_of.tiny), range_of.max),
             self.num_classes if top_k is None else min(int(top_k), self.num_classes),
             1.0 if top_p is None else max(float(top_p), range_of.tiny),
+            float(min_p or 0),
             self.classes.forbidden,
         )
 
@@ -178,6 +190,7 @@ def _check_shaped(
     temperature: float,
     top_k: int | None,
     top_p: float | None,
+    min_p: float | None,
 ) -> None:
     """Raise unless the fields of Shaped are what it documents, for logits of any shape."""
     check_float("logits", logits)
@@ -199,3 +212,5 @@ def _check_shaped(
         check_count("top_k", top_k)
     if top_p is not None and not 0 < check_number("top_p", top_p) <= 1:
         raise ValueError(f"top_p must lie in (0, 1], got {top_p}")
+    if min_p is not None and not 0 <= check_number("min_p", min_p) <= 1:
+        raise ValueError(f"min_p must lie in [0, 1], got {min_p}")

@@ -4,12 +4,13 @@ A token's numbers depend on its item's seed, the step and its position in the it
 nothing else: not on the batch, the number of threads, the device or the implementation.
 """
 
+import math
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from ..records import Random
+from ..records import Random, TokenRandom
 
 IntOrTensor = TypeVar("IntOrTensor", int, Tensor)
 
@@ -38,13 +39,37 @@ def uniforms(
         Two float64 tensors ``(N,)``.
     """
     positions = num_tokens // max(len(seeds), 1)
-    key = seeds.repeat_interleave(positions, output_size=num_tokens)
-    position = torch.arange(positions, device=seeds.device).repeat(len(seeds))
-    position = position + (position_offset + (pair << 40))
-    words = philox(
-        (*_halves(position), *(torch.full_like(position, w) for w in _halves(step))),
-        _halves(key),
-    )
+    random = tokens_of(Random(seeds, step, position_offset), (len(seeds), positions))
+    first, second = uniforms_at(random, pair)
+    return first.flatten(), second.flatten()
+
+
+def tokens_of(random: Random, shape: tuple[int, ...]) -> TokenRandom:
+    """Return what the numbers of each token depend on, for tokens ``(B, *S)``."""
+    seeds, step, offset = random
+    num_positions = math.prod(shape[1:])
+    positions = torch.arange(offset, offset + num_positions, device=seeds.device)
+    positions = positions.view(1, *shape[1:]).expand(shape).contiguous()
+    of_item = seeds.view(-1, *(1 for _ in shape[1:])).expand(shape).contiguous()
+    return TokenRandom(of_item, positions, step)
+
+
+def uniforms_at(random: TokenRandom, pair: int | Tensor = 0) -> tuple[Tensor, Tensor]:
+    """Return two independent uniforms in [0, 1) for each token, or each of its pairs.
+
+    Args:
+        random: of ``(*S,)`` tokens.
+        pair: which; int64 ``(P,)`` for several.
+
+    Returns:
+        Two float64 tensors ``(*S,)`` or ``(*S, P)``.
+    """
+    seeds, positions, step = random
+    if isinstance(pair, Tensor):
+        seeds, positions = seeds.unsqueeze(-1), positions.unsqueeze(-1)
+    place = positions + (pair << 40)
+    steps = (torch.full_like(place, half) for half in _halves(step))
+    words = philox((*_halves(place), *steps), _halves(seeds))
     return _to_unit(words[0], words[1]), _to_unit(words[2], words[3])
 
 

@@ -1,5 +1,7 @@
 """Guidance, temperature and truncation of a prediction, for sampling."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -12,10 +14,11 @@ def shaped_logits(logits: Tensor, shaping: Shaping) -> Tensor:
 
     In this order: ``unconditional + guidance (logits - unconditional)``, -inf where either is;
     divided by the temperature; -inf but for the ``top_k`` largest; of these -inf but for the
-    fewest, largest first, whose probability reaches ``top_p``. Of equal logits the class of the
-    lower index comes first.
+    fewest, largest first, whose probability reaches ``top_p``; -inf but for those of at least
+    ``min_p`` times the probability of the largest. Of equal logits the class of the lower index
+    comes first.
     """
-    unconditional, guidance, temperature, top_k, top_p, excluded = shaping
+    unconditional, guidance, temperature, top_k, top_p, min_p, excluded = shaping
     made = logits.to(compute_dtype(logits.dtype))
     if excluded >= 0:
         classes = torch.arange(logits.shape[-1], device=logits.device)
@@ -33,6 +36,9 @@ def shaped_logits(logits: Tensor, shaping: Shaping) -> Tensor:
         # Not divided by their sum: weights of 1 have exact sums.
         weights = (made - made.amax(dim=-1, keepdim=True)).double().exp()
         made = _keep(made, weights, top_p * weights.sum(dim=-1, keepdim=True))
+    if min_p > 0:
+        below_top = made - made.amax(dim=-1, keepdim=True)
+        made = made.masked_fill(below_top < math.log(min_p), -torch.inf)
     return made
 
 

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from ...records import Random
+from ...records import Random, TokenRandom
 from .runs import run_of, runs_of
 
 NONE = tl.constexpr(-1)  # the class of a draw from what is no law: out of range wherever it goes
@@ -19,6 +19,21 @@ class Counter(NamedTuple):
     step_low: Any
     step_high: Any
     position_offset: Any
+
+
+class TokenCounter(NamedTuple):
+    """Seed and position of each token, and the counter of the step in two halves."""
+
+    seeds: Any
+    positions: Any
+    step_low: Any
+    step_high: Any
+
+
+def random_of_tokens(random: TokenRandom) -> TokenCounter:
+    """Return what a kernel takes for the random numbers of any tokens."""
+    seeds, positions, step = random
+    return TokenCounter(seeds, positions, step & 0xFFFFFFFF, step >> 32)
 
 
 def random_of(random: Random, num_tokens: int) -> Counter:
@@ -37,6 +52,12 @@ def uniforms(random, tokens, inside, pair=0):
     run = run_of(tokens, random.runs)
     seed = tl.load(random.seeds + run, mask=inside, other=0)
     position = tokens - run.to(tl.int64) * random.runs.length + random.position_offset
+    return uniforms_at(seed, position, random, pair)
+
+
+@triton.jit
+def uniforms_at(seed, position, random, pair):
+    """Return those of a seed and a position in its item."""
     position = (position + ((tl.zeros_like(position) + pair) << 40)).to(tl.uint64)
     zero = tl.zeros_like(position)
     low, high = zero + random.step_low, zero + random.step_high

@@ -1,10 +1,11 @@
 """Logits shaped for sampling: guided, divided by a temperature, and cut to the largest.
 
-Both cuts keep the fewest classes, largest first, whose weights reach a target: k weights of 1, or
+Two cuts keep the fewest classes, largest first, whose weights reach a target: k weights of 1, or
 the share p of exp(logit). The last one they keep is found by bisection: first its logit, over the
 floating point numbers as integers of the same order, then its class among those of that logit.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -64,6 +65,7 @@ class Shape(NamedTuple):
     held: Any  # the logits that are made, where a tile holds them whole; else None
     by_count: Any  # None for a cut that is not made
     by_mass: Any
+    floor: Any  # the least logit that is kept, relative to the largest; None for no such cut
 
 
 @triton.jit
@@ -236,6 +238,8 @@ def after_cuts(x, j, shape):
         x = tl.where(is_kept(x, j, shape.by_count) | (x != x), x, float("-inf"))
     if shape.by_mass is not None:
         x = tl.where(is_kept(x, j, shape.by_mass) | (x != x), x, float("-inf"))
+    if shape.floor is not None:
+        x = tl.where(x - on_tile(shape.rows.top) < shape.floor, float("-inf"), x)
     return x
 
 
@@ -246,21 +250,31 @@ def shaped_tile(a, shape, classes):
 
 
 @triton.jit
-def shape_rows(
-    a, shaping, share: tl.float64, temperature: tl.float64, top_p: tl.float64, REAL: tl.constexpr,
-    ROWS: tl.constexpr, HIGH: tl.constexpr, LOW: tl.constexpr,
-):  # fmt: skip
-    """Write the shaped logits."""
-    inside = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS) < a.num_tokens
-    rows = load_rows(a, inside, shaping, share, temperature, REAL, ROWS, HIGH, LOW)
+def shape_of(
+    a, rows, shaping, top_p, floor, ROWS: tl.constexpr, HIGH: tl.constexpr, LOW: tl.constexpr
+):
+    """Return how a program's rows are shaped."""
     every = classes_from(a, 0, ROWS, HIGH, LOW)
     held = made_tile(a, rows, None, every) if shaping.WHOLE else None
-    by_count, by_mass = None, None
+    by_count, by_mass, least = None, None, None
     if shaping.COUNTS:
         by_count = find_cut(a, rows, held, None, shaping.top_k, False, ROWS, HIGH, LOW)
     if shaping.BY_MASS:
         by_mass = find_cut(a, rows, held, by_count, top_p, True, ROWS, HIGH, LOW)
-    shape = Shape(rows, held, by_count, by_mass)
+    if shaping.HAS_FLOOR:
+        least = tl.full([1], floor, rows.top.dtype)
+    return Shape(rows, held, by_count, by_mass, least)
+
+
+@triton.jit
+def shape_rows(
+    a, shaping, share: tl.float64, temperature: tl.float64, top_p: tl.float64, floor: tl.float64,
+    REAL: tl.constexpr, ROWS: tl.constexpr, HIGH: tl.constexpr, LOW: tl.constexpr,
+):  # fmt: skip
+    """Write the shaped logits."""
+    inside = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS) < a.num_tokens
+    rows = load_rows(a, inside, shaping, share, temperature, REAL, ROWS, HIGH, LOW)
+    shape = shape_of(a, rows, shaping, top_p, floor, ROWS, HIGH, LOW)
     for start in range(0, a.num_classes, HIGH * LOW):
         classes = classes_from(a, start, ROWS, HIGH, LOW)
         store_tile(a.out, classes, shaped_tile(a, shape, classes))
@@ -273,18 +287,20 @@ class Options(NamedTuple):
     FAR: Any  # whether the guidance starts from the logits
     COUNTS: Any
     BY_MASS: Any
+    HAS_FLOOR: Any
     WHOLE: Any  # whether the logits are held for the cuts
 
 
 def options_of(
     num_classes: int, shaping: Shaping, tile: Tile
-) -> tuple[Options, float, float, float]:
+) -> tuple[Options, float, float, float, float]:
     """Return what kernels take of how to shape rows, and the numbers that are float64."""
-    _, guidance, temperature, top_k, top_p, _ = shaping
+    _, guidance, temperature, top_k, top_p, min_p, _ = shaping
     far, counts, by_mass = abs(guidance) >= 0.5, top_k < num_classes, top_p < 1
     whole = (counts or by_mass) and tile.num_classes >= num_classes
-    made = map(tl.constexpr, (far, counts, by_mass, whole))
-    return Options(top_k, *made), guidance - 1 if far else guidance, temperature, top_p
+    made = map(tl.constexpr, (far, counts, by_mass, min_p > 0, whole))
+    share, floor = guidance - 1 if far else guidance, math.log(min_p) if min_p > 0 else 0.0
+    return Options(top_k, *made), share, temperature, top_p, floor
 
 
 def shaped_logits(logits: Tensor, shaping: Shaping) -> Tensor:

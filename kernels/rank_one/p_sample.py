@@ -13,22 +13,21 @@ import triton.language as tl
 from torch import Tensor
 
 from ...chains.structures import RankOneStep
-from ...records import Model, Random, Shaping
+from ...records import Model, Random, Shaping, unshaped_of
 from ..common.launch import constant, launch, triton_type
-from ..common.math import exp, fast_exp, widened
+from ..common.lines import allowed, class_of_line, line_of, masses_of
+from ..common.math import exp, widened
 from ..common.once import once, once_of
 from ..common.random import NONE, draw_base, random_of, uniforms
 from ..common.staged import load_staged, staged_tile_of
 from ..common.tile import classes_from, load_tile, on_flat, on_tile, row_max, row_sum, tile_of
 from ..predictions.shaped import (
-    Shape,
     after_cuts,
     divided,
-    find_cut,
     load_rows,
-    made_tile,
     mixed,
     options_of,
+    shape_of,
     shaped_tile,
 )
 from .step import chain_of, load_class, load_coefficients, posterior_mean_tilt, spread_at
@@ -207,21 +206,15 @@ def store_class(a, of, chosen):
 @triton.jit
 def p_sample_of_tokens(
     a, chain, random, shaping, share: tl.float64, temperature: tl.float64, top_p: tl.float64,
-    model, REAL: tl.constexpr, ROWS: tl.constexpr, HIGH: tl.constexpr, LOW: tl.constexpr,
+    floor: tl.float64, model,
+    REAL: tl.constexpr, ROWS: tl.constexpr, HIGH: tl.constexpr, LOW: tl.constexpr,
 ):  # fmt: skip
     """Draw a token's component, and where that is of the row or of pi, its class."""
     draws = load_draws(a, chain, random, model, REAL, ROWS)
     chosen = draws.x_t
     if tl.max(draws.reads.to(tl.int32), axis=0) > 0:
         of = load_rows(a, draws.reads, shaping, share, temperature, REAL, ROWS, HIGH, LOW)
-        every = classes_from(a, 0, ROWS, HIGH, LOW)
-        held = made_tile(a, of, None, every) if shaping.WHOLE else None
-        by_count, by_mass = None, None
-        if shaping.COUNTS:
-            by_count = find_cut(a, of, held, None, shaping.top_k, False, ROWS, HIGH, LOW)
-        if shaping.BY_MASS:
-            by_mass = find_cut(a, of, held, by_count, top_p, True, ROWS, HIGH, LOW)
-        shape = Shape(of, held, by_count, by_mass)
+        shape = shape_of(a, of, shaping, top_p, floor, ROWS, HIGH, LOW)
         rows = Rows(shape, draws.at, draws.reads, draws.x_t, draws.tilt)
         total = tl.zeros([ROWS], tl.float64)
         for start in range(0, a.num_classes, HIGH * LOW):
@@ -230,26 +223,6 @@ def p_sample_of_tokens(
         of_model = draw_class(a, rows, draws.draw * total, ROWS, HIGH, LOW)
         chosen = drawn_class(a, chain, draws, mass_of_x_t(a, rows), total, of_model)
     store_class(a, draws, chosen)
-
-
-@triton.jit
-def masses_of(a, x, top, here, tilt):
-    """Return s times a number a row, given logits, tilted where a class is x_t."""
-    if x.dtype == tl.float32:
-        e = fast_exp(x - top)
-    else:
-        e = tl.exp(x - top)
-    return tl.where(here, e * tilt, e)
-
-
-@triton.jit
-def allowed(a, x, is_class, is_forbidden):
-    """Return logits that are read, -inf for what is no class, or a forbidden one."""
-    if not a.IS_FULL:
-        x = tl.where(is_class, x, float("-inf"))
-    if a.FORBIDS:
-        x = tl.where(is_forbidden, float("-inf"), x)
-    return x
 
 
 @triton.jit
@@ -263,52 +236,6 @@ def load_whole(a, of, classes, REAL: tl.constexpr):
         x = widened(x, REAL)
     is_forbidden = classes.high == a.forbidden - classes.low
     return allowed(a, x, classes.high < a.num_classes - classes.low, is_forbidden)
-
-
-class Line(NamedTuple):
-    """The line of a tile, classes of one ``high``, in which a token's target falls."""
-
-    index: Any
-    mass: Any  # added up in the type of the calculation
-    into: Any  # how much of it the target is in
-
-
-@triton.jit
-def line_of(part, target):
-    """Return the first line whose running sum passes the target, given the mass of each.
-
-    Where rounding leaves none, the last one that has any mass.
-    """
-    HIGH: tl.constexpr = part.shape[0]
-    high = tl.arange(0, HIGH)[:, None]
-    sums = tl.cumsum(part.to(tl.float64), axis=0)
-    line = tl.sum((sums <= target[None, :]).to(tl.int32), axis=0)
-    line = tl.minimum(line, tl.max(tl.where(part > 0.0, high, 0), axis=0))
-    before = tl.sum(tl.where(high < line[None, :], part, 0.0).to(tl.float64), axis=0)
-    mass = tl.sum(tl.where(high == line[None, :], part, 0.0), axis=0)
-    return Line(line, mass, target - before)
-
-
-@triton.jit
-def class_of_line(a, of, top, line, REAL: tl.constexpr, LOW: tl.constexpr):
-    """Return the class drawn of a line, whose masses are made again.
-
-    Their sum in float64 has classes that are too rare for the line's own: the target moves along.
-    """
-    j = (line.index * LOW)[:, None] + tl.arange(0, LOW)[None, :]
-    reads = of.reads[:, None]
-    if not a.IS_FULL:
-        reads &= j < a.num_classes
-    x = tl.load(a.logits + (of.at * a.num_classes)[:, None] + j, mask=reads)
-    x = allowed(a, widened(x, REAL), reads, j == a.forbidden)
-    here = j == of.x_t.to(tl.int32)[:, None]
-    mass = masses_of(a, x, top[:, None], here, of.tilt[:, None]).to(tl.float64)
-    more = (tl.sum(mass, axis=1) - line.mass).to(REAL) / line.mass
-    target = line.into + line.into * more
-    passes = (mass > 0.0) & (tl.cumsum(mass, axis=1) > target[:, None])
-    found = tl.min(tl.where(passes, j, a.num_classes), axis=1)
-    last = tl.max(tl.where(mass > 0.0, j, 0), axis=1)
-    return tl.where(found < a.num_classes, found, last)
 
 
 @triton.jit
@@ -363,7 +290,7 @@ def p_sample(
     out = torch.empty_like(x_t)
     num_tokens, num_classes = x_t.numel(), logits.shape[-1]
     unshaped = shaping is None
-    shaping = shaping or Shaping(None, 1.0, 1.0, num_classes, 1.0, step.forbidden)
+    shaping = shaping or unshaped_of(num_classes, step.forbidden)
     chain, draw = chain_of(num_tokens, step, torch.float64), random_of(random, num_tokens)
     staged = staged_tile_of(num_classes, logits.dtype) if unshaped else None
     tile = staged or tile_of(num_classes, logits.dtype, in_vectors=_numbers(logits.dtype))

@@ -37,13 +37,16 @@ def naive_row(row, other, shaped):
         ]
     row = [x / shaped.temperature for x in row]
     ranked = sorted(range(len(row)), key=lambda j: (-row[j], j))[: shaped.top_k]
-    if shaped.top_p is None:
-        return row, ranked
-    masses = [math.exp(row[j] - row[ranked[0]]) for j in ranked]
-    total, kept, reached = math.fsum(masses), [], 0.0
-    for j, mass in zip(ranked, masses, strict=True):
-        if reached >= shaped.top_p * total:
-            break
-        kept.append(j)
-        reached += mass
-    return row, kept
+    if shaped.top_p is not None:
+        masses = [math.exp(row[j] - row[ranked[0]]) for j in ranked]
+        total, kept, reached = math.fsum(masses), [], 0.0
+        for j, mass in zip(ranked, masses, strict=True):
+            if reached >= shaped.top_p * total:
+                break
+            kept.append(j)
+            reached += mass
+        ranked = kept
+    if shaped.min_p:
+        least = row[ranked[0]] + math.log(shaped.min_p)
+        ranked = [j for j in ranked if row[j] >= least]
+    return row, ranked

@@ -7,6 +7,7 @@ from .loss import (
     sharded_linear_loss,
     sharded_linear_loss_and_grad,
 )
+from .predict import predict_of_rows
 from .products import pull_linear
 from .tokens import count_open
 
@@ -16,6 +17,7 @@ __all__ = [
     "linear_loss_and_grad",
     "log_prob_gradient",
     "log_prob_of_rows",
+    "predict_of_rows",
     "pull_linear",
     "sharded_linear_loss",
     "sharded_linear_loss_and_grad",
