@@ -10,7 +10,7 @@ from scipy import stats
 import d3pm_fast as d3
 from d3pm_fast import functional, schedules, transitions
 from d3pm_fast.functional import Linear, Logistic, Score, Shaped, predict
-from d3pm_fast.reference import TILE
+from d3pm_fast.reference.draws import TILE
 
 ALSO_BY = ("triton",)  # the fixture impl; see conftest.py
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]

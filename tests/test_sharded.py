@@ -133,6 +133,24 @@ def test_draws_are_those_of_whole_logits_for_any_number_of_ranks(made, name):
     assert bool((expected != x_t).any())
 
 
+@pytest.mark.parametrize("name", shards.PREDICTIONS)
+def test_predictions_are_those_of_whole_logits_for_any_number_of_ranks(made, name):
+    case = shards.PREDICTIONS[name]
+    whole, (_, x_t, t), options = case.inputs()
+    options |= {"seeds": torch.arange(len(x_t)), "impl": "reference"}
+    expected = functional.predict(case.transition, whole, x_t, t, **options)
+    for rank in made:
+        found = rank["predictions"][name]
+        assert torch.equal(found.token, expected.token)
+        assert torch.equal(found.argmax, expected.argmax)
+        for value, other, first in zip(found, expected, made[0]["predictions"][name], strict=True):
+            assert value.dtype == other.dtype
+            assert torch.equal(value, first)
+            torch.testing.assert_close(
+                value, other, rtol=1e-6 if case.dtype == torch.float32 else 1e-12, atol=0
+            )
+
+
 @pytest.mark.parametrize("name", shards.PLACED)
 def test_a_dtensor_has_a_gradient_placed_as_it_is(made, name):
     case = shards.PLACED[name]

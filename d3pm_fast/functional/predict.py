@@ -11,7 +11,8 @@ from ..chains import Transition
 from ..choices import LASTS, ClassDim, Impl, Last
 from ..predictions import Predicted, as_prediction
 from ..records import Random
-from ..reference import NONE, tokens_of
+from ..reference.draws import NONE
+from ..reference.philox import tokens_of
 from .arguments import can_be_read, check_model, choose, contiguous
 from .posterior import p_posterior
 from .seeds import check_offset, check_seeds

@@ -7,6 +7,7 @@ from .. import reference
 from .._compiled import cpu
 from .._no_law import check_drawn
 from ..records import Shaping, TokenRandom
+from ..reference.draws import NONE
 from ..reference.logspace import compute_dtype
 from .host import shaping_record
 from .kernel import triton_kernel
@@ -33,7 +34,7 @@ def _on_cpu(
     call = known.numel(), logits.shape[-1], *rows, step, samples, shaping_record(shaping)
     results = tokens.data_ptr(), numbers.data_ptr()
     if cpu.predict(str(logits.dtype), (*call, *results), torch.get_num_threads()):
-        read = tokens[..., 0].where(known == reference.NONE, 0)
+        read = tokens[..., 0].where(known == NONE, 0)
         check_drawn(read, known, lambda token: reference.shaped_row(token, logits, shaping))
     return tokens, numbers
 

@@ -16,7 +16,7 @@ from ..autograd import LossOperation
 from ..chains import Transition
 from ..chains.structures import RANK_ONE
 from ..derivatives import Inputs, Items
-from ..records import Loss, ShardedLoss, ShardedStep, Sharding
+from ..records import Loss, ShardedLoss, ShardedStep, Sharding, TokenRandom
 from .logits import LogitsPrediction
 from .prediction import Classes, Operations, Prediction
 
@@ -142,6 +142,15 @@ class ShardedPrediction(LogitsPrediction):
         num_here = self._sharding.num_here
         logits = self.given if self.given.shape[-1] == num_here else self.given[..., :num_here]
         return self._of(logits.contiguous())
+
+    def predicted(
+        self, _kernel: Any, known: Tensor, random: TokenRandom, samples: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Return what the classes of all ranks say of tokens, by plain PyTorch."""
+        excluded = self.classes.forbidden
+        return reference.sharded_predict(
+            self.given, known, random, samples, excluded, self._sharding
+        )
 
     def loss_record(self, inputs: Inputs, others: tuple[Any, ...]) -> ShardedLoss[Any]:
         """Return what a loss is of, from the logits and what comes after them."""

@@ -5,14 +5,12 @@ explicit matrices. Tokens are ``(B, *S)``, logits ``(B, *S, K)``; a step or a ma
 that a chain makes of the times, as ``transition.step_record(t, s)``.
 """
 
-from .draws import NONE, TILE
 from .linear import linear_logits
 from .logistic import logistic_logits
 from .loss import loss
 from .p_sample import p_sample
-from .philox import tokens_of
 from .posterior import p_posterior, q_posterior
-from .predict import SURE, predict
+from .predict import predict
 from .products import cumulative_products
 from .q_sample import q_sample
 from .score_loss import score_divergence, score_loss
@@ -24,12 +22,10 @@ from .score_step import (
 )
 from .shaped import shaped_logits, shaped_row
 from .sharded import sharded_loss, sharded_p_sample, sharded_posterior, whole_logits
+from .sharded_predict import sharded_predict
 from .step import looked_up
 
 __all__ = [
-    "NONE",
-    "SURE",
-    "TILE",
     "analytic_p_sample",
     "analytic_posterior",
     "cumulative_products",
@@ -51,6 +47,6 @@ __all__ = [
     "sharded_loss",
     "sharded_p_sample",
     "sharded_posterior",
-    "tokens_of",
+    "sharded_predict",
     "whole_logits",
 ]

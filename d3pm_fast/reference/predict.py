@@ -31,60 +31,70 @@ def predict(
         samples: whether the token is drawn, else it is the argmax.
         shaping: of the law that it is drawn from; the other numbers have its guidance alone.
     """
-    raw = _Law.of(shaped_logits(logits, shaping.without_cuts(logits.shape[-1])).double())
-    made = _Law.of(shaped_logits(logits, shaping).double())
+    rows = shaped_logits(logits, shaping.without_cuts(logits.shape[-1])).double()
+    shaped = shaped_logits(logits, shaping).double()
+    raw, made = Law.of(rows), Law.of(shaped)
     token = raw.argmax
     if samples:
-        token = draw_in_tiles((made.rows - made.largest).exp(), random)
-    log_p, raw_log_p = (law.log_prob(token.clamp(min=0)) for law in (made, raw))
-    found = torch.stack((log_p, raw_log_p, *raw.numbers()), dim=-1)
-    has_law = found[..., -1:].isfinite()
-    tokens = torch.stack((token, raw.argmax), dim=-1).where(has_law, NONE)
+        token = draw_in_tiles((shaped - made.top.unsqueeze(-1)).exp(), random)
+    at = token.clamp(min=0).unsqueeze(-1)
+    log_p, raw_log_p = (
+        law.log_prob(x.gather(-1, at).squeeze(-1)) for law, x in ((made, shaped), (raw, rows))
+    )
+    tokens, numbers = results(token, log_p, raw_log_p, raw, known)
     if logits.device.type == "cpu":
         read = tokens[..., 0].where(known == NONE, 0)
         check_drawn(read, known, lambda token: shaped_row(token, logits, shaping))
-    is_read = (known == NONE).unsqueeze(-1)
-    is_known = (known >= 0).unsqueeze(-1)
-    of_known = found.new_tensor(SURE).where(is_known, torch.nan)
-    tokens = tokens.where(is_read, known.unsqueeze(-1).where(is_known, NONE))
-    found = found.where(has_law, torch.nan).where(is_read, of_known)
-    return tokens, found.to(compute_dtype(logits.dtype))
+    return tokens, numbers.to(compute_dtype(logits.dtype))
 
 
-class _Law(NamedTuple):
-    """The softmax of rows ``(*S, K)``: all that is relative to its largest class.
+class Law(NamedTuple):
+    """The softmax of rows, relative to the largest class of each, ``(*S,)``.
 
     Attributes:
-        rows: the logits.
-        argmax: the first largest, ``(*S,)``.
-        largest: its logit, ``(*S, 1)``.
-        rest: all other logits less that one; -inf for itself.
-        others: what their exponentials add up to, beside the 1 of the largest, ``(*S,)``.
+        top: the largest logit.
+        argmax: the first class that has it.
+        second: the next largest logit.
+        others: what the exponentials of ``logit - top`` add up to, beside the 1 of the largest.
+        surprise: what these times ``logit - top`` add up to.
     """
 
-    rows: Tensor
+    top: Tensor
     argmax: Tensor
-    largest: Tensor
-    rest: Tensor
+    second: Tensor
     others: Tensor
+    surprise: Tensor
 
     @classmethod
-    def of(cls, rows: Tensor) -> "_Law":
-        argmax = rows.argmax(dim=-1)
-        at = argmax.unsqueeze(-1)
-        largest = rows.gather(-1, at)
-        rest = rows.scatter(-1, at, -torch.inf) - largest
-        return cls(rows, argmax, largest, rest, rest.exp().sum(dim=-1))
+    def of(cls, rows: Tensor) -> "Law":
+        """Return that of rows ``(*S, K)``."""
+        argmax = rows.argmax(dim=-1, keepdim=True)
+        top, rest = rows.gather(-1, argmax), rows.scatter(-1, argmax, -torch.inf)
+        less = rest - top
+        e = less.exp()
+        surprise = (e * less.masked_fill(e == 0, 0)).sum(dim=-1)
+        top, argmax = top.squeeze(-1), argmax.squeeze(-1)
+        return cls(top, argmax, rest.amax(dim=-1), e.sum(dim=-1), surprise)
 
-    def log_prob(self, token: Tensor) -> Tensor:
-        of_token = (self.rows.gather(-1, token.unsqueeze(-1)) - self.largest).squeeze(-1)
-        return of_token - self.others.log1p()
+    def log_prob(self, logit: Tensor) -> Tensor:
+        """Return the logarithm of the probability of a class."""
+        return logit - self.top - self.others.log1p()
 
     def numbers(self) -> tuple[Tensor, ...]:
         """Return p_max, margin, entropy and lse."""
-        weights = self.rest.exp()
-        surprise = weights * self.rest.masked_fill(weights == 0, 0)
         total, log_total = 1 + self.others, self.others.log1p()
-        margin = -self.rest.amax(dim=-1).expm1() / total
-        entropy = log_total - surprise.sum(dim=-1) / total
-        return 1 / total, margin, entropy, self.largest.squeeze(-1) + log_total
+        margin = -(self.second - self.top).expm1() / total
+        return 1 / total, margin, log_total - self.surprise / total, self.top + log_total
+
+
+def results(
+    token: Tensor, log_p: Tensor, raw_log_p: Tensor, raw: Law, known: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return classes and numbers of all tokens, also of known ones and of bad ones."""
+    numbers = torch.stack((log_p, raw_log_p, *raw.numbers()), dim=-1)
+    has_law = numbers[..., -1:].isfinite()
+    tokens = torch.stack((token, raw.argmax), dim=-1).where(has_law, NONE)
+    is_read, is_known = ((known == NONE).unsqueeze(-1), (known >= 0).unsqueeze(-1))
+    of_known = numbers.new_tensor(SURE).where(is_known, torch.nan)
+    tokens = tokens.where(is_read, known.unsqueeze(-1).where(is_known, NONE))
+    return tokens, numbers.where(has_law, torch.nan).where(is_read, of_known)

@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ...records import Shaping, TokenRandom, unshaped_of
-from ...reference import TILE
+from ...reference.draws import TILE
 from ...reference.logspace import compute_dtype
 from ..common.launch import launch, triton_type
 from ..common.lines import Line, allowed, class_in, class_of_line, line_of
@@ -347,10 +347,12 @@ def predict_rows(
 
 def _tile_of(num_classes: int, dtype: torch.dtype, shapes: bool) -> Tile:
     """Return a tile that holds rows whole, or as many of their classes as a draw is of."""
-    if shapes and num_classes <= 512:
-        return tile_of(num_classes, dtype, copies=4)
-    if not shapes and num_classes <= (512 if dtype == torch.float64 else TILE):
-        return tile_of(num_classes, dtype, in_vectors=NUMBERS.get(dtype))
+    if shapes:
+        tile = tile_of(num_classes, dtype, copies=4)
+    else:
+        tile = tile_of(num_classes, dtype, in_vectors=NUMBERS.get(dtype))
+    if num_classes <= tile.num_classes <= TILE:
+        return tile
     num_warps = 8 if shapes or dtype == torch.float64 else 4
     low = num_warps * 32 * (16 // dtype.itemsize)
     return Tile(1, TILE // low, low, num_warps)

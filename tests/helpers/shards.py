@@ -361,6 +361,54 @@ STEPS = {
 DRAWS = {name: replace(case, shape=(24, 40), width=0) for name, case in STEPS.items()}
 
 
+def predictions_of(case):
+    """What local logits, a DTensor, and positions of their own say of tokens."""
+    whole, (_, x_t, t), options = case.inputs()
+    local = shard(whole, dist.get_rank(), dist.get_world_size(), case.width)
+    chain = case.transition
+    options["seeds"] = torch.arange(len(x_t))
+
+    def predict(logits, tokens, **more):
+        return functional.predict(chain, logits, tokens, t, **options, **more)
+
+    found = predict(functional.Sharded(local, dist.group.WORLD, case.columns), x_t)
+    behind = functional.Sharded(local[:, 1:], dist.group.WORLD, case.columns)
+    later = predict(behind, x_t[:, 1:], position_offset=1)
+    assert all(torch.equal(x, y[:, 1:]) for x, y in zip(later, found, strict=True))
+    if not case.width:
+        placed = predict(distribute_tensor(whole, mesh_of("tp"), [Shard(2)]), x_t)
+        assert all(torch.equal(x, y) for x, y in zip(placed, found, strict=True))
+    return found
+
+
+@dataclass(frozen=True)
+class Predicted(Case):
+    """A prediction of x_0, of a chain of as many classes as there are columns, or one more."""
+
+    classes: int = K
+
+    @property
+    def transition(self):
+        """The chain."""
+        return CHAINS[self.chain] if self.classes == K else transitions.uniform(self.classes, BETAS)
+
+
+MANY = 2 * 4096 + 500  # classes: tiles of a draw that ranks share
+PREDICTIONS = {
+    "uniform": Predicted("uniform", impl="auto", shape=(6, 40)),
+    "absorbing": Predicted("absorbing", impl="auto", shape=(6, 40)),
+    "without the mask's logit": Predicted("absorbing", impl="auto", columns=K - 1),
+    "a rank without classes": Predicted("uniform", impl="auto", width=K),
+    "float32": Predicted("marginal", torch.float32, impl="auto"),
+    "argmax": Predicted("uniform", impl="auto", given={"take": "argmax"}),
+    "far apart": Predicted("uniform", impl="auto", spread=1e4, given={"take": "argmax"}),
+    "many": Predicted("uniform", impl="auto", shape=(4, 20), columns=MANY, classes=MANY),
+    "many, padded": Predicted(
+        "uniform", impl="auto", shape=(4, 20), columns=MANY, classes=MANY, width=2 * 4096
+    ),
+}
+
+
 def no_law(logit):
     """Draw from rows that are no law."""
     local = torch.full((1, 2, K), logit)
@@ -523,6 +571,7 @@ CASES = {
     "dtensor": (of_dtensor, PLACED),
     "posterior": (posterior_of, STEPS),
     "draws": (draws_of, DRAWS),
+    "predictions": (predictions_of, PREDICTIONS),
     "count": (count_of, {kind: kind for kind in ("mask", "no tokens", "group", "gradient")}),
     "refused": (error_of, REFUSED),
 }

@@ -7,8 +7,9 @@ from torch import Tensor
 
 from ..._no_law import NoLaw
 from ...records import Head, Shaping, TokenRandom
-from ...reference import NONE, SURE
+from ...reference.draws import NONE
 from ...reference.logspace import compute_dtype
+from ...reference.predict import SURE
 from .rows import chunks, in_own_dtype
 
 
