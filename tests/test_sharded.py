@@ -140,15 +140,14 @@ def test_predictions_are_those_of_whole_logits_for_any_number_of_ranks(made, nam
     options |= {"seeds": torch.arange(len(x_t)), "impl": "reference"}
     expected = functional.predict(case.transition, whole, x_t, t, **options)
     for rank in made:
-        found = rank["predictions"][name]
+        found = functional.PredictedTokens(*rank["predictions"][name])
         assert torch.equal(found.token, expected.token)
         assert torch.equal(found.argmax, expected.argmax)
+        rtol = 1e-6 if case.dtype == torch.float32 else 1e-12
         for value, other, first in zip(found, expected, made[0]["predictions"][name], strict=True):
             assert value.dtype == other.dtype
             assert torch.equal(value, first)
-            torch.testing.assert_close(
-                value, other, rtol=1e-6 if case.dtype == torch.float32 else 1e-12, atol=0
-            )
+            torch.testing.assert_close(value, other, rtol=rtol, atol=0)
 
 
 @pytest.mark.parametrize("name", shards.PLACED)

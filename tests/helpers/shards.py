@@ -378,7 +378,7 @@ def predictions_of(case):
     if not case.width:
         placed = predict(distribute_tensor(whole, mesh_of("tp"), [Shard(2)]), x_t)
         assert all(torch.equal(x, y) for x, y in zip(placed, found, strict=True))
-    return found
+    return tuple(found)
 
 
 @dataclass(frozen=True)
