@@ -35,16 +35,19 @@ def predict_of_rows(
         samples: whether the token is drawn.
         shaping: of the law that it is drawn from.
     """
-    chosen = (known == NONE).nonzero().squeeze(1) if known.device.type == "cpu" else None
+    chosen = torch.arange(len(known), device=known.device)
+    if known.device.type == "cpu":
+        chosen = chosen[known == NONE]
+        hidden = hidden[chosen]
     tokens = known.unsqueeze(-1).repeat(1, 2)
     numbers = hidden.new_tensor(SURE, dtype=compute_dtype(head.dtype)).repeat(len(known), 1)
-    for rows, _, logits in chunks(hidden, in_own_dtype(head), chosen):
+    for own, _, logits in chunks(hidden, in_own_dtype(head)):
+        rows = chosen[own]
         part = TokenRandom(random.seeds[rows], random.positions[rows], random.step)
         try:
             found = kernel(logits, known[rows], part, samples, shaping)
         except NoLaw as error:
             (row,) = error.index
-            of_all = torch.arange(len(known))[rows][row]
-            raise NoLaw(error.found, (int(of_all),)) from None
+            raise NoLaw(error.found, (int(rows[row]),)) from None
         tokens[rows], numbers[rows] = found
     return tokens, numbers
