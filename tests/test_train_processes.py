@@ -7,7 +7,9 @@ import signal
 import socket
 from datetime import timedelta
 from functools import partial
+from pathlib import Path
 from threading import Timer
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,8 +17,9 @@ from helpers import processes
 from helpers.once import once
 from helpers.training import losses
 
+import d3pm_fast as d3
 from d3pm_fast.train import checkpoint, distributed, model, records
-from d3pm_fast.train.loop import train
+from d3pm_fast.train.loop import Run, train
 from d3pm_fast.train.process import interrupted_by_signals
 
 if not torch.distributed.is_available() or not torch.distributed.is_gloo_available():
@@ -93,7 +96,34 @@ def files_of(out):
     return sorted(str(path) for path in files if not path.parts[0].startswith("checkpoint-"))
 
 
-@pytest.mark.parametrize("case", ["half", "sharded-half"])
+@pytest.mark.parametrize("case", ["head", "head-images"])
+def test_each_process_has_all_items_and_a_part_of_the_head(case, several, alone):
+    of_ranks = seen_by_ranks(several, case)
+    config = processes.config_of(case, several.parent, several.name)
+    assert [items for items, _ in of_ranks[0]["pieces"]] == [config.batch_size] * len(
+        losses(alone / case)
+    )
+    assert all(rank["pieces"] == of_ranks[0]["pieces"] for rank in of_ranks)
+    network = config.denoiser()
+    whole = sum(weight.numel() for weight in network.parameters())
+    of_class = sum(weight[0].numel() for weight in network.head.parameters())
+    each = -(-config.num_classes // len(of_ranks))
+    for number, rank in enumerate(of_ranks):
+        classes = min(max(config.num_classes - number * each, 0), each)
+        held = whole - of_class * (config.num_classes - classes)
+        assert rank["held"] == 2 * held  # and their average
+
+
+def test_a_head_is_not_shared_where_the_loss_is_not_made_of_parts():
+    gaussian = d3.transitions.discretized_gaussian(4, d3.schedules.linear(9, 0.02, 0.4))
+    run = SimpleNamespace(diffusion=d3.D3PM(gaussian))
+    with pytest.raises(ValueError, match="--tensor-parallel needs a chain of rank one"):
+        Run.share_head(run)
+    with pytest.raises(ValueError, match="of fsdp and tensor_parallel choose one"):
+        processes.config_of("head", Path(), 1, fsdp=True)
+
+
+@pytest.mark.parametrize("case", ["half", "sharded-half", "head-half"])
 def test_float16_skips_the_same_steps(case, several, alone):
     lines = [records.read(out / case) for out in (several, alone)]
     skipped, expected = ([line["gradient_norm"] is None for line in of] for of in lines)

@@ -3,6 +3,8 @@
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from .distributed import alike
+
 
 def averaged(network: nn.Module, decay: float) -> AveragedModel:
     """Return the exponential moving average of a network's weights.
@@ -13,6 +15,8 @@ def averaged(network: nn.Module, decay: float) -> AveragedModel:
 
     def average(means: list[Tensor], weights: list[Tensor], num_averaged: Tensor) -> None:
         n = int(num_averaged)
-        get_ema_multi_avg_fn(min(decay, (1 + n) / (10 + n)))(means, weights, num_averaged)
+        take_in = get_ema_multi_avg_fn(min(decay, (1 + n) / (10 + n)))
+        for some, others in zip(alike(means), alike(weights), strict=True):
+            take_in(some, others, num_averaged)
 
     return AveragedModel(network, multi_avg_fn=average, use_buffers=True)  # type: ignore[arg-type]

@@ -44,6 +44,7 @@ FREE = {
     "out",
     "sample_count",
     "sample_steps",
+    "tensor_parallel",
 }
 # Options that the runs of version 0.1 do not name, and what they were.
 ADDED = {"time": "discrete"}

@@ -125,6 +125,9 @@ class TrainConfig(ABC):
     fsdp: bool = False
     """Of several processes, each keeps a part of the weights, of their average and of the optimizer
     (FSDP2); else each has all of them (DDP)."""
+    tensor_parallel: bool = False
+    """Of several processes, each has some of the classes of the last layer, and takes all items of
+    a batch; for uniform, absorbing, marginal and mask-and-uniform."""
     learning_rate: float = 1e-3
     """Peak learning rate: a linear rise over 200 steps, then half a cosine down to 0."""
     weight_decay: float = 0.01
@@ -181,6 +184,8 @@ class TrainConfig(ABC):
             raise ValueError(
                 f"accumulate must be at most batch_size = {self.batch_size}, got {self.accumulate}"
             )
+        if self.fsdp and self.tensor_parallel:
+            raise ValueError("of fsdp and tensor_parallel choose one")
         self._check_time()
         for name in ("learning_rate", "clip"):
             if check_number(name, getattr(self, name)) <= 0:

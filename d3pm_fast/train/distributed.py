@@ -6,7 +6,7 @@ a process has died, while NCCL waits.
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
@@ -15,9 +15,12 @@ from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from .._collectives import SumGradient
+from ..records import Sharding
 from .device import pick_device
 
 if TYPE_CHECKING:
@@ -136,13 +139,15 @@ def first_alone(call: Callable[[], T]) -> T:
     return result
 
 
-def parts(pieces: int) -> list[slice]:
+def parts(pieces: int, shares: bool) -> list[slice]:
     """Return the rows of each of the pieces in which this process takes its part of a batch.
 
     Rows are dealt out in turn, so that each process has early and late times. Some have one row
-    more than others; a small batch leaves a process none.
+    more than others; a small batch leaves a process none. Where processes do not share it, each
+    takes all of it.
     """
-    return [slice(rank() + world() * piece, None, world() * pieces) for piece in range(pieces)]
+    number, first = (world(), rank()) if shares else (1, 0)
+    return [slice(first + number * piece, None, number * pieces) for piece in range(pieces)]
 
 
 def replicated(network: nn.Module) -> nn.Module:
@@ -175,6 +180,36 @@ def shard(network: nn.Module) -> None:
     fully_shard(network)
 
 
+def share_head(network: Any) -> None:
+    """Leave each process the classes of its part of the last layer (tensor parallel).
+
+    Raises:
+        ValueError: PyTorch is too old.
+    """
+    if world() == 1:
+        return
+    try:
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.tensor import Shard, distribute_tensor
+    except ImportError as error:
+        raise ValueError("--tensor-parallel needs PyTorch 2.5 or later") from error
+    head = network.head
+    num_classes = len(head.weight)
+    mesh = init_device_mesh(head.weight.device.type, (world(),))
+    for name, weight in [*head.named_parameters()]:
+        part = distribute_tensor(weight.detach().contiguous(), mesh, [Shard(0)])
+        head.register_parameter(name, nn.Parameter(part))
+    group, axis = mesh.get_group(), 1 if isinstance(head, nn.Conv2d) else -1
+
+    def forward(h: Tensor) -> Tensor:
+        h = SumGradient.apply(h.movedim(axis, -1), group)  # type: ignore[no-untyped-call]
+        weight, bias = (part.to_local() for part in head.parameters())
+        return F.linear(h, weight.flatten(1), bias).movedim(-1, axis)
+
+    head.forward = forward
+    network.sharding = Sharding(group, -(-num_classes // world()), num_classes)
+
+
 def is_sharded(network: nn.Module) -> bool:
     """Return whether each process has a part of each weight."""
     return world() > 1 and any(is_part(weight) for weight in network.parameters())
@@ -201,9 +236,31 @@ def placed_like(values: Any, others: Any) -> Any:
     return distribute_tensor(values, others.device_mesh, others.placements)
 
 
+def alike(tensors: Iterable[Tensor]) -> list[list[Tensor]]:
+    """Return whole tensors and parts apart: operations on lists take no mixed ones."""
+    tensors = list(tensors)
+    both = ([x for x in tensors if is_part(x) is kind] for kind in (False, True))
+    return [some for some in both if some]
+
+
+def clip_gradient(network: nn.Module, most: float) -> Tensor:
+    """Shrink the gradient to a norm, and return the one that it had."""
+    weights = [weight for weight in network.parameters() if weight.grad is not None]
+    if len(alike(weights)) < 2:
+        norm: Tensor = whole(torch.nn.utils.clip_grad_norm_(weights, most))
+        return norm
+    gradients = [weight.grad for weight in weights if weight.grad is not None]
+    norm = torch.stack([whole(torch.linalg.vector_norm(grad)) for grad in gradients]).norm()
+    factor = most / (norm.item() + 1e-6)
+    if factor < 1:
+        for gradient in gradients:
+            gradient.mul_(factor)
+    return norm
+
+
 def gathering(network: nn.Module, is_last: bool) -> AbstractContextManager[None]:
     """Return the context of a pass through the network; gradients are exchanged in the last one."""
-    if is_sharded(network):
+    if hasattr(network, "set_requires_gradient_sync"):  # FSDP
         network.set_requires_gradient_sync(is_last)  # type: ignore[operator]
     elif isinstance(network, DistributedDataParallel) and not is_last:
         return network.no_sync()

@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 
 from .. import _files
 from .._random import mixed_seed, seeded
+from ..chains.structures import RANK_ONE
 from ..functional import draw_seeds
 from . import checkpoint, distributed, figures, model, records
 from .averaging import averaged
@@ -93,12 +94,15 @@ class Run:
         if config.fsdp:
             distributed.shard(self.denoiser)
             distributed.shard(self.average.module)
+        self.shares = not config.tensor_parallel or distributed.world() == 1
+        if not self.shares:
+            self.share_head()
         self.network = distributed.replicated(self.denoiser)
         self.optimizer = torch.optim.AdamW(
             self.denoiser.parameters(),
             config.learning_rate,
             weight_decay=config.weight_decay,
-            fused=True,
+            fused=self.shares,
         )
         self.scale = GradientScale(enabled=config.precision == "float16")
         self.step = self.saved = 0
@@ -108,6 +112,20 @@ class Run:
         marginals = torch.tensor(self.statistics["marginals"], dtype=torch.float64)
         prior = self.diffusion.transition.prior().cpu()[: len(marginals)]
         self.prior = float(marginals @ prior)
+
+    def share_head(self) -> None:
+        """Leave each process a part of the head's classes, and all items.
+
+        Raises:
+            ValueError: the chain's loss is not made of such parts.
+        """
+        transition = self.diffusion.transition
+        if transition.structure != RANK_ONE.name:
+            raise ValueError(
+                f"--tensor-parallel needs a chain of rank one, as absorbing is, got {transition}"
+            )
+        distributed.share_head(self.denoiser)
+        distributed.share_head(self.average.module)
 
     def go(self) -> None:
         """Train to the end, or until told to stop, from the last checkpoint.
@@ -220,13 +238,13 @@ class Run:
             group["lr"] = config.learning_rate * self.rate()
         self.optimizer.zero_grad(set_to_none=True)
         pieces = []
-        for rows in (parts := distributed.parts(config.accumulate)):
+        for rows in (parts := distributed.parts(config.accumulate, self.shares)):
             with distributed.gathering(self.network, is_last=rows is parts[-1]):
                 pieces.append(self.learn(batch, rows, t, seeds))
-        self.scale.undo(self.denoiser.parameters(), distributed.world())
-        clipped = torch.nn.utils.clip_grad_norm_(self.denoiser.parameters(), config.clip)
+        self.scale.undo(self.denoiser.parameters(), distributed.world() if self.shares else 1)
+        clipped = distributed.clip_gradient(self.denoiser, config.clip)
         loss, cross_entropy, sums = self.measured(pieces)
-        norm = distributed.whole(clipped).item()
+        norm = clipped.item()
         if not math.isfinite(loss) or not (math.isfinite(norm) or self.scale.can_shrink()):
             raise ValueError(
                 f"the loss is {loss} and its gradient's norm {norm} at step "
@@ -277,7 +295,9 @@ class Run:
         distributed.wait()  # hears of a dead process before it is waited for on a GPU
         sums = self.bound.sums_of(*(torch.cat(values) for values in of_items))
         both = torch.stack(means).double().sum(0).cpu()
-        numbers = distributed.total(torch.cat([both, sums.flatten()]))
+        numbers = torch.cat([both, sums.flatten()])
+        if self.shares:
+            distributed.total(numbers)
         loss, cross_entropy = numbers[:2].tolist()
         return loss, cross_entropy, numbers[2:].view_as(sums)
 
@@ -386,6 +406,8 @@ class Run:
             self.denoiser.load_state_dict(weights["denoiser"])
             self.average.load_state_dict(weights["average"])
             self.optimizer.load_state_dict(weights["optimizer"])
+            for group in self.optimizer.param_groups:
+                group["fused"] = self.shares
             self.bound.load_state_dict(state["bound"])
             self.scale.load_state_dict(state.get("scale", self.scale.state_dict()))
             self.step = self.saved = state["step"]

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from .distributed import alike
+
 
 class GradientScale:
     """A power of two: half as large after a step that overflows, twice after many that do not.
@@ -27,7 +29,8 @@ class GradientScale:
         """Make sums, without the factor, of gradients that are means over the processes."""
         factor = processes / self.factor
         if factor != 1:
-            torch._foreach_mul_([w.grad for w in weights if w.grad is not None], factor)
+            for gradients in alike(w.grad for w in weights if w.grad is not None):
+                torch._foreach_mul_(gradients, factor)
 
     def can_shrink(self) -> bool:
         """Return whether a smaller factor may help a gradient that is not finite."""

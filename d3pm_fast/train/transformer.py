@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from ..functional import Sharded
+from ..records import Sharding
 from .layers import keep_tokens, sinusoids
 
 __all__ = ["Transformer"]
@@ -55,8 +57,14 @@ class Transformer(nn.Module):
         )
         self.leave = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, num_classes))
         self.keep = nn.Linear(width, 1)
+        self.sharding: Sharding | None = None
 
-    def forward(self, x_t: Tensor, t: Tensor, mask: Tensor | None = None) -> Tensor:
+    @property
+    def head(self) -> nn.Linear:
+        """The last layer."""
+        return self.leave[-1]  # type: ignore[return-value]
+
+    def forward(self, x_t: Tensor, t: Tensor, mask: Tensor | None = None) -> Tensor | Sharded:
         """Return the logits of x_0.
 
         Args:
@@ -65,7 +73,7 @@ class Transformer(nn.Module):
             mask: bool ``(B, L)``, False for padding, which no token sees; None for no padding.
 
         Returns:
-            ``(B, L, K)``, contiguous.
+            ``(B, L, K)``, contiguous; :class:`Sharded` where processes share out the classes.
         """
         time = self.time(sinusoids(t / (self.num_steps or 1), self.width))
         h = self.embed(x_t.long())
@@ -76,4 +84,4 @@ class Transformer(nn.Module):
         h = h + sinusoids(places / self.PLACES, self.width) + time[:, None]
         for layer in self.layers:
             h = layer(h, src_key_padding_mask=None if mask is None else ~mask)
-        return keep_tokens(self.leave(h), self.keep(time), x_t, self.mask_id)
+        return keep_tokens(self.leave(h), self.keep(time), x_t, self.mask_id, self.sharding)

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..functional import Sharded
+from ..records import Sharding
 from .layers import keep_tokens, sinusoids
 
 __all__ = ["CategoricalUNet", "UNet"]
@@ -118,8 +120,14 @@ class CategoricalUNet(UNet):
         self.mask_id = mask_id
         self.embed = nn.Embedding(num_classes, width)
         self.keep = nn.Linear(self.features, 1)
+        self.sharding: Sharding | None = None
 
-    def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
+    @property
+    def head(self) -> nn.Conv2d:
+        """The last layer."""
+        return self.leave[-1]  # type: ignore[return-value]
+
+    def forward(self, x_t: Tensor, t: Tensor) -> Tensor | Sharded:  # type: ignore[override]
         """Return the logits of x_0.
 
         Args:
@@ -127,11 +135,11 @@ class CategoricalUNet(UNet):
             t: ``(B,)`` in 1..T, or in [0, 1].
 
         Returns:
-            ``(B, H, W, K)``, contiguous.
+            ``(B, H, W, K)``, contiguous; :class:`Sharded` where processes share out the classes.
         """
         time = self.time_features(t)
         h = self.image(self.embed(x_t.long()).permute(0, 3, 1, 2), time).permute(0, 2, 3, 1)
-        return keep_tokens(h, self.keep(time), x_t, self.mask_id)
+        return keep_tokens(h, self.keep(time), x_t, self.mask_id, self.sharding)
 
 
 class Blocks(nn.ModuleList):

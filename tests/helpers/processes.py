@@ -33,17 +33,25 @@ CASES = {
     "half": {"precision": "float16", "timesteps": 100},  # 100 times the loss: gradients overflow
     "sharded-half": {"precision": "float16", "timesteps": 100, "fsdp": True},
     "sharded-pieces": {"fsdp": True, "accumulate": 2},
+    "head": {"tensor_parallel": True},
+    "head-half": {"precision": "float16", "timesteps": 100, "tensor_parallel": True},
+    "head-pieces": {"tensor_parallel": True, "accumulate": 3},
     "images": {"levels": 4, "width": 16, "epochs": 2, "max_steps": None},
     "sharded-images": {"levels": 4, "width": 16, "max_steps": 3, "fsdp": True},
+    "head-images": {"levels": 4, "width": 16, "max_steps": 3, "tensor_parallel": True},
 }
 STOPPED_AT, DEAD_AT = 3, 6
-BEGUN = {"begun": False, "begun-sharded": True}  # with FSDP
+BEGUN = {  # with which options, and gone on with
+    "begun": ({}, {"fsdp": True}),
+    "begun-sharded": ({"fsdp": True}, {}),
+    "begun-head": ({"tensor_parallel": True}, {"tensor_parallel": True}),
+}
 
 
 def go_on(folder, number, before, last=8):
     """Continue what another number of processes has begun, the sharded one no longer sharded."""
-    for case, is_sharded in BEGUN.items():
-        config = config_of(case, folder, number, fsdp=not is_sharded, max_steps=last)
+    for case, (_, options) in BEGUN.items():
+        config = config_of(case, folder, number, **options, max_steps=last)
         if number == 1 or int(os.environ["RANK"]) == 0:
             shutil.copytree(before / case, config.out)
         distributed.wait()
@@ -52,9 +60,9 @@ def go_on(folder, number, before, last=8):
 
 def begin(folder, number):
     """Begin runs that others go on with."""
-    for case, is_sharded in BEGUN.items():
+    for case, (options, _) in BEGUN.items():
         out = folder / str(number) / "for-others" / case
-        train(config_of(case, folder, number, out=out, fsdp=is_sharded, max_steps=4))
+        train(config_of(case, folder, number, out=out, **options, max_steps=4))
 
 
 def run(number, folder, before):
