@@ -26,6 +26,7 @@ from d3pm_fast._files import replaced
 
 from .arguments import new_file
 from .chips import CHIPS
+from .sass import Path as Way
 from .slot_table import Row, read
 from .triton_calls import DTYPES
 
@@ -141,6 +142,8 @@ def work_of_rank_one(row: Row) -> Work:
     name = f"{row.operation}, {row.chain}"
     elements = 1 if row.operation == "q_sample" else row.num_classes
     moved = bytes_of_token(row.operation, row.num_classes, row.dtype)
+    if row.path == Way.SETTLED.value:  # rows are written alone
+        name, moved = f"{name}, settled", moved - row.num_classes * DTYPES[row.dtype].itemsize
     clocks = round(row.clocks * elements / 1000, 2)
     return Work(name, row.num_classes, row.dtype, TOKENS, moved, clocks, "clocks")
 

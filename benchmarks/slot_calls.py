@@ -32,6 +32,8 @@ WAYS = [
     ("loss and gradient", "absorbing", "flat"),
     ("loss and gradient", "marginal", "fast"),
     ("loss and gradient", "marginal", "full"),
+    ("loss and gradient", "uniform", "settled"),
+    ("loss and gradient", "absorbing", "settled"),
     ("p_posterior", "uniform", "full"),
     ("p_posterior", "absorbing", "flat"),
     ("p_posterior_grad", "uniform", "full"),
@@ -106,12 +108,11 @@ def kernels(key: Key) -> list[Kernel]:
     """Compile what a row is about; without rows that are recomputed, which are few."""
     if key.implementation == "cuda":
         return [_cuda_kernel(key)]
-    kind = DTYPES[key.dtype]
     if key.implementation == "anchor":
-        of_anchor = empty(TOKENS, key.num_classes, dtype=kind), empty(TOKENS)
+        of_anchor = empty(TOKENS, key.num_classes, dtype=DTYPES[key.dtype]), empty(TOKENS)
         run = anchors(*of_anchor)[key.operation]
     else:
-        run = _call(key.operation, key.chain, key.num_classes, kind)
+        run = _call(key)
     elements = TOKENS * (1 if key.operation == "q_sample" else key.num_classes)
     return [
         _triton_kernel(of.program, of.count, key.num_classes, elements)
@@ -120,21 +121,24 @@ def kernels(key: Key) -> list[Kernel]:
     ]
 
 
-def _call(operation: str, chain: str, num_classes: int, dtype: torch.dtype) -> Callable[[], Any]:
-    """Return a call of the library's own."""
+def _call(key: Key) -> Callable[[], Any]:
+    """Return a call of the library's own; a mask settles tokens of a chain without one."""
     from d3pm_fast.kernels.rank_one import loss, p_sample, posterior, q_sample
 
+    operation, chain, path, num_classes = key[1:5]
+    dtype = DTYPES[key.dtype]
     if chain == OF_MATRICES[1]:
         of_matrices = dense_calls(num_classes, dtype)
         return lambda: of_matrices["dense loss"]()
     logits, tokens, runs = empty(TOKENS, num_classes, dtype=dtype), empty(TOKENS), TOKENS // 1024
     rows, table = empty(runs), empty(1001, 7, dtype=torch.float64)
     pi = empty(num_classes, dtype=torch.float64) if chain == "marginal" else None
-    mask = num_classes - 1 if chain == "absorbing" else -1
-    step = RankOneStep(rows, table, pi, pi, mask, num_classes, mask)
+    mask_id = num_classes - 1 if chain == "absorbing" else -1
+    counts = empty(TOKENS, dtype=torch.bool) if mask_id < 0 and path == "settled" else None
+    step = RankOneStep(rows, table, pi, pi, mask_id, num_classes, mask_id)
     model, draw = Model(False, True), Random(empty(runs), 3)
-    of_loss = Loss(logits, tokens, None, tokens, step, model, Weights(1.0, 0.01))
-    base = RankOneMarginal(rows, empty(1001, 3, dtype=torch.float64), pi, mask, num_classes)
+    of_loss = Loss(logits, tokens, counts, tokens, step, model, Weights(1.0, 0.01))
+    base = RankOneMarginal(rows, empty(1001, 3, dtype=torch.float64), pi, mask_id, num_classes)
     return {
         "loss and gradient": lambda: loss.loss(of_loss, "mean", False),
         "p_posterior": lambda: posterior.p_posterior(logits, tokens, step, model),

@@ -304,6 +304,30 @@ def test_an_impossible_pair_is_nan_and_no_other_token_is(impl, family, first_ste
         assert bool(gradient[reach.flatten()].isfinite().all())
 
 
+@pytest.mark.parametrize("num_classes", [27, 32, 100, 256])
+def test_runs_of_tokens_whose_rows_are_not_read(impl, num_classes):
+    """Absorbing: tokens that cost nothing, pairs that cannot be, both, and some that are masked."""
+    mask_id, each, last = num_classes - 1, 128, 5
+    chain = make_chain("absorbing_last", num_classes)
+    kind = torch.cat(
+        [torch.randint(low, high, (each,)) for low, high in [(0, 1), (1, 2), (0, 2), (0, 3)]]
+        + [torch.zeros(last, dtype=torch.int64)]
+    )
+    free, bad, masked = (kind == i for i in range(3))
+    x0 = torch.randint(num_classes - 2, kind.shape)
+    x_t = torch.where(masked, mask_id, x0 + bad)
+    t = torch.full_like(x0, 4)
+    logits = torch.randn(len(kind), num_classes)
+    loss, gradient = loss_and_gradient(chain, logits, x0, x_t, t, impl)
+    assert bool((loss[free] == 0).all())
+    assert bool((gradient[free] == 0).all())
+    assert bool(loss[bad].isnan().all())
+    assert impl == "reference" or bool(gradient[bad].isnan().all())
+    alone = loss_and_gradient(chain, *(of[masked] for of in (logits, x0, x_t, t)), impl)
+    assert_close(loss[masked], alone[0].double(), torch.float32, ulps=4)
+    assert_gradient_close(gradient[masked], alone[1].double(), torch.float32, ulps=8)
+
+
 def small_problem(family="mask_and_uniform", num_classes=9, shape=(4, 6)):
     chain = make_chain(family, num_classes)
     x0 = torch.randint(num_classes, shape)

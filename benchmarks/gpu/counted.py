@@ -127,6 +127,9 @@ def call_of(key: Key) -> tuple[Run, int]:
         logits, tokens = inputs.logits.flatten(0, 1), inputs.x0.flatten()
         return anchors(logits, tokens)[key.operation], num_tokens * num_classes
     elements = num_tokens * (1 if key.operation == "q_sample" else num_classes)
+    if key.path == "settled" and key.chain != "absorbing":
+        counts = torch.zeros_like(inputs.x0, dtype=torch.bool)
+        return problems.loss_by(inputs, key.implementation, counts), elements
     return CALLS_OF[key.operation](inputs, key.implementation), elements
 
 

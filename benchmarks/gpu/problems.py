@@ -125,12 +125,12 @@ def is_installed(impl: str, transition: d3.transitions.Transition | None = None)
     return True
 
 
-def loss_by(inputs: Inputs, impl: str) -> Run:
-    """Return forward and backward of the mean loss."""
+def loss_by(inputs: Inputs, impl: str, mask: Tensor | None = None) -> Run:
+    """Return forward and backward of the mean loss; a mask says which tokens count."""
 
     def loss(logits: Tensor) -> Tensor:
         tokens = inputs.x0, inputs.x_t, inputs.t
-        return functional.loss(inputs.transition, logits, *tokens, impl=impl)
+        return functional.loss(inputs.transition, logits, *tokens, mask=mask, impl=impl)
 
     return lambda: loss_and_gradient(loss, inputs.logits)
 

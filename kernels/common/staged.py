@@ -1,7 +1,8 @@
 """Tiles of short rows of which no number is aligned: a row a thread, by way of shared memory.
 
 Rows of 27 numbers of 16 bits would be read number by number. The rows of a program follow one
-another, so that together they are read and written 16 bytes at a time.
+another, so that together they are read 16 bytes at a time. They are written row by row: a gather
+that would have each of 16 bytes again finds every number's row by arithmetic.
 """
 
 import torch
@@ -30,30 +31,26 @@ def load_staged(a, pointer, classes):
     HIGH: tl.constexpr = classes.j.shape[0]
     ROWS: tl.constexpr = classes.j.shape[1]
     at = tl.arange(0, HIGH * ROWS)
+    place = at % ROWS * a.num_classes + tl.minimum(at // ROWS, a.num_classes - 1)
     left = a.num_tokens - tl.program_id(0).to(tl.int64) * ROWS
     # Only the last program has fewer rows, whose end is not aligned.
     if left >= ROWS:
         flat = tl.load(pointer + classes.first + at, mask=at < ROWS * a.num_classes, other=0.0)
+        x = tl.gather(flat, place, 0)
     else:
         flat = tl.load(pointer + classes.first + at, mask=at < left * a.num_classes, other=0.0)
-    j = tl.minimum(at // ROWS, a.num_classes - 1)
-    return tl.reshape(tl.gather(flat, at % ROWS * a.num_classes + j, 0), [HIGH, ROWS, 1])
+        x = tl.gather(flat, place, 0)
+    return tl.reshape(x, [HIGH, ROWS, 1])
 
 
 @triton.jit
 def store_staged(a, pointer, classes, values):
-    """Write the numbers of a tile."""
+    """Write the numbers of a tile, a row at a time by the lanes of a warp."""
     HIGH: tl.constexpr = classes.j.shape[0]
     ROWS: tl.constexpr = classes.j.shape[1]
-    PER: tl.constexpr = (1 << 20) // a.num_classes + 1
-    at = tl.arange(0, HIGH * ROWS)
-    row = at * PER >> 20  # at // num_classes
-    # The place of its number, j * ROWS + row.
-    place = at * ROWS - row * (a.num_classes * ROWS - 1)
-    values = tl.reshape(values.to(pointer.dtype.element_ty), [HIGH * ROWS])
-    flat = tl.gather(values, place, 0)
+    values = tl.permute(values.to(pointer.dtype.element_ty), [1, 2, 0])
+    row, j = tl.arange(0, ROWS)[:, None], tl.arange(0, HIGH)[None, :]
     left = a.num_tokens - tl.program_id(0).to(tl.int64) * ROWS
-    if left >= ROWS:
-        tl.store(pointer + classes.first + at, flat, mask=at < ROWS * a.num_classes)
-    else:
-        tl.store(pointer + classes.first + at, flat, mask=at < left * a.num_classes)
+    there = (row < tl.minimum(left, ROWS).to(tl.int32)) & (j < a.num_classes)
+    at = pointer + classes.first + row * a.num_classes + j
+    tl.store(at, tl.reshape(values, [ROWS, HIGH]), mask=there)

@@ -151,6 +151,17 @@ def store_flat(pointer, classes, values, KEEP: tl.constexpr = ANYHOW):
 
 
 @triton.jit
+def fill_rows(a, pointer, classes, value):
+    """Write a number (1,) to the program's rows, as they follow one another in memory."""
+    SIZE: tl.constexpr = classes.flat.shape[0] * classes.flat.shape[1]
+    ROWS: tl.constexpr = classes.j.shape[1]
+    left = tl.minimum(a.num_tokens - tl.program_id(0).to(tl.int64) * ROWS, ROWS).to(tl.int32)
+    at = tl.arange(0, SIZE)
+    values = tl.broadcast_to(value.to(pointer.dtype.element_ty), [SIZE])
+    tl.store(pointer + classes.first + at, values, mask=at < left * a.num_classes)
+
+
+@triton.jit
 def on_tile(x):
     """Return what each row has, for all of its classes: in the layout that ``row_sum`` returns."""
     return x[:, None][None, :, :]

@@ -16,7 +16,7 @@ from ...reductions import reduced
 from ..common.launch import constant, launch, triton_type
 from ..common.once import once
 from ..common.staged import staged_tile_of
-from ..common.tile import Tile, classes_from, on_tile, row_max, row_sum, tile_of
+from ..common.tile import Tile, classes_from, fill_rows, row_max, row_sum, tile_of
 from .loss_long import (
     holds,
     is_curved,
@@ -76,12 +76,15 @@ def loss_of_whole_rows(
     if a.SPARSE and tokens.read == ROWS:
         store_value(a, tokens)
         if a.grad is not None:
-            store_whole(a, classes, tl.broadcast_to(on_tile(once(tokens.value)), classes.j.shape))
+            if ROWS == 1:
+                fill_rows(a, a.grad, classes, tokens.value)
+            else:
+                fill_rows(a, a.grad, classes, tl.zeros([1], REAL))
     else:
         logits = load_whole(a, chain, tokens, classes, REAL, FILLED)
         special = load_special(a, chain, tokens, REAL)
         level = level_of(highest(tokens, once(row_max(logits)), special))
-        e = exponentials_of_tile(logits, level)
+        e = exponentials_of_tile(a, classes, logits, level)
         row = row_of_whole(a, level, once(row_sum(e)), special)
         solved = solve(token, row, REAL)
         if tl.max(needs_sums(a, token, solved, REAL).to(tl.int32), axis=0) > 0:

@@ -42,7 +42,7 @@ class Tokens(NamedTuple):
     inside: Any
     settled: Any
     value: Any  # of a settled token's loss and of all its gradient
-    read: Any  # the first of the program's rows that is not settled; beyond them if there is none
+    read: Any  # the program's first row that is not filled alike; beyond them if there is none
 
 
 @triton.jit
@@ -93,14 +93,18 @@ def load_tokens(
     settled = undefined
     if not a.WITH_TERMS:
         settled |= (vb == 0.0) & (ce == 0.0)
-    counts = weight != 0.0
+    counts = inside & (weight != 0.0)
     if a.mask is not None:
         counts &= tl.load(a.mask + at, mask=inside, other=0) != 0
     settled |= counts == 0
-    value = tl.where(undefined & counts, float("nan"), 0.0).to(REAL)
+    undefined &= counts
+    value = tl.where(undefined, float("nan"), 0.0).to(REAL)
     vb = tl.where(settled, 0.0, vb)
     diverges = diverges & (settled == 0)
-    read = tl.min(tl.where(settled, ROWS, tl.arange(0, ROWS)), axis=0)
+    alike = settled
+    if ROWS > 1:
+        alike &= undefined == 0
+    read = tl.min(tl.where(alike, ROWS, tl.arange(0, ROWS)), axis=0)
     tokens = Tokens(at, x0, x_t, inside, settled, value, read)
     special = Token(
         step.keep,

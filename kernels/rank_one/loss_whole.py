@@ -67,9 +67,21 @@ def load_whole(a, chain, tokens, classes, REAL: tl.constexpr, FILLED: tl.constex
 def store_whole(a, classes, gradient):
     """Write the gradient of rows."""
     if a.IS_STAGED:
-        store_staged(a, a.grad, classes, gradient)
+        store_staged(a, a.grad, classes, within(a, classes, gradient, 0.0))
     else:
         store_tile(a.grad, classes, gradient)
+
+
+@triton.jit
+def within(a, classes, x, other):
+    """Return numbers of a tile, ``other`` beyond the last class where a row is a thread's.
+
+    The compiler knows there which they are: nothing is done for them.
+    """
+    if a.IS_STAGED:
+        return tl.where(classes.high + classes.low < a.num_classes, x, other)
+    else:
+        return x
 
 
 class Level(NamedTuple):
@@ -94,14 +106,18 @@ def level_of(top):
 
 
 @triton.jit
-def exponentials_of_tile(logits, level):
+def exponentials_of_tile(a, classes, logits, level):
     """Return those of a tile, most of which have no huge logits."""
     if logits.dtype == tl.float64:
         return tl.exp(logits - on_tile(level.origin))
     else:
+        scaled = on_tile(once(-level.scaled))
         if tl.max((level.origin != 0.0).to(tl.int32), axis=0) > 0:
             logits -= on_tile(once(level.origin))
-        return fast_exp2(tl.fma(logits, LOG2E, on_tile(once(-level.scaled))))
+            e = fast_exp2(tl.fma(logits, LOG2E, scaled))
+        else:
+            e = fast_exp2(tl.fma(logits, LOG2E, scaled))
+        return within(a, classes, e, -0.0)
 
 
 @triton.jit
@@ -153,9 +169,9 @@ def curvature_of_whole(a, chain, tokens, classes, e, row, level, solved, FILLED:
     parts = sum_pi * phi(solved.shift, solved.ratio) + slope * row.e_rest
     if chain.pi is None:
         w = bend.c * e
-        per_sum = reciprocal(1.0 + w)
-        h = (bend.h_0 + w) * per_sum
-        sum_phi = parts - sum_of_logs(1.0 + w)
+        y = within(a, classes, 1.0 + w, 1.0)
+        h = (bend.h_0 + w) * reciprocal(y)
+        sum_phi = parts - sum_of_logs(y)
         in_range = slope < LARGEST * solved.ratio
         by_groups = in_range & (solved.ratio > 0.5) & (slope < LARGEST)
         if not a.IS_STAGED:
@@ -166,7 +182,7 @@ def curvature_of_whole(a, chain, tokens, classes, e, row, level, solved, FILLED:
         h, log2 = bent(e, pi, bend)
         sum_phi = parts + LN2 * once(row_sum(pi * log2))
         in_range = sum_pi > 1.0 / 16  # a difference
-    sum_h = once(row_sum(e * h))
+    sum_h = once(row_sum(within(a, classes, e * h, -0.0)))
     keeps = in_range & (sum_phi > least_sum(a, chain, parts, sum_pi))
     cancels = solved.curved & (keeps == 0)
     by_class = cancels
