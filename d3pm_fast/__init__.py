@@ -7,11 +7,11 @@ from . import (
     distributed,
     evaluation,
     functional,
+    samplers,
     sampling,
     schedules,
     timesteps,
     transitions,
-    unmasking,
 )
 from .d3pm import D3PM
 from .elbo import ELBO
@@ -35,9 +35,9 @@ __all__ = [
     "evaluation",
     "functional",
     "implementation",
+    "samplers",
     "sampling",
     "schedules",
     "timesteps",
     "transitions",
-    "unmasking",
 ]

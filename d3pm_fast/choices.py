@@ -14,6 +14,7 @@ __all__ = [
     "Impl",
     "Last",
     "LinearSchedule",
+    "Order",
     "Reduction",
     "Reverse",
     "ScoreStep",
@@ -30,6 +31,8 @@ Reduction = Literal["mean", "sum", "none", "batch"]
 """What is returned of the losses of all tokens."""
 Last = Literal["sample", "argmax"]
 """What a sampler does in the step to time 0."""
+Order = Literal["confidence", "raw_confidence", "margin", "entropy", "random"]
+"""Which tokens are unmasked first, see :func:`d3pm_fast.samplers.unmask`."""
 LinearSchedule = Literal["rows", "tiles"]
 """What a loss has of a head's logits at a time, see :class:`d3pm_fast.functional.Linear`."""
 ScoreStep = Literal["analytic", "euler"]
@@ -46,6 +49,7 @@ FIRST_STEPS: tuple[FirstStep, ...] = get_args(FirstStep)
 IMPLS: tuple[Impl, ...] = get_args(Impl)
 REDUCTIONS: tuple[Reduction, ...] = get_args(Reduction)
 LASTS: tuple[Last, ...] = get_args(Last)
+ORDERS: tuple[Order, ...] = get_args(Order)
 LINEAR_SCHEDULES: tuple[LinearSchedule, ...] = get_args(LinearSchedule)
 SCORE_STEPS: tuple[ScoreStep, ...] = get_args(ScoreStep)
 SPACINGS: tuple[Spacing, ...] = get_args(Spacing)

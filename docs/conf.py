@@ -74,7 +74,7 @@ CONTENTS = {
     },
     "api/index": {
         "Modules": "d3pm choices functional schedules transitions timesteps sampling "
-        "unmasking elbo evaluation distributed products implementations reference",
+        "samplers elbo evaluation distributed products implementations reference",
     },
 }
 COPIES = {"CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}

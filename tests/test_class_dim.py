@@ -6,7 +6,7 @@ from helpers.compare import assert_close, check_gradient, same_bits
 
 import d3pm_fast as d3
 from benchmarks.memory import peak_bytes
-from d3pm_fast import functional, schedules, transitions, unmasking
+from d3pm_fast import functional, samplers, schedules, transitions
 from d3pm_fast.functional import Logistic, Score, Shaped
 
 ALSO_BY = ("triton", "cuda")  # the fixture impl; see conftest.py
@@ -263,8 +263,8 @@ def test_the_module_has_one_layout(served_by):
             diffusion.sample(*draws, **seeds),
             diffusion.sample(*draws, **seeds, last="argmax"),
             diffusion.sample(*draws, **seeds, time_independent=True),
-            unmasking.first_hitting(diffusion, *draws, **seeds),
-            unmasking.confidence(diffusion, *draws, **seeds),
+            samplers.first_hitting(diffusion, *draws, **seeds),
+            samplers.confidence(diffusion, *draws, **seeds),
         ]
 
     for found, expected in zip(results(class_first, 1), results(network, -1), strict=True):

@@ -42,7 +42,7 @@ MODULES = [
     "d3pm_fast.schedules.continuous",
     "d3pm_fast.timesteps",
     "d3pm_fast.transitions",
-    "d3pm_fast.unmasking",
+    "d3pm_fast.samplers",
 ]
 
 

@@ -368,7 +368,7 @@ def test_gidd_without_uniform_noise_is_an_absorbing_chain(num_steps):
     keep = 1 - (t if num_steps is None else t / num_steps)
     expected = keep * torch.eye(K).double() + (1 - keep) * torch.eye(K).double()[MASK]
     torch.testing.assert_close(chain.q_bar_matrix(t), expected)
-    samples = d3.unmasking.first_hitting(
+    samples = d3.samplers.first_hitting(
         d3.D3PM(chain), lambda x_t, t: torch.zeros(*x_t.shape, K), (2, 3)
     )
     assert not (samples == MASK).any()

@@ -18,8 +18,8 @@ from helpers.paths import (
 import d3pm_fast as d3
 from d3pm_fast import timesteps
 from d3pm_fast._reuse import Reuse
+from d3pm_fast.samplers import confidence, first_hitting
 from d3pm_fast.sampling import ancestral
-from d3pm_fast.unmasking import confidence, first_hitting
 
 BETAS = torch.tensor([0.3, 0.5, 0.8], dtype=torch.float64)
 RANK_ONE = ["uniform", "absorbing_middle", "marginal_with_zeros", "mask_and_uniform"]

@@ -602,7 +602,7 @@ def test_unmasking_one_by_one_takes_scores():
     diffusion = d3.D3PM(HIDDEN["absorbing"])
     y = torch.randn(K)
     y[1] = 9.0
-    x = d3.unmasking.first_hitting(
+    x = d3.samplers.first_hitting(
         diffusion, lambda x, t: Score(y.expand(*x.shape, K)), (20, 3), seeds=torch.arange(20)
     )
     assert (x == 1).float().mean() > 0.9

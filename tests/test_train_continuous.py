@@ -218,6 +218,8 @@ def test_the_command_draws_by_every_sampler(config, capsys):
         drawn("--sampler", "first-hitting"),
         drawn("--sampler", "first-hitting", "--steps", "4"),
         drawn("--sampler", "confidence"),
+        drawn("--sampler", "unmask", "--steps", "3", "--order", "margin", "--block", "400"),
+        drawn("--sampler", "unmask", "--threshold", "0.3", "--min-p", "0.1", "--last", "argmax"),
     ]
     assert [name for name, _ in others] == [
         "ancestral_4_count-2_spacing-cosine",
@@ -225,12 +227,15 @@ def test_the_command_draws_by_every_sampler(config, capsys):
         "first-hitting_count-2",
         "first-hitting_4_count-2",
         "confidence_5_count-2",
+        "unmask_3_count-2_order-margin_block-400",
+        "unmask_count-2_threshold-0.3_last-argmax_min_p-0.1",
     ]
-    assert len({strided, *(picture for _, picture in others)}) == 6
+    assert len({strided, *(picture for _, picture in others)}) == 8
     for wrong, message in (
         (("--times", "0.9,0.3"), "times must begin at T = 1.0, got"),
         (("--times", "1,0.3", "--spacing", "log"), "spacing = log is for steps in continuous"),
         (("--sampler", "first-hitting", "--spacing", "log"), "spacing = log is for steps in"),
+        (("--block", "3"), "block is for the sampler unmask, got ancestral"),
     ):
         with pytest.raises(SystemExit, match=message):
             drawn(*wrong)

@@ -376,8 +376,8 @@ def test_the_full_checks_raise_everywhere(impl, monkeypatch):
 SAMPLERS = {
     "sample": lambda diffusion, *args: diffusion.sample(*args),
     "argmax": lambda diffusion, *args: diffusion.sample(*args, last="argmax"),
-    "first hitting": d3.unmasking.first_hitting,
-    "confidence": d3.unmasking.confidence,
+    "first hitting": d3.samplers.first_hitting,
+    "confidence": d3.samplers.confidence,
 }
 
 

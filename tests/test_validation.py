@@ -269,7 +269,7 @@ def test_the_full_checks_find_a_nan_of_a_denoiser(last, monkeypatch):
 )
 def test_bad_shapes_of_samples_are_named(shape, error, message):
     diffusion = d3.D3PM(CHAIN)
-    for sample in (d3.sampling.ancestral, d3.unmasking.first_hitting, d3.unmasking.confidence):
+    for sample in (d3.sampling.ancestral, d3.samplers.first_hitting, d3.samplers.confidence):
         with pytest.raises(error, match=message):
             sample(diffusion, lambda x_t, t: torch.zeros(*x_t.shape, K), shape)
 
@@ -466,7 +466,7 @@ TYPES_OF_CHOICES = {
 
 
 def test_choices_have_types_that_an_editor_can_complete():
-    modules = functional, transitions, d3.sampling, d3.unmasking, d3.evaluation, d3
+    modules = functional, transitions, d3.sampling, d3.samplers, d3.evaluation, d3
     public = [getattr(module, name) for module in modules for name in module.__all__]
     methods = [member for _, member in inspect.getmembers(d3.D3PM, inspect.isfunction)]
     callables = [d3.D3PM, *methods, *filter(inspect.isfunction, public)]

@@ -112,9 +112,9 @@ def predict(
         prediction = as_prediction(log_p, transition, class_dim)
     if _environment.CHECK:
         prediction.check_no_nan()
-    if can_be_read(x_t):
+    name = choose(impl, "predict", transition, t, 1, x_t=x_t)
+    if name == "cpu" and can_be_read(x_t):
         check_range("x_t", x_t, 0, transition.num_classes)
-    name = choose(impl, "predict", transition, t, 1)
     known = _known(transition, contiguous(x_t), mask)
     with torch.no_grad():
         random = tokens_of(Random(seeds, step, offset), x_t.shape)

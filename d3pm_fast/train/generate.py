@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from .. import timesteps
 from .._checks import check_count
 from .._random import seeded
-from ..choices import Last, Spacing
+from ..choices import Last, Order, Spacing
 from ..functional import Shaped
+from ..samplers import confidence, first_hitting, unmask
 from ..sampling import ancestral
-from ..unmasking import confidence, first_hitting
 from . import model
 from .config import Statistics, TrainConfig
 from .device import autocast, pick_device
@@ -27,8 +27,10 @@ SAMPLERS: dict[str, Sampler] = {
     "ancestral": ancestral,
     "first-hitting": first_hitting,
     "confidence": confidence,
+    "unmask": unmask,
 }
-NAMED = {"count", "spacing", "last", "temperature", "top_k", "top_p", "seed"}
+OF_UNMASK = ("order", "threshold", "entropy_bound", "block")
+NAMED = {"count", "spacing", "last", "temperature", "top_k", "top_p", "min_p", "seed", *OF_UNMASK}
 
 
 def parse_times(text: list[str]) -> tuple[float, ...]:
@@ -62,9 +64,19 @@ class SampleConfig:
     """Replace samples of the same name."""
     count: int | None = None
     """Items to draw; default: as in training."""
-    sampler: Literal["ancestral", "first-hitting", "confidence"] = "ancestral"
+    sampler: Literal["ancestral", "first-hitting", "confidence", "unmask"] = "ancestral"
     """The others are for absorbing chains: first-hitting has the same law and calls the denoiser
-    only for steps that unmask a token; confidence unmasks the surest tokens first, a heuristic."""
+    only for steps that unmask a token; confidence unmasks the surest tokens first, a heuristic,
+    with MaskGIT's noise; unmask does so without noise, in the order that the next options say."""
+    order: Order = "confidence"
+    """Of unmask: which tokens come first."""
+    threshold: float | None = None
+    """Of unmask: all tokens whose likeliest class has at least this probability are unmasked, too;
+    without --steps and --times in as many calls as it takes."""
+    entropy_bound: float | None = None
+    """Of unmask: as many tokens as have entropies of together at most so many nats, too."""
+    block: int | None = None
+    """Of unmask: so many positions from left to right before the next ones."""
     steps: int | None = None
     """Evenly strided steps, 1..T; default: as in training. Any number in continuous time, where
     first-hitting has none by default: each token then has a time of its own."""
@@ -81,6 +93,8 @@ class SampleConfig:
     """Draw from the k likeliest classes of each prediction."""
     top_p: float | None = None
     """Draw from the fewest classes of each prediction that come to this probability."""
+    min_p: float | None = None
+    """Draw from classes that are at least this times as likely as the likeliest."""
     seed: int = 0
     """Of the noise."""
     device: str = "auto"
@@ -97,6 +111,10 @@ def sample(config: SampleConfig) -> None:
         raise ValueError("give --steps or --times, not both")
     if config.sampler == "confidence" and config.last == "argmax":
         raise ValueError("last = argmax is not for the confidence sampler")
+    of_unmask = {name: getattr(config, name) for name in OF_UNMASK}
+    given = [name for name in OF_UNMASK if of_unmask[name] != getattr(SampleConfig, name)]
+    if given and config.sampler != "unmask":
+        raise ValueError(f"{given[0]} is for the sampler unmask, got {config.sampler}")
     if (config.name is not None and Path(config.name).name != config.name) or config.name == "..":
         raise ValueError(f"name must be a name without folders, got {config.name!r}")
     if config.count is not None:
@@ -106,13 +124,20 @@ def sample(config: SampleConfig) -> None:
     options: dict[str, Any] = {"steps": steps}
     if isinstance(steps, int) and trained.num_steps is None:
         options["steps"] = timesteps.grid(steps, config.spacing)
-    if config.sampler != "confidence":
+    if config.sampler == "unmask":
+        options |= {**of_unmask, "take": config.last}
+    elif config.sampler != "confidence":
         options["last"] = config.last
-    shaped = partial(Shaped, temperature=config.temperature, top_k=config.top_k, top_p=config.top_p)
 
     def sampler(denoiser: Denoiser, *args: Any, **more: Any) -> Tensor:
         def shaping(x_t: Tensor, t: Tensor) -> Shaped:
-            return shaped(denoiser(x_t, t))
+            return Shaped(
+                denoiser(x_t, t),
+                temperature=config.temperature,
+                top_k=config.top_k,
+                top_p=config.top_p,
+                min_p=config.min_p,
+            )
 
         return SAMPLERS[config.sampler](diffusion, shaping, *args, **options, **more)
 
@@ -135,7 +160,8 @@ def steps_of(config: SampleConfig, trained: TrainConfig) -> int | Sequence[float
     if not is_continuous and not all(isinstance(t, int) for t in config.times):
         raise ValueError(f"times must be integers for a run of T steps, got {config.times}")
     steps: int | Sequence[float] | None = config.times or config.steps
-    if steps is None and not (is_continuous and config.sampler == "first-hitting"):
+    adapts = config.sampler == "unmask" and (config.threshold, config.entropy_bound) != (None, None)
+    if steps is None and not adapts and not (is_continuous and config.sampler == "first-hitting"):
         steps = trained.steps_to_sample
     if config.spacing != "uniform" and not (is_continuous and isinstance(steps, int)):
         raise ValueError(f"spacing = {config.spacing} is for steps in continuous time")

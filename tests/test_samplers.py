@@ -12,8 +12,8 @@ from scipy import stats
 
 import d3pm_fast as d3
 from d3pm_fast import timesteps
+from d3pm_fast.samplers import confidence, first_hitting
 from d3pm_fast.schedules import continuous
-from d3pm_fast.unmasking import confidence, first_hitting
 
 BETAS = torch.tensor([0.3, 0.5, 0.8], dtype=torch.float64)
 K, T, TOKENS, DRAWS = 4, 3, 2, 10_000
