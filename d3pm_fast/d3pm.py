@@ -422,6 +422,7 @@ class D3PM(nn.Module):
         batch_size: int = 64,
         progress: bool = False,
         t_min: float = 1e-3,
+        position_offset: int = 0,
     ) -> ELBO:
         """Return the negative evidence lower bound of each item, or an estimate (D3PM, eq. 1).
 
@@ -447,6 +448,9 @@ class D3PM(nn.Module):
             batch_size: the most x_t in one call of the denoiser.
             progress: show a progress bar.
             t_min: of an integral, where it ends, in (0, 1); the sum is a bound for every t_min.
+            position_offset: the position in its item of the first token that is given of each,
+                where these are a part of the positions, as the shard of a sequence. All parts take
+                the same steps, and their terms and priors add up to those of the item.
 
         Returns:
             :class:`d3pm_fast.elbo.ELBO`: float64, in nats, and ``bits_per_dim``.
@@ -467,6 +471,7 @@ class D3PM(nn.Module):
             mask=mask,
             generator=generator,
             seeds=seeds,
+            position_offset=position_offset,
             batch_size=batch_size,
             progress=progress,
         )

@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 from . import functional, timesteps
 from ._checks import check_count, check_mask, check_t_min, check_tokens
 from .diffusion import Diffusion
-from .functional.seeds import check_seeds
+from .functional.seeds import check_offset, check_seeds
 from .predictions import Predicted
 from .reductions import sum_positions
 from .reference.philox import uniforms
@@ -69,6 +69,7 @@ def elbo(
     mask: Tensor | None = None,
     generator: torch.Generator | None = None,
     seeds: Tensor | None = None,
+    position_offset: int = 0,
     batch_size: int = 64,
     progress: bool = False,
 ) -> ELBO:
@@ -109,6 +110,9 @@ def elbo(
             are in x0.
         generator: where the seeds come from; None for PyTorch's default generator.
         seeds: int64 ``(B,)`` in its place, see :func:`d3pm_fast.draw_seeds`.
+        position_offset: the position in its item of the first token that is given of each, where
+            these are a part of the positions, as the shard of a sequence. All parts take the same
+            steps, and their terms and priors add up to those of the item.
         batch_size: the most x_t in one denoiser call.
         progress: show a progress bar.
 
@@ -130,6 +134,7 @@ def elbo(
     elif check_count("num_times", num_times, least=min(3, num_terms)) > num_terms:
         raise ValueError(f"num_times must be at most {num_terms}, got {num_times}")
     check_count("batch_size", batch_size)
+    check_offset(position_offset, x0[:1].numel())
     seeds = check_seeds(seeds, generator, x0).to(x0.device)
 
     is_estimate = is_integral or num_times < num_terms
@@ -154,7 +159,15 @@ def elbo(
         t, s = starts_of[item, place], targets_of[item, place]
         counts = None if mask is None else mask[item]
         numbers_of = numbers[item, place]
-        x_t = functional.q_sample(chain, x0[item], t, seeds=numbers_of, mask=counts, impl=impl)
+        x_t = functional.q_sample(
+            chain,
+            x0[item],
+            t,
+            mask=counts,
+            seeds=numbers_of,
+            position_offset=position_offset,
+            impl=impl,
+        )
         loss = functional.loss(
             chain,
             denoiser(x_t, t),

@@ -98,6 +98,52 @@ def test_numbers_far_along(impl, seeds, offset):
     assert torch.equal(drawn, expected)
 
 
+FAR = 2**32 - 20
+
+
+def test_steps_far_along(impl, seeds):
+    """Across the end of 32 bits: as plain PyTorch, and not as if these began again."""
+    chain, x_t, logits = CHAINS["uniform"], torch.randint(K, SHAPE), torch.randn(*SHAPE, K)
+
+    def draw(begin, offset, by=impl):
+        parts = logits[:, begin:].contiguous(), x_t[:, begin:].contiguous()
+        options = {"seeds": seeds, "position_offset": offset, "impl": by}
+        return functional.p_sample(chain, *parts, torch.tensor([2, 4, T]), **options)
+
+    whole = draw(0, FAR)
+    assert torch.equal(whole, draw(0, FAR, "reference"))
+    assert torch.equal(whole[:, 20:], draw(20, 2**32))
+    assert not torch.equal(whole[:, 20:], draw(20, 0))
+
+
+def test_priors_far_along(chain, seeds):
+    def draw(length, offset):
+        return functional.sample_prior(chain, (3, length), seeds, position_offset=offset)
+
+    whole = draw(40, FAR)
+    assert torch.equal(whole[:, 20:], draw(20, 2**32))
+    if chain.family != "absorbing":  # where all are masks
+        assert not torch.equal(whole[:, 20:], draw(20, 0))
+
+
+@pytest.mark.parametrize("num_times", [None, 4])
+def test_bounds_of_parts_add_up(chain, seeds, num_times):
+    diffusion, rows = d3.D3PM(chain), torch.randn(K, K).double()
+    if not chain.has_steps:
+        num_times = 4
+    x0, options = torch.randint(2, SHAPE), {"num_times": num_times, "seeds": seeds}
+
+    def bound(x0, position_offset=0):
+        return diffusion.elbo(lambda x, t: rows[x], x0, position_offset=position_offset, **options)
+
+    whole, parts = bound(x0), [bound(x0[:, begin:end], begin) for begin, end in PARTS]
+    assert all(torch.equal(part.taken, whole.taken) for part in parts)
+    for of in ("terms", "prior", "num_tokens"):
+        torch.testing.assert_close(sum(getattr(part, of) for part in parts), getattr(whole, of))
+    wrong = bound(x0[:, :CUT]).terms + bound(x0[:, CUT:]).terms
+    assert not torch.allclose(wrong, whole.terms)
+
+
 def test_sample_prior(chain, seeds):
     whole = functional.sample_prior(chain, SHAPE, seeds, 9)
     parts = [
@@ -131,6 +177,8 @@ def test_what_is_refused(seeds):
             diffusion.q_sample(x0, t, seeds=seeds, position_offset=offset)
         with pytest.raises(ValueError, match=message):
             diffusion.p_sample(torch.zeros(*SHAPE, K), x0, t, seeds=seeds, position_offset=offset)
+        with pytest.raises(ValueError, match=message):
+            diffusion.elbo(lambda x, t: torch.zeros(*x.shape, K), x0, position_offset=offset)
         with pytest.raises(ValueError, match=message):
             diffusion.sample_prior(SHAPE, seeds, position_offset=offset)
         with pytest.raises(ValueError, match=message):
