@@ -12,7 +12,7 @@ from d3pm_fast._no_law import NoLaw
 LOSSES = shards.CASES["loss"][1]
 
 
-@pytest.fixture(scope="module", params=[2, 4])
+@pytest.fixture(scope="module", params=[2, pytest.param(4, marks=pytest.mark.exhaustive)])
 def made(request):
     """What each rank got, by kind and name of the case."""
     if not torch.distributed.is_gloo_available():

@@ -248,6 +248,7 @@ def op_arguments(family):
     }
 
 
+@pytest.mark.exhaustive(where=lambda kernels, op, **_: kernels == "triton" and "linear" in op)
 @pytest.mark.parametrize("op", list(op_arguments("uniform")))
 @pytest.mark.parametrize("family", ["uniform", "marginal", "absorbing_last"])
 def test_opcheck_finds_nothing(family, op, kernels):

@@ -24,7 +24,7 @@ from d3pm_fast.train.process import interrupted_by_signals
 
 if not torch.distributed.is_available() or not torch.distributed.is_gloo_available():
     pytest.skip("gloo is not installed", allow_module_level=True)
-SEVERAL = [2, 4]
+SEVERAL = [2, pytest.param(4, marks=pytest.mark.exhaustive)]
 
 
 def made(number):
