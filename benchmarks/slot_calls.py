@@ -72,6 +72,9 @@ CUDA = {
     "p_posterior_grad": ("posterior.cu", "posterior_of_{rows}.*Lb{has_pi:d}ELb1E{of_few}"),
     "p_sample": ("p_sample.cu", "p_sample_of_{rows}.*Li{named}E"),
 }
+# Rows of few classes have a program for 27 and one for any number; the longest are a cluster's.
+FEW = 64
+CUDA_SIZES = [27, FEW, 256, 1024, 8192, LONG]
 ROWS_IN_TURN = 4  # by the same threads, where there are many rows
 
 
@@ -99,7 +102,9 @@ def every_key() -> Iterator[Key]:
         yield Key("triton", operation, chain, path, LONG, dtype, TARGETS[0])
     for dtype in ELEMENTS:
         yield Key("triton", *OF_MATRICES, 256, dtype, TARGETS[0])
-    for (operation, chain, path), size, dtype in product(CUDA_WAYS, SIZES, ELEMENTS):
+    for (operation, chain, path), size, dtype in product(CUDA_WAYS, CUDA_SIZES, ELEMENTS):
+        if size == LONG and operation != "loss and gradient":
+            continue
         for target in TARGETS if (size, dtype) == OF_EVERY_TARGET else TARGETS[:1]:
             yield Key("cuda", operation, chain, path, size, dtype, target)
 
@@ -185,12 +190,16 @@ def _cuda_kernel(key: Key) -> Kernel:
     itemsize = DTYPES[key.dtype].itemsize
     is_loss, is_gradient = key.operation == "loss and gradient", key.operation.endswith("grad")
     source, pattern = CUDA[key.operation]
-    if size <= 64:
-        of = {"rows": "few_classes", "named": size, "of_few": f"Li{size}E"}
-        pattern = pattern.format(has_pi=has_pi, **of)
+    if size <= FEW:
+        named = size if size == SIZES[0] else 0
+        of = {"rows": "few_classes", "named": named, "of_few": f"Li{named}E"}
+        pattern = pattern.format(has_pi=has_pi or not (is_loss or named), **of)
         program, registers, shared = _found(source, pattern, key)
-        shared += (128 * size + 64) * itemsize * (1 + is_gradient)
+        pad = 16 // itemsize if size % (16 // itemsize) == 0 else 0
+        shared += (128 * (size + pad) + 64) * itemsize * (1 + is_gradient)
         return Kernel(program, lambda _: 1, 4, registers, shared, 1 / (32 * size))
+    if size > 64 * 256:
+        return _cluster_kernel(key, has_pi, itemsize)
     named = 4 if size <= 256 else 16 if size <= 1024 and is_loss else 0
     held = 32 if is_loss and has_pi and not named else 64
     threads = next(n for n in (4, 16, 128, 256) if size <= n * held)
@@ -207,6 +216,22 @@ def _cuda_kernel(key: Key) -> Kernel:
 
     shared += 32 * warps // threads * (threads * held + 64) * itemsize * (1 + is_gradient)
     share = threads / (32 * size * in_turn)
+    return Kernel(program, trips, warps, registers, shared, share)
+
+
+def _cluster_kernel(key: Key, has_pi: bool, itemsize: int) -> Kernel:
+    """Count rows that four blocks hold together: each thread has every 256th vector of a part."""
+    blocks, threads, folds = 4, 256, 2 * 8 * 8 * 2 * 4
+    source, _ = CUDA[key.operation]
+    program, registers, shared = _found(source, f"loss_of_cluster_rows.*Lb{has_pi:d}E", key)
+    warps, part = threads // 32, key.num_classes // blocks
+    vectors = part * itemsize // (16 * threads)
+    shared += folds + part * itemsize
+    share = blocks * warps / key.num_classes
+
+    def trips(at: int) -> int:
+        return vectors if any(each.bytes == 16 for each in program.body(at)) else 1
+
     return Kernel(program, trips, warps, registers, shared, share)
 
 

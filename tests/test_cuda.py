@@ -181,14 +181,14 @@ def test_no_kernel_spills_a_register(nvcc_build):
     )
     kernels = len(re.findall(r"Compiling entry function '\w+' for 'sm_(?:80|90|100)'", log))
     losses = 3 * 14 + 2  # of double by fewer
-    posteriors, draws = 3 * 14 + 2, 3 * 5 + 1
+    posteriors, draws = 3 * 12 + 2, 3 * 5 + 1
     assert kernels == len(frames) == 3 * (1 + 3 + 4 * (1 + 1) + posteriors + draws + losses)
     assert set(frames) == {("0", "0", "0")}
 
 
 @pytest.mark.exhaustive
 def test_the_module_is_small_enough_for_a_wheel(nvcc_build):
-    assert nvcc_build[0].stat().st_size < 4.5e6
+    assert nvcc_build[0].stat().st_size < 5e6
 
 
 @pytest.mark.exhaustive

@@ -206,10 +206,10 @@ struct LossOfClusterRow {
     if (token.same == 0) rest -= pi_of(token.x_t);
     if (token.has_mask_apart) rest -= pi_of(mask);
     const Real of_shift = M::phi(curve.line.shift, curve.line.ratio);
-    if (!curve.sum_phi(of_shift, rest, token.e_rest, sums[1], token.sum_phi))
-      token.sum_phi = curve.exact_sum_phi(
-          [&] { return sum_phi_by_four(curve, rest, of_shift); },
-          [&](bool is_needed) { return is_needed ? sum_phi_by_one(curve) : Real(0); });
+    const bool keeps = curve.sum_phi(of_shift, rest, token.e_rest, sums[1], token.sum_phi);
+    const bool has_four = !kHasPi && curve.has_products();
+    if (!keeps && has_four) token.sum_phi = sum_phi_by_four(curve, rest, of_shift);
+    if (!keeps && !has_four) token.sum_phi = sum_phi_by_one(curve);
     if (!kHasPi) token.sum_phi *= static_cast<Real>(vector.uniform);
   }
 

@@ -92,7 +92,7 @@ const char* start_few(const PPosterior& call, const Vector<typename Memory<Eleme
   const size_t bytes = (kIsGradient ? 2 : 1) * layout.shared_bytes();
   const auto kernel = layout.classes == 27
                           ? posterior_of_few_classes<Element, kHasPi, kIsGradient, 27>
-                          : posterior_of_few_classes<Element, kHasPi, kIsGradient, 0>;
+                          : posterior_of_few_classes<Element, true, kIsGradient, 0>;
   allow_shared(kernel, bytes);
   D3PM_LAUNCH(kernel, layout.blocks(call.chain.num_tokens), layout.kRows, bytes, stream, call,
               vector, Runs(call.chain.run_length), layout);

@@ -7,7 +7,7 @@
 namespace d3pm::device {
 
 // Of a settled row the mathematics is to no purpose, for the warp stays together.
-template <class Element, bool kHasPi, bool kIsGradient, int kClasses>
+template <class Element, bool kMayHavePi, bool kIsGradient, int kClasses>
 struct PosteriorOfFewClasses {
   using RowHere = typename RowsOfWarp<Element, kClasses>::Row;
   using Real = typename Memory<Element>::Real;
@@ -57,7 +57,8 @@ struct PosteriorOfFewClasses {
       if (apart[which].is_there && !known.settled) body(apart[which]);
   }
 
-  __device__ Real pi(int j) const { return kHasPi && j < classes ? vector.pi[j] : Real(1); }
+  __device__ bool has_pi() const { return (kMayHavePi && kClasses) || vector.pi; }
+  __device__ Real pi(int j) const { return has_pi() && j < classes ? vector.pi[j] : Real(1); }
 
   // Fills in e of the rest, which is 0 for other classes.
   __device__ Row read() {
@@ -93,7 +94,7 @@ struct PosteriorOfFewClasses {
 
   __device__ void put_log_p(const Row& row) {
     const Real log_leave = row.log_reach(false), log_scale = row.log_scale_of_rest(log_leave);
-    if (!kHasPi && here.all(known.settled || !known.is_entered())) {
+    if (!has_pi() && here.all(known.settled || !known.is_entered())) {
       here.put_all([&](int i) { return of[i] + log_scale; });
     } else {
       const EnteredLogP<Real> entered(row, log_leave);
@@ -154,7 +155,8 @@ struct PosteriorOfFewClasses {
   }
 };
 
-template <class Element, bool kHasPi, bool kIsGradient, int kClasses>
+// Of any number of classes one serves chains with and without a pi.
+template <class Element, bool kMayHavePi, bool kIsGradient, int kClasses>
 __global__ void __launch_bounds__(FewClasses<Element>::kRows)
     posterior_of_few_classes(const PPosterior call,
                              const Vector<typename Memory<Element>::Real> any_vector,
@@ -162,7 +164,7 @@ __global__ void __launch_bounds__(FewClasses<Element>::kRows)
   using Real = typename Memory<Element>::Real;
   D3PM_DYNAMIC_SHARED(Element, shared);
   Vector<Real> vector = any_vector;
-  if (!kHasPi) vector.pi = nullptr;  // told the compiler
+  if (!kMayHavePi) vector.pi = nullptr;  // told the compiler
   const RowsOfWarp<Element, kClasses> rows(layout, call.chain.num_tokens, shared),
       of_upstream(layout, call.chain.num_tokens, shared + kIsGradient * layout.num_elements());
   const KnownPosterior<Real> known(call, vector, runs, rows.number());
@@ -173,8 +175,8 @@ __global__ void __launch_bounds__(FewClasses<Element>::kRows)
     rows.begin_read(call.logits);
     if (kIsGradient) of_upstream.begin_read(call.upstream);
     rows.finish_read();
-    PosteriorOfFewClasses<Element, kHasPi, kIsGradient, kClasses>(call, vector, known, here,
-                                                                  upstream, rows.number())
+    PosteriorOfFewClasses<Element, kMayHavePi, kIsGradient, kClasses>(call, vector, known, here,
+                                                                      upstream, rows.number())
         .run();
   }
   rows.write(call.out);
