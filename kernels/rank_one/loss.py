@@ -28,7 +28,6 @@ from .loss_long import (
     tile_of_long_row,
 )
 from .loss_rest import (
-    gradient_of,
     highest,
     line_of,
     straight_gradient_of,
@@ -46,6 +45,7 @@ from .loss_tokens import (
 from .loss_whole import (
     curvature_of_whole,
     exponentials_of_tile,
+    gradient_of_whole,
     level_of,
     load_whole,
     row_of_whole,
@@ -89,7 +89,7 @@ def loss_of_whole_rows(
         solved = solve(token, row, REAL)
         if tl.max(needs_sums(a, token, solved, REAL).to(tl.int32), axis=0) > 0:
             ends = ends_of(a, token, row, solved, REAL)
-            h, sum_phi, sum_h = curvature_of_whole(
+            curves, sum_phi, sum_h = curvature_of_whole(
                 a, chain, tokens, classes, e, row, level, solved, FILLED
             )
             result = result_of(ends, solved, sum_phi, sum_h)
@@ -97,7 +97,7 @@ def loss_of_whole_rows(
             if a.grad is not None:
                 factor = gradient_factor(a, grad_scale, REAL)
                 await_readers(a)
-                store_whole(a, classes, gradient_of(tokens, e, h, result, factor))
+                store_whole(a, classes, gradient_of_whole(chain, tokens, e, curves, result, factor))
                 store_special(a, chain, tokens, result, factor)
         else:
             result = result_alone(ends_of(a, token, row, solved, REAL, True))

@@ -136,12 +136,6 @@ def curve(chain, classes, e, line):
 
 
 @triton.jit
-def gradient_of(tokens, e, h, result, factor):
-    """Return the gradient of the rest; what it has for the special classes is to be replaced."""
-    return e * (on_tile(once(result.steep * factor)) * h + on_tile(flat_of(tokens, result, factor)))
-
-
-@triton.jit
 def straight_gradient_of(tokens, e, result, factor):
     """Return that of rows where all of it is flat."""
     return e * on_tile(flat_of(tokens, result, factor))

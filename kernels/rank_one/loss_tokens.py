@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from .loss_row import Token
-from .step import load_class, load_step, never_stays, pi_at, posterior_mean_tilt
+from .step import load_class, load_step, never_stays, pi_at, pi_of_tokens, posterior_mean_tilt
 
 
 class LossCall(NamedTuple):
@@ -65,9 +65,9 @@ def load_tokens(
 
     mask_id = tl.full([1], chain.mask_id, tl.int32)
     pi_mask = pi_at(chain, mask_id, REAL)
-    pi_xt = pi_at(chain, x_t, REAL)
+    pi_xt = pi_of_tokens(chain, x_t, REAL)
     bar_mask = step.bar_base * pi_mask + step.bar_to_mask
-    bar_x0 = tl.where(x0_is_mask, bar_mask, step.bar_base * pi_at(chain, x0, REAL))
+    bar_x0 = tl.where(x0_is_mask, bar_mask, step.bar_base * pi_of_tokens(chain, x0, REAL))
     bar_xt = tl.where(xt_is_mask, bar_mask, step.bar_base * pi_xt)
     spread = step.base * pi_xt + tl.where(xt_is_mask, step.to_mask, 0.0)
     is_density = tl.full([1], a.is_density, tl.int32) != 0

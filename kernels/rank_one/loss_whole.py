@@ -35,6 +35,7 @@ from ..common.staged import load_staged, store_staged
 from ..common.tile import classes_from, on_tile, row_sum, store_tile
 from .loss_rest import (
     curve,
+    flat_of,
     is_excluded,
     least_sum,
     line_of,
@@ -162,15 +163,14 @@ def bend_of(chain, solved):
 
 @triton.jit
 def curvature_of_whole(a, chain, tokens, classes, e, row, level, solved, FILLED: tl.constexpr):
-    """Return h, and the sums of pi phi(g) and of e h over the rest."""
+    """Return the curves of classes, and the sums of pi phi(g) and of e h over the rest."""
     bend = bend_of(chain, solved)
     slope, sum_pi = slope_of(chain, solved), sum_of_pi(a, chain, tokens, e.dtype)
     HAS_GROUPS: tl.constexpr = chain.pi is None and e.dtype == tl.float32
     parts = sum_pi * phi(solved.shift, solved.ratio) + slope * row.e_rest
     if chain.pi is None:
-        w = bend.c * e
-        y = within(a, classes, 1.0 + w, 1.0)
-        h = (bend.h_0 + w) * reciprocal(y)
+        y = within(a, classes, tl.fma(e, bend.c, 1.0), 1.0)
+        of_class = e * reciprocal(y)
         sum_phi = parts - sum_of_logs(y)
         in_range = slope < LARGEST * solved.ratio
         by_groups = in_range & (solved.ratio > 0.5) & (slope < LARGEST)
@@ -179,29 +179,72 @@ def curvature_of_whole(a, chain, tokens, classes, e, row, level, solved, FILLED:
             by_groups &= (a.HAS_MASK == 0) & (e.shape[0] * e.shape[2] > 64)
     else:
         pi = pi_of(chain, classes, FILLED)
-        h, log2 = bent(e, pi, bend)
+        of_class, log2 = bent(e, pi, bend)
         sum_phi = parts + LN2 * once(row_sum(pi * log2))
         in_range = sum_pi > 1.0 / 16  # a difference
-    sum_h = once(row_sum(within(a, classes, e * h, -0.0)))
     keeps = in_range & (sum_phi > least_sum(a, chain, parts, sum_pi))
     cancels = solved.curved & (keeps == 0)
+    curves = Curves(of_class, bend)
     by_class = cancels
     if HAS_GROUPS:
         by_class &= by_groups == 0
     if tl.max(by_class.to(tl.int32), axis=0) > 0:
-        sum = once(
-            sum_by_class(a, chain, tokens, line_on_tile(line_of(chain, solved)), level, classes)
+        line = line_on_tile(line_of(chain, solved))
+        sum_phi = tl.where(
+            cancels, once(sum_by_class(a, chain, tokens, line, level, classes)), sum_phi
         )
-        sum_phi = tl.where(cancels, sum, sum_phi)
-    elif HAS_GROUPS:  # noqa: SIM102 (one is a constant)
+        sum_h = sum_of_h(a, chain, classes, e, curves)
+    elif HAS_GROUPS:
         if tl.max(cancels.to(tl.int32), axis=0) > 0:
-            sum = once(
-                sum_by_groups(a, chain, tokens, classes, e, line_on_tile(line_of(chain, solved)))
+            line = line_on_tile(line_of(chain, solved))
+            sum_phi = tl.where(
+                cancels, once(sum_by_groups(a, chain, tokens, classes, e, line)), sum_phi
             )
-            sum_phi = tl.where(cancels, sum, sum_phi)
+            sum_h = sum_of_h(a, chain, classes, e, curves)
+        else:
+            sum_h = sum_of_large_h(a, classes, curves, row, solved)
+    elif chain.pi is None:
+        sum_h = sum_of_large_h(a, classes, curves, row, solved)
+    else:
+        sum_h = sum_of_h(a, chain, classes, e, curves)
     if chain.pi is None:
         sum_phi /= chain.num_classes.to(e.dtype)
-    return h, sum_phi, sum_h
+    return curves, sum_phi, sum_h
+
+
+class Curves(NamedTuple):
+    """Of each class of the rest h, or ``e / (1 + w)`` where all pi are 1/K; and their bend."""
+
+    of_class: Any
+    bend: Any
+
+
+@triton.jit
+def sum_of_h(a, chain, classes, e, curves):
+    """Return the sum of e h over the rest."""
+    if chain.pi is None:
+        e_h = curves.of_class * tl.fma(e, curves.bend.c, curves.bend.h_0)
+        return once(row_sum(within(a, classes, e_h, -0.0)))
+    else:
+        return once(row_sum(e * curves.of_class))
+
+
+@triton.jit
+def sum_of_large_h(a, classes, curves, row, solved):
+    """Return that where all pi are 1/K, by ``h = 1 - 1 / (ratio (1 + w))``: not near p = q."""
+    of_rest = once(row_sum(within(a, classes, curves.of_class, -0.0)))
+    return row.e_rest - of_rest * reciprocal(solved.ratio)
+
+
+@triton.jit
+def gradient_of_whole(chain, tokens, e, curves, result, factor):
+    """Return the gradient of the rest; what it has for the special classes is to be replaced."""
+    steep, flat = on_tile(once(result.steep * factor)), on_tile(flat_of(tokens, result, factor))
+    if chain.pi is None:
+        bend = curves.bend
+        return curves.of_class * tl.fma(e, bend.c * (steep + flat), bend.h_0 * steep + flat)
+    else:
+        return e * (steep * curves.of_class + flat)
 
 
 @triton.jit

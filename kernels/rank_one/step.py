@@ -66,7 +66,7 @@ def chain_of(num_tokens: int, step: RankOneStep, dtype: torch.dtype) -> Chain:
 def load_coefficients(chain, tokens, num_tokens):
     """Return the coefficients of tokens' steps; those beyond the last one have none."""
     row = tl.load(chain.rows + run_of(tokens, chain.runs), mask=tokens < num_tokens, other=-1)
-    inside = (row >= 0) & (row < chain.table_size)
+    inside = row.to(tl.uint64) < chain.table_size
     at = chain.table + tl.where(inside, row, 0) * 7
     keep = tl.load(at, mask=inside, other=float("nan"))
     exists = keep == keep
@@ -129,9 +129,18 @@ def pi_at(chain, classes, REAL: tl.constexpr):
     """Return pi of classes; 0 where it is none."""
     inside = (classes >= 0) & (classes < chain.num_classes)
     if chain.pi is None:
-        return tl.where(inside, reciprocal(tl.full([1], chain.num_classes, REAL)), 0.0)
+        return tl.where(inside, pi_of_tokens(chain, classes, REAL), 0.0)
     else:
         return tl.load(chain.pi + classes, mask=inside, other=0.0)
+
+
+@triton.jit
+def pi_of_tokens(chain, classes, REAL: tl.constexpr):
+    """Return pi of numbers that are classes."""
+    if chain.pi is None:
+        return tl.broadcast_to(reciprocal(tl.full([1], chain.num_classes, REAL)), classes.shape)
+    else:
+        return tl.load(chain.pi + classes)
 
 
 @triton.jit
