@@ -1,5 +1,7 @@
 """Logits ``hidden weight^T + bias`` that a loss makes some rows at a time, against whole ones."""
 
+import os
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -16,6 +18,7 @@ from torch.func import grad, jvp
 
 from d3pm_fast import D3PM, functional, schedules, transitions
 from d3pm_fast.functional import Linear
+from d3pm_fast.ops.linear import by_rows
 from d3pm_fast.ops.linear import rows as of_rows
 
 ALSO_BY = ("triton", "cuda")
@@ -252,6 +255,21 @@ def test_any_shape_and_budget(data):
         )
 
 
+@pytest.mark.parametrize("name", ["uniform", "continuous absorbing"])
+def test_an_item_alone(name, impl, schedule):
+    """Whose time is that of all tokens, of which each has a row of a chunk."""
+    chain = CHAINS[name]
+    x0 = torch.zeros(1, 50, dtype=torch.int64)
+    x_t = x0 + 1 if name == "uniform" else torch.full_like(x0, chain.mask_id)
+    t = torch.tensor([T // 2]) if chain.has_steps else torch.tensor([0.5]).double()
+
+    def loss(prediction, **kwargs):
+        options = {"weights": torch.tensor([2.0]), "reduction": "none"}
+        return functional.loss(chain, prediction, x0, x_t, t, **options, **kwargs)
+
+    check(loss, parameters(shape=(1, 50)), impl, torch.float64, 6 * K * 8, schedule)
+
+
 @but_triton
 def test_no_token(impl, schedule):
     chain, *tokens = drawn(CHAINS["absorbing"])
@@ -458,19 +476,88 @@ def test_a_compiled_step(cpu, name, reduction):
         torch.testing.assert_close(found, expected)
 
 
-def test_checkpointing_around_the_head(cpu):
+@pytest.mark.parametrize("is_reentrant", [False, True])
+def test_checkpointing_around_the_head(cpu, is_reentrant):
     chain, *tokens = drawn(CHAINS["absorbing"])
-    leaves = parameters()
 
     def loss(hidden, weight, bias):
         return functional.loss(chain, Linear(hidden.tanh(), weight, bias), *tokens, impl=cpu)
 
-    value = torch.utils.checkpoint.checkpoint(loss, *leaves, use_reentrant=False)
-    pairs = zip(
-        torch.autograd.grad(value, leaves), torch.autograd.grad(loss(*leaves), leaves), strict=True
+    leaves = parameters()
+    torch.utils.checkpoint.checkpoint(loss, *leaves, use_reentrant=is_reentrant).backward()
+    others = torch.autograd.grad(loss(*leaves), leaves)
+    for leaf, expected in zip(leaves, others, strict=True):
+        torch.testing.assert_close(leaf.grad, expected)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_what_is_saved_may_be_moved_to_the_host(cpu, reduction):
+    chain, *tokens = drawn(CHAINS["absorbing"])
+    leaves, moved = parameters(), []
+
+    def losses():
+        head = Linear(leaves[0].tanh(), *leaves[1:])
+        return functional.loss(chain, head, *tokens, reduction=reduction, impl=cpu)
+
+    def pack(x):
+        moved.append(x.clone())
+        return len(moved) - 1
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, moved.__getitem__):
+        value = losses()
+    upstream = torch.rand_like(value)
+    found = torch.autograd.grad(value, leaves, upstream)
+    expected = torch.autograd.grad(losses(), leaves, upstream)
+    assert moved
+    for gradient, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(gradient, other)
+
+
+def test_the_sum_of_the_weights_gradient_becomes_its_gradient(cpu, monkeypatch):
+    """No other tensor of the weight's size is made, unless there is a gradient to add it to."""
+    made = []
+
+    def zero_gradients(*args):
+        gradients = of_rows.zero_gradients(*args)
+        made.append(gradients.weight.data_ptr())
+        return gradients
+
+    monkeypatch.setattr(by_rows, "zero_gradients", zero_gradients)
+    chain, *tokens = drawn(CHAINS["uniform"])
+    hidden, weight, bias = parameters(torch.float32)
+    for reduction in ("mean", "none"):
+        weight.grad = None
+        losses = functional.loss(
+            chain, Linear(hidden, weight, bias), *tokens, reduction=reduction, impl=cpu
+        )
+        losses.sum().backward()
+        assert weight.grad.data_ptr() == made[-1]
+
+
+@pytest.mark.exhaustive
+def test_more_logits_than_32_bits_count(cpu):
+    """In one chunk of 4 GiB, against chunks of 64 MiB."""
+    num_rows, num_classes = 129, (1 << 24) + 1
+    if os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES") < 8 << 30:
+        pytest.skip("less than 8 GiB of memory")
+    chain = transitions.absorbing(num_classes, LOG_LINEAR, mask_id=num_classes - 1)
+    tokens = torch.arange(num_rows)[None], torch.full((1, num_rows), num_classes - 1)
+    hidden = torch.linspace(-1, 1, num_rows).view(1, num_rows, 1)
+    weight = torch.linspace(-3, 3, num_classes).view(num_classes, 1)
+    leaves = [x.bfloat16().requires_grad_() for x in (hidden, weight)]
+    t = torch.full((1,), 0.5).double()
+    one, several = (
+        torch.autograd.grad(
+            functional.loss(
+                chain, Linear(*leaves, memory_budget=budget), *tokens, t, reduction="sum", impl=cpu
+            ),
+            leaves,
+        )
+        for budget in (1 << 33, 1 << 26)
     )
-    for found, expected in pairs:
-        torch.testing.assert_close(found, expected)
+    for gradient, other in zip(one, several, strict=True):
+        gradient, other = gradient.float(), other.float()
+        assert (gradient - other).norm() <= 0.05 * other.norm()
 
 
 def test_tied_weights(cpu):

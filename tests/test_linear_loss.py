@@ -5,7 +5,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 import d3pm_fast as d3
@@ -52,7 +52,8 @@ def test_it_wraps_a_head_that_is_tied(problem):
         d3.LinearLoss.wrap(embedding, diffusion)
 
 
-def test_it_is_what_fsdp_gathers(problem, tmp_path):
+@pytest.mark.parametrize("offload", [OffloadPolicy(), CPUOffloadPolicy(pin_memory=False)])
+def test_it_is_what_fsdp_gathers(problem, tmp_path, offload):
     diffusion, *tokens = problem
     module = d3.LinearLoss(D, K, diffusion)
     hidden = torch.randn(*SHAPE, D)
@@ -61,7 +62,7 @@ def test_it_is_what_fsdp_gathers(problem, tmp_path):
     module.zero_grad()
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/ranks", rank=0, world_size=1)
     try:
-        fully_shard(module)
+        fully_shard(module, offload_policy=offload)
         module(hidden, *tokens).backward()
         assert isinstance(module.head.weight.grad, DTensor)
         torch.testing.assert_close(module.head.weight.grad.to_local(), expected)

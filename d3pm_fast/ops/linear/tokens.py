@@ -23,7 +23,7 @@ def as_rows(of: LinearLoss[Any]) -> LinearLoss[Any]:
 def flat(of: AnyLoss) -> AnyLoss:
     """Return a loss with all that its tokens have as ``(N,)``, but for what logits are made of."""
     shape = of.x0.shape
-    return _mapped(of, lambda x: spread(x, shape).reshape(-1))
+    return _mapped(of, lambda x: spread(x, shape).reshape(-1).contiguous())
 
 
 def at_rows(of: LinearLoss[Any], rows: Tensor | slice) -> LinearLoss[Any]:
