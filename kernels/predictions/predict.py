@@ -16,8 +16,8 @@ from ...records import Shaping, TokenRandom, unshaped_of
 from ...reference.draws import TILE
 from ...reference.logspace import compute_dtype
 from ..common.launch import launch, triton_type
-from ..common.lines import Line, allowed, class_in, class_of_line, line_of
-from ..common.math import exp, expm1, fast_exp, log1p, widened
+from ..common.lines import Line, class_in, class_of_line, line_of
+from ..common.math import INTERPRETED, exp, expm1, fast_exp, log1p, widened
 from ..common.random import NONE, random_of_tokens, uniforms_at
 from ..common.tile import (
     Tile,
@@ -122,18 +122,23 @@ def lines_of(e, argmax, top, classes):
 
 
 @triton.jit
-def load_values(a, of, shape, classes, CUTS: tl.constexpr, REAL: tl.constexpr):
-    """Return logits of a tile: as they are, guided, or shaped."""
+def load_values(
+    a, of, shape, classes, CUTS: tl.constexpr, FILLED: tl.constexpr, REAL: tl.constexpr
+):
+    """Return logits of a tile: as they are, guided, or shaped. FILLED says that none is beyond."""
     if not a.SHAPES:
         HIGH: tl.constexpr = classes.j.shape[0]
-        x = load_tile(a.logits, classes, on_flat(of.reads, HIGH) & classes.there, None)
-        x = widened(x, REAL)
-        is_class = classes.high < a.num_classes - classes.low
-        is_forbidden = classes.high == a.forbidden - classes.low
-        if a.TILES == 1 or (classes.start + WIDTH > a.num_classes) | (
-            (classes.start <= a.forbidden) & (a.forbidden < classes.start + WIDTH)
-        ):
-            x = allowed(a, x, is_class, is_forbidden)
+        if FILLED and a.TILES > 1:
+            x = widened(load_tile(a.logits, classes), REAL)
+        else:
+            x = load_tile(a.logits, classes, on_flat(of.reads, HIGH) & classes.there)
+            x = widened(x, REAL)
+        if not FILLED:
+            x = tl.where(classes.high < a.num_classes - classes.low, x, float("-inf"))
+        if a.FORBIDS:
+            place = a.forbidden - classes.start
+            if a.TILES == 1 or (place >= 0) & (place < WIDTH):
+                x = without(x, tl.full([1], a.forbidden, tl.int32), classes)
         return x
     elif CUTS:
         return shaped_tile(a, shape, classes)
@@ -148,7 +153,7 @@ def read_tile(
 ):  # fmt: skip
     """Return the law of rows that are a tile, and the line that a class is to be drawn of."""
     classes = classes_from(a, 0, ROWS, HIGH, LOW)
-    x = load_values(a, of, shape, classes, CUTS, REAL)
+    x = load_values(a, of, shape, classes, CUTS, a.IS_FULL, REAL)
     top = row_max(x)
     argmax = first_of(x, top, classes)
     rest = without(x, argmax, classes)
@@ -157,6 +162,40 @@ def read_tile(
     others = row_sum(e)
     law = Law(top, argmax, row_max(rest), others, row_sum(surprise))
     return law, line_of(parts, draw * tl.sum(parts.to(tl.float64), axis=0))
+
+
+@triton.jit
+def next_tile(
+    a, of, shape, start, law, of_classes, sums, tops,
+    CUTS: tl.constexpr, FILLED: tl.constexpr, REAL: tl.constexpr,
+    HIGH: tl.constexpr, LOW: tl.constexpr,
+):  # fmt: skip
+    """Return what is known of a row with one tile more, see ``read_tiles``."""
+    top, argmax, second, others, surprise = law
+    classes = classes_from(a, start, 1, HIGH, LOW)
+    x = load_values(a, of, shape, classes, CUTS, FILLED, REAL)
+    largest = row_max(x)
+    own = tl.zeros([1], REAL)  # the 1 of the largest class, if it is the tile's
+    if tl.max((largest > top).to(tl.int32), axis=0) > 0:
+        less = tl.maximum(top - largest, -1000.0)
+        scale = exp(less)
+        surprise = scale * (surprise + less * (1.0 + others))
+        others = scale * (1.0 + others)
+        of_classes *= scale[:, None]
+        argmax = first_of(x, largest, classes)
+        x = without(x, argmax, classes)
+        second = tl.maximum(top, row_max(x))
+        top, own = largest, tl.full([1], 1.0, REAL)
+    else:
+        second = tl.maximum(second, largest)
+    e, weighted = weighed(x, top)
+    of_tile = row_sum(e)
+    of_classes += tl.sum(weighted, axis=0)
+    here = tl.arange(0, a.TILES) == start // (HIGH * LOW)
+    # As numbers without a layout: in that of a row each thread had all tiles.
+    sums = tl.where(here, tl.sum(of_tile + own, axis=0), sums)
+    tops = tl.where(here, tl.max(top, axis=0), tops)
+    return Law(top, argmax, second, others + of_tile, surprise), of_classes, sums, tops
 
 
 @triton.jit
@@ -169,37 +208,27 @@ def read_tiles(
     Few tiles have a logit larger than all before: only there the argmax is looked for, and what has
     been added up made relative to it.
     """
-    ROWS: tl.constexpr = 1
-    tiles = tl.arange(0, a.TILES)
     sums, tops = tl.zeros([a.TILES], REAL), tl.full([a.TILES], float("-inf"), REAL)
     top, second = tl.full([1], float("-inf"), REAL), tl.full([1], float("-inf"), REAL)
     argmax, others = tl.zeros([1], tl.int32), tl.zeros([1], REAL)
     surprise, of_classes = tl.zeros([1], REAL), tl.zeros([1, LOW], REAL)
-    for start in range(0, a.num_classes, HIGH * LOW):
-        classes = classes_from(a, start, ROWS, HIGH, LOW)
-        x = load_values(a, of, shape, classes, CUTS, REAL)
-        largest = row_max(x)
-        own = tl.zeros([1], REAL)  # the 1 of the largest class, if it is the tile's
-        if tl.max((largest > top).to(tl.int32), axis=0) > 0:
-            less = tl.maximum(top - largest, -1000.0)
-            scale = exp(less)
-            surprise = scale * (surprise + less * (1.0 + others))
-            others = scale * (1.0 + others)
-            of_classes *= scale[:, None]
-            argmax = first_of(x, largest, classes)
-            x = without(x, argmax, classes)
-            second = tl.maximum(top, row_max(x))
-            top, own = largest, tl.full([1], 1.0, REAL)
-        else:
-            second = tl.maximum(second, largest)
-        e, weighted = weighed(x, top)
-        of_tile = row_sum(e)
-        others += of_tile
-        of_classes += tl.sum(weighted, axis=0)
-        here = tiles == start // (HIGH * LOW)
-        sums, tops = tl.where(here, of_tile + own, sums), tl.where(here, top, tops)
-    law = Law(top, argmax, second, others, surprise + tl.sum(of_classes, axis=1))
-    return law, sums, tops
+    whole = a.num_classes // (HIGH * LOW) * (HIGH * LOW)
+    end = whole
+    if not INTERPRETED:
+        end = tl.maximum(whole, 1)  # so that the compiler knows that there is a tile
+    for start in range(0, end, HIGH * LOW):
+        law, of_classes, sums, tops = next_tile(
+            a, of, shape, start, Law(top, argmax, second, others, surprise), of_classes, sums, tops,
+            CUTS, True, REAL, HIGH, LOW,
+        )  # fmt: skip
+        top, argmax, second, others, surprise = law
+    law = Law(top, argmax, second, others, surprise)
+    if not a.IS_FULL:
+        law, of_classes, sums, tops = next_tile(
+            a, of, shape, whole, law, of_classes, sums, tops, CUTS, False, REAL, HIGH, LOW
+        )
+    top, argmax, second, others, surprise = law
+    return Law(top, argmax, second, others, surprise + tl.sum(of_classes, axis=1)), sums, tops
 
 
 @triton.jit
@@ -216,7 +245,7 @@ def line_of_tiles(
     tile = tl.max(tl.where(choices * tl.cumsum(sums, axis=0) < sums, tiles, 0), axis=0)
     draw = tl.sum(tl.where(tiles == tile, draws, 0.0), axis=0)
     classes = classes_from(a, tile * (HIGH * LOW), ROWS, HIGH, LOW)
-    x = load_values(a, of, shape, classes, CUTS, REAL)
+    x = load_values(a, of, shape, classes, CUTS, a.IS_FULL, REAL)
     e, _ = weighed(x, law.top)
     parts = tl.sum(e, axis=2)
     line = line_of(parts, draw * tl.sum(parts.to(tl.float64), axis=0))
