@@ -61,6 +61,7 @@ class PredictCall(NamedTuple):
     FORBIDS: Any
     IS_FULL: Any  # whether rows are whole tiles
     TILES: Any  # of a row, a power of two
+    shaping: Any
 
 
 class Law(NamedTuple):
@@ -293,7 +294,7 @@ def log_prob(a, of, shape, law, chosen, CUTS: tl.constexpr):
     else:
         logit = on_tile(mixed(a, shape.rows, at, chosen, of.reads))
         if CUTS:
-            logit = after_cuts(divided(a, shape.rows, logit), on_tile(chosen), shape)
+            logit = after_cuts(a, divided(a, shape.rows, logit), on_tile(chosen), shape)
         logit = row_max(logit)
     return (logit - law.top) - log1p(law.others)
 
@@ -336,7 +337,7 @@ def store_all(a, of, raw, chosen, log_p, raw_log_p):
 
 @triton.jit
 def predict_rows(
-    a, random, shaping, share: tl.float64, temperature: tl.float64, top_p: tl.float64,
+    a, random, share: tl.float64, temperature: tl.float64, top_p: tl.float64,
     floor: tl.float64,
     REAL: tl.constexpr, ROWS: tl.constexpr, HIGH: tl.constexpr, LOW: tl.constexpr,
 ):  # fmt: skip
@@ -354,8 +355,8 @@ def predict_rows(
     if tl.max(of.reads.to(tl.int32), axis=0) > 0:
         shape = None
         if a.SHAPES:
-            rows = load_rows(a, of.reads, shaping, share, temperature, REAL, ROWS, HIGH, LOW)
-            shape = shape_of(a, rows, shaping, top_p, floor, ROWS, HIGH, LOW)
+            rows = load_rows(a, of.reads, share, temperature, REAL, ROWS, HIGH, LOW)
+            shape = shape_of(a, rows, top_p, floor, ROWS, HIGH, LOW)
         raw, line = read_rows(
             a, of, shape, random, False, a.SAMPLES and not a.SHAPES, REAL, ROWS, HIGH, LOW
         )
@@ -405,13 +406,13 @@ def predict(
         num_classes % tile.num_classes == 0,
         triton.next_power_of_2(triton.cdiv(num_classes, tile.num_classes)),
     )
+    options, *of_shaping = options_of(num_classes, shaping, tile)
     a = PredictCall(
         logits, shaping.unconditional, known, tokens, numbers, num_tokens, num_classes,
-        shaping.excluded, *map(tl.constexpr, constants),
+        shaping.excluded, *map(tl.constexpr, constants), options,
     )  # fmt: skip
     launch(
         predict_rows, triton.cdiv(num_tokens, tile.rows), logits, a, random_of_tokens(random),
-        *options_of(num_classes, shaping, tile), triton_type(real),
-        tile.rows, tile.high, tile.low, num_warps=tile.num_warps,
+        *of_shaping, triton_type(real), tile.rows, tile.high, tile.low, num_warps=tile.num_warps,
     )  # fmt: skip
     return tokens, numbers

@@ -38,6 +38,7 @@ class ShapingCall(NamedTuple):
     num_classes: Any
     forbidden: Any  # the class whose logits count as -inf; -1 for none
     DIVIDES: Any  # whether by a temperature
+    shaping: Any
 
 
 class Rows(NamedTuple):
@@ -59,13 +60,13 @@ class Cut(NamedTuple):
 
 
 class Shape(NamedTuple):
-    """What any shaped logit of a program's rows is made of."""
+    """What any shaped logit of a program's rows is made of; anything that is not asked for."""
 
     rows: Any
-    held: Any  # the logits that are made, where a tile holds them whole; else None
-    by_count: Any  # None for a cut that is not made
+    held: Any  # the logits that are made, where a tile holds them whole
+    by_count: Any
     by_mass: Any
-    floor: Any  # the least logit that is kept, relative to the largest; None for no such cut
+    floor: Any  # the least logit that is kept, relative to the largest
 
 
 @triton.jit
@@ -210,12 +211,12 @@ def find_cut(
 
 @triton.jit
 def load_rows(
-    a, reads, shaping, share, temperature, REAL: tl.constexpr,
+    a, reads, share, temperature, REAL: tl.constexpr,
     ROWS: tl.constexpr, HIGH: tl.constexpr, LOW: tl.constexpr,
 ):  # fmt: skip
     """Look at the rows that are to be read and return them."""
     reads = on_flat(reads, HIGH)
-    share, far = tl.full([1], share, REAL), tl.full([1], shaping.FAR, tl.int1)
+    share, far = tl.full([1], share, REAL), tl.full([1], a.shaping.FAR, tl.int1)
     temperature = tl.full([1], temperature, REAL)
     zero = tl.zeros([ROWS], REAL)
     # The least number, not -inf: a row of nothing but -inf keeps them.
@@ -232,13 +233,13 @@ def load_rows(
 
 
 @triton.jit
-def after_cuts(x, j, shape):
+def after_cuts(a, x, j, shape):
     """Return logits that are made, -inf where a cut does not keep them; NaN stays."""
-    if shape.by_count is not None:
+    if a.shaping.COUNTS:
         x = tl.where(is_kept(x, j, shape.by_count) | (x != x), x, float("-inf"))
-    if shape.by_mass is not None:
+    if a.shaping.BY_MASS:
         x = tl.where(is_kept(x, j, shape.by_mass) | (x != x), x, float("-inf"))
-    if shape.floor is not None:
+    if a.shaping.HAS_FLOOR:
         x = tl.where(x - on_tile(shape.rows.top) < shape.floor, float("-inf"), x)
     return x
 
@@ -246,35 +247,36 @@ def after_cuts(x, j, shape):
 @triton.jit
 def shaped_tile(a, shape, classes):
     """Return the shaped logits of a whole tile of classes."""
-    return after_cuts(made_tile(a, shape.rows, shape.held, classes), classes.j, shape)
+    held = shape.held if a.shaping.WHOLE else None
+    return after_cuts(a, made_tile(a, shape.rows, held, classes), classes.j, shape)
 
 
 @triton.jit
-def shape_of(
-    a, rows, shaping, top_p, floor, ROWS: tl.constexpr, HIGH: tl.constexpr, LOW: tl.constexpr
-):
+def shape_of(a, rows, top_p, floor, ROWS: tl.constexpr, HIGH: tl.constexpr, LOW: tl.constexpr):
     """Return how a program's rows are shaped."""
-    every = classes_from(a, 0, ROWS, HIGH, LOW)
-    held = made_tile(a, rows, None, every) if shaping.WHOLE else None
-    by_count, by_mass, least = None, None, None
-    if shaping.COUNTS:
-        by_count = find_cut(a, rows, held, None, shaping.top_k, False, ROWS, HIGH, LOW)
-    if shaping.BY_MASS:
-        by_mass = find_cut(a, rows, held, by_count, top_p, True, ROWS, HIGH, LOW)
-    if shaping.HAS_FLOOR:
-        least = tl.full([1], floor, rows.top.dtype)
-    return Shape(rows, held, by_count, by_mass, least)
+    floor = tl.full([1], floor, rows.top.dtype)
+    held, nothing = floor, Cut(key_of(rows.top), tl.zeros([ROWS], tl.int32))
+    by_count, by_mass = nothing, nothing
+    if a.shaping.WHOLE:
+        held = made_tile(a, rows, None, classes_from(a, 0, ROWS, HIGH, LOW))
+    at_hand = held if a.shaping.WHOLE else None
+    if a.shaping.COUNTS:
+        by_count = find_cut(a, rows, at_hand, None, a.shaping.top_k, False, ROWS, HIGH, LOW)
+    if a.shaping.BY_MASS:
+        before = by_count if a.shaping.COUNTS else None
+        by_mass = find_cut(a, rows, at_hand, before, top_p, True, ROWS, HIGH, LOW)
+    return Shape(rows, held, by_count, by_mass, floor)
 
 
 @triton.jit
 def shape_rows(
-    a, shaping, share: tl.float64, temperature: tl.float64, top_p: tl.float64, floor: tl.float64,
+    a, share: tl.float64, temperature: tl.float64, top_p: tl.float64, floor: tl.float64,
     REAL: tl.constexpr, ROWS: tl.constexpr, HIGH: tl.constexpr, LOW: tl.constexpr,
 ):  # fmt: skip
     """Write the shaped logits."""
     inside = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS) < a.num_tokens
-    rows = load_rows(a, inside, shaping, share, temperature, REAL, ROWS, HIGH, LOW)
-    shape = shape_of(a, rows, shaping, top_p, floor, ROWS, HIGH, LOW)
+    rows = load_rows(a, inside, share, temperature, REAL, ROWS, HIGH, LOW)
+    shape = shape_of(a, rows, top_p, floor, ROWS, HIGH, LOW)
     for start in range(0, a.num_classes, HIGH * LOW):
         classes = classes_from(a, start, ROWS, HIGH, LOW)
         store_tile(a.out, classes, shaped_tile(a, shape, classes))
@@ -310,13 +312,13 @@ def shaped_logits(logits: Tensor, shaping: Shaping) -> Tensor:
     num_classes = logits.shape[-1]
     num_tokens = logits.numel() // num_classes
     tile = tile_of(num_classes, logits.dtype, copies=2)
-    divides = tl.constexpr(shaping.temperature != 1)
+    options, *numbers = options_of(num_classes, shaping, tile)
     launch(
         shape_rows, triton.cdiv(num_tokens, tile.rows), logits,
         ShapingCall(
-            logits, shaping.unconditional, out, num_tokens, num_classes, shaping.excluded, divides
+            logits, shaping.unconditional, out, num_tokens, num_classes, shaping.excluded,
+            tl.constexpr(shaping.temperature != 1), options,
         ),
-        *options_of(num_classes, shaping, tile), triton_type(real),
-        tile.rows, tile.high, tile.low, num_warps=tile.num_warps,
+        *numbers, triton_type(real), tile.rows, tile.high, tile.low, num_warps=tile.num_warps,
     )  # fmt: skip
     return out

@@ -51,6 +51,7 @@ class PSampleCall(NamedTuple):
     FORBIDS: Any  # whether a class is forbidden
     IS_FULL: Any  # whether a tile that holds rows whole has no more classes
     IS_STAGED: Any  # whether it is one of ``staged.py``
+    shaping: Any  # None where logits are taken as they are
 
 
 class Token(NamedTuple):
@@ -128,7 +129,7 @@ def mass_of_x_t(a, rows):
     of = rows.shape.rows
     reads = rows.reads & (rows.x_t != a.forbidden)
     x = divided(a, of, on_tile(mixed(a, of, rows.at * a.num_classes, rows.x_t, reads)))
-    x = row_max(after_cuts(x, on_tile(rows.x_t), rows.shape))
+    x = row_max(after_cuts(a, x, on_tile(rows.x_t), rows.shape))
     return (exp(x - of.top) * rows.tilt).to(tl.float64)
 
 
@@ -205,7 +206,7 @@ def store_class(a, of, chosen):
 
 @triton.jit
 def p_sample_of_tokens(
-    a, chain, random, shaping, share: tl.float64, temperature: tl.float64, top_p: tl.float64,
+    a, chain, random, share: tl.float64, temperature: tl.float64, top_p: tl.float64,
     floor: tl.float64, model,
     REAL: tl.constexpr, ROWS: tl.constexpr, HIGH: tl.constexpr, LOW: tl.constexpr,
 ):  # fmt: skip
@@ -213,8 +214,8 @@ def p_sample_of_tokens(
     draws = load_draws(a, chain, random, model, REAL, ROWS)
     chosen = draws.x_t
     if tl.max(draws.reads.to(tl.int32), axis=0) > 0:
-        of = load_rows(a, draws.reads, shaping, share, temperature, REAL, ROWS, HIGH, LOW)
-        shape = shape_of(a, of, shaping, top_p, floor, ROWS, HIGH, LOW)
+        of = load_rows(a, draws.reads, share, temperature, REAL, ROWS, HIGH, LOW)
+        shape = shape_of(a, of, top_p, floor, ROWS, HIGH, LOW)
         rows = Rows(shape, draws.at, draws.reads, draws.x_t, draws.tilt)
         total = tl.zeros([ROWS], tl.float64)
         for start in range(0, a.num_classes, HIGH * LOW):
@@ -303,6 +304,7 @@ def p_sample(
     a = PSampleCall(
         logits, shaping.unconditional, x_t, out, step.pi_cdf, num_tokens, num_classes,
         step.forbidden, tl.constexpr(num_classes.bit_length()), *map(tl.constexpr, constants),
+        None,
     )  # fmt: skip
     if staged:
         a = a._replace(num_classes=tl.constexpr(num_classes))
@@ -314,9 +316,10 @@ def p_sample(
         )  # fmt: skip
         return out
     tile = tile_of(num_classes, logits.dtype, copies=4)
+    options, *of_shaping = options_of(num_classes, shaping, tile)
     launch(
-        p_sample_of_tokens, triton.cdiv(num_tokens, tile.rows), logits, a, chain, draw,
-        *options_of(num_classes, shaping, tile), *of_kind, tile.rows, tile.high, tile.low,
-        num_warps=tile.num_warps,
+        p_sample_of_tokens, triton.cdiv(num_tokens, tile.rows), logits,
+        a._replace(shaping=options), chain, draw, *of_shaping, *of_kind,
+        tile.rows, tile.high, tile.low, num_warps=tile.num_warps,
     )  # fmt: skip
     return out
