@@ -79,11 +79,10 @@ def _run(
 ) -> Any:
     count, divides = counted(of), reduction == "mean" and late is False
     with torch.autocast(of.hidden.device.type, enabled=False):
-        every = as_rows(of)
+        some, rows = with_loss(as_rows(of))
         if divides:
-            weights = divided(every.weights, count, every.x0, compute_dtype(of.head.dtype))
-            every = every._replace(weights=weights)
-        some, rows = with_loss(every)
+            weights = divided(some.weights, count, some.x0, compute_dtype(of.head.dtype))
+            some = some._replace(weights=weights)
         if late is None:
             losses, gradients = schedule.losses(some, kernels), None
         else:

@@ -55,14 +55,15 @@ def with_loss(of: LinearLoss[Any]) -> tuple[LinearLoss[Any], Tensor | None]:
     is_open = are_open(of)
     number = int(is_open.sum()) if known < 0 else max(known, 1)
     if number >= len(is_open):
-        return _hidden_of_counted(of), None
+        return of if known < 0 else _hidden_of_counted(of), None
     rows = is_open.byte().argsort(descending=True, stable=True)[:number]
-    some = _hidden_of_counted(at_rows(of._replace(hidden=of.hidden[rows]), rows))
-    if known >= 0:
-        one_or_nan = torch.where(is_open.sum() > number, torch.nan, 1.0)
-        weights = divided(some.weights, one_or_nan, some.x0, compute_dtype(of.head.dtype))
-        some = some._replace(weights=weights)
-    return some, rows
+    some = at_rows(of._replace(hidden=of.hidden[rows]), rows)
+    if known < 0:
+        return some, rows
+    some = _hidden_of_counted(some)
+    one_or_nan = torch.where(is_open.sum() > number, torch.nan, 1.0)
+    weights = divided(some.weights, one_or_nan, some.x0, compute_dtype(of.head.dtype))
+    return some._replace(weights=weights), rows
 
 
 def count_open(of: Loss[Any]) -> Tensor:
