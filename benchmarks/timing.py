@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, TypeVar
 Key = TypeVar("Key", bound=Hashable)
 
 WARM_UP_CALLS = 3
+WARM_AFTER = 1.0  # seconds of a call that is warm-up enough
 MAX_ROUNDS = 500
 PRECISION = 0.005  # relative standard error of every median at which a run may stop
 
@@ -48,7 +49,8 @@ def interleave(
     order, rng = list(runs), random.Random(0)
     for run in runs.values():
         for _ in range(WARM_UP_CALLS):
-            run()
+            if time_once(run) > WARM_AFTER:
+                break
     end = time.perf_counter() + budget
     with collector_off():
         for rounds in range(1, MAX_ROUNDS + 1):
