@@ -45,6 +45,7 @@ TRAFFIC = {
     "p_posterior_grad": (3, 1),
     "p_sample": (1, 2),
     "q_sample": (0, 2),
+    "predict": (1, 8),
 }
 # Products of a row with Qbar_s, and how many of Q, Qbar_s and Qbar_t are looked up in float64.
 CHAIN = {

@@ -29,7 +29,7 @@ from .slot_table import TABLE, Key, Row, read, write
 from .triton_calls import DTYPES
 
 # The share of the moved bytes that is read.
-READS = {"p_posterior_grad": 2 / 3, "p_sample": 1.0}
+READS = {"p_posterior_grad": 2 / 3, "p_sample": 1.0, "predict": 1.0}
 ROWS_OF_ANCHORS = 2  # read and written
 
 

@@ -20,6 +20,7 @@ from .bench_logistic import LOGISTIC
 from .bench_loss import LOSS
 from .bench_p_sample import P_SAMPLE
 from .bench_posterior import POSTERIOR
+from .bench_predict import PREDICT
 from .bench_products import PRODUCTS
 from .bench_q_sample import Q_SAMPLE
 from .bench_shaped import SHAPED
@@ -44,6 +45,7 @@ ALL = (
     P_SAMPLE,
     SHAPED,
     POSTERIOR,
+    PREDICT,
     DENSE,
     LOGISTIC,
     PRODUCTS,

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 
 from d3pm_fast.chains.structures import RankOneMarginal, RankOneStep
-from d3pm_fast.records import Loss, Model, Random, Weights
+from d3pm_fast.records import Loss, Model, Random, TokenRandom, Weights, unshaped_of
 
 from .anchors import anchors
 from .sass import Program, programs, resources
@@ -45,6 +45,8 @@ WAYS = [
 # Of rows that are read in parts.
 LONG = 32768
 LONG_WAYS = WAYS[:5]
+# What rows say of tokens, also of the vocabulary of a language model.
+PREDICTED = [(256, "full"), (1024, "full"), (LONG, "fast"), (157184, "fast")]
 # Of chains of matrices.
 OF_MATRICES = "loss and gradient", "dense", "full"
 ANCHORS = ["copy", "softmax", "cross_entropy"]
@@ -100,6 +102,8 @@ def every_key() -> Iterator[Key]:
                 yield Key("triton", operation, chain, path, size, dtype, target)
     for (operation, chain, path), dtype in product(LONG_WAYS, ELEMENTS):
         yield Key("triton", operation, chain, path, LONG, dtype, TARGETS[0])
+    for (size, path), dtype in product(PREDICTED, ELEMENTS):
+        yield Key("triton", "predict", "any", path, size, dtype, TARGETS[0])
     for dtype in ELEMENTS:
         yield Key("triton", *OF_MATRICES, 256, dtype, TARGETS[0])
     for (operation, chain, path), size, dtype in product(CUDA_WAYS, CUDA_SIZES, ELEMENTS):
@@ -128,6 +132,7 @@ def kernels(key: Key) -> list[Kernel]:
 
 def _call(key: Key) -> Callable[[], Any]:
     """Return a call of the library's own; a mask settles tokens of a chain without one."""
+    from d3pm_fast.kernels.predictions import predict
     from d3pm_fast.kernels.rank_one import loss, p_sample, posterior, q_sample
 
     operation, chain, path, num_classes = key[1:5]
@@ -143,12 +148,14 @@ def _call(key: Key) -> Callable[[], Any]:
     step = RankOneStep(rows, table, pi, pi, mask_id, num_classes, mask_id)
     model, draw = Model(False, True), Random(empty(runs), 3)
     of_loss = Loss(logits, tokens, counts, tokens, step, model, Weights(1.0, 0.01))
+    numbers, as_it_is = TokenRandom(tokens, tokens, 3), unshaped_of(num_classes, num_classes - 1)
     base = RankOneMarginal(rows, empty(1001, 3, dtype=torch.float64), pi, mask_id, num_classes)
     return {
         "loss and gradient": lambda: loss.loss(of_loss, "mean", False),
         "p_posterior": lambda: posterior.p_posterior(logits, tokens, step, model),
         "p_posterior_grad": lambda: posterior.p_posterior(logits, tokens, step, model, logits),
         "p_sample": lambda: p_sample.p_sample(logits, tokens, step, model, draw),
+        "predict": lambda: predict.predict(logits, tokens, numbers, True, as_it_is),
         "q_sample": lambda: q_sample.q_sample(tokens, base, draw),
     }[operation]
 

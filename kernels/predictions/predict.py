@@ -383,7 +383,7 @@ def _tile_of(num_classes: int, dtype: torch.dtype, shapes: bool) -> Tile:
         tile = tile_of(num_classes, dtype, in_vectors=NUMBERS.get(dtype))
     if num_classes <= tile.num_classes <= TILE:
         return tile
-    num_warps = 8 if shapes or dtype == torch.float64 else 4
+    num_warps = 8 if shapes or dtype == torch.float64 else 2
     low = num_warps * 32 * (16 // dtype.itemsize)
     return Tile(1, TILE // low, low, num_warps)
 
