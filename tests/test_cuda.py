@@ -198,4 +198,4 @@ def test_the_module_is_imported_without_a_gpu_and_says_so(nvcc_build):
     assert module.device == "cuda"
     chain = 1, 5, 0, 1, 0, 1, 0, -1, -1
     with pytest.raises(RuntimeError, match="CUDA"):
-        module.q_sample((chain, 0, (0, 1, 0), 0, 0), 0)
+        module.q_sample((chain, 0, (0, 1, 0, 0), 0, 0), 0)

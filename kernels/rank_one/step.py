@@ -125,11 +125,17 @@ def load_class(tokens_at, tokens, num_tokens, num_classes):
 
 
 @triton.jit
+def one_of_all(chain, REAL: tl.constexpr):
+    """Return 1/K."""
+    return reciprocal(tl.full([1], chain.num_classes, REAL))
+
+
+@triton.jit
 def pi_at(chain, classes, REAL: tl.constexpr):
     """Return pi of classes; 0 where it is none."""
     inside = (classes >= 0) & (classes < chain.num_classes)
     if chain.pi is None:
-        return tl.where(inside, pi_of_tokens(chain, classes, REAL), 0.0)
+        return tl.where(inside, one_of_all(chain, REAL), 0.0)
     else:
         return tl.load(chain.pi + classes, mask=inside, other=0.0)
 
@@ -138,7 +144,7 @@ def pi_at(chain, classes, REAL: tl.constexpr):
 def pi_of_tokens(chain, classes, REAL: tl.constexpr):
     """Return pi of numbers that are classes."""
     if chain.pi is None:
-        return tl.broadcast_to(reciprocal(tl.full([1], chain.num_classes, REAL)), classes.shape)
+        return tl.broadcast_to(one_of_all(chain, REAL), classes.shape)
     else:
         return tl.load(chain.pi + classes)
 
