@@ -262,6 +262,7 @@ def test_log_probabilities_and_draws_of_sure_predictions(cpu, size):
     assert torch.equal(*drawn)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("fused", FUSED, indirect=True)
 def test_mixed_times_masks_and_budgets_change_nothing(fused):
     made = make_dense_chain("gaussian", 9)

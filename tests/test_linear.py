@@ -255,6 +255,7 @@ def test_any_shape_and_budget(data):
         )
 
 
+@pytest.mark.exhaustive(where=lambda impl, schedule, **_: impl == "triton" and schedule == "tiles")
 @pytest.mark.parametrize("name", ["uniform", "continuous absorbing"])
 def test_an_item_alone(name, impl, schedule):
     """Whose time is that of all tokens, of which each has a row of a chunk."""

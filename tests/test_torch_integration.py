@@ -473,7 +473,7 @@ def test_peak_memory_is_one_gradient_and_a_few_bytes_a_row(dtype, reduction, cpu
     assert gradient_size <= peak <= gradient_size + 64 * count + chunks
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_offsets_beyond_2_to_the_31_elements(cpu):
     """Untouched pages of zeros cost nothing; only the masked-in rows are read."""
     num_classes = 4096

@@ -164,6 +164,7 @@ def test_another_number_of_processes_goes_on_as_if_the_run_had_never_ended(case,
     assert len(list((several / case).glob("checkpoint-*"))) == 1
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("case", processes.BEGUN)
 def test_one_process_goes_on_with_what_four_have_begun(case, alone, tmp_path):
     folder = alone.parent

@@ -77,11 +77,9 @@ def run_module(*command):
     subprocess.run([sys.executable, *command], check=True, cwd=ROOT, env=environment)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.skipif(triton.__version__ != TRITON_OF_TABLE, reason="the table is another Triton's")
-@pytest.mark.parametrize(
-    "dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.exhaustive)]
-)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_kernels_take_what_the_table_says(table, tmp_path, dtype):
     """A change is welcome in the table, where a review sees it: benchmarks/triton_resources.py."""
     from benchmarks.triton_resources import read_table

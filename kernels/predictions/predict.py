@@ -74,6 +74,14 @@ class Law(NamedTuple):
     surprise: Any  # the sum of these times logit - top
 
 
+class Tiles(NamedTuple):
+    """What is added up of a row's tiles."""
+
+    of_classes: Any  # (1, LOW), of ``surprise``
+    sums: Any  # (TILES,), the masses of each
+    tops: Any  # what these are relative to
+
+
 class Tokens(NamedTuple):
     """The tokens of a program."""
 
@@ -167,12 +175,13 @@ def read_tile(
 
 @triton.jit
 def next_tile(
-    a, of, shape, start, law, of_classes, sums, tops,
+    a, of, shape, start, law, tiles,
     CUTS: tl.constexpr, FILLED: tl.constexpr, REAL: tl.constexpr,
     HIGH: tl.constexpr, LOW: tl.constexpr,
 ):  # fmt: skip
     """Return what is known of a row with one tile more, see ``read_tiles``."""
     top, argmax, second, others, surprise = law
+    of_classes, sums, tops = tiles
     classes = classes_from(a, start, 1, HIGH, LOW)
     x = load_values(a, of, shape, classes, CUTS, FILLED, REAL)
     largest = row_max(x)
@@ -196,7 +205,7 @@ def next_tile(
     # As numbers without a layout: in that of a row each thread had all tiles.
     sums = tl.where(here, tl.sum(of_tile + own, axis=0), sums)
     tops = tl.where(here, tl.max(top, axis=0), tops)
-    return Law(top, argmax, second, others + of_tile, surprise), of_classes, sums, tops
+    return Law(top, argmax, second, others + of_tile, surprise), Tiles(of_classes, sums, tops)
 
 
 @triton.jit
@@ -218,16 +227,17 @@ def read_tiles(
     if not INTERPRETED:
         end = tl.maximum(whole, 1)  # so that the compiler knows that there is a tile
     for start in range(0, end, HIGH * LOW):
-        law, of_classes, sums, tops = next_tile(
-            a, of, shape, start, Law(top, argmax, second, others, surprise), of_classes, sums, tops,
-            CUTS, True, REAL, HIGH, LOW,
+        law, tiles = next_tile(
+            a, of, shape, start, Law(top, argmax, second, others, surprise),
+            Tiles(of_classes, sums, tops), CUTS, True, REAL, HIGH, LOW,
         )  # fmt: skip
         top, argmax, second, others, surprise = law
+        of_classes, sums, tops = tiles
     law = Law(top, argmax, second, others, surprise)
+    tiles = Tiles(of_classes, sums, tops)
     if not a.IS_FULL:
-        law, of_classes, sums, tops = next_tile(
-            a, of, shape, whole, law, of_classes, sums, tops, CUTS, False, REAL, HIGH, LOW
-        )
+        law, tiles = next_tile(a, of, shape, whole, law, tiles, CUTS, False, REAL, HIGH, LOW)
+    of_classes, sums, tops = tiles
     top, argmax, second, others, surprise = law
     return Law(top, argmax, second, others, surprise + tl.sum(of_classes, axis=1)), sums, tops
 
