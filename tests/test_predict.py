@@ -251,6 +251,19 @@ def test_known_tokens_are_themselves_whatever_their_rows_hold(impl):
     assert torch.allclose(found.lse[~known], alone.logsumexp(-1)[~known], rtol=1e-6)
 
 
+def test_neither_times_nor_a_mask_of_no_token_change_what_is_predicted(impl):
+    chain, x_t = absorbing(6), torch.tensor([[5, 3, 5], [5, 5, 0]])
+    logits, t = torch.randn(2, 3, 6), torch.tensor([1, T])
+    same = {"seeds": torch.arange(2), "impl": impl}
+    found = predict(chain, logits, x_t, t, **same)
+    of_tokens = predict(chain, logits, x_t, torch.tensor([[1, T, 2], [T - 1, T, 1]]), **same)
+    for value, other in zip(found, of_tokens, strict=True):
+        assert torch.equal(value, other)
+    nothing = torch.zeros(2, 3, dtype=torch.bool)
+    for given in (logits, Linear(torch.randn(2, 3, 4), torch.randn(6, 4))):
+        assert torch.equal(predict(chain, given, x_t, t, mask=nothing, **same).token, x_t)
+
+
 def test_a_mask_says_which_rows_are_read(impl):
     x_t, t = torch.tensor([[1, 2, 0]]), torch.tensor([3])
     logits = torch.randn(1, 3, 5)

@@ -245,6 +245,17 @@ def test_items_do_not_depend_on_the_batch(sampler, impl):
     assert torch.equal(sampler(diffusion, denoiser, (2, 2), seeds=seeds), whole[[6, 2]])
 
 
+def test_every_implementation_serves_them(kernels):
+    """On one item of few tokens: who acts a GPU is slow."""
+    chain = d3.transitions.absorbing(K, BETAS, 3)
+    denoiser = by_position(torch.arange(3.0))
+    drawn = [
+        confidence(d3.D3PM(chain, impl=impl), denoiser, (1, 3), seeds=torch.arange(1))
+        for impl in ("reference", kernels)
+    ]
+    assert torch.equal(*drawn)
+
+
 @pytest.mark.parametrize("shape", [(4,), (0, 3), (3, 0), (2, 3, 2)])
 @pytest.mark.parametrize("sampler", [first_hitting, confidence])
 def test_any_shape_of_tokens(sampler, shape):

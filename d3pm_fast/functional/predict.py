@@ -86,7 +86,7 @@ def predict(
         position_offset: the position in its item of the first token that is given of each, where
             these are a part of the positions, as the shard of a sequence.
         class_dim: where the logits have the classes: -1, or 1 for ``(B, K, *S)``.
-        impl: which implementation serves the call.
+        impl: which implementation serves the call; ``"cuda"`` does so in plain PyTorch.
 
     Returns:
         :class:`PredictedTokens`. On a GPU tokens are -1 and numbers NaN where a row that is read

@@ -42,3 +42,5 @@ def _on_cpu(
 predict.serve("reference", reference.predict)
 predict.serve("cpu", _on_cpu)
 predict.serve("triton", triton_kernel("predictions.predict.predict"))
+# No kernel yet: samplers ask for it whatever else serves the chain.
+predict.serve("cuda", reference.predict, is_registered=False)
