@@ -112,9 +112,9 @@ def exponentials_of_tile(a, classes, logits, level):
     if logits.dtype == tl.float64:
         return tl.exp(logits - on_tile(level.origin))
     else:
-        scaled = on_tile(once(-level.scaled))
+        origin, scaled = on_tile(once(level.origin)), on_tile(once(-level.scaled))
         if tl.max((level.origin != 0.0).to(tl.int32), axis=0) > 0:
-            logits -= on_tile(once(level.origin))
+            logits -= origin
             e = fast_exp2(tl.fma(logits, LOG2E, scaled))
         else:
             e = fast_exp2(tl.fma(logits, LOG2E, scaled))
