@@ -161,11 +161,17 @@ def shaped_law(rows, temperature, top_k=None, top_p=None, min_p=None):
 def test_all_implementations_draw_the_same(num_classes, dtype, options, impl):
     if impl == "triton" and options and num_classes > TILE and dtype != torch.bfloat16:
         pytest.skip("too slow here")
-    logits = (2 * torch.randn(3, num_classes)).to(dtype)
+    slopes = torch.tensor([[0.0], [6.0], [-6.0]])  # the largest is in the last tile, or the first
+    logits = 2 * torch.randn(3, num_classes) + slopes * torch.linspace(0, 1, num_classes)
+    logits[0, -2] += 20  # nearly all is one class of the last tile
+    logits = logits.to(dtype)
     given = logits if options is None else Shaped(logits, **options)
     found, expected = (of_rows(given, name) for name in (impl, "reference"))
     assert torch.equal(found.token, expected.token)
     assert torch.equal(found.argmax, expected.argmax)
+    for name in NUMBERS:
+        value, other = (getattr(of, name) for of in (found, expected))
+        torch.testing.assert_close(value, other, rtol=1e-5, atol=0)
 
 
 def test_draws_of_one_tile_are_those_of_p_sample(impl):

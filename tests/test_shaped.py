@@ -72,6 +72,7 @@ def check(made, shaped, row_scale=1.0):
         assert kept == possible[: len(kept)], "not the largest, or not the first of equal ones"
         assert len(kept) >= sum(truth[j] > -math.inf for j in fewest)
         assert int(found.isfinite().sum()) == len(kept)
+        assert kept or not possible, "one class at least is left"
         if kept:
             values = torch.tensor(truth, dtype=torch.float64)[kept]
             size = values.abs().max() + row_scale / shaped.temperature

@@ -41,7 +41,6 @@ from .shaped import (
 )
 
 WIDTH = tl.constexpr(TILE)
-NUMBERS = {torch.float32: 64, torch.bfloat16: 128, torch.float16: 128}  # of a thread
 
 
 class PredictCall(NamedTuple):
@@ -202,7 +201,7 @@ def next_tile(
     of_tile = row_sum(e)
     of_classes += tl.sum(weighted, axis=0)
     here = tl.arange(0, a.TILES) == start // (HIGH * LOW)
-    # As numbers without a layout: in that of a row each thread had all tiles.
+    # As numbers without a layout: in that of a row each thread would have all tiles.
     sums = tl.where(here, tl.sum(of_tile + own, axis=0), sums)
     tops = tl.where(here, tl.max(top, axis=0), tops)
     return Law(top, argmax, second, others + of_tile, surprise), Tiles(of_classes, sums, tops)
@@ -250,8 +249,11 @@ def line_of_tiles(
     """Return the line that a class is to be drawn of: one tile is read again."""
     ROWS: tl.constexpr = 1
     tiles = tl.arange(0, a.TILES)
-    sums = (sums * exp(tl.maximum(tops - finite(law.top), -1000.0))).to(tl.float64)
-    seed, position = tl.broadcast_to(of.seed, [a.TILES]), tl.broadcast_to(of.position, [a.TILES])
+    # The row's numbers without a layout, as in next_tile.
+    top = tl.max(finite(law.top), axis=0)
+    sums = (sums * exp(tl.maximum(tops - top, -1000.0))).to(tl.float64)
+    zero = tl.zeros([a.TILES], tl.int64)
+    seed, position = zero + tl.sum(of.seed, axis=0), zero + tl.sum(of.position, axis=0)
     choices, draws = uniforms_at(seed, position, random, tiles)
     tile = tl.max(tl.where(choices * tl.cumsum(sums, axis=0) < sums, tiles, 0), axis=0)
     draw = tl.sum(tl.where(tiles == tile, draws, 0.0), axis=0)
@@ -385,12 +387,19 @@ def predict_rows(
     store_all(a, of, raw, chosen, log_p, raw_log_p)
 
 
+def _numbers(num_classes: int, dtype: torch.dtype) -> int | None:
+    """Return how many of a row a thread has; with more, some Triton keeps one elsewhere."""
+    if dtype == torch.float64 or num_classes > 256:
+        return None
+    return 64 if dtype == torch.float32 else 128
+
+
 def _tile_of(num_classes: int, dtype: torch.dtype, shapes: bool) -> Tile:
     """Return a tile that holds rows whole, or as many of their classes as a draw is of."""
     if shapes:
         tile = tile_of(num_classes, dtype, copies=4)
     else:
-        tile = tile_of(num_classes, dtype, in_vectors=NUMBERS.get(dtype))
+        tile = tile_of(num_classes, dtype, in_vectors=_numbers(num_classes, dtype))
     if num_classes <= tile.num_classes <= TILE:
         return tile
     num_warps = 8 if shapes or dtype == torch.float64 else 2
@@ -416,7 +425,9 @@ def predict(
         num_classes % tile.num_classes == 0,
         triton.next_power_of_2(triton.cdiv(num_classes, tile.num_classes)),
     )
-    options, *of_shaping = options_of(num_classes, shaping, tile)
+    # A tile of as many classes as a draw is of leaves no registers to hold its logits in.
+    holding = tile_of(num_classes, logits.dtype, copies=4)
+    options, *of_shaping = options_of(num_classes, shaping, holding)
     a = PredictCall(
         logits, shaping.unconditional, known, tokens, numbers, num_tokens, num_classes,
         shaping.excluded, *map(tl.constexpr, constants), options,
